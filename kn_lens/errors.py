@@ -1,0 +1,47 @@
+"""The exceptions of kn_lens.
+
+Every message says what was got, what was expected, the nearest match where there is one, and the cure; and every one is
+raised before the model runs, so that a failed call costs nothing and changes nothing.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class KNLensError(Exception):
+    """Base of everything that kn_lens raises on purpose."""
+
+
+class ArgumentError(KNLensError, ValueError):
+    """An argument is out of its range or names something that does not exist."""
+
+
+class DataError(KNLensError):
+    """A fact or neuron file cannot be read, or holds something that it must not."""
+
+
+class EditError(KNLensError):
+    """A weight edit cannot be made, applied, undone or stored."""
+
+
+class HookError(KNLensError):
+    """A hook name does not exist on the model, or its activation has another shape than promised."""
+
+
+class PromptError(KNLensError):
+    """A fact cannot be turned into a prompt for this model without changing what it says."""
+
+
+class UnsupportedModelError(KNLensError):
+    """The model cannot be hosted, or is not in the state (evaluation mode, raw weights, finite) that a call needs."""
+
+
+def did_you_mean(got: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the nearest of ``known``, or an empty string when nothing is near.
+
+    >>> did_you_mean("P63", ["P36", "P1376"])
+    " Did you mean 'P36'?"
+    """
+    options = {option.casefold(): option for option in known}
+    near = get_close_matches(got.casefold(), options, n=1)
+    return f" Did you mean {options[near[0]]!r}?" if near else ""
