@@ -1,7 +1,7 @@
 """The exceptions of kn_lens.
 
-Every message says what was got, what was expected, the nearest match where there is one, and the cure; and every one is
-raised before the model runs, so that a failed call costs nothing and changes nothing.
+Every message says what was got, what was expected, the nearest match where there is one, and the cure; and every one
+is raised before the model runs, so that a failed call costs nothing and changes nothing.
 """
 
 from collections.abc import Iterable

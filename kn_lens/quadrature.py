@@ -2,9 +2,11 @@ r"""Quadrature rules on [0, 1]: nodes and weights for the integral over the path
 
     integral_0^1 f(alpha) d alpha  ~=  sum_k weights[k] * f(nodes[k])
 
-The rules of the literature are here under their own names. ``left`` with 20 points is what the released code of Dai et
-al. (2022) runs, ``right`` with 20 points is what the paper's equation 3 says; their error falls as 1/n. ``midpoint`` and
-``trapezoid`` fall as 1/n^2, ``gauss-legendre`` and ``clenshaw-curtis`` faster than any power where the integrand is smooth.
+The rules of the literature are here under their own names. ``left`` with 20 points is what the released code of Dai
+et al. (2022) runs, ``right`` with 20 points is what the paper's equation 3 says; their error falls as 1/n.
+``midpoint`` and
+``trapezoid`` fall as 1/n^2, ``gauss-legendre`` and ``clenshaw-curtis`` faster than any power where the integrand is
+smooth.
 
 Clenshaw-Curtis is the rule behind the adaptive default. It nests (the nodes of 2m intervals contain those of m), so
 refining reuses every point already paid for, and it contains both ends of the path, so the completeness gap
@@ -56,7 +58,9 @@ def quadrature(rule: str, n_steps: int) -> Quadrature:
     (0.25, 0.5, 0.25)
     """
     if rule not in _MAKERS:
-        raise ArgumentError(f"Unknown quadrature {rule!r}; expected one of {', '.join(RULES)}." + did_you_mean(rule, RULES))
+        raise ArgumentError(
+            f"Unknown quadrature {rule!r}; expected one of {', '.join(RULES)}." + did_you_mean(rule, RULES)
+        )
     least = 2 if rule in ("trapezoid", "clenshaw-curtis") else 1
     if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < least:
         raise ArgumentError(f"n_steps={n_steps!r}: {rule} needs a whole number of points, at least {least}.")
@@ -67,8 +71,8 @@ def quadrature(rule: str, n_steps: int) -> Quadrature:
 def nested_levels(max_points: int) -> tuple[Quadrature, ...]:
     """Return the Clenshaw-Curtis rules with 3, 5, 9, 17, ... points, up to ``max_points`` of them.
 
-    Each level's nodes begin with all the nodes of the level before, bit for bit and in the same order, so that a caller
-    evaluates only what comes after them.
+    Each level's nodes begin with all the nodes of the level before, bit for bit and in the same order, so that a
+    caller evaluates only what comes after them.
 
     Raises:
         ArgumentError: ``max_points`` below 3.
@@ -110,7 +114,7 @@ def _gauss_legendre(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _clenshaw_curtis(n: int) -> tuple[np.ndarray, np.ndarray]:
-    # On [-1, 1] the rule integrates the cosine interpolant exactly: integral of T_2j = 2 / (1 - 4 j^2), odd ones vanish.
+    # On [-1, 1] the rule integrates the cosine interpolant: the integral of T_2j is 2 / (1 - 4 j^2), of odd T_j zero.
     m = n - 1
     theta = np.pi * np.arange(n) / m
     j = np.arange(m // 2 + 1)
