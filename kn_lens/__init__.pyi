@@ -1,0 +1,61 @@
+"""Knowledge neurons on TransformerLens: find, measure and edit the neurons of a language model that carry a fact."""
+
+from .attribution import Attribution, attribute
+from .effects import controlled_effects, effect_table, measure
+from .errors import (
+    ArgumentError,
+    DataError,
+    EditError,
+    HookError,
+    KNLensError,
+    PromptError,
+    UnsupportedModelError,
+)
+from .facts import Fact, FactSet
+from .hosts import host_of, load_model
+from .interventions import Amplify, Intervention, SetTo, Suppress
+from .neurons import (
+    Neuron,
+    NeuronSet,
+    activation_neurons,
+    coarse,
+    random_neurons,
+    refine,
+    refine_by_relation,
+)
+from .outputs import Output
+from .prompts import PromptBatch, make_prompts, predict
+
+__all__ = [
+    "Amplify",
+    "ArgumentError",
+    "Attribution",
+    "DataError",
+    "EditError",
+    "Fact",
+    "FactSet",
+    "HookError",
+    "Intervention",
+    "KNLensError",
+    "Neuron",
+    "NeuronSet",
+    "Output",
+    "PromptBatch",
+    "PromptError",
+    "SetTo",
+    "Suppress",
+    "UnsupportedModelError",
+    "activation_neurons",
+    "attribute",
+    "coarse",
+    "controlled_effects",
+    "effect_table",
+    "host_of",
+    "load_model",
+    "make_prompts",
+    "measure",
+    "predict",
+    "random_neurons",
+    "refine",
+    "refine_by_relation",
+]
