@@ -1,0 +1,382 @@
+"""The seam to TransformerLens: loading checkpoints, and the few facts about a hosted model that everything else uses.
+
+Only this file and ``_loading.py`` know ``transformer_lens`` and ``transformers``, and they import them late: it takes
+seconds. A hosted model is a ``TransformerBridge`` with raw weights. What it must offer is small:
+
+    post_l  = activation at ``hook_post(l)``          [row, pos, d_mlp]
+    mlp_l   = post_l @ W_out(l) + b_out               the value rows that attribution and edits speak of
+    logits  = head(residual stream after the last block)
+
+``host_of`` checks that a model offers it and returns a ``Host``; neither runs the model.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from kn_lens._loading import (
+    FAMILIES,
+    Family,
+    architecture_of,
+    attach_tokenizer,
+    check_config,
+    check_in_memory,
+    is_bridge,
+    read_checkpoint,
+    tokenizer_of,
+    wrap,
+)
+from kn_lens.errors import ArgumentError, HookError, UnsupportedModelError, did_you_mean
+
+__all__ = ["FAMILIES", "Family", "HookFn", "Host", "host_of", "load_model"]
+
+HookFn = Callable[..., Tensor | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """A model that kn_lens can work on, seen through the operations it needs.
+
+    Attributes:
+        model: the TransformerLens model.
+        name: the name or path it was loaded by.
+        architecture: the Hugging Face class, such as ``BertForMaskedLM``.
+        kind: ``masked`` (reads the answer at the mask) or ``causal`` (reads it after the last token).
+        n_layers: number of blocks.
+        d_model: width of the residual stream.
+        d_mlp: neurons per layer: rows of ``W_out``, also where the MLP is gated.
+        d_vocab: number of logits.
+        n_ctx: longest prompt in tokens; None where the positions have no limit.
+        device: where all the weights are.
+        dtype: of the weights.
+        tokenizer: the checkpoint's own, as it came; None when the model was handed over without one.
+        raw: False after TransformerLens has processed the weights (``enable_compatibility_mode``): ``W_out`` then no
+            longer holds the checkpoint's rows, and edits would not refer to the checkpoint.
+    """
+
+    model: Any
+    name: str
+    architecture: str
+    kind: Literal["masked", "causal"]
+    n_layers: int
+    d_model: int
+    d_mlp: int
+    d_vocab: int
+    n_ctx: int | None
+    device: torch.device
+    dtype: torch.dtype
+    tokenizer: Any
+    raw: bool
+
+    def hook_post(self, layer: int) -> str:
+        """Return the name of the hook on the MLP activations of ``layer``: the input of ``W_out``.
+
+        Raises:
+            ArgumentError: the model has no such layer.
+        """
+        return f"blocks.{self._checked(layer)}.mlp.hook_post"
+
+    def hook_mlp_out(self, layer: int) -> str:
+        """Return the name of the hook on the output of ``W_out``, before any norm the family puts after it."""
+        return f"blocks.{self._checked(layer)}.mlp.out.hook_out"
+
+    def resid_pre(self, layer: int) -> str:
+        """Return the name of the hook on the residual stream that enters ``layer``."""
+        return f"blocks.{self._checked(layer)}.hook_in"
+
+    def resid_post(self, layer: int) -> str:
+        """Return the name of the hook on the residual stream that leaves ``layer``."""
+        return f"blocks.{self._checked(layer)}.hook_out"
+
+    def W_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+        """Return the value rows of ``layer``, live: writing to them (under ``torch.no_grad``) changes the model."""
+        return self.model.blocks[self._checked(layer)].mlp.W_out
+
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_embed"]:
+        """The input word embeddings, live. ``d_embed`` is ``d_model`` unless the model projects (ELECTRA, OPT-350m)."""
+        return self.model.embed.W_E
+
+    @cached_property
+    def hook_names(self) -> frozenset[str]:
+        """Every hook name of the model, aliases included."""
+        return frozenset(self.model.hook_dict)
+
+    def check_hooks(self, names: Iterable[Any]) -> None:
+        """Raise unless every name is a hook of the model.
+
+        Raises:
+            HookError: naming the unknown one and the nearest known.
+        """
+        for name in names:
+            if name not in self.hook_names:
+                raise HookError(
+                    f"{self.name} has no hook {name!r}; expected one of the names in model.hook_dict (exact names, "
+                    "not filters)." + (did_you_mean(name, self.hook_names) if isinstance(name, str) else "")
+                )
+
+    def logits(
+        self,
+        tokens: Int[Tensor, "row pos"],
+        attention_mask: Int[Tensor, "row pos"],
+        read_pos: Int[Tensor, " row"] | None = None,
+        fwd_hooks: Sequence[tuple[str, HookFn]] = (),
+    ) -> Float[Tensor, "row d_vocab"] | Float[Tensor, "row pos d_vocab"]:
+        """Run the model on right-padded tokens, in the caller's grad mode.
+
+        Args:
+            tokens: token ids, padded on the right.
+            attention_mask: 1 for tokens, 0 for padding.
+            read_pos: compute the head at this position of each row only: the same numbers, without ``pos * d_vocab``
+                logits. Hooks on the head then see one position.
+            fwd_hooks: in TransformerLens' form; called in order.
+
+        Returns:
+            Logits at ``read_pos``, or at every position.
+
+        Raises:
+            HookError: unknown hook name; raised before the model runs.
+        """
+        hooks = list(fwd_hooks)
+        self.check_hooks(name for name, _ in hooks)
+        if read_pos is not None:
+            hooks.append((self._head_entry, _at(read_pos)))
+        options = {} if self.kind == "masked" else {"use_cache": False}
+        with self.model.hooks(fwd_hooks=hooks):
+            logits = self.model(tokens, attention_mask=attention_mask, **options)
+        return logits if read_pos is None else logits.squeeze(1)
+
+    def unembed(self, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
+        """Return the logits of a residual stream, by final norm (or masked-LM transform) and unembedding.
+
+        ``unembed(resid_post of the last layer at a position)`` equals the logits there. No block runs.
+        """
+        tokens = torch.zeros(len(resid), 1, dtype=torch.long, device=self.device)
+        with self.resumed(self.n_layers, resid[:, None]):
+            return self.logits(tokens, torch.ones_like(tokens)).squeeze(1)
+
+    @contextmanager
+    def resumed(self, layer: int, resid: Float[Tensor, "row pos d_model"]) -> Iterator[None]:
+        """Make the forward passes inside start at ``layer`` with the residual stream ``resid``, without the lower blocks.
+
+        The result is exact (the same operations on the same numbers) when ``resid`` is what ``resid_pre(layer)`` holds
+        for the same tokens and mask, which are still to be passed: masks, rotary tables and alibi are built from them.
+        Gradients flow into ``resid``. Hooks on skipped blocks do not fire.
+
+        Args:
+            layer: first block to run, 1 to ``n_layers``; ``n_layers`` runs the head alone.
+            resid: what block ``layer - 1`` would have returned.
+
+        Raises:
+            ArgumentError: ``layer`` out of range.
+        """
+        if isinstance(layer, bool) or not isinstance(layer, int) or not 1 <= layer <= self.n_layers:
+            raise ArgumentError(f"Cannot resume at layer {layer!r}; expected 1 to {self.n_layers}.")
+        n_extra = _extra_outputs(self)
+        returned = resid if n_extra is None else (resid, *[None] * n_extra)
+        skipped = self.model.blocks[:layer]
+        for block in skipped:
+            # An instance attribute hides the class's forward and leaves no trace when it is deleted again.
+            block.__dict__["forward"] = lambda *args, **kwargs: returned
+        try:
+            yield
+        finally:
+            for block in skipped:
+                del block.__dict__["forward"]
+
+    def check_finite(self) -> None:
+        """Raise if a weight is NaN or infinite. Reads every weight once.
+
+        Raises:
+            UnsupportedModelError: naming the parameter.
+        """
+        for name, weight in self.model.original_model.named_parameters():
+            if not torch.isfinite(weight).all():
+                n_bad = int((~torch.isfinite(weight)).sum())
+                raise UnsupportedModelError(
+                    f"{self.name}: {n_bad} of {weight.numel()} values of the weight "
+                    f"{name.replace('._original_component', '')} are NaN or infinite; expected finite weights. The "
+                    "checkpoint is damaged, or was cast to a type too small for it: load it again, with a wider dtype."
+                )
+
+    @cached_property
+    def _head_entry(self) -> str:
+        # The masked-LM transform works position by position too, so it is cut before it, not after.
+        return "mlm_head.hook_in" if "mlm_head.hook_in" in self.hook_names else "unembed.hook_in"
+
+    def _checked(self, layer: int) -> int:
+        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < self.n_layers:
+            raise ArgumentError(f"{self.name} has no layer {layer!r}; expected 0 to {self.n_layers - 1}.")
+        return layer
+
+
+def host_of(model: Any) -> Host:
+    """Check that kn_lens can work on a TransformerLens model, and describe it. Runs nothing; milliseconds.
+
+    Raises:
+        UnsupportedModelError: not a ``TransformerBridge``, in train mode, on several devices, quantised, a mixture of
+            experts, or with ``hook_post`` elsewhere than at the input of ``W_out``.
+
+    >>> import kn_lens as kn                             # doctest: +SKIP
+    >>> host_of(kn.load_model("world-bert")).hook_post(0)  # doctest: +SKIP
+    'blocks.0.mlp.hook_post'
+    """
+    if not is_bridge(model):
+        raise UnsupportedModelError(
+            f"Got a {type(model).__name__}; expected a TransformerLens TransformerBridge. "
+            "kn_lens.load_model makes one from a name, a directory or a Hugging Face model."
+        )
+    hf_model = model.original_model
+    config = hf_model.config
+    architecture = architecture_of(hf_model)
+    name = str(model.cfg.model_name)
+    kind = check_config(config, name)
+    _check_state(hf_model, name)
+    for layer, block in enumerate(model.blocks):
+        _check_mlp(model, layer, block, name)
+    shapes = {tuple(block.mlp.W_out.shape) for block in model.blocks}
+    if len(shapes) > 1:
+        raise UnsupportedModelError(
+            f"{name}: W_out differs between layers ({', '.join(map(str, sorted(shapes)))}); expected one shape."
+        )
+    W_out = model.blocks[0].mlp.W_out
+    return Host(
+        model=model,
+        name=name,
+        architecture=architecture,
+        kind=kind,
+        n_layers=len(model.blocks),
+        d_model=W_out.shape[1],
+        d_mlp=W_out.shape[0],
+        d_vocab=model.embed.W_E.shape[0],
+        n_ctx=_context_length(config),
+        device=W_out.device,
+        dtype=W_out.dtype,
+        tokenizer=tokenizer_of(model),
+        raw=not any(getattr(part, "_use_processed_weights", False) for part in model.modules()),
+    )
+
+
+def load_model(
+    name_or_model: Any,
+    *,
+    tokenizer: Any = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> Any:
+    """Return a TransformerLens model with raw weights, frozen, in evaluation mode.
+
+    Args:
+        name_or_model: an embedded model (``world-bert``), a Hugging Face name, a checkpoint directory, a Hugging Face
+            model in memory, or a TransformerLens model, which is checked and passed through. A Hugging Face model is
+            wrapped in place: TransformerLens replaces its submodules, its attention becomes ``eager`` and its weights
+            stop requiring gradients; from then on it is to be used through what is returned.
+        tokenizer: used instead of the checkpoint's own; needed for prompts from text with a model in memory.
+        device: for a name or directory; default CUDA where there is one, else the CPU.
+        dtype: for a name or directory; default float32, whatever the checkpoint is stored in.
+        revision: branch, tag or commit on the Hugging Face hub.
+
+    Raises:
+        UnsupportedModelError: nothing of that name, an incomplete checkpoint, a model that cannot be hosted (with the
+            reason and what to use instead), weights that are NaN or infinite.
+        ArgumentError: a device or dtype that does not exist, or an argument that a model in memory cannot take.
+
+    >>> import kn_lens as kn                # doctest: +SKIP
+    >>> model = kn.load_model("world-bert")  # doctest: +SKIP
+    """
+    if isinstance(name_or_model, (str, Path)):
+        device, dtype = _resolved(device, dtype)
+        hf_model, tokenizer = read_checkpoint(
+            name_or_model, tokenizer=tokenizer, device=device, dtype=dtype, revision=revision
+        )
+        model = wrap(hf_model, name=str(name_or_model))
+    else:
+        given = [key for key, value in {"device": device, "dtype": dtype, "revision": revision}.items() if value]
+        if given:
+            raise ArgumentError(f"{given[0]}= is for checkpoints loaded by name; move or cast the model before.")
+        if is_bridge(name_or_model):
+            model = name_or_model
+        else:
+            check_in_memory(name_or_model)
+            _check_state(name_or_model, type(name_or_model).__name__)
+            model = wrap(name_or_model, name=name_or_model.config._name_or_path or type(name_or_model).__name__)
+    attach_tokenizer(model, tokenizer)
+    host_of(model).check_finite()
+    return model
+
+
+def _resolved(device: str | torch.device | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ArgumentError(f"dtype={dtype!r}; expected a floating-point torch.dtype such as torch.float32.")
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(f"device={device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return found, dtype or torch.float32
+
+
+def _check_state(hf_model: nn.Module, name: str) -> None:
+    training = [path for path, module in hf_model.named_modules() if module.training]
+    if training:
+        where = "" if "" in training else f" ({len(training)} of its parts, such as {_plain(training[0])!r})"
+        raise UnsupportedModelError(
+            f"{name} is in train mode{where}, where dropout makes every pass another one; call model.eval() first."
+        )
+    devices = {str(weight.device) for weight in hf_model.parameters()}
+    if len(devices) > 1 or "meta" in devices:
+        raise UnsupportedModelError(
+            f"{name} has weights on {' and '.join(sorted(devices))}; expected all on one device: model.to(device)."
+        )
+    for path, weight in hf_model.named_parameters():
+        if not weight.is_floating_point():
+            raise UnsupportedModelError(
+                f"{name} is quantised: {_plain(path)!r} is {weight.dtype}; load the original weights instead."
+            )
+
+
+def _check_mlp(model: Any, layer: int, block: Any, name: str) -> None:
+    out = getattr(getattr(block, "mlp", None), "out", None)
+    hook = model.hook_dict.get(f"blocks.{layer}.mlp.hook_post")
+    if out is None or hook is not out.hook_in or block.mlp.W_out.ndim != 2:
+        raise UnsupportedModelError(
+            f"{name}: hook_post of layer {layer} is not the input of a W_out there (a mixture of experts, or no MLP); "
+            "expected one dense MLP in every block."
+        )
+
+
+def _context_length(config: Any) -> int | None:
+    return None
+
+
+def _plain(path: str) -> str:
+    return path.replace("._original_component", "")
+
+
+def _at(read_pos: Int[Tensor, " row"]) -> HookFn:
+    def hook_fn(resid: Float[Tensor, "row pos d_model"], hook: object) -> Float[Tensor, "row 1 d_model"]:
+        # Advanced indexing: a slice would not be contiguous.
+        return resid[torch.arange(len(resid), device=resid.device), read_pos].unsqueeze(1)
+
+    return hook_fn
+
+
+def _extra_outputs(host: Host) -> int | None:
+    """Return how many values a block returns beside the residual stream; None where it returns the bare tensor."""
+    seen: list[Any] = []
+    handle = host.model.blocks[0].register_forward_hook(lambda module, args, output: seen.append(output))
+    try:
+        tokens = torch.zeros(1, 1, dtype=torch.long, device=host.device)
+        with torch.no_grad():
+            host.logits(tokens, torch.ones_like(tokens))
+    finally:
+        handle.remove()
+    return len(seen[0]) - 1 if isinstance(seen[0], tuple) else None
