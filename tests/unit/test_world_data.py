@@ -162,3 +162,21 @@ def test_shipped_facts_are_what_the_sources_give():
     if installed != build_facts.MADE_WITH:
         pytest.skip(f"facts.jsonl was made with {build_facts.MADE_WITH}, installed are {installed}")
     assert [vars(fact) for fact in build_facts.build()] == FACTS
+
+
+def test_data_card_counts_the_facts():
+    cells = [line.strip("| \n").split(" | ") for line in (WORLD / "DATA_CARD.md").read_text("utf-8").splitlines()]
+    stated = {row[0]: tuple(map(int, row[2:5])) for row in cells if row[0] in NAMES}
+    counted = {}
+    for relation in NAMES:
+        answers = [row["object"] for row in of(FACTS, relation)]
+        counted[relation] = (len(answers), len(set(answers)), sum(bool(re.search("[ -]", name)) for name in answers))
+    assert stated == counted
+
+
+def test_every_source_has_its_licence_beside_it():
+    licences = (WORLD / "LICENSES" / "README.txt").read_text("utf-8")
+    for source in {row["source"] for row in FACTS}:
+        assert f'source "{source}"' in licences
+    for name in re.findall(r"\S+-\S+\.txt", licences):
+        assert len((WORLD / "LICENSES" / name).read_text("utf-8")) > 2000
