@@ -1,7 +1,7 @@
 """The seam to TransformerLens: loading checkpoints, and the few facts about a hosted model that everything else uses.
 
-Only this file and ``_loading.py`` know ``transformer_lens`` and ``transformers``, and they import them late: it takes
-seconds. A hosted model is a ``TransformerBridge`` with raw weights. What it must offer is small:
+Only this file, ``_loading.py`` and ``_families.py`` know TransformerLens and transformers; they import them late, because
+that takes seconds. A hosted model is a ``TransformerBridge`` with raw weights. What it must offer is small:
 
     post_l  = activation at ``hook_post(l)``          [row, pos, d_mlp]
     mlp_l   = post_l @ W_out(l) + b_out               the value rows that attribution and edits speak of
@@ -15,32 +15,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from kn_lens._loading import (
-    FAMILIES,
-    Family,
-    architecture_of,
-    attach_tokenizer,
-    check_config,
-    check_in_memory,
-    is_bridge,
-    read_checkpoint,
-    tokenizer_of,
-    wrap,
-)
+from kn_lens._families import FAMILIES, Family, Kind, architecture_of, check_config
+from kn_lens._loading import attach_tokenizer, check_in_memory, is_bridge, read_checkpoint, tokenizer_of, wrap
 from kn_lens.errors import ArgumentError, HookError, UnsupportedModelError, did_you_mean
 
 __all__ = ["FAMILIES", "Family", "HookFn", "Host", "host_of", "load_model"]
 
 HookFn = Callable[..., Tensor | None]
 
+_CONTEXT_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Host:
     """A model that kn_lens can work on, seen through the operations it needs.
 
@@ -59,12 +51,14 @@ class Host:
         tokenizer: the checkpoint's own, as it came; None when the model was handed over without one.
         raw: False after TransformerLens has processed the weights (``enable_compatibility_mode``): ``W_out`` then no
             longer holds the checkpoint's rows, and edits would not refer to the checkpoint.
+        norm_after_mlp: True where the block normalises what ``W_out`` writes before adding it to the residual stream
+            (Gemma 2, Gemma 3, OLMo 2). Scaling all neurons of such a layer changes nothing until they are almost zero.
     """
 
     model: Any
     name: str
     architecture: str
-    kind: Literal["masked", "causal"]
+    kind: Kind
     n_layers: int
     d_model: int
     d_mlp: int
@@ -74,6 +68,7 @@ class Host:
     dtype: torch.dtype
     tokenizer: Any
     raw: bool
+    norm_after_mlp: bool
 
     def hook_post(self, layer: int) -> str:
         """Return the name of the hook on the MLP activations of ``layer``: the input of ``W_out``.
@@ -164,11 +159,11 @@ class Host:
 
     @contextmanager
     def resumed(self, layer: int, resid: Float[Tensor, "row pos d_model"]) -> Iterator[None]:
-        """Make the forward passes inside start at ``layer`` with the residual stream ``resid``, without the lower blocks.
+        """Make the forward passes inside start at ``layer`` with the residual stream ``resid``, skipping those below.
 
         The result is exact (the same operations on the same numbers) when ``resid`` is what ``resid_pre(layer)`` holds
         for the same tokens and mask, which are still to be passed: masks, rotary tables and alibi are built from them.
-        Gradients flow into ``resid``. Hooks on skipped blocks do not fire.
+        Gradients flow into ``resid``. Hooks on skipped blocks do not fire. The first use costs a pass over one token.
 
         Args:
             layer: first block to run, 1 to ``n_layers``; ``n_layers`` runs the head alone.
@@ -179,8 +174,7 @@ class Host:
         """
         if isinstance(layer, bool) or not isinstance(layer, int) or not 1 <= layer <= self.n_layers:
             raise ArgumentError(f"Cannot resume at layer {layer!r}; expected 1 to {self.n_layers}.")
-        n_extra = _extra_outputs(self)
-        returned = resid if n_extra is None else (resid, *[None] * n_extra)
+        returned = resid if self._n_beside is None else (resid, *[None] * self._n_beside)
         skipped = self.model.blocks[:layer]
         for block in skipped:
             # An instance attribute hides the class's forward and leaves no trace when it is deleted again.
@@ -211,6 +205,19 @@ class Host:
         # The masked-LM transform works position by position too, so it is cut before it, not after.
         return "mlm_head.hook_in" if "mlm_head.hook_in" in self.hook_names else "unembed.hook_in"
 
+    @cached_property
+    def _n_beside(self) -> int | None:
+        """How many values a block returns beside the residual stream; None where it returns the bare tensor."""
+        seen: list[Any] = []
+        handle = self.model.blocks[0].register_forward_hook(lambda block, args, output: seen.append(output))
+        try:
+            tokens = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+            with torch.no_grad():
+                self.logits(tokens, torch.ones_like(tokens))
+        finally:
+            handle.remove()
+        return len(seen[0]) - 1 if isinstance(seen[0], tuple) else None
+
     def _checked(self, layer: int) -> int:
         if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < self.n_layers:
             raise ArgumentError(f"{self.name} has no layer {layer!r}; expected 0 to {self.n_layers - 1}.")
@@ -233,14 +240,17 @@ def host_of(model: Any) -> Host:
             f"Got a {type(model).__name__}; expected a TransformerLens TransformerBridge. "
             "kn_lens.load_model makes one from a name, a directory or a Hugging Face model."
         )
-    hf_model = model.original_model
-    config = hf_model.config
-    architecture = architecture_of(hf_model)
+    hf_model: Any = getattr(model, "original_model", None)
+    if not hasattr(getattr(hf_model, "config", None), "model_type"):
+        raise UnsupportedModelError(
+            f"This TransformerBridge does not wrap a Hugging Face model (but {type(hf_model).__name__}); "
+            "expected one made by kn_lens.load_model or TransformerBridge.boot_transformers."
+        )
     name = str(model.cfg.model_name)
-    kind = check_config(config, name)
+    architecture = architecture_of(hf_model)
+    kind = check_config(hf_model.config, architecture, name)
     _check_state(hf_model, name)
-    for layer, block in enumerate(model.blocks):
-        _check_mlp(model, layer, block, name)
+    _check_mlps(model, name)
     shapes = {tuple(block.mlp.W_out.shape) for block in model.blocks}
     if len(shapes) > 1:
         raise UnsupportedModelError(
@@ -256,11 +266,12 @@ def host_of(model: Any) -> Host:
         d_model=W_out.shape[1],
         d_mlp=W_out.shape[0],
         d_vocab=model.embed.W_E.shape[0],
-        n_ctx=_context_length(config),
+        n_ctx=_context_length(model),
         device=W_out.device,
         dtype=W_out.dtype,
         tokenizer=tokenizer_of(model),
-        raw=not any(getattr(part, "_use_processed_weights", False) for part in model.modules()),
+        raw=not model._weights_processed,
+        norm_after_mlp=hasattr(model.blocks[0].original_component, "post_feedforward_layernorm"),
     )
 
 
@@ -299,7 +310,8 @@ def load_model(
         )
         model = wrap(hf_model, name=str(name_or_model))
     else:
-        given = [key for key, value in {"device": device, "dtype": dtype, "revision": revision}.items() if value]
+        options = {"device": device, "dtype": dtype, "revision": revision}
+        given = [key for key, value in options.items() if value is not None]
         if given:
             raise ArgumentError(f"{given[0]}= is for checkpoints loaded by name; move or cast the model before.")
         if is_bridge(name_or_model):
@@ -343,18 +355,27 @@ def _check_state(hf_model: nn.Module, name: str) -> None:
             )
 
 
-def _check_mlp(model: Any, layer: int, block: Any, name: str) -> None:
-    out = getattr(getattr(block, "mlp", None), "out", None)
-    hook = model.hook_dict.get(f"blocks.{layer}.mlp.hook_post")
-    if out is None or hook is not out.hook_in or block.mlp.W_out.ndim != 2:
-        raise UnsupportedModelError(
-            f"{name}: hook_post of layer {layer} is not the input of a W_out there (a mixture of experts, or no MLP); "
-            "expected one dense MLP in every block."
-        )
+def _check_mlps(model: Any, name: str) -> None:
+    hooks = model.hook_dict
+    for layer, block in enumerate(getattr(model, "blocks", ())):
+        out = getattr(getattr(block, "mlp", None), "out", None)
+        hook = hooks.get(f"blocks.{layer}.mlp.hook_post")
+        if out is None or hook is not out.hook_in or block.mlp.W_out.ndim != 2:
+            raise UnsupportedModelError(
+                f"{name}: hook_post of layer {layer} is not the input of a W_out (a mixture of experts, or no MLP "
+                "there); expected one dense MLP in every block."
+            )
 
 
-def _context_length(config: Any) -> int | None:
-    return None
+def _context_length(model: Any) -> int | None:
+    config = model.original_model.config
+    if getattr(config, "alibi", config.model_type == "bloom"):
+        return None
+    length = next((getattr(config, key) for key in _CONTEXT_LENGTHS if getattr(config, key, None)), None)
+    # RoBERTa and its kin count positions from padding_idx + 1 and reserve the table's rows before it.
+    table = getattr(getattr(model, "pos_embed", None), "original_component", None)
+    reserved = getattr(table, "padding_idx", None)
+    return length if length is None or reserved is None else length - reserved - 1
 
 
 def _plain(path: str) -> str:
@@ -367,16 +388,3 @@ def _at(read_pos: Int[Tensor, " row"]) -> HookFn:
         return resid[torch.arange(len(resid), device=resid.device), read_pos].unsqueeze(1)
 
     return hook_fn
-
-
-def _extra_outputs(host: Host) -> int | None:
-    """Return how many values a block returns beside the residual stream; None where it returns the bare tensor."""
-    seen: list[Any] = []
-    handle = host.model.blocks[0].register_forward_hook(lambda module, args, output: seen.append(output))
-    try:
-        tokens = torch.zeros(1, 1, dtype=torch.long, device=host.device)
-        with torch.no_grad():
-            host.logits(tokens, torch.ones_like(tokens))
-    finally:
-        handle.remove()
-    return len(seen[0]) - 1 if isinstance(seen[0], tuple) else None

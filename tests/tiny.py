@@ -94,7 +94,7 @@ _CONFIG: dict[str, dict[str, Any]] = {
     **{f"{name}ForCausalLM": _LLAMA for name in "Llama Mistral Qwen2 Qwen3 Gemma Gemma2 Gemma3".split()},
     "OlmoForCausalLM": _BERT,
     "Olmo2ForCausalLM": _BERT,
-    "StableLmForCausalLM": _BERT,
+    "StableLmForCausalLM": {**_BERT, "num_key_value_heads": 1},
     "GraniteForCausalLM": _BERT,
 }
 _TOKENIZER = {  # which kind, and the class that the family's checkpoints name
