@@ -1,8 +1,8 @@
 """Which checkpoints can be hosted: a table of families, and the reasons why others cannot.
 
 The table drives the loading code, the tests (each family is built, written to disk and read back) and the listing of
-``kn-lens models``. Another causal family is accepted when TransformerLens has an adapter for it and its blocks turn out to
-have dense MLPs.
+``kn-lens models``. Another causal family is accepted when TransformerLens has an adapter for it and its blocks turn
+out to have dense MLPs.
 """
 
 import logging

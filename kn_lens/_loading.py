@@ -122,8 +122,8 @@ def check_in_memory(model: Any) -> None:
     kind = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
-            f"Got a {kind}; expected a name, a directory, a Hugging Face model or a TransformerBridge. The checkpoint of "
-            "a HookedTransformer or HookedEncoder can be loaded by its name."
+            f"Got a {kind}; expected a name, a directory, a Hugging Face model or a TransformerBridge. The checkpoint "
+            "of a HookedTransformer or HookedEncoder can be loaded by its name."
         )
     if any(name.endswith("_original_component") for name, _ in model.named_modules()):
         raise UnsupportedModelError(

@@ -1,7 +1,7 @@
 """The seam to TransformerLens: loading checkpoints, and the few facts about a hosted model that everything else uses.
 
-Only this file, ``_loading.py`` and ``_families.py`` know TransformerLens and transformers; they import them late, because
-that takes seconds. A hosted model is a ``TransformerBridge`` with raw weights. What it must offer is small:
+Only this file, ``_loading.py`` and ``_families.py`` know TransformerLens and transformers; they import them late,
+because that takes seconds. A hosted model is a ``TransformerBridge`` with raw weights. What it must offer is small:
 
     post_l  = activation at ``hook_post(l)``          [row, pos, d_mlp]
     mlp_l   = post_l @ W_out(l) + b_out               the value rows that attribution and edits speak of
