@@ -26,8 +26,8 @@ from einops import einsum, rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kn_lens.baselines import BASELINES, LayerScores, Site
-from kn_lens.engine import Engine
+from kn_lens.baselines import BASELINES, Indices, LayerScores
+from kn_lens.engine import Engine, Site
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.hosts import Host, host_of
 from kn_lens.outputs import Output, resolve_output
@@ -178,12 +178,12 @@ def attribute(
     host.check_finite()
     engine = Engine(host=host, prompts=prompts, output=readout, rows_per_pass=rows_per_pass)
 
-    def score(site: Site) -> LayerScores:
+    def score(site: Site, indices: Indices) -> LayerScores:
         if method == "integrated_gradients":
-            return _joint_path(site, levels, tolerance)
+            return _integrate(site, site.post, levels, tolerance)
         if method == "single_path":
-            return _single_path(site, levels, tolerance)
-        return BASELINES[method](site)
+            return _single_path(site, indices, levels, tolerance)
+        return BASELINES[method](site, indices)
 
     shape = (len(prompts), host.n_layers)
     dtype = torch.promote_types(host.dtype, torch.float32)
@@ -192,16 +192,13 @@ def attribute(
     n_points = torch.zeros(shape, device=host.device, dtype=torch.long)
     clean = torch.zeros(len(prompts), device=host.device, dtype=dtype)
     done = 0
-    for prompt_ids in engine.by_length().split(rows_per_pass):
-        part = engine.on(prompt_ids)
-        post, output_now = part.clean(chosen_layers)
-        clean[prompt_ids] = output_now.to(dtype)
-        for layer, post_of_layer in zip(chosen_layers, post.unbind(1), strict=True):
-            indices = None if chosen is None else chosen[layer]
-            result = score(Site(engine=part, layer=layer, post=post_of_layer, clean=output_now, indices=indices))
-            scores[prompt_ids, layer] = result.scores.to(dtype)
-            expected[prompt_ids, layer] = result.expected.to(dtype)
-            n_points[prompt_ids, layer] = torch.as_tensor(result.n_points, device=host.device)
+    for prompt_ids in engine.stretches():
+        for site in engine.sites(prompt_ids, chosen_layers):
+            result = score(site, None if chosen is None else chosen[site.layer])
+            scores[prompt_ids, site.layer] = result.scores.to(dtype)
+            expected[prompt_ids, site.layer] = result.expected.to(dtype)
+            n_points[prompt_ids, site.layer] = torch.as_tensor(result.n_points, device=host.device)
+            clean[prompt_ids] = site.clean.to(dtype)
             done += len(prompt_ids)
             if progress is not None:
                 progress(done, len(prompts) * len(chosen_layers))
@@ -218,67 +215,56 @@ def attribute(
     )
 
 
-def _joint_path(site: Site, levels: Sequence[Quadrature], tolerance: float) -> LayerScores:
-    """Integrated gradients with all neurons of the layer scaled together."""
-    return _integrate(site, site.post, levels, tolerance)
-
-
-def _single_path(site: Site, levels: Sequence[Quadrature], tolerance: float) -> LayerScores:
-    """Integrated gradients of each chosen neuron with the rest of the layer at its clean activation."""
-    assert site.indices is not None  # checked by `_check_neurons`
-    scores, expected = site.nan(site.post.shape[-1]), torch.zeros_like(site.clean)
-    n_points = torch.zeros_like(site.prompt_ids)
-    for index in site.indices.tolist():
-        direction = torch.zeros_like(site.post)
-        direction[:, index] = site.post[:, index]
-        path = _integrate(site, direction, levels, tolerance)
-        scores[:, index] = path.scores[:, index].to(scores)
-        expected += path.expected
-        n_points += path.n_points
-    return LayerScores(scores=scores, expected=expected, n_points=n_points)
-
-
 def _integrate(
     site: Site, direction: Float[Tensor, "row d_mlp"], levels: Sequence[Quadrature], tolerance: float
 ) -> LayerScores:
-    r"""Integrate along ``w + (alpha - 1) * direction``, alpha from 0 to 1.
+    r"""Integrate along ``w + (alpha - 1) * direction``, alpha from 0 to 1; the joint path has ``direction = w``.
 
     ``score_i = direction_i * sum_k weight_k * dP/dw_i`` at node k, on ever finer levels until the completeness gap of a
     prompt is within its tolerance. A level's nodes begin with those of the level before.
     """
-    engine, layer, post = site.engine, site.layer, site.post
+    post = site.post
     allowed = _absolute(tolerance, site.clean)
+    left = torch.arange(len(site.clean), device=post.device)  # prompts still above the tolerance
     scores = site.per_prompt(torch.zeros_like(post))
     expected = torch.zeros_like(site.clean)
-    n_points = torch.zeros_like(site.prompt_ids)
-
-    left = site.prompt_ids  # prompts still above the tolerance
-    gradients = post.new_zeros(len(post), 0, post.shape[-1])  # of their rows, at every node so far
+    n_points = torch.zeros_like(left)
+    gradients = post.new_zeros(len(post), 0, post.shape[-1])  # of the rows left, at every node so far
     for level in levels:
         new = torch.tensor(level.nodes[gradients.shape[1] :], device=post.device, dtype=post.dtype)
-        rows, owner = engine.rows(left)
+        rows, owner = site.rows(left)
         alpha = rearrange(new, "step -> step 1 1")
         points = rearrange(post[rows] + (alpha - 1) * direction[rows], "step row d_mlp -> (step row) d_mlp")
-        outputs, at_new = engine.gradients(layer, repeat(left, "prompt -> (step prompt)", step=len(new)), points)
+        outputs, at_new = site.gradients(repeat(left, "prompt -> (step prompt)", step=len(new)), points)
         at_new = rearrange(at_new, "(step row) d_mlp -> row step d_mlp", step=len(new))
         gradients = torch.cat([gradients, at_new], dim=1)
-        if not n_points[left].any():  # the first level: find P at alpha = 0
-            if new[0] == 0:
-                at_zero = rearrange(outputs, "(step prompt) -> step prompt", step=len(new))[0]
-            else:
-                at_zero = engine.outputs(layer, left, post - direction)
+        if level is levels[0]:  # everyone is left: find P at alpha = 0
+            at_zero = outputs[: len(left)] if new[0] == 0 else site.outputs(left, post - direction)
             expected = site.clean - at_zero
 
         weights = torch.tensor(level.weights, device=post.device, dtype=post.dtype)
         mean_gradient = einsum(gradients, weights, "row step d_mlp, step -> row d_mlp")
-        scores[left] = mean_gradient.new_zeros(len(left), post.shape[-1]).index_add(
-            0, owner, direction[rows] * mean_gradient
-        )
+        scores[left] = torch.zeros_like(scores[left]).index_add(0, owner, direction[rows] * mean_gradient)
         n_points[left] = len(level)
         unfinished = (scores[left].sum(-1) - expected[left]).abs() > allowed[left]
         left, gradients = left[unfinished], gradients[unfinished[owner]]
         if not len(left):
             break
+    return LayerScores(scores=scores, expected=expected, n_points=n_points)
+
+
+def _single_path(site: Site, indices: Indices, levels: Sequence[Quadrature], tolerance: float) -> LayerScores:
+    """Integrate each chosen neuron's own path, with the rest of the layer at its clean activation."""
+    assert indices is not None  # checked by `_check_neurons`
+    scores = site.per_prompt(torch.full_like(site.post, float("nan")))
+    expected, n_points = torch.zeros_like(site.clean), torch.zeros_like(site.prompt_ids)
+    for index in indices.tolist():
+        direction = torch.zeros_like(site.post)
+        direction[:, index] = site.post[:, index]
+        path = _integrate(site, direction, levels, tolerance)
+        scores[:, index] = path.scores[:, index]
+        expected += path.expected
+        n_points += path.n_points
     return LayerScores(scores=scores, expected=expected, n_points=n_points)
 
 
@@ -329,7 +315,7 @@ def _check_layers(host: Host, layers: Sequence[int] | None) -> list[int]:
 
 def _check_neurons(
     host: Host, method: str, neurons: Iterable[NeuronLike] | None, layers: list[int]
-) -> dict[int, Int[Tensor, " chosen"]] | None:
+) -> dict[int, Indices] | None:
     """Return the chosen indices of every layer, or None for all neurons."""
     if neurons is None:
         if method == "single_path":

@@ -1,0 +1,367 @@
+"""Attribution against independent oracles: the definition as a loop, captum, and measured interventions."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from captum.attr import LayerIntegratedGradients
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+import kn_lens as kn
+from kn_lens.quadrature import nested_levels, quadrature
+from tests import oracle
+
+N_LAYERS, D_MLP, VOCAB = 3, 20, 40
+SIZES = {"vocab_size": VOCAB, "initializer_range": 0.4}
+CONFIGS = {
+    "masked": (
+        BertForMaskedLM,
+        BertConfig(
+            hidden_size=16, num_hidden_layers=N_LAYERS, num_attention_heads=2, intermediate_size=D_MLP, **SIZES
+        ),
+    ),
+    "causal": (
+        GPT2LMHeadModel,
+        GPT2Config(n_embd=16, n_layer=N_LAYERS, n_head=2, n_inner=D_MLP, n_positions=32, **SIZES),
+    ),
+    "gated": (
+        LlamaForCausalLM,
+        LlamaConfig(
+            hidden_size=16,
+            num_hidden_layers=N_LAYERS,
+            num_attention_heads=2,
+            intermediate_size=D_MLP,
+            max_position_embeddings=32,
+            **SIZES,
+        ),
+    ),
+}
+
+
+def make(kind):
+    """A fresh random model in float64."""
+    torch.manual_seed(0)
+    cls, config = CONFIGS[kind]
+    return cls(config).eval().double()
+
+
+@pytest.fixture(params=CONFIGS, scope="module")
+def pair(request):
+    """The Hugging Face model for the oracle, and the same weights inside a TransformerLens model."""
+    plain, hosted = make(request.param), make(request.param)
+    return plain, kn.load_model(hosted)
+
+
+def make_batch(kind_is_masked, lengths=(7, 4, 6), seed=1):
+    """Right-padded prompts of mixed lengths, read inside for masked and at the last token for causal models."""
+    generator = torch.Generator().manual_seed(seed)
+    n = len(lengths)
+    tokens = torch.randint(4, VOCAB, (n, max(lengths)), generator=generator)
+    mask = (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
+    read_pos = torch.tensor([length // 2 if kind_is_masked else length - 1 for length in lengths])
+    target_ids = torch.randint(4, VOCAB, (n,), generator=generator)
+    return kn.PromptBatch.from_tokens(tokens * mask, attention_mask=mask, read_pos=read_pos, target_ids=target_ids)
+
+
+@pytest.fixture
+def prompts(pair):
+    return make_batch(isinstance(pair[0], BertForMaskedLM))
+
+
+def unpadded(prompts, i):
+    length = int(prompts.attention_mask[i].sum())
+    return prompts.tokens[i, :length], int(prompts.read_pos[i]), int(prompts.target_ids[i])
+
+
+RULES = [("left", 20), ("right", 20), ("midpoint", 7), ("trapezoid", 6), ("gauss-legendre", 5), ("clenshaw-curtis", 5)]
+
+
+@pytest.mark.parametrize(("rule", "n_steps"), RULES)
+def test_scores_equal_the_definition_written_as_a_loop(pair, prompts, rule, n_steps):
+    hf, model = pair
+    attr = kn.attribute(model, prompts, quadrature=rule, n_steps=n_steps)
+    points = quadrature(rule, n_steps)
+    for i in range(len(prompts)):
+        for layer in range(N_LAYERS):
+            loop = oracle.integrated_gradients(hf, *unpadded(prompts, i), layer, points.nodes, points.weights)
+            torch.testing.assert_close(attr.scores[i, layer], loop, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize(("preset", "rule"), [("paper", "right"), ("official", "left")])
+def test_presets_are_the_papers_and_the_released_codes_sums(pair, prompts, preset, rule):
+    model = pair[1]
+    named = kn.attribute(model, prompts, preset=preset)
+    spelled = kn.attribute(model, prompts, quadrature=rule, n_steps=20)
+    assert torch.equal(named.scores, spelled.scores)
+    assert (named.n_points == 20).all()
+
+
+class ReadPositionPath(nn.Module):
+    """The probability as a function of the scale of one layer's activation at the read position, for captum."""
+
+    def __init__(self, hf, tokens, read_pos, target, layer):
+        super().__init__()
+        self.site = nn.Identity()  # captum interpolates this layer's output between its values at scale 0 and 1
+        self.hf, self.layer = hf, layer
+        self.tokens, self.read_pos, self.target = tokens, read_pos, target
+        self.post = oracle.clean_post(hf, tokens, read_pos, layer)
+
+    def forward(self, scale):
+        post = self.site(scale * self.post)
+
+        def change(activation):
+            at_read_pos = (torch.arange(activation.shape[1]) == self.read_pos)[None, :, None]
+            return torch.where(at_read_pos, post[:, None], activation)
+
+        with oracle.at_w_out(self.hf, self.layer, change):
+            logits = self.hf(self.tokens.expand(len(scale), -1)).logits
+        return logits[:, self.read_pos].softmax(-1)[:, self.target]
+
+
+def test_scores_equal_captums_layer_integrated_gradients_at_the_read_position(pair, prompts):
+    hf, model = pair
+    attr = kn.attribute(model, prompts, quadrature="gauss-legendre", n_steps=12)
+    for i in range(len(prompts)):
+        for layer in range(N_LAYERS):
+            path = ReadPositionPath(hf, *unpadded(prompts, i), layer)
+            one = torch.ones(1, 1, dtype=torch.float64)
+            theirs = LayerIntegratedGradients(path, path.site).attribute(
+                one, baselines=0 * one, n_steps=12, method="gausslegendre"
+            )
+            torch.testing.assert_close(attr.scores[i, layer], theirs[0], rtol=1e-6, atol=1e-12)
+
+
+def test_adaptive_equals_the_nested_rule_it_stopped_at(pair, prompts):
+    hf, model = pair
+    attr = kn.attribute(model, prompts, tolerance=1e-6)
+    levels = {len(level): level for level in nested_levels(129)}
+    assert attr.converged.all() and len(attr.n_points.unique()) > 1  # some pairs needed more than others
+    for i in range(len(prompts)):
+        for layer in range(N_LAYERS):
+            level = levels[int(attr.n_points[i, layer])]
+            loop = oracle.integrated_gradients(hf, *unpadded(prompts, i), layer, level.nodes, level.weights)
+            torch.testing.assert_close(attr.scores[i, layer], loop, rtol=1e-9, atol=1e-14)
+
+
+def test_adaptive_scores_are_as_close_to_the_integral_as_the_gap_says(pair, prompts):
+    model = pair[1]
+    fine = kn.attribute(model, prompts, quadrature="gauss-legendre", n_steps=80)
+    assert float(fine.completeness_gap.abs().max()) < 1e-8
+    attr = kn.attribute(model, prompts, tolerance=1e-4)
+    worst = (attr.scores - fine.scores).abs().amax(-1)
+    assert (worst <= 10 * attr.tolerance[:, None]).all()
+
+
+def test_a_pair_that_does_not_reach_the_tolerance_is_named(pair, prompts):
+    attr = kn.attribute(pair[1], prompts, tolerance=1e-9, max_points=5)
+    assert attr.unconverged and (attr.n_points <= 5).all()
+    gap = attr.completeness_gap.abs()
+    for prompt, layer in attr.unconverged:
+        assert gap[prompt, layer] > attr.tolerance[prompt]
+    assert len(attr.unconverged) == int((gap > attr.tolerance[:, None]).sum())
+
+
+@pytest.mark.parametrize(("rule", "order"), [("left", 1), ("right", 1), ("midpoint", 2), ("trapezoid", 2)])
+def test_the_completeness_gap_falls_at_the_rules_rate(pair, prompts, rule, order):
+    model = pair[1]
+    coarse, fine = (
+        kn.attribute(model, prompts, quadrature=rule, n_steps=n).completeness_gap.abs().sum() for n in (40, 80)
+    )
+    ratio = (80 - (rule == "trapezoid")) / (40 - (rule == "trapezoid"))
+    assert float(torch.log(coarse / fine)) / torch.log(torch.tensor(ratio)) == pytest.approx(order, abs=0.1)
+
+
+def test_ablation_equals_a_measured_intervention(pair, prompts):
+    hf, model = pair
+    attr = kn.attribute(model, prompts, method="ablation")
+    for i in range(len(prompts)):
+        for layer, index in [(0, 3), (1, 11), (2, 19)]:
+            loop = oracle.ablation(hf, *unpadded(prompts, i), layer, index)
+            assert float(attr.scores[i, layer, index]) == pytest.approx(loop, rel=1e-9, abs=1e-15)
+            neuron = kn.NeuronSet([kn.Neuron(layer=layer, index=index)])
+            measured = kn.measure(model, prompts, kn.Suppress(neuron))
+            assert -float(measured["change"].iloc[i]) == pytest.approx(loop, rel=1e-6, abs=1e-12)
+
+
+def test_single_path_equals_ablation_of_the_chosen_neurons(pair, prompts):
+    model = pair[1]
+    neurons = kn.NeuronSet([kn.Neuron(0, 1), kn.Neuron(0, 7), kn.Neuron(2, 5)])
+    single = kn.attribute(model, prompts, method="single_path", neurons=neurons, tolerance=1e-8)
+    truth = kn.attribute(model, prompts, method="ablation", neurons=neurons)
+    assert single.converged.all()
+    assert torch.equal(single.scores.isnan(), truth.scores.isnan())
+    assert int((~truth.scores.isnan()).sum()) == 3 * len(prompts)
+    torch.testing.assert_close(single.scores, truth.scores, rtol=0, atol=1e-8, equal_nan=True)
+
+
+def test_gradient_x_activation_is_the_integrand_at_the_end_of_the_path(pair, prompts):
+    hf, model = pair
+    attr = kn.attribute(model, prompts, method="gradient_x_activation")
+    for i in range(len(prompts)):
+        for layer in range(N_LAYERS):
+            loop = oracle.integrated_gradients(hf, *unpadded(prompts, i), layer, [1.0], [1.0])
+            torch.testing.assert_close(attr.scores[i, layer], loop, rtol=1e-9, atol=1e-14)
+
+
+def test_activation_is_the_clean_activation(pair, prompts):
+    hf, model = pair
+    attr = kn.attribute(model, prompts, method="activation")
+    for i in range(len(prompts)):
+        for layer in range(N_LAYERS):
+            clean = oracle.clean_post(hf, *unpadded(prompts, i)[:2], layer)
+            torch.testing.assert_close(attr.scores[i, layer], clean, rtol=1e-12, atol=1e-14)
+    assert attr.completeness_gap.isnan().all() and attr.unconverged == []
+
+
+def test_log_prob_gain_in_the_last_layer_is_a_measured_difference(pair, prompts):
+    # Above the last layer nothing is left out, so the read-out is the whole model's with one neuron on against none.
+    hf, model = pair
+    last = N_LAYERS - 1
+    attr = kn.attribute(model, prompts, method="log_prob_gain")
+    for i in range(len(prompts)):
+        tokens, read_pos, target = unpadded(prompts, i)
+        w = oracle.clean_post(hf, tokens, read_pos, last)
+        with torch.no_grad():
+            none = oracle.probability(hf, tokens, read_pos, target, last, torch.zeros_like(w)).log()
+            for index in (0, 8, 19):
+                alone = torch.zeros_like(w)
+                alone[index] = w[index]
+                gain = oracle.probability(hf, tokens, read_pos, target, last, alone).log() - none
+                assert float(attr.scores[i, last, index]) == pytest.approx(float(gain), rel=1e-8, abs=1e-12)
+    assert not attr.scores.isnan().any()
+
+
+@pytest.mark.parametrize("output", ["prob", "log_prob", "logit", "logit_diff"])
+def test_every_output_is_complete_and_where_it_is_linear_so_are_the_scores(pair, prompts, output):
+    model = pair[1]
+    prompts = replace(prompts, contrast_ids=(prompts.target_ids + 1) % VOCAB)
+    attr = kn.attribute(model, prompts, output=output, tolerance=1e-5)
+    assert attr.converged.all()
+    logits = kn.hosts.host_of(model).logits(prompts.tokens, prompts.attention_mask, prompts.read_pos)
+    target, contrast = (logits.gather(1, ids[:, None])[:, 0] for ids in (prompts.target_ids, prompts.contrast_ids))
+    log_prob = target - logits.logsumexp(-1)
+    read = {"prob": log_prob.exp(), "log_prob": log_prob, "logit": target, "logit_diff": target - contrast}
+    torch.testing.assert_close(attr.clean, read[output].detach())
+
+
+def test_scores_do_not_depend_on_batching_order_or_padding(pair, prompts):
+    model = pair[1]
+    whole = kn.attribute(model, prompts)
+    for rows_per_pass in (1, 2, 5):
+        again = kn.attribute(model, prompts, rows_per_pass=rows_per_pass)
+        torch.testing.assert_close(again.scores, whole.scores, rtol=1e-10, atol=1e-14)
+        assert torch.equal(again.n_points, whole.n_points)
+    order = torch.tensor([2, 0, 1, 0])
+    shuffled = kn.attribute(model, prompts.select(order))
+    torch.testing.assert_close(shuffled.scores, whole.scores[order], rtol=1e-10, atol=1e-14)
+    wider = replace(
+        prompts,
+        tokens=nn.functional.pad(prompts.tokens, (0, 5)),
+        attention_mask=nn.functional.pad(prompts.attention_mask, (0, 5)),
+    )
+    torch.testing.assert_close(kn.attribute(model, wider).scores, whole.scores, rtol=1e-10, atol=1e-14)
+
+
+def test_the_answer_of_several_tokens_is_explained_as_a_whole(pair, prompts):
+    """Two rows of one prompt: the product of their probabilities, moved together."""
+    hf, model = pair
+    joined = replace(
+        prompts.select(torch.tensor([0, 1, 2])),
+        prompt_index=torch.tensor([0, 0, 1]),
+        fact_index=torch.tensor([0, 1]),
+        text=prompts.text[1:],
+        template=prompts.template[1:],
+    )
+    attr = kn.attribute(model, joined, tolerance=1e-7)
+    assert attr.scores.shape[0] == 2 and attr.converged.all()
+    rows = [unpadded(joined, row) for row in (0, 1)]
+    points = quadrature("gauss-legendre", 40)
+    for layer in range(N_LAYERS):
+        posts = [oracle.clean_post(hf, tokens, read_pos, layer) for tokens, read_pos, _ in rows]
+        total = torch.zeros(D_MLP, dtype=torch.float64)
+        for node, weight in zip(points.nodes, points.weights, strict=True):
+            moved = [(node * post).requires_grad_() for post in posts]
+            p = [oracle.probability(hf, *row, layer, at) for row, at in zip(rows, moved, strict=True)]
+            gradients = torch.autograd.grad(p[0] * p[1], moved)
+            total += weight * sum(post * gradient for post, gradient in zip(posts, gradients, strict=True))
+        torch.testing.assert_close(attr.scores[0, layer], total, rtol=1e-4, atol=1e-9)
+    alone = kn.attribute(model, prompts.select(torch.tensor([2])), tolerance=1e-7)
+    torch.testing.assert_close(attr.scores[1], alone.scores[0], rtol=1e-10, atol=1e-14)
+
+
+def test_only_the_chosen_layers_are_computed_and_they_are_the_same(pair, prompts):
+    model = pair[1]
+    whole = kn.attribute(model, prompts)
+    some = kn.attribute(model, prompts, layers=[2, 0])
+    assert some.scores[:, 1].isnan().all() and some.completeness_gap[:, 1].isnan().all()
+    torch.testing.assert_close(some.scores[:, [0, 2]], whole.scores[:, [0, 2]], rtol=1e-12, atol=1e-15)
+
+
+def test_the_model_is_left_as_it_was(pair, prompts):
+    model = pair[1]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    hooks = {name: len(point.fwd_hooks) for name, point in model.hook_dict.items()}
+    for method in ("integrated_gradients", "ablation", "log_prob_gain"):
+        kn.attribute(model, prompts, method=method)
+    with pytest.raises(ZeroDivisionError):
+        kn.attribute(model, prompts, progress=lambda done, total: 1 / 0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert {name: len(point.fwd_hooks) for name, point in model.hook_dict.items()} == hooks
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_progress_counts_every_prompt_and_layer_once(pair, prompts):
+    seen = []
+    kn.attribute(pair[1], prompts, rows_per_pass=2, progress=lambda done, total: seen.append((done, total)))
+    assert seen == sorted(seen) and seen[-1] == (len(prompts) * N_LAYERS, len(prompts) * N_LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"method": "integrated_gradient"}, "Did you mean 'integrated_gradients'"),
+        ({"output": "probs"}, "Did you mean 'prob'"),
+        ({"output": "logit_diff"}, "contrast"),
+        ({"preset": "offical"}, "Did you mean 'official'"),
+        ({"preset": "paper", "n_steps": 5}, "fixes the quadrature"),
+        ({"n_steps": 5}, "chooses the number itself"),
+        ({"quadrature": "left", "n_steps": 0}, "at least 1"),
+        ({"quadrature": "simpson"}, "expected one of adaptive"),
+        ({"tolerance": 0.0}, "positive"),
+        ({"tolerance": float("nan")}, "positive"),
+        ({"max_points": 2}, "starts with 3"),
+        ({"layers": [N_LAYERS]}, "layer"),
+        ({"layers": []}, "at least one layer"),
+        ({"layers": [0, 0]}, "none twice"),
+        ({"rows_per_pass": 0}, "at least 1"),
+        ({"method": "single_path"}, "name them with neurons="),
+        ({"neurons": [kn.Neuron(0, 0)]}, "scores every neuron at once"),
+        ({"method": "ablation", "neurons": [kn.Neuron(0, D_MLP)]}, f"d_mlp={D_MLP}"),
+        ({"method": "ablation", "neurons": [kn.Neuron(9, 0)]}, "layers"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_forward_pass(pair, prompts, arguments, words):
+    model = pair[1]
+    ran = []
+    with (
+        model.hooks(fwd_hooks=[("blocks.0.hook_in", lambda value, hook: ran.append(1))]),
+        pytest.raises(kn.ArgumentError, match=words),
+    ):
+        kn.attribute(model, prompts, **arguments)
+    assert not ran
+
+
+def test_nan_weights_are_refused(prompts):
+    model = kn.load_model(make("masked"))
+    with torch.no_grad():
+        model.blocks[1].mlp.W_out[3, 2] = float("nan")
+    with pytest.raises(kn.UnsupportedModelError, match="NaN"):
+        kn.attribute(model, make_batch(True))
+
+
+def test_a_model_in_train_mode_is_refused(prompts):
+    model = kn.load_model(make("masked"))
+    model.train()
+    with pytest.raises(kn.UnsupportedModelError, match=r"eval\(\)"):
+        kn.attribute(model, make_batch(True))
