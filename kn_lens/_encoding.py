@@ -1,0 +1,120 @@
+"""Where an answer's tokens are, in a text that holds it.
+
+Text and answer are encoded together, once, and the answer is the run of tokens that overlap its characters: so word
+pieces, leading spaces and byte merges come out as the checkpoint saw them in training, whatever its tokenizer. A space
+before the answer belongs to the answer's first token; where the tokenizer makes the space a token of its own, that
+token is the answer's first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from kn_lens.errors import PromptError
+
+UNKNOWN = "answer not in the vocabulary"
+STRADDLES = "answer shares a token with the text beside it"
+
+_TEXTS_PER_CALL = 8192  # bounds the memory of the tokenizer's own objects
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """Texts as tokens, with the run of tokens that is each text's answer.
+
+    Attributes:
+        ids: tokens, zero beyond ``length``; shape [text, pos].
+        length: number of tokens; shape [text].
+        start: position of the answer's first token; shape [text].
+        n_answer: number of the answer's tokens; shape [text].
+        problem: why the answer cannot be asked for, ``""`` where it can; shape [text].
+    """
+
+    ids: np.ndarray
+    length: np.ndarray
+    start: np.ndarray
+    n_answer: np.ndarray
+    problem: np.ndarray
+
+    @property
+    def end(self) -> np.ndarray:
+        """One past the position of the answer's last token."""
+        return self.start + self.n_answer
+
+    def __getitem__(self, texts: np.ndarray) -> "Encoded":
+        return Encoded(**{name: value[texts] for name, value in vars(self).items()})
+
+
+def encode(tokenizer: Any, texts: Sequence[str], begin: Sequence[int], end: Sequence[int]) -> Encoded:
+    """Encode ``texts``, with special tokens, and find the tokens of the characters ``begin`` to ``end``.
+
+    Raises:
+        PromptError: the tokenizer cannot say which characters a token covers.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise PromptError(
+            f"The tokenizer {type(tokenizer).__name__} cannot say which characters a token covers; expected a fast "
+            "one: transformers.AutoTokenizer.from_pretrained(..., use_fast=True)."
+        )
+    parts = [
+        _encode_some(
+            tokenizer, texts[i : i + _TEXTS_PER_CALL], begin[i : i + _TEXTS_PER_CALL], end[i : i + _TEXTS_PER_CALL]
+        )
+        for i in range(0, len(texts), _TEXTS_PER_CALL)
+    ]
+    width = max(part.ids.shape[1] for part in parts)
+    padded = [np.pad(part.ids, ((0, 0), (0, width - part.ids.shape[1]))) for part in parts]
+    others = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("length", "start", "n_answer", "problem")
+    }
+    return Encoded(ids=np.concatenate(padded), **others)
+
+
+def _encode_some(tokenizer: Any, texts: Sequence[str], begin: Sequence[int], end: Sequence[int]) -> Encoded:
+    coded = tokenizer(
+        list(texts),
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        padding=False,
+        truncation=False,
+        verbose=False,  # a text longer than the context is an error of our own, after the cut
+    )
+    length = np.fromiter(map(len, coded["input_ids"]), np.int64, len(texts))
+    ids = np.fromiter(chain.from_iterable(coded["input_ids"]), np.int64, length.sum())
+    offsets = chain.from_iterable(chain.from_iterable(coded["offset_mapping"]))
+    first, last = np.fromiter(offsets, np.int64, 2 * length.sum()).reshape(-1, 2).T
+    special = np.isin(ids, tokenizer.all_special_ids)
+
+    # One flat run of tokens from here on; per_token spreads a value of each text over its tokens.
+    text_start = np.cumsum(length) - length
+    text_of = np.repeat(np.arange(len(texts)), length)
+    answer_begin, answer_end = np.asarray(begin)[text_of], np.asarray(end)[text_of]
+    in_answer = (first < answer_end) & (last > answer_begin)
+    n_answer = np.bincount(text_of[in_answer], minlength=len(texts))
+    start = np.full(len(texts), len(ids))
+    np.minimum.at(start, text_of[in_answer], np.flatnonzero(in_answer))
+    stop = np.zeros(len(texts), np.int64)
+    np.maximum.at(stop, text_of[in_answer], np.flatnonzero(in_answer) + 1)
+
+    found: list[int] = np.flatnonzero(n_answer).tolist()
+    problem = np.where(n_answer > 0, "", UNKNOWN).astype(object)
+    problem[text_of[in_answer & special]] = UNKNOWN
+    before = start[found] - 1
+    has_before = (before >= text_start[found]) & ~special[before]
+    spans = np.stack([first[start[found]], last[stop[found] - 1], first[before], last[before], has_before], axis=1)
+    for i, (low, high, low_before, high_before, exists) in zip(found, spans.tolist(), strict=True):
+        text = texts[i]
+        if (text[low : begin[i]] + text[end[i] : high]).strip() and not problem[i]:
+            problem[i] = STRADDLES
+        if exists and high_before == begin[i] and not text[low_before:high_before].strip(" "):
+            start[i] = start[i] - 1
+    start = np.where(n_answer > 0, start - text_start, 0)
+    stop = np.where(n_answer > 0, stop - text_start, 0)
+    padded = np.zeros((len(texts), length.max()), np.int64)
+    padded[np.arange(padded.shape[1]) < length[:, None]] = ids
+    return Encoded(ids=padded, length=length, start=start, n_answer=stop - start, problem=problem)
