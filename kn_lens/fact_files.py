@@ -53,7 +53,7 @@ def read_world(split: Split) -> Iterator[Record]:
 
 def read_pararel(root: Path, relations: Iterable[str] | None, min_templates: int) -> Iterator[Record]:
     """Read ``root/patterns/P*.jsonl`` and ``root/facts/P*.jsonl``, the layout of the ParaRel release."""
-    templates = read_patterns(root / "patterns")
+    templates = _patterns(root / "patterns")
     files = _relation_files(root / "facts")
     if relations is None:
         chosen = [name for name in files if len(templates.get(name, ())) >= min_templates]
@@ -82,10 +82,7 @@ def read_pararel(root: Path, relations: Iterable[str] | None, min_templates: int
 def read_patterns(path: Path) -> dict[str, tuple[str, ...]]:
     """Read templates by relation: a folder of ParaRel's ``P*.jsonl`` files, or LAMA's one ``relations.jsonl``."""
     if path.is_dir():
-        return {
-            name: tuple(_text(row, "pattern", place) for place, row in _json_lines(file))
-            for name, file in _relation_files(path).items()
-        }
+        return _patterns(path)
     return {_text(row, "relation", place): (_text(row, "template", place),) for place, row in _json_lines(path)}
 
 
@@ -130,10 +127,10 @@ def read_counterfact(path: Path, paraphrases: bool) -> Iterator[Record]:
         if prompt.count("{}") != 1:
             raise DataError(f"{place}: the prompt {prompt!r} must hold '{{}}', the subject's place, exactly once.")
         templates = [prompt.replace("{}", SUBJECT_SLOT)]
-        for text in _list(_get(case, "paraphrase_prompts", place), place) if paraphrases else ():
+        for text in _texts(_get(case, "paraphrase_prompts", place), place) if paraphrases else ():
             # The last mention: paraphrases begin with a sentence about something else.
-            before, found, after = str(text).rpartition(subject)
-            if not found or not subject:
+            before, found, after = text.rpartition(subject) if subject else ("", "", "")
+            if not found:
                 raise DataError(
                     f"{place}: the paraphrase {_short(text)} does not name the subject {subject!r}. "
                     f"Correct it, or read the file with paraphrases=False."
@@ -183,10 +180,7 @@ def _plain(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Record]:
                 raise DataError(f"{place}: the template {pattern!r} was given to this fact before.")
             patterns.append(pattern)
             continue
-        patterns = _list(row.get("templates", []), place)
-        if not all(isinstance(pattern, str) for pattern in patterns):
-            raise DataError(f"{place}: 'templates' must be a list of texts; got {_short(patterns)}.")
-        yield Record(place, subject, relation, answer, tuple(patterns), uid)
+        yield Record(place, subject, relation, answer, _texts(row.get("templates", []), place), uid)
     for (subject, relation, answer, uid), (place, patterns) in gathered.items():
         yield Record(place, subject, relation, answer, tuple(patterns), uid)
 
@@ -208,11 +202,10 @@ def _with_templates(records: Iterable[Record], templates: Templates | None) -> I
 def _lama_record(place: str, row: Mapping[str, Any], name: str) -> Record:
     """Read one LAMA line; its own sentences become its templates, the first mention of the subject its slot."""
     subject = _text(row, "sub_label", place)
-    sentences = _list(row.get("masked_sentences", []), place)
     templates = []
-    for sentence in sentences:
-        before, found, after = str(sentence).partition(subject)
-        if not found or not subject:
+    for sentence in _texts(row.get("masked_sentences", []), place):
+        before, found, after = sentence.partition(subject) if subject else ("", "", "")
+        if not found:
             raise DataError(
                 f"{place}: the sentence {_short(sentence)} does not name the subject {subject!r}. "
                 "Pass templates= to use templates instead of the file's sentences."
@@ -229,7 +222,7 @@ def _lama_record(place: str, row: Mapping[str, Any], name: str) -> Record:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")  # text mode would translate line ends inside CSV cells
     except FileNotFoundError:
         siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"{path}: no such file.{did_you_mean(path.name, siblings)}") from None
@@ -258,7 +251,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    reader = csv.DictReader(StringIO(_read(path)), strict=True)
+    reader = csv.DictReader(StringIO(_read(path), newline=""), strict=True)
     try:
         for row in reader:
             place = f"{path}:{reader.line_num}"
@@ -269,7 +262,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 cells["templates"] = _parse(cells["templates"], place)
             yield place, cells
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not CSV: {error}.") from error
+        raise DataError(f"{path}:{reader.reader.line_num}: not CSV: {error}.") from error
 
 
 def _relation_files(folder: Path) -> dict[str, Path]:
@@ -278,6 +271,13 @@ def _relation_files(folder: Path) -> dict[str, Path]:
     if not files:
         raise DataError(f"{folder}: no files of the form P36.jsonl there.")
     return dict(sorted(files.items(), key=lambda item: int(item[0][1:])))
+
+
+def _patterns(folder: Path) -> dict[str, tuple[str, ...]]:
+    return {
+        name: tuple(_text(row, "pattern", place) for place, row in _json_lines(file))
+        for name, file in _relation_files(folder).items()
+    }
 
 
 def _chosen(relations: Iterable[str], known: Iterable[str], place: Path) -> list[str]:
@@ -323,6 +323,13 @@ def _list(value: Any, place: object) -> Sequence[Any]:
     if not isinstance(value, (list, tuple)):
         raise DataError(f"{place}: expected a list; got {_short(value)}.")
     return value
+
+
+def _texts(value: Any, place: object) -> tuple[str, ...]:
+    for text in _list(value, place):
+        if not isinstance(text, str):
+            raise DataError(f"{place}: expected a list of texts; got {_short(text)} in it.")
+    return tuple(value)
 
 
 def _short(value: object, limit: int = 80) -> str:

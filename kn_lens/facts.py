@@ -302,7 +302,7 @@ class FactSet(Sequence[Fact]):
     def from_frame(cls, frame: "pd.DataFrame", templates: Templates | None = None) -> "FactSet":
         """Read a pandas table with the columns of ``from_jsonl``."""
         rows = zip(frame.index, frame.to_dict("records"), strict=True)
-        placed = ((f"row {index}", {str(key): value for key, value in row.items()}) for index, row in rows)
+        placed = ((f"row {index}", _cells(row)) for index, row in rows)
         return cls._of(fact_files.read_rows(placed, _checked(templates)), "the table")
 
     @classmethod
@@ -326,6 +326,17 @@ def _fields(fact: Fact) -> dict[str, Any]:
     return fields | {"templates": list(fact.templates)} | ({"uid": fact.uid} if fact.uid else {})
 
 
+def _cells(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the row of a table without its missing cells, lists as lists (files read back hold arrays)."""
+    import pandas as pd
+
+    return {
+        str(key): value.tolist() if isinstance(value, np.ndarray) else value
+        for key, value in row.items()
+        if not (pd.api.types.is_scalar(value) and pd.isna(value))
+    }
+
+
 def _index_of(facts: Iterable[Fact], places: Iterable[str]) -> dict[Fact, str]:
     """Return where each fact stands, or raise a DataError that names both places of one that stands twice."""
     seen: dict[Fact, str] = {}
@@ -337,9 +348,14 @@ def _index_of(facts: Iterable[Fact], places: Iterable[str]) -> dict[Fact, str]:
 
 
 def _checked(templates: Any) -> Templates | None:
-    if templates is None or isinstance(templates, Mapping):
-        return templates
-    raise ArgumentError(f"templates must map relations to lists of templates; got {type(templates).__name__}.")
+    if templates is None:
+        return None
+    if not isinstance(templates, Mapping):
+        raise ArgumentError(f"templates must map relations to lists of templates; got {type(templates).__name__}.")
+    for relation, patterns in templates.items():
+        if isinstance(patterns, str):
+            raise ArgumentError(f"templates of {relation!r} must be a list of templates; got the text {patterns!r}.")
+    return templates
 
 
 def _require_unicode(text: str) -> None:
