@@ -1,4 +1,6 @@
-"""How long the whole of ParaRel takes to become prompts, on one core: ``python -m tests.benchmarks.prompts PARAREL_DIR``.
+"""How long the whole of ParaRel takes to become prompts, on one core.
+
+    python -m tests.benchmarks.prompts PARAREL_DIR
 
 Reads the 34 relations with at least 4 templates and encodes every fact in every template for a masked tokenizer
 (WordPiece, 30,000 pieces) and for a causal one (byte-level BPE, 50,000), each trained on ParaRel's own sentences. The
@@ -77,4 +79,4 @@ def main(root: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main(sys.argv[1]) if len(sys.argv) == 2 else __doc__)
