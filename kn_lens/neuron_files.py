@@ -1,0 +1,182 @@
+"""The files that neuron sets are kept in, as plain lists of ``(layer, index)``.
+
+Read, and told apart by their shape:
+
+- our own JSON, which alone is also written: ``{"format": "kn_lens.neurons", "version": 1, "meta": {...},
+  "neurons": {key: [[layer, index], ...]}}``;
+- EleutherAI's results: ``{uuid: [[layer, index], ...]}``;
+- the released code's ``kn_bag-P36.json``: a list with one list of ``[layer, index]`` per fact of the relation, keyed
+  here ``P36[0]``, ``P36[1]``, ... by the fact's place among the relation's facts, and its ``kn_rel-P36.json``: one list
+  of ``[layer, index]``, keyed by the relation. An entry may carry a score behind the index; it is ignored;
+- the released code's attributions ``*.rlt.jsonl``, from which sets have yet to be refined: one fact a line, a list of
+  ``[{"relation": "P36(capital)", ...}, {"ig_gold": [[layer, index, score], ...], ...}]``, one for each prompt.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any, TextIO
+
+from kn_lens.errors import ArgumentError, DataError, did_you_mean
+
+FORMAT = "kn_lens.neurons"
+VERSION = 1
+
+Pair = tuple[int, int]
+
+
+def read_sets(path: Path) -> dict[str, list[Pair]]:
+    """Read the neuron sets of a JSON file of any of the formats above.
+
+    Raises:
+        DataError: no such file, not JSON, another format or version, or an entry that is no neuron.
+    """
+    with _opened(path) as file:
+        document = _parse(file.read(), str(path))
+    if isinstance(document, dict):
+        if "format" in document:
+            document = _own(document, path)
+        if not document:
+            raise DataError(f"{path} holds no neuron sets.")
+        return {key: _pairs(entries, f"{path}, {key!r}") for key, entries in document.items()}
+    if not isinstance(document, list) or not document:
+        raise DataError(
+            f"{path} holds {_short(document)}; expected neuron sets: a JSON object of lists, or a list of lists."
+        )
+    relation = path.name.split(".")[0].rpartition("kn_bag-")[2] if "kn_bag-" in path.name else ""
+    if isinstance(document[0], list) and document[0] and not isinstance(document[0][0], list):
+        return {path.name.split(".")[0].rpartition("kn_rel-")[2]: _pairs(document, str(path))}
+    return {f"{relation}[{i}]": _pairs(entries, f"{path}, set {i}") for i, entries in enumerate(document)}
+
+
+def read_scores(path: Path, metric: str = "ig_gold") -> Iterator[tuple[str, list[dict[Pair, float]]]]:
+    """Yield each fact of the released code's attributions: its key and, for each of its prompts, the stored scores.
+
+    The released code stores the neurons with at least a tenth of the prompt's largest score. One fact is held at once.
+
+    Raises:
+        DataError: no such file, a malformed line, or the metric is not in it.
+    """
+    places: dict[str, Iterator[int]] = {}
+    for place, line in _lines(path):
+        try:
+            results = [(info["relation"].partition("(")[0], result) for info, result in _parse(line, place)]
+            relation = results[0][0]
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{place}: got {_short(line)}; expected a list of [{{'relation': ...}}, {{{metric!r}: ...}}]."
+            ) from error
+        key = f"{relation}[{next(places.setdefault(relation, count()))}]"
+        yield key, [_scores(result, metric, place) for _, result in results]
+    if not places:
+        raise DataError(f"{path} is empty; expected one fact a line.")
+
+
+def write_sets(path: Path, sets: Mapping[str, Iterable[Pair]], meta: Mapping[str, Any]) -> None:
+    """Write our own format, one set a line. The file appears whole or not at all.
+
+    Raises:
+        ArgumentError: ``meta`` cannot be written as JSON.
+        DataError: the file cannot be written.
+    """
+    try:
+        head = json.dumps({"format": FORMAT, "version": VERSION, "meta": meta}, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"The meta data cannot be written as JSON: {error}.") from error
+    lines = [
+        f"{json.dumps(key, ensure_ascii=False)}: {json.dumps([list(pair) for pair in pairs])}"
+        for key, pairs in sets.items()
+    ]
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(head[:-1] + ', "neurons": {\n' + ",\n".join(lines) + "\n}}\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror}.") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _own(document: dict[str, Any], path: Path) -> Mapping[str, Any]:
+    if document["format"] != FORMAT or document.get("version") != VERSION:
+        raise DataError(
+            f"{path} is {document['format']!r} version {document.get('version')!r}; "
+            f"this version of kn_lens reads {FORMAT!r} version {VERSION}."
+        )
+    neurons = document.get("neurons")
+    if not isinstance(neurons, dict):
+        raise DataError(f"{path}: 'neurons' is {_short(neurons)}; expected an object of lists.")
+    return neurons
+
+
+def _pairs(entries: Any, place: str) -> list[Pair]:
+    if not isinstance(entries, list):
+        raise DataError(f"{place}: got {_short(entries)}; expected a list of [layer, index].")
+    return [_pair(entry, place) for entry in entries]
+
+
+def _pair(entry: Any, place: str) -> Pair:
+    # A bool is an int in Python, and a float that looks whole is a sign of another format: only true ints will do.
+    if not (
+        isinstance(entry, list)
+        and len(entry) in (2, 3)
+        and all(type(number) is int and number >= 0 for number in entry[:2])
+    ):
+        raise DataError(f"{place}: got {_short(entry)}; expected [layer, index], two whole numbers from 0.")
+    return entry[0], entry[1]
+
+
+def _scores(results: Any, metric: str, place: str) -> dict[Pair, float]:
+    if not isinstance(results, dict) or metric not in results:
+        known = list(results) if isinstance(results, dict) else []
+        raise DataError(f"{place}: no {metric!r} among {', '.join(known) or 'nothing'}.{did_you_mean(metric, known)}")
+    scores = {}
+    for entry in results[metric] if isinstance(results[metric], list) else [results[metric]]:
+        pair = _pair(entry, place)
+        if len(entry) != 3 or type(entry[2]) not in (int, float):
+            raise DataError(f"{place}: got {_short(entry)}; expected [layer, index, score].")
+        scores[pair] = entry[2]
+    return scores
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    with _opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            yield f"{path}, line {number}", line
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield file
+    except FileNotFoundError as error:
+        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(f"There is no file {path}.{did_you_mean(path.name, beside)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+
+
+def _parse(text: str, place: str) -> Any:
+    def unique(members: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(members)
+        if len(found) < len(members):
+            keys = [key for key, _ in members]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise DataError(f"{place}: the key {twice!r} stands there twice.")
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{place} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
+    except RecursionError as error:
+        raise DataError(f"{place} is nested too deeply to hold neuron sets.") from error
+
+
+def _short(value: Any) -> str:
+    text = value.strip() if isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
