@@ -19,7 +19,7 @@ from kn_lens._families import (
     check_config,
     quiet_imports,
 )
-from kn_lens.errors import ArgumentError, UnsupportedModelError, did_you_mean
+from kn_lens.errors import ArgumentError, KNLensError, UnsupportedModelError, did_you_mean
 
 EMBEDDED_DIR = Path(__file__).parent / "world" / "models"
 TOKENIZER_ATTRIBUTE = "_kn_lens_tokenizer"
@@ -136,23 +136,33 @@ def wrap(hf_model: Any, *, name: str) -> Any:
     """Build a TransformerBridge around a Hugging Face model, in place, and freeze its weights.
 
     Raises:
-        UnsupportedModelError: TransformerLens cannot host the class.
+        UnsupportedModelError: its blocks have no dense MLP (the model is then untouched), or TransformerLens fails.
     """
+    architecture = architecture_of(hf_model)
+    family = BY_ARCHITECTURE.get(architecture)
+    paths = family.paths if family else {}
+
+    def on_adapter(adapter: Any) -> None:  # called before the model is touched
+        _place(adapter.component_mapping, paths)
+        _check_blocks(adapter.component_mapping, name)
+        if hf_model.config._attn_implementation != "eager":
+            hf_model.set_attn_implementation("eager")  # the attention hooks do not fire in the fused kernels
+
     with quiet_imports():
         from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-        architecture = architecture_of(hf_model)
-        family = BY_ARCHITECTURE.get(architecture)
-        if hf_model.config._attn_implementation != "eager":
-            hf_model.set_attn_implementation("eager")  # the attention hooks do not fire in the fused kernels
-        paths = family.paths if family else {}
-        bridge = build_bridge_from_module(
-            hf_model,
-            "BertForMaskedLM" if paths else architecture,
-            hf_config=hf_model.config,
-            model_name=name,
-            post_adapter_hook=(lambda adapter: _place(adapter.component_mapping, paths)) if paths else None,
-        )
+        try:
+            bridge = build_bridge_from_module(
+                hf_model,
+                "BertForMaskedLM" if paths else architecture,
+                hf_config=hf_model.config,
+                model_name=name,
+                post_adapter_hook=on_adapter,
+            )
+        except KNLensError:
+            raise
+        except Exception as error:
+            raise UnsupportedModelError(f"TransformerLens cannot host {name!r}: {_first_line(error)}") from error
     bridge.requires_grad_(False)  # after building: families with joint QKV get new parameters then
     return bridge
 
@@ -168,6 +178,14 @@ def _place(mapping: Any, paths: Mapping[str, str | None]) -> None:
             del components[last]
         else:
             components[last].name = target
+
+
+def _check_blocks(mapping: Any, name: str) -> None:
+    mlp = mapping["blocks"].submodules.get("mlp") if "blocks" in mapping else None
+    if "out" not in getattr(mlp, "submodules", {}):
+        raise UnsupportedModelError(
+            f"{name!r} cannot be hosted: its blocks have no dense MLP with value rows to read; take a transformer."
+        )
 
 
 def _check_directory(path: Path, *, needs_tokenizer: bool) -> None:

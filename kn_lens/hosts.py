@@ -12,7 +12,7 @@ because that takes seconds. A hosted model is a ``TransformerBridge`` with raw w
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class Host:
             (Gemma 2, Gemma 3, OLMo 2). Scaling all neurons of such a layer changes nothing until they are almost zero.
     """
 
-    model: Any
+    model: Any = field(repr=False)
     name: str
     architecture: str
     kind: Kind
@@ -66,7 +66,7 @@ class Host:
     n_ctx: int | None
     device: torch.device
     dtype: torch.dtype
-    tokenizer: Any
+    tokenizer: Any = field(repr=False)
     raw: bool
     norm_after_mlp: bool
 

@@ -1,0 +1,535 @@
+"""Every promised family, read from disk by the real loading code, against Hugging Face; then what must be refused."""
+
+import json
+import logging
+import pickle
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from kn_lens import _loading
+from kn_lens.errors import ArgumentError, HookError, UnsupportedModelError
+from kn_lens.hosts import FAMILIES, Host, host_of, load_model
+from tests.tiny import COUNTRIES, N_CTX, N_LAYERS, tiny_checkpoint, tiny_hf_model, tiny_model, tiny_tokenizer
+
+# Settings of a family under which its blocks compute something else.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "BertForMaskedLM": {"hidden_act": "relu", "tie_word_embeddings": False},
+    "GPT2LMHeadModel": {"activation_function": "relu", "scale_attn_by_inverse_layer_idx": True},
+    "GPTNeoXForCausalLM": {"use_parallel_residual": False},
+    "OPTForCausalLM": {"do_layer_norm_before": False, "word_embed_proj_dim": 12},
+    "FalconForCausalLM": {"alibi": True, "parallel_attn": False, "bias": True, "multi_query": False},
+    "BloomForCausalLM": {"apply_residual_connection_post_layernorm": True},
+    "LlamaForCausalLM": {"mlp_bias": True, "attention_bias": True, "tie_word_embeddings": True},
+    "MistralForCausalLM": {"sliding_window": 5},
+    "Gemma2ForCausalLM": {"sliding_window": 5, "final_logit_softcapping": 5.0},
+    "Gemma3ForCausalLM": {"sliding_window": 5},
+    "OlmoForCausalLM": {"clip_qkv": 0.5},
+    "StableLmForCausalLM": {"use_parallel_residual": True, "qk_layernorm": True},
+    "GraniteForCausalLM": {"logits_scaling": 3.0, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
+}
+CASES = [(family.architecture, {}) for family in FAMILIES] + list(VARIANTS.items())
+
+
+@dataclass(frozen=True)
+class Case:
+    host: Host
+    reference: Any  # the Hugging Face model, read from the same directory
+    directory: Path
+    tokens: Tensor
+    mask: Tensor
+    read_pos: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        return torch.arange(len(self.tokens))
+
+    def kept(self, *names: str) -> list[Tensor]:
+        """The activations at the named hooks in one pass."""
+        found: dict[str, Tensor] = {}
+
+        def keep(name: str):
+            return lambda activation, hook: found.__setitem__(name, activation.detach().clone())
+
+        self.host.logits(self.tokens, self.mask, fwd_hooks=[(name, keep(name)) for name in names])
+        return [found[name] for name in names]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case[0] + ("*" if case[1] else ""))
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    architecture, config = request.param
+    directory = tiny_checkpoint(architecture, tmp_path_factory.mktemp(architecture), **config)
+    reference = getattr(transformers, architecture).from_pretrained(
+        directory, dtype=torch.float64, attn_implementation="eager"
+    )
+    host = host_of(load_model(directory, dtype=torch.float64, device="cpu"))
+    tokens = torch.randint(8, host.d_vocab, (4, 9), generator=torch.Generator().manual_seed(1))
+    n_tokens = torch.tensor([9, 5, 6, 7])
+    mask = (torch.arange(9) < n_tokens[:, None]).long()
+    pad = reference.config.pad_token_id
+    tokens[mask == 0] = 0 if pad is None else pad
+    return Case(host, reference.eval(), directory, tokens, mask, n_tokens - 1)
+
+
+@pytest.fixture
+def float64_throughout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take out the casts to float32 that attention and norms make even in a float64 model.
+
+    Hugging Face and TransformerLens make them at the same places or not, after sums in the same order or not, so that
+    their results differ by roundings of float32; without the casts they compute what the architecture defines.
+    """
+    softmax, to = torch.nn.functional.softmax, Tensor.to
+
+    def widened(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def wide(target: Any) -> Any:
+            return torch.float64 if target is torch.float32 and self.dtype is torch.float64 else target
+
+        return to(self, *map(wide, args), **{key: wide(value) for key, value in kwargs.items()})
+
+    monkeypatch.setattr(Tensor, "to", widened)
+    monkeypatch.setattr(Tensor, "float", lambda self: widened(self, torch.float32))
+    monkeypatch.setattr(torch.nn.functional, "softmax", lambda scores, dim, **dtype: softmax(scores, dim=dim))
+
+
+def equal(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> None:
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+# What every family must do.
+
+
+@torch.no_grad()
+def test_logits_are_those_of_hugging_face(case: Case, float64_throughout: None) -> None:
+    expected = case.reference(case.tokens, attention_mask=case.mask).logits
+    logits = case.host.logits(case.tokens, case.mask)
+    assert logits.shape == (4, 9, case.host.d_vocab)
+    equal(logits, expected)
+    equal(case.host.logits(case.tokens, case.mask, case.read_pos), expected[case.rows, case.read_pos])
+
+
+@torch.no_grad()
+def test_logits_are_those_of_hugging_face_as_it_rounds(case: Case) -> None:
+    expected = case.reference(case.tokens, attention_mask=case.mask).logits
+    equal(case.host.logits(case.tokens, case.mask), expected, 1e-5)
+
+
+@torch.no_grad()
+def test_padding_changes_nothing(case: Case, float64_throughout: None) -> None:
+    logits = case.host.logits(case.tokens, case.mask, case.read_pos)
+    for row, n in enumerate((case.read_pos + 1).tolist()):
+        alone = case.host.logits(case.tokens[[row], :n], case.mask[[row], :n], case.read_pos[[row]])
+        equal(alone[0], logits[row])
+
+
+@torch.no_grad()
+def test_hook_post_is_the_input_of_W_out(case: Case) -> None:
+    for layer, block in enumerate(case.host.model.blocks):
+        post, mlp_out = case.kept(case.host.hook_post(layer), case.host.hook_mlp_out(layer))
+        assert post.shape == (4, 9, case.host.d_mlp)
+        assert case.host.W_out(layer).shape == (case.host.d_mlp, case.host.d_model)
+        bias = getattr(block.mlp.out.original_component, "bias", None)
+        equal(post @ case.host.W_out(layer) + (0 if bias is None else bias), mlp_out)
+
+
+def test_replaced_activations_move_the_logits_as_their_gradient_says(case: Case, float64_throughout: None) -> None:
+    for layer in range(N_LAYERS):
+        (post,) = case.kept(case.host.hook_post(layer))
+
+        def output(at: Tensor, layer: int = layer) -> Tensor:
+            hooks = [(case.host.hook_post(layer), lambda activation, hook: at)]
+            return case.host.logits(case.tokens, case.mask, case.read_pos, hooks).log_softmax(-1)[:, 8].sum()
+
+        direction = torch.randn(post.shape, generator=torch.Generator().manual_seed(layer), dtype=post.dtype)
+        point = post.clone().requires_grad_()
+        slope = (torch.autograd.grad(output(point), point)[0] * direction).sum()
+        with torch.no_grad():
+            step = 1e-6
+            measured = (output(post + step * direction) - output(post - step * direction)) / (2 * step)
+        assert abs(slope) > 1e-6
+        equal(slope, measured, 1e-4)
+
+
+@torch.no_grad()
+def test_W_out_is_live_and_writing_back_restores_every_bit(case: Case) -> None:
+    before = case.host.logits(case.tokens, case.mask)
+    rows, saved = case.host.W_out(1), case.host.W_out(1).clone()
+    rows[3, 0] += 1.0  # one column: LayerNorm would not see a constant
+    changed = case.host.logits(case.tokens, case.mask)
+    rows.copy_(saved)
+    assert (changed - before).abs().max() > 1e-3
+    assert torch.equal(case.host.logits(case.tokens, case.mask), before)
+
+
+@torch.no_grad()
+def test_resuming_from_any_layer_is_the_full_run_to_the_bit(case: Case) -> None:
+    full = case.host.logits(case.tokens, case.mask, case.read_pos)
+    for layer in range(1, N_LAYERS + 1):
+        (resid,) = case.kept(case.host.resid_post(layer - 1))
+        if layer < N_LAYERS:
+            assert torch.equal(case.kept(case.host.resid_pre(layer))[0], resid)
+        with case.host.resumed(layer, resid):
+            assert torch.equal(case.host.logits(case.tokens, case.mask, case.read_pos), full)
+    assert torch.equal(case.host.logits(case.tokens, case.mask, case.read_pos), full)
+
+
+def test_resuming_keeps_the_gradient(case: Case) -> None:
+    layer = N_LAYERS - 1
+    (resid,) = case.kept(case.host.resid_pre(layer))
+    gradients = []
+    for resume in (False, True):
+        point = resid.clone().requires_grad_()
+        if resume:
+            with case.host.resumed(layer, point):
+                logits = case.host.logits(case.tokens, case.mask, case.read_pos)
+        else:
+            hooks = [(case.host.resid_pre(layer), lambda activation, hook, point=point: point)]
+            logits = case.host.logits(case.tokens, case.mask, case.read_pos, hooks)
+        gradients.append(torch.autograd.grad(logits.log_softmax(-1)[:, 8].sum(), point)[0])
+    assert gradients[0].abs().max() > 1e-6
+    assert torch.equal(*gradients)
+
+
+@torch.no_grad()
+def test_unembed_reads_the_last_residual_stream_as_the_head_does(case: Case) -> None:
+    (resid,) = case.kept(case.host.resid_post(N_LAYERS - 1))
+    equal(case.host.unembed(resid[case.rows, case.read_pos]), case.host.logits(case.tokens, case.mask, case.read_pos))
+
+
+def test_host_says_what_the_checkpoint_is(case: Case) -> None:
+    host, config = case.host, case.reference.config
+    family = next(family for family in FAMILIES if family.architecture == host.architecture)
+    assert family.model_type == config.model_type
+    assert family.kind == host.kind == ("masked" if host.architecture.endswith("ForMaskedLM") else "causal")
+    assert family.norm_after_mlp == host.norm_after_mlp
+    assert family.gated == ("gate" in host.model.blocks[0].mlp.submodules)
+    assert host.n_layers == config.num_hidden_layers == N_LAYERS
+    assert host.d_model == config.hidden_size
+    assert host.d_vocab == config.vocab_size
+    assert host.n_ctx == (None if config.model_type == "bloom" or getattr(config, "alibi", False) else N_CTX)
+    assert (host.dtype, host.device, host.raw) == (torch.float64, torch.device("cpu"), True)
+    assert host.W_E.data_ptr() == host.model.original_model.get_input_embeddings().weight.data_ptr()
+    assert not any(weight.requires_grad for weight in host.model.original_model.parameters())
+
+
+@torch.no_grad()
+def test_the_longest_prompt_fits(case: Case) -> None:
+    n = case.host.n_ctx or N_CTX
+    tokens = torch.full((1, n), 9)
+    assert torch.isfinite(case.host.logits(tokens, torch.ones_like(tokens))).all()
+
+
+def test_the_tokenizer_is_the_checkpoints_own(case: Case) -> None:
+    own = transformers.AutoTokenizer.from_pretrained(case.directory)
+    assert type(case.host.tokenizer) is type(own)
+    assert case.host.tokenizer.special_tokens_map == own.special_tokens_map
+    assert case.host.tokenizer.padding_side == own.padding_side
+    for country, capital in COUNTRIES.items():
+        text = f"The capital of {country} is {capital}."
+        assert case.host.tokenizer(text).input_ids == own(text).input_ids
+
+
+# Ways to load.
+
+
+def test_a_model_in_memory_is_wrapped_in_place() -> None:
+    hf_model, tokenizer = tiny_hf_model("LlamaForCausalLM"), tiny_tokenizer("LlamaForCausalLM")
+    config = hf_model.config.to_dict()
+    host = host_of(load_model(hf_model, tokenizer=tokenizer))
+    assert host.model.original_model is hf_model
+    assert host.tokenizer is tokenizer
+    assert hf_model.config.to_dict() == config
+    assert host_of(load_model(tiny_hf_model("BertForMaskedLM"))).tokenizer is None
+
+
+def test_a_transformer_lens_model_passes_through() -> None:
+    model = tiny_model("GPT2LMHeadModel")
+    tokenizer = host_of(model).tokenizer
+    assert load_model(model) is model
+    assert host_of(model).tokenizer is tokenizer
+    assert host_of(load_model(model, tokenizer=tiny_tokenizer("GPT2LMHeadModel"))).tokenizer is not tokenizer
+
+
+def test_an_embedded_model_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_checkpoint("BertForMaskedLM", tmp_path / "world-tiny", dtype=torch.float16)
+    monkeypatch.setattr(_loading, "EMBEDDED_DIR", tmp_path)
+    host = host_of(load_model("world-tiny", device="cpu"))
+    assert (host.name, host.dtype) == ("world-tiny", torch.float32)
+    with pytest.raises(UnsupportedModelError, match=r"Unknown model 'world-tyni'.*Did you mean 'world-tiny'\?"):
+        load_model("world-tyni")
+
+
+def test_a_subclass_of_a_hugging_face_model_is_its_family() -> None:
+    class MyBert(transformers.BertForMaskedLM):
+        pass
+
+    plain = tiny_hf_model("BertForMaskedLM")
+    mine = MyBert(plain.config).double().eval()
+    mine.load_state_dict(plain.state_dict())
+    host, tokens = host_of(load_model(mine)), torch.arange(8, 14)[None]
+    assert host.architecture == "BertForMaskedLM"
+    equal(host.logits(tokens, torch.ones_like(tokens)), plain(tokens).logits)
+
+
+@torch.no_grad()
+def test_a_causal_family_outside_the_table_works_if_its_mlps_are_dense() -> None:
+    settings = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = transformers.Starcoder2Config(**settings, intermediate_size=24, vocab_size=50)
+    hf_model = transformers.Starcoder2ForCausalLM(config).double().eval()
+    tokens = torch.arange(8, 14)[None]
+    expected = hf_model(tokens).logits
+    equal(host_of(load_model(hf_model)).logits(tokens, torch.ones_like(tokens)), expected, 1e-5)
+
+
+def test_bin_weights_are_read_without_unpickling_code(tmp_path: Path) -> None:
+    directory = tiny_checkpoint("BertForMaskedLM", tmp_path)
+    hf_model = tiny_hf_model("BertForMaskedLM")
+    (directory / "model.safetensors").unlink()
+    torch.save(hf_model.state_dict(), directory / "pytorch_model.bin")
+    tokens = torch.arange(8, 14)[None]
+    host = host_of(load_model(directory, dtype=torch.float64, device="cpu"))
+    equal(host.logits(tokens, torch.ones_like(tokens)), hf_model(tokens).logits)
+
+    class Exploit:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "code was run",)
+
+    with (directory / "pytorch_model.bin").open("wb") as file:
+        pickle.dump({"weight": Exploit()}, file)
+    with pytest.raises(UnsupportedModelError, match="cannot be loaded"):
+        load_model(directory)
+    assert not (tmp_path / "code was run").exists()
+
+
+def test_loading_leaves_loggers_and_warning_filters_alone(tmp_path: Path) -> None:
+    directory = tiny_checkpoint("GPT2LMHeadModel", tmp_path)
+    logger = logging.getLogger("transformers")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = (logger.level, list(warnings.filters), logging.getLogger().level, list(logging.getLogger().handlers))
+        load_model(directory)
+        assert before == (
+            logger.level,
+            list(warnings.filters),
+            logging.getLogger().level,
+            list(logging.getLogger().handlers),
+        )
+
+
+# What is refused, with the reason.
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "reason"),
+    [
+        ("MixtralForCausalLM", {}, r"mixture of experts \(num_(local_)?experts=8\).*take a dense model"),
+        ("OlmoeForCausalLM", {}, "mixture of experts"),
+        ("DeepseekV3ForCausalLM", {}, "mixture of experts"),
+        ("AlbertForMaskedLM", {}, "share one W_out.*take a BERT"),
+        ("T5ForConditionalGeneration", {}, "encoder-decoder.*take a masked or causal model"),
+        ("ModernBertForMaskedLM", {}, "no adapter.*take a BERT"),
+        ("ElectraForPreTraining", {}, "head.*take a ElectraForMaskedLM"),
+        ("BertModel", {}, "head.*take a BertForMaskedLM"),
+        ("BertLMHeadModel", {}, "head.*take a BertForMaskedLM"),
+        ("MambaForCausalLM", {}, "no dense MLP"),
+        ("LlamaForCausalLM", {"quantization_config": {"quant_method": "fp8"}}, "quantised.*original weights"),
+    ],
+)
+def test_what_cannot_be_hosted_is_refused_before_it_is_touched(architecture: str, settings: dict, reason: str) -> None:
+    cls = getattr(transformers, architecture)
+    config = cls.config_class()
+    for key, value in settings.items():
+        setattr(config, key, value)
+    with torch.device("meta"):
+        hf_model = cls(config).eval()
+    modules, attention = [type(module) for module in hf_model.modules()], hf_model.config._attn_implementation
+    hf_model = hf_model.to_empty(device="cpu") if architecture == "MambaForCausalLM" else hf_model
+    with pytest.raises(UnsupportedModelError, match=reason):
+        load_model(hf_model)
+    assert [type(module) for module in hf_model.modules()] == modules
+    assert hf_model.config._attn_implementation == attention
+
+
+def test_what_transformer_lens_refuses_is_an_error_of_ours() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"TransformerLens cannot host 'PhiForCausalLM': .*q_layernorm"):
+        load_model(tiny_hf_model("PhiForCausalLM", qk_layernorm=True))
+
+
+def test_the_same_refusals_come_from_disk_before_weights_are_read(tmp_path: Path) -> None:
+    directory = tiny_checkpoint("LlamaForCausalLM", tmp_path)
+    transformers.MixtralConfig(architectures=["MixtralForCausalLM"]).save_pretrained(directory)
+    (directory / "model.safetensors").write_bytes(b"never read")
+    with pytest.raises(UnsupportedModelError, match="mixture of experts"):
+        load_model(directory)
+
+
+def test_a_bridge_made_elsewhere_is_held_to_the_same() -> None:
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    config = transformers.MixtralConfig(**sizes, num_key_value_heads=1, vocab_size=50, num_local_experts=2)
+    hf_model = transformers.MixtralForCausalLM(config).eval()
+    hf_model.set_attn_implementation("eager")
+    bridge = build_bridge_from_module(hf_model, "MixtralForCausalLM", hf_config=config)
+    with pytest.raises(UnsupportedModelError, match="mixture of experts"):
+        host_of(bridge)
+    config.num_local_experts = 0  # a mixture that does not say so
+    with pytest.raises(UnsupportedModelError, match="hook_post of layer 0 is not the input of a W_out"):
+        host_of(bridge)
+
+
+def test_a_checkpoint_without_its_head_is_refused_not_filled_at_random(tmp_path: Path) -> None:
+    directory = tiny_checkpoint("ElectraForMaskedLM", tmp_path)
+    transformers.ElectraForPreTraining(tiny_hf_model("ElectraForMaskedLM").config).save_pretrained(directory)
+    with pytest.raises(
+        UnsupportedModelError, match=r"lacks .*generator.*ElectraForPreTraining.*ELECTRA: the generator"
+    ):
+        load_model(directory)
+
+
+@pytest.mark.parametrize(
+    ("missing", "named"),
+    [("config.json", "no configuration"), ("model.safetensors", "no weights"), ("tokenizer.json", "no tokenizer")],
+)
+def test_an_incomplete_directory_is_named_with_what_it_lacks(tmp_path: Path, missing: str, named: str) -> None:
+    directory = tiny_checkpoint("BertForMaskedLM", tmp_path)
+    (directory / missing).unlink()
+    with pytest.raises(UnsupportedModelError, match=f"{named}.*{missing}"):
+        load_model(directory)
+
+
+def test_a_directory_without_tokenizer_loads_with_one_given(tmp_path: Path) -> None:
+    directory = tiny_checkpoint("BertForMaskedLM", tmp_path)
+    (directory / "tokenizer.json").unlink()
+    tokenizer = tiny_tokenizer("BertForMaskedLM")
+    assert host_of(load_model(directory, tokenizer=tokenizer)).tokenizer is tokenizer
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_damaged_file_is_an_error_of_ours(tmp_path: Path, file: str) -> None:
+    directory = tiny_checkpoint("BertForMaskedLM", tmp_path)
+    (directory / file).write_bytes((directory / file).read_bytes()[:40])
+    with pytest.raises(UnsupportedModelError, match="cannot be loaded"):
+        load_model(directory)
+
+
+def test_an_unknown_family_on_disk(tmp_path: Path) -> None:
+    directory = tiny_checkpoint("BertForMaskedLM", tmp_path)
+    (directory / "config.json").write_text(json.dumps({"model_type": "brt"}))
+    with pytest.raises(UnsupportedModelError, match="brt"):
+        load_model(directory)
+
+
+def test_an_unknown_name_says_why_when_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UnsupportedModelError, match=r"Unknown model 'no-such/model'.*HF_HUB_OFFLINE is set"):
+        load_model("no-such/model")
+    for name in ("./no-such-directory", Path("no-such-directory"), "a/b/c"):
+        with pytest.raises(UnsupportedModelError, match=r"Unknown model .*or a checkpoint directory\.$"):
+            load_model(name)
+
+
+@pytest.mark.parametrize("thing", [None, 3, torch.nn.Linear(2, 2), ["world-bert"]])
+def test_other_objects_are_refused(thing: Any) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"Got a {type(thing).__name__}; expected"):
+        load_model(thing)
+    with pytest.raises(UnsupportedModelError, match=f"Got a {type(thing).__name__}; expected"):
+        host_of(thing)
+
+
+def test_a_model_wrapped_before_is_refused() -> None:
+    model = tiny_model("BertForMaskedLM")
+    with pytest.raises(UnsupportedModelError, match="wrapped by TransformerLens already"):
+        load_model(model.original_model)
+
+
+def test_train_mode_is_refused_where_it_hides_too() -> None:
+    hf_model = tiny_hf_model("BertForMaskedLM").train()
+    with pytest.raises(UnsupportedModelError, match=r"in train mode, .*model\.eval\(\)"):
+        load_model(hf_model)
+    model = tiny_model("BertForMaskedLM")
+    model.original_model.bert.encoder.layer[1].output.dropout.train()
+    with pytest.raises(UnsupportedModelError, match=r"1 of its parts, such as 'bert.encoder.layer.1.output.dropout'"):
+        host_of(model)
+    model.eval()
+    host_of(model)
+
+
+def test_weights_on_several_devices_are_refused() -> None:
+    hf_model = tiny_hf_model("BertForMaskedLM")
+    hf_model.cls.to("meta")
+    with pytest.raises(UnsupportedModelError, match="weights on cpu and meta; expected all on one device"):
+        load_model(hf_model)
+    with pytest.raises(UnsupportedModelError, match="weights on meta; expected"):
+        load_model(hf_model.to("meta"))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(bad: float, tmp_path: Path) -> None:
+    model = tiny_model("GPT2LMHeadModel")
+    with torch.no_grad():
+        host_of(model).W_out(2)[5, 7] = bad
+    with pytest.raises(UnsupportedModelError, match=r"1 of 384 values .* transformer\.h\.2\.mlp\.c_proj\.weight"):
+        load_model(model)
+    host_of(model)  # cheap: does not look
+
+
+def test_processed_weights_are_told_from_raw_ones() -> None:
+    model = tiny_model("GPT2LMHeadModel")
+    model.enable_compatibility_mode(no_processing=True, disable_warnings=True)
+    assert host_of(model).raw
+    model.process_weights()
+    assert not host_of(model).raw
+
+
+@pytest.mark.parametrize("layer", [-1, N_LAYERS, 1.0, True, "1", None])
+def test_layers_out_of_range(layer: Any) -> None:
+    host = host_of(tiny_model("BertForMaskedLM"))
+    for method in (host.hook_post, host.hook_mlp_out, host.resid_pre, host.resid_post, host.W_out):
+        with pytest.raises(ArgumentError, match=rf"no layer {layer!r}; expected 0 to 2"):
+            method(layer)
+
+
+def test_unknown_hooks_are_refused_before_the_model_runs() -> None:
+    host = host_of(tiny_model("BertForMaskedLM"))
+    tokens = torch.arange(8, 12)[None]
+    ran: list[int] = []
+    first = (host.hook_post(0), lambda activation, hook: ran.append(1))
+    for name in ("blocks.0.mlp.hook_pst", lambda name: True):
+        with pytest.raises(HookError, match="has no hook"):
+            host.logits(tokens, torch.ones_like(tokens), fwd_hooks=[first, (name, lambda activation, hook: None)])
+    with pytest.raises(HookError, match=r"Did you mean 'blocks\.0\.mlp\.hook_post'\?"):
+        host.check_hooks(["blocks.0.mlp.hook_pst"])
+    assert not ran
+
+
+def test_resuming_leaves_no_trace_after_an_error() -> None:
+    host = host_of(tiny_model("GPT2LMHeadModel"))
+    with pytest.raises(ZeroDivisionError), host.resumed(2, torch.zeros(1, 4, host.d_model)):
+        raise ZeroDivisionError
+    assert not any("forward" in vars(block) for block in host.model.blocks)
+    for layer in (0, N_LAYERS + 1, True):
+        with pytest.raises(ArgumentError, match="Cannot resume"), host.resumed(layer, torch.zeros(1, 4, host.d_model)):
+            pass
+
+
+def test_arguments_that_do_not_apply(tmp_path: Path) -> None:
+    directory = tiny_checkpoint("BertForMaskedLM", tmp_path)
+    hf_model = tiny_hf_model("BertForMaskedLM")
+    for option in ({"device": "cpu"}, {"dtype": torch.float32}, {"revision": "main"}):
+        with pytest.raises(ArgumentError, match=next(iter(option))):
+            load_model(hf_model, **option)
+    for option in (
+        {"device": "cpuu"},
+        {"device": "cuda:99"},
+        {"dtype": torch.int64},
+        {"dtype": "float"},
+        {"revision": "x"},
+    ):
+        with pytest.raises(ArgumentError, match=next(iter(option))):
+            load_model(directory, **option)
