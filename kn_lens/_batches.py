@@ -135,7 +135,7 @@ class PromptBatch:
         Raises:
             ArgumentError: no such prompt.
         """
-        return self._rows_of(self._indices(prompts))[0]
+        return self.rows_and_owners(self._indices(prompts))[0]
 
     def select(self, prompts: Sequence[int] | Int[Tensor, " some"]) -> "PromptBatch":
         """Return these prompts, in the order given; repeats are allowed. ``facts`` and ``left_out`` stay whole.
@@ -144,7 +144,7 @@ class PromptBatch:
             ArgumentError: no such prompt, or none at all.
         """
         chosen = self._indices(prompts)
-        rows, owner = self._rows_of(chosen)
+        rows, owner = self.rows_and_owners(chosen)
         listed = chosen.tolist()
         return replace(
             self,
@@ -198,7 +198,7 @@ class PromptBatch:
             )
         return chosen.long()
 
-    def _rows_of(self, chosen: Int[Tensor, " some"]) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
+    def rows_and_owners(self, chosen: Int[Tensor, " some"]) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
         """Return the rows of the chosen prompts, and for each row the position in ``chosen`` of its prompt."""
         n_rows = self.rows_per_prompt
         first = (n_rows.cumsum(0) - n_rows)[chosen]

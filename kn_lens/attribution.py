@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kn_lens.baselines import BASELINES, Indices, LayerScores
-from kn_lens.engine import Engine, Site
+from kn_lens.engine import Site, sites, stretches
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.hosts import Host, host_of
 from kn_lens.outputs import Output, resolve_output
@@ -175,8 +175,9 @@ def attribute(
     )
     if not 0 < tolerance < float("inf"):
         raise ArgumentError(f"tolerance={tolerance}; expected a positive number, such as 1e-3.")
+    prompts.check_for(host)
+    in_turn = stretches(prompts, rows_per_pass)
     host.check_finite()
-    engine = Engine(host=host, prompts=prompts, output=readout, rows_per_pass=rows_per_pass)
 
     def score(site: Site, indices: Indices) -> LayerScores:
         if method == "integrated_gradients":
@@ -192,8 +193,8 @@ def attribute(
     n_points = torch.zeros(shape, device=host.device, dtype=torch.long)
     clean = torch.zeros(len(prompts), device=host.device, dtype=dtype)
     done = 0
-    for prompt_ids in engine.stretches():
-        for site in engine.sites(prompt_ids, chosen_layers):
+    for prompt_ids in in_turn:
+        for site in sites(host, prompts.select(prompt_ids), readout, chosen_layers, rows_per_pass):
             result = score(site, None if chosen is None else chosen[site.layer])
             scores[prompt_ids, site.layer] = result.scores.to(dtype)
             expected[prompt_ids, site.layer] = result.expected.to(dtype)
@@ -225,14 +226,14 @@ def _integrate(
     """
     post = site.post
     allowed = _absolute(tolerance, site.clean)
-    left = torch.arange(len(site.clean), device=post.device)  # prompts still above the tolerance
+    left = site.everyone  # prompts still above the tolerance
     scores = site.per_prompt(torch.zeros_like(post))
     expected = torch.zeros_like(site.clean)
     n_points = torch.zeros_like(left)
     gradients = post.new_zeros(len(post), 0, post.shape[-1])  # of the rows left, at every node so far
     for level in levels:
         new = torch.tensor(level.nodes[gradients.shape[1] :], device=post.device, dtype=post.dtype)
-        rows, owner = site.rows(left)
+        rows, owner = site.prompts.rows_and_owners(left)
         alpha = rearrange(new, "step -> step 1 1")
         points = rearrange(post[rows] + (alpha - 1) * direction[rows], "step row d_mlp -> (step row) d_mlp")
         outputs, at_new = site.gradients(repeat(left, "prompt -> (step prompt)", step=len(new)), points)
@@ -257,7 +258,7 @@ def _single_path(site: Site, indices: Indices, levels: Sequence[Quadrature], tol
     """Integrate each chosen neuron's own path, with the rest of the layer at its clean activation."""
     assert indices is not None  # checked by `_check_neurons`
     scores = site.per_prompt(torch.full_like(site.post, float("nan")))
-    expected, n_points = torch.zeros_like(site.clean), torch.zeros_like(site.prompt_ids)
+    expected, n_points = torch.zeros_like(site.clean), torch.zeros_like(site.everyone)
     for index in indices.tolist():
         direction = torch.zeros_like(site.post)
         direction[:, index] = site.post[:, index]

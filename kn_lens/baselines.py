@@ -44,9 +44,8 @@ def activation(site: Site, indices: Indices) -> LayerScores:
 
 def gradient_x_activation(site: Site, indices: Indices) -> LayerScores:
     """Score by the gradient at the clean activation, times the activation; two forward passes and one backward."""
-    everyone = torch.arange(len(site.clean), device=site.post.device)
-    _, gradient = site.gradients(everyone, site.post)
-    silent = site.outputs(everyone, torch.zeros_like(site.post))
+    _, gradient = site.gradients(site.everyone, site.post)
+    silent = site.outputs(site.everyone, torch.zeros_like(site.post))
     return LayerScores(scores=site.per_prompt(site.post * gradient), expected=site.clean - silent, n_points=1)
 
 
@@ -62,9 +61,8 @@ def log_prob_gain(site: Site, indices: Indices) -> LayerScores:
 
     One forward pass per (row, neuron). The engine's output must be the log-probability.
     """
-    everyone = torch.arange(len(site.clean), device=site.post.device)
     alone = _neuron_by_neuron(site, indices, lambda post, one: post * one, early=True)
-    silent = site.outputs(everyone, torch.zeros_like(site.post), early=True)
+    silent = site.outputs(site.everyone, torch.zeros_like(site.post), early=True)
     scores = alone - rearrange(silent, "batch -> batch 1")
     return LayerScores(scores=scores, expected=_unknown(site), n_points=_n_chosen(site, indices) + 1)
 
@@ -87,16 +85,15 @@ def _neuron_by_neuron(
 ) -> Float[Tensor, "batch d_mlp"]:
     """Return the outputs with ``change(post, one-hot of the neuron)`` for each chosen neuron; NaN for the others."""
     n_prompts, d_mlp = len(site.clean), site.post.shape[-1]
-    everyone = torch.arange(n_prompts, device=site.post.device)
     chosen = torch.arange(d_mlp, device=site.post.device) if indices is None else indices
     outputs = site.clean.new_full((n_prompts, d_mlp), float("nan"))
     # As many neurons at once as leave the changed activations of the size of a pass.
-    at_once = max(1, site.engine.rows_per_pass // len(site.post))
+    at_once = max(1, site.rows_per_pass // len(site.post))
     for some in chosen.split(at_once) if len(chosen) else ():
         one = rearrange(torch.nn.functional.one_hot(some, d_mlp), "neuron d_mlp -> neuron 1 d_mlp").to(site.post)
         changed = change(repeat(site.post, "row d_mlp -> neuron row d_mlp", neuron=len(some)), one)
         values = site.outputs(
-            repeat(everyone, "batch -> (neuron batch)", neuron=len(some)),
+            repeat(site.everyone, "batch -> (neuron batch)", neuron=len(some)),
             rearrange(changed, "neuron row d_mlp -> (neuron row) d_mlp"),
             early=early,
         )

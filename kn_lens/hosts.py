@@ -14,18 +14,29 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from kn_lens._families import FAMILIES, Family, Kind, architecture_of, check_config
-from kn_lens._loading import attach_tokenizer, check_in_memory, is_bridge, read_checkpoint, tokenizer_of, wrap
+from kn_lens._loading import (
+    attach_tokenizer,
+    check_finite,
+    check_in_memory,
+    check_state,
+    embedded_models,
+    is_bridge,
+    read_checkpoint,
+    tokenizer_of,
+    wrap,
+)
 from kn_lens.errors import ArgumentError, HookError, UnsupportedModelError, did_you_mean
 
-__all__ = ["FAMILIES", "Family", "HookFn", "Host", "host_of", "load_model"]
+__all__ = ["FAMILIES", "Family", "HookFn", "Host", "embedded_models", "host_of", "load_model"]
 
 HookFn = Callable[..., Tensor | None]
 
@@ -123,6 +134,7 @@ class Host:
         attention_mask: Int[Tensor, "row pos"],
         read_pos: Int[Tensor, " row"] | None = None,
         fwd_hooks: Sequence[tuple[str, HookFn]] = (),
+        prefix: Prefix | None = None,
     ) -> Float[Tensor, "row d_vocab"] | Float[Tensor, "row pos d_vocab"]:
         """Run the model on right-padded tokens, in the caller's grad mode.
 
@@ -132,6 +144,8 @@ class Host:
             read_pos: compute the head at this position of each row only: the same numbers, without ``pos * d_vocab``
                 logits. Hooks on the head then see one position.
             fwd_hooks: in TransformerLens' form; called in order.
+            prefix: what the model keeps of earlier tokens. Then ``tokens``, ``read_pos`` and the hooks are about those
+                after them alone, and the mask about both.
 
         Returns:
             Logits at ``read_pos``, or at every position.
@@ -144,9 +158,15 @@ class Host:
         if read_pos is not None:
             hooks.append((self._head_entry, _at(read_pos)))
         options = {} if self.kind == "masked" else {"use_cache": False}
+        if prefix is not None:
+            options = {"use_cache": True, "past_key_values": prefix.cache}
         with self.model.hooks(fwd_hooks=hooks):
             logits = self.model(tokens, attention_mask=attention_mask, **options)
         return logits if read_pos is None else logits.squeeze(1)
+
+    def prefix(self, tokens: Int[Tensor, "row pos"]) -> Prefix:
+        """Run a causal model on tokens without padding, and return its keys and values of them."""
+        return Prefix.of(self.model, tokens)
 
     def unembed(self, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
         """Return the logits of a residual stream, by final norm (or masked-LM transform) and unembedding.
@@ -172,7 +192,7 @@ class Host:
         Raises:
             ArgumentError: ``layer`` out of range.
         """
-        if isinstance(layer, bool) or not isinstance(layer, int) or not 1 <= layer <= self.n_layers:
+        if isinstance(layer, bool) or not isinstance(layer, Integral) or not 1 <= layer <= self.n_layers:
             raise ArgumentError(f"Cannot resume at layer {layer!r}; expected 1 to {self.n_layers}.")
         returned = resid if self._n_beside is None else (resid, *[None] * self._n_beside)
         skipped = self.model.blocks[:layer]
@@ -191,14 +211,7 @@ class Host:
         Raises:
             UnsupportedModelError: naming the parameter.
         """
-        for name, weight in self.model.original_model.named_parameters():
-            if not torch.isfinite(weight).all():
-                n_bad = int((~torch.isfinite(weight)).sum())
-                raise UnsupportedModelError(
-                    f"{self.name}: {n_bad} of {weight.numel()} values of the weight "
-                    f"{name.replace('._original_component', '')} are NaN or infinite; expected finite weights. The "
-                    "checkpoint is damaged, or was cast to a type too small for it: load it again, with a wider dtype."
-                )
+        check_finite(self.model.original_model, self.name)
 
     @cached_property
     def _head_entry(self) -> str:
@@ -219,7 +232,7 @@ class Host:
         return len(seen[0]) - 1 if isinstance(seen[0], tuple) else None
 
     def _checked(self, layer: int) -> int:
-        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < self.n_layers:
+        if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= layer < self.n_layers:
             raise ArgumentError(f"{self.name} has no layer {layer!r}; expected 0 to {self.n_layers - 1}.")
         return layer
 
@@ -231,9 +244,11 @@ def host_of(model: Any) -> Host:
         UnsupportedModelError: not a ``TransformerBridge``, in train mode, on several devices, quantised, a mixture of
             experts, or with ``hook_post`` elsewhere than at the input of ``W_out``.
 
-    >>> import kn_lens as kn                             # doctest: +SKIP
-    >>> host_of(kn.load_model("world-bert")).hook_post(0)  # doctest: +SKIP
-    'blocks.0.mlp.hook_post'
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> model = load_model(GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=50)).eval())
+    >>> host = host_of(model)
+    >>> host.hook_post(1), host.d_mlp
+    ('blocks.1.mlp.hook_post', 64)
     """
     if not is_bridge(model):
         raise UnsupportedModelError(
@@ -249,7 +264,7 @@ def host_of(model: Any) -> Host:
     name = str(model.cfg.model_name)
     architecture = architecture_of(hf_model)
     kind = check_config(hf_model.config, architecture, name)
-    _check_state(hf_model, name)
+    check_state(hf_model, name)
     _check_mlps(model, name)
     shapes = {tuple(block.mlp.W_out.shape) for block in model.blocks}
     if len(shapes) > 1:
@@ -270,7 +285,7 @@ def host_of(model: Any) -> Host:
         device=W_out.device,
         dtype=W_out.dtype,
         tokenizer=tokenizer_of(model),
-        raw=not model._weights_processed,
+        raw=not getattr(model, "_weights_processed", model.compatibility_mode),
         norm_after_mlp=hasattr(model.blocks[0].original_component, "post_feedforward_layernorm"),
     )
 
@@ -300,11 +315,13 @@ def load_model(
             reason and what to use instead), weights that are NaN or infinite.
         ArgumentError: a device or dtype that does not exist, or an argument that a model in memory cannot take.
 
-    >>> import kn_lens as kn                # doctest: +SKIP
-    >>> model = kn.load_model("world-bert")  # doctest: +SKIP
+    >>> from transformers import BertConfig, BertForMaskedLM
+    >>> sizes = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    >>> model = load_model(BertForMaskedLM(BertConfig(vocab_size=50, **sizes)).eval())
+    >>> host_of(model).W_out(0).shape
+    torch.Size([32, 16])
     """
     if isinstance(name_or_model, (str, Path)):
-        device, dtype = _resolved(device, dtype)
         hf_model, tokenizer = read_checkpoint(
             name_or_model, tokenizer=tokenizer, device=device, dtype=dtype, revision=revision
         )
@@ -318,46 +335,18 @@ def load_model(
             model = name_or_model
         else:
             check_in_memory(name_or_model)
-            _check_state(name_or_model, type(name_or_model).__name__)
-            model = wrap(name_or_model, name=name_or_model.config._name_or_path or type(name_or_model).__name__)
-    attach_tokenizer(model, tokenizer)
+            name = name_or_model.config._name_or_path or type(name_or_model).__name__
+            check_state(name_or_model, name)
+            check_finite(name_or_model, name)  # before it is touched
+            model = wrap(name_or_model, name=name)
     host_of(model).check_finite()
+    attach_tokenizer(model, tokenizer)
     return model
-
-
-def _resolved(device: str | torch.device | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ArgumentError(f"dtype={dtype!r}; expected a floating-point torch.dtype such as torch.float32.")
-    try:
-        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise ArgumentError(f"device={device!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return found, dtype or torch.float32
-
-
-def _check_state(hf_model: nn.Module, name: str) -> None:
-    training = [path for path, module in hf_model.named_modules() if module.training]
-    if training:
-        where = "" if "" in training else f" ({len(training)} of its parts, such as {_plain(training[0])!r})"
-        raise UnsupportedModelError(
-            f"{name} is in train mode{where}, where dropout makes every pass another one; call model.eval() first."
-        )
-    devices = {str(weight.device) for weight in hf_model.parameters()}
-    if len(devices) > 1 or "meta" in devices:
-        raise UnsupportedModelError(
-            f"{name} has weights on {' and '.join(sorted(devices))}; expected all on one device: model.to(device)."
-        )
-    for path, weight in hf_model.named_parameters():
-        if not weight.is_floating_point():
-            raise UnsupportedModelError(
-                f"{name} is quantised: {_plain(path)!r} is {weight.dtype}; load the original weights instead."
-            )
 
 
 def _check_mlps(model: Any, name: str) -> None:
     hooks = model.hook_dict
-    for layer, block in enumerate(getattr(model, "blocks", ())):
+    for layer, block in enumerate(getattr(model, "blocks", [None])):
         out = getattr(getattr(block, "mlp", None), "out", None)
         hook = hooks.get(f"blocks.{layer}.mlp.hook_post")
         if out is None or hook is not out.hook_in or block.mlp.W_out.ndim != 2:
@@ -376,10 +365,6 @@ def _context_length(model: Any) -> int | None:
     table = getattr(getattr(model, "pos_embed", None), "original_component", None)
     reserved = getattr(table, "padding_idx", None)
     return length if length is None or reserved is None else length - reserved - 1
-
-
-def _plain(path: str) -> str:
-    return path.replace("._original_component", "")
 
 
 def _at(read_pos: Int[Tensor, " row"]) -> HookFn:

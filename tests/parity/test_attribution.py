@@ -17,9 +17,7 @@ SIZES = {"vocab_size": VOCAB, "initializer_range": 0.4}
 CONFIGS = {
     "masked": (
         BertForMaskedLM,
-        BertConfig(
-            hidden_size=16, num_hidden_layers=N_LAYERS, num_attention_heads=2, intermediate_size=D_MLP, **SIZES
-        ),
+        BertConfig(hidden_size=16, num_hidden_layers=N_LAYERS, num_attention_heads=2, intermediate_size=D_MLP, **SIZES),
     ),
     "causal": (
         GPT2LMHeadModel,
@@ -187,12 +185,14 @@ def test_ablation_equals_a_measured_intervention(pair, prompts):
 def test_single_path_equals_ablation_of_the_chosen_neurons(pair, prompts):
     model = pair[1]
     neurons = kn.NeuronSet([kn.Neuron(0, 1), kn.Neuron(0, 7), kn.Neuron(2, 5)])
-    single = kn.attribute(model, prompts, method="single_path", neurons=neurons, tolerance=1e-8)
+    single = kn.attribute(model, prompts, method="single_path", neurons=neurons, tolerance=1e-5)
     truth = kn.attribute(model, prompts, method="ablation", neurons=neurons)
     assert single.converged.all()
     assert torch.equal(single.scores.isnan(), truth.scores.isnan())
     assert int((~truth.scores.isnan()).sum()) == 3 * len(prompts)
-    torch.testing.assert_close(single.scores, truth.scores, rtol=0, atol=1e-8, equal_nan=True)
+    torch.testing.assert_close(
+        single.scores, truth.scores, rtol=0, atol=1e-5 * float(truth.clean.max()), equal_nan=True
+    )
 
 
 def test_gradient_x_activation_is_the_integrand_at_the_end_of_the_path(pair, prompts):

@@ -1,0 +1,58 @@
+"""On every family, resumed and batched attribution equals full passes over one unpadded prompt at a time."""
+
+import pytest
+import torch
+
+import kn_lens as kn
+from kn_lens.quadrature import quadrature
+from tests.tiny import CAUSAL, MASKED, N_LAYERS, tiny_model
+
+# These compute the softmax of attention in float32, whatever the weights are in.
+ROUGH = {"GPTNeoForCausalLM", "GPTJForCausalLM", "MptForCausalLM"}
+
+
+def full_pass(model, prompts, row, layer, post):
+    """P(target) of one row from a full, unpadded pass, with the activation replaced unless post is None; and it."""
+    length, read_pos = int(prompts.attention_mask[row].sum()), int(prompts.read_pos[row])
+    seen = []
+
+    def hook_fn(activation, hook):
+        seen.append(activation[0, read_pos].detach())
+        if post is not None:
+            at_read_pos = (torch.arange(length) == read_pos)[None, :, None]
+            return torch.where(at_read_pos, post, activation)
+
+    tokens = prompts.tokens[row, None, :length]
+    logits = model.run_with_hooks(
+        tokens, attention_mask=torch.ones_like(tokens), fwd_hooks=[(f"blocks.{layer}.mlp.hook_post", hook_fn)]
+    )
+    return logits[0, read_pos].softmax(-1)[prompts.target_ids[row]], seen[0]
+
+
+@pytest.mark.parametrize("architecture", MASKED + CAUSAL)
+def test_attribution_equals_full_passes_one_by_one(architecture):
+    model = tiny_model(architecture)
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.tensor([6, 9, 6, 4])
+    mask = (torch.arange(9) < lengths[:, None]).long()
+    tokens = torch.randint(10, 40, (4, 9), generator=generator)
+    pad = kn.host_of(model).tokenizer.pad_token_id or 0
+    prompts = kn.PromptBatch.from_tokens(
+        torch.where(mask.bool(), tokens, pad),
+        attention_mask=mask,
+        read_pos=lengths - 1 if architecture in CAUSAL else lengths // 2,
+        target_ids=torch.randint(10, 40, (4,), generator=generator),
+    )
+    attr = kn.attribute(model, prompts, quadrature="gauss-legendre", n_steps=3)
+    points = quadrature("gauss-legendre", 3)
+    tolerance = {"rtol": 1e-4, "atol": 1e-9} if architecture in ROUGH else {"rtol": 1e-10, "atol": 1e-14}
+    for row in range(4):
+        for layer in range(N_LAYERS):
+            with torch.no_grad():
+                p, w = full_pass(model, prompts, row, layer, None)
+            total = torch.zeros_like(w)
+            for node, weight in zip(points.nodes, points.weights, strict=True):
+                point = (node * w).requires_grad_()
+                total += weight * torch.autograd.grad(full_pass(model, prompts, row, layer, point)[0], point)[0]
+            torch.testing.assert_close(attr.scores[row, layer], w * total, **tolerance)
+            torch.testing.assert_close(attr.clean[row], p, **tolerance)
