@@ -6,6 +6,7 @@ before the answer belongs to the answer's first token; where the tokenizer makes
 token is the answer's first.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -104,10 +105,19 @@ def _encode_some(tokenizer: Any, texts: Sequence[str], begin: Sequence[int], end
     found: list[int] = np.flatnonzero(n_answer).tolist()
     problem = np.where(n_answer > 0, "", UNKNOWN).astype(object)
     problem[text_of[in_answer & special]] = UNKNOWN
+    # Some tokenizers drop the characters they do not know, without a token for "unknown".
+    spans = np.stack([np.maximum(first, answer_begin), np.minimum(last, answer_end)], axis=1)[in_answer]
+    ends = np.bincount(text_of[in_answer], minlength=len(texts)).cumsum()
+    for i in np.flatnonzero(_covered(spans, text_of[in_answer], len(texts)) < np.asarray(end) - begin).tolist():
+        left = bytearray(b"\1" * len(texts[i]))
+        for low, high in spans[ends[i] - n_answer[i] : ends[i]].tolist():
+            left[low:high] = bytes(high - low)
+        if any(left[at] and _is_written(texts[i][at]) for at in range(begin[i], end[i])):
+            problem[i] = UNKNOWN
     before = start[found] - 1
     has_before = (before >= text_start[found]) & ~special[before]
-    spans = np.stack([first[start[found]], last[stop[found] - 1], first[before], last[before], has_before], axis=1)
-    for i, (low, high, low_before, high_before, exists) in zip(found, spans.tolist(), strict=True):
+    places = np.stack([first[start[found]], last[stop[found] - 1], first[before], last[before], has_before], axis=1)
+    for i, (low, high, low_before, high_before, exists) in zip(found, places.tolist(), strict=True):
         text = texts[i]
         if (text[low : begin[i]] + text[end[i] : high]).strip() and not problem[i]:
             problem[i] = STRADDLES
@@ -118,3 +128,16 @@ def _encode_some(tokenizer: Any, texts: Sequence[str], begin: Sequence[int], end
     padded = np.zeros((len(texts), length.max()), np.int64)
     padded[np.arange(padded.shape[1]) < length[:, None]] = ids
     return Encoded(ids=padded, length=length, start=start, n_answer=stop - start, problem=problem)
+
+
+def _covered(spans: np.ndarray, text_of: np.ndarray, n_texts: int) -> np.ndarray:
+    """Return how many characters of each text its spans, which are in order, cover together."""
+    # Byte tokens of one character share its span, so spans cannot just be added up.
+    covered_to = np.concatenate([[0], spans[:-1, 1]]) * (text_of == np.concatenate([[-1], text_of[:-1]]))
+    new = spans[:, 1] - np.maximum(spans[:, 0], covered_to)
+    return np.bincount(text_of, np.maximum(new, 0), n_texts)
+
+
+def _is_written(character: str) -> bool:
+    """Whether a character must have a token: spaces, accents and control characters may vanish in normalisation."""
+    return not character.isspace() and unicodedata.category(character)[0] not in "MC"

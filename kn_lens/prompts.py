@@ -385,6 +385,6 @@ def _bad_answer(form: _Form, facts: FactSet, asked: Sequence[_Asked], encoded: E
     vocabulary = (token.lstrip("Ġ▁") for token in form.tokenizer.get_vocab())
     near = did_you_mean(fact.object, (token for token in vocabulary if token[:1] == fact.object[:1]))
     return PromptError(
-        f"The answer {fact.object!r} of {fact.key} is not in the vocabulary: its tokens would be unknown or special "
-        f"ones{more}.{near} {cure}"
+        f"The answer {fact.object!r} of {fact.key} is not in the vocabulary: its tokens would be unknown, special or "
+        f"missing{more}.{near} {cure}"
     )

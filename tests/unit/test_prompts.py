@@ -1,0 +1,487 @@
+"""Prompts: the answer's tokens are those of the sentence, nothing is lost unseen, and batching changes nothing."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+from kn_lens.errors import ArgumentError, DataError, PromptError
+from kn_lens.facts import Fact, FactSet
+from kn_lens.hosts import host_of
+from kn_lens.prompts import PromptBatch, _build, _Form, make_prompts, predict
+from tests.tiny import COUNTRIES, tiny_model, tiny_tokenizer
+
+LAST, FIRST, INSIDE = (
+    "The capital of [X] is [Y].",
+    "[Y] is the capital of [X].",
+    "[X]'s capital city, [Y], lies on a river.",
+)
+FACTS = FactSet(Fact(country, "P36", capital, (LAST, FIRST, INSIDE)) for country, capital in COUNTRIES.items())
+TWO_TOKENS = Fact("Peru", "P36", "Lima Oslo", (LAST,))
+MASKED = ("BertForMaskedLM", "RobertaForMaskedLM", "XLMRobertaForMaskedLM", "CamembertForMaskedLM")
+CAUSAL = ("GPT2LMHeadModel", "LlamaForCausalLM", "GemmaForCausalLM", "Qwen2ForCausalLM")
+TOKENIZERS = {name: tiny_tokenizer(name) for name in MASKED + CAUSAL}
+
+
+def text_level(name):
+    """The tokenizer, changed so that a mask written into the text stands for a word as it stood in training.
+
+    A mask swallows the space before it, and the text after it does not begin like a new sentence.
+    """
+    tokenizer = copy.deepcopy(TOKENIZERS[name])
+    if name != "BertForMaskedLM":
+        tokenizer.add_special_tokens({"mask_token": AddedToken("<mask>", lstrip=True, special=True)})
+    if name in ("XLMRobertaForMaskedLM", "CamembertForMaskedLM"):
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    return tokenizer
+
+
+def build(name, facts, contrast=None, unknown_answers="error", n_ctx=64, tokenizer=None):
+    tokenizer = tokenizer or TOKENIZERS[name]
+    form = _Form(tokenizer, name in MASKED, n_ctx, len(tokenizer), torch.device("cpu"))
+    return _build(form, FactSet(facts), contrast, unknown_answers)
+
+
+def row(batch, index):
+    """The row's tokens without padding."""
+    return batch.tokens[index][batch.attention_mask[index] == 1].tolist()
+
+
+def content(batch):
+    """Every prompt without its padding, to compare batches of different widths."""
+    rows_of = [batch.rows_of([i]).tolist() for i in range(len(batch))]
+    return [
+        (
+            [(row(batch, r), int(batch.read_pos[r]), int(batch.target_ids[r])) for r in rows],
+            batch.text[i],
+            batch.template[i],
+            batch.fact(i),
+        )
+        for i, rows in enumerate(rows_of)
+    ]
+
+
+# --- what a prompt is ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_masked_prompt_is_the_text_with_the_mask_in_the_answers_place(name):
+    tokenizer = TOKENIZERS[name]
+    batch = build(name, FACTS)
+    by_text = text_level(name)
+    assert len(batch) == batch.n_rows == 3 * len(FACTS) and not batch.left_out
+    for i in range(len(batch)):
+        fact = batch.fact(i)
+        assert batch.text[i] == fact.filled(batch.template[i]).replace("[Y]", tokenizer.mask_token)
+        assert row(batch, i) == by_text(batch.text[i]).input_ids
+        assert row(batch, i)[batch.read_pos[i]] == tokenizer.mask_token_id
+        filled = row(batch, i)
+        filled[batch.read_pos[i]] = int(batch.target_ids[i])
+        assert filled == tokenizer(fact.filled(batch.template[i]).replace("[Y]", fact.object)).input_ids
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_a_causal_prompt_ends_where_the_answer_begins(name):
+    tokenizer = TOKENIZERS[name]
+    batch = build(name, FACTS)
+    assert batch.template == (LAST,) * len(FACTS) and batch.left_out == {"object not last": 2 * len(FACTS)}
+    for i in range(len(batch)):
+        assert batch.text[i] == f"The capital of {batch.fact(i).subject} is"
+        assert row(batch, i) == tokenizer(batch.text[i]).input_ids
+        assert batch.read_pos[i] == len(row(batch, i)) - 1
+        continued = [*row(batch, i), int(batch.target_ids[i])]
+        assert continued == tokenizer(f"{batch.text[i]} {batch.fact(i).object}").input_ids
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("BertForMaskedLM", "[CLS]"),
+        ("RobertaForMaskedLM", "<s>"),
+        ("GPT2LMHeadModel", "The"),
+        ("LlamaForCausalLM", "<s>"),
+        ("GemmaForCausalLM", "<bos>"),
+    ],
+)
+def test_special_tokens_are_the_checkpoints_own(name, first):
+    assert TOKENIZERS[name].convert_ids_to_tokens(row(build(name, FACTS), 0))[0] == first
+
+
+def test_a_byte_bpe_checkpoint_with_a_beginning_of_sequence_token_gets_it():
+    plain = TOKENIZERS["GPT2LMHeadModel"]
+    opt = transformers.GPT2Tokenizer(
+        vocab=plain.get_vocab(), merges=list(_merges(plain)), bos_token="<|endoftext|>", add_bos_token=True
+    )
+    with_bos, without = (build("GPT2LMHeadModel", FACTS, tokenizer=tokenizer) for tokenizer in (opt, plain))
+    assert row(with_bos, 0) == [opt.bos_token_id, *row(without, 0)]
+    assert torch.equal(with_bos.read_pos, without.read_pos + 1)
+    assert torch.equal(with_bos.target_ids, without.target_ids)
+
+
+def _merges(tokenizer):
+    import json
+
+    return (tuple(merge) for merge in json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"])
+
+
+@pytest.mark.parametrize("name", MASKED + CAUSAL)
+def test_an_answer_of_two_tokens_is_teacher_forced(name):
+    tokenizer = TOKENIZERS[name]
+    batch = build(name, [FACTS[0], TWO_TOKENS, FACTS[1]])
+    i = batch.template.index(LAST, 1)  # the second fact's prompt
+    assert batch.fact(i) is TWO_TOKENS and batch.rows_per_prompt[i] == 2 and batch.n_rows == len(batch) + 1
+    first, second = batch.rows_of([i]).tolist()
+    lima, oslo = batch.target_ids[[first, second]].tolist()
+    assert tokenizer.decode([lima, oslo]).strip() == "Lima Oslo"
+    assert batch.read_pos[second] == batch.read_pos[first] + 1
+    if name in MASKED:
+        mask = tokenizer.mask_token_id
+        start = int(batch.read_pos[first])
+        assert row(batch, first)[start : start + 2] == [mask, mask]
+        assert row(batch, second)[start : start + 2] == [lima, mask]
+        assert row(batch, first) == text_level(name)(batch.text[i]).input_ids
+    else:
+        assert row(batch, second) == [*row(batch, first), lima]
+        assert [*row(batch, second), oslo] == tokenizer("The capital of Peru is Lima Oslo").input_ids
+
+
+def test_a_space_that_is_a_token_of_its_own_belongs_to_the_answer():
+    tokenizer = TOKENIZERS["XLMRobertaForMaskedLM"]
+    batch = build("XLMRobertaForMaskedLM", [Fact("Peru", "r", "is", ("[X] in fact [Y].",))])
+    assert tokenizer.convert_ids_to_tokens(batch.target_ids.tolist()) == ["▁", "is"]
+    assert row(batch, 0) == text_level("XLMRobertaForMaskedLM")(batch.text[0]).input_ids
+
+
+@pytest.mark.parametrize("trim_offsets", [True, False])
+@pytest.mark.parametrize(("object", "pieces"), [("is", ["Ġ", "i", "s"]), ("é", ["Ġ", "Ã", "©"])])
+def test_a_lone_space_is_found_whether_or_not_offsets_are_trimmed(trim_offsets, object, pieces):
+    backend = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    from tokenizers import processors
+
+    backend.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
+    batch = build("GPT2LMHeadModel", [Fact("X", "r", object, ("[X] [Y]", "[X]  [Y]"))], tokenizer=tokenizer)
+    assert tokenizer.convert_ids_to_tokens(batch.target_ids.tolist()) == pieces * 2
+    assert tokenizer.convert_ids_to_tokens(row(batch, 0)) == ["X"]
+    assert tokenizer.convert_ids_to_tokens(row(batch, len(pieces))) == ["X", "Ġ"]  # the other space is the prompt's
+
+
+def test_only_punctuation_may_follow_the_object_of_a_causal_template():
+    patterns = ("[X]: [Y]", "[X]: [Y] .", '[X]: "[Y]".', "[X]: [Y]!\n", "[X]: [Y], and so on", "[Y]: [X]", "[X] [Y]s")
+    batch = build("GPT2LMHeadModel", [replace(FACTS[0], templates=patterns)])
+    assert batch.template == patterns[:4] and batch.left_out == {"object not last": 3}
+
+
+def test_text_after_the_object_cannot_change_a_causal_answer():
+    """'D.C..' would end in a token that holds both full stops."""
+    fact = Fact("Peru", "P36", "Lima.", (LAST, LAST.rstrip(".")))
+    batch = build("GPT2LMHeadModel", [fact])
+    assert content(batch)[0][0] == content(batch)[1][0]
+
+
+def test_a_subject_may_read_like_a_slot():
+    batch = build("BertForMaskedLM", [Fact("[Y] of [X]", "r", "Paris", ("[X] is [Y].", "[Y] is [X]."))])
+    assert batch.text == ("[Y] of [X] is [MASK].", "[MASK] is [Y] of [X].")
+
+
+def test_given_templates_replace_the_facts_own():
+    model = tiny_model("BertForMaskedLM")
+    assert set(make_prompts(model, FACTS[0], templates=LAST).template) == {LAST}
+    assert make_prompts(model, FACTS[:2], templates=[LAST, FIRST]).template == (LAST, FIRST) * 2
+    assert set(make_prompts(model, FACTS, templates={"P36": [INSIDE]}).template) == {INSIDE}
+    with pytest.raises(ArgumentError, match=r"none for relation 'P36'.*Did you mean 'P63'"):
+        make_prompts(model, FACTS, templates={"P63": [LAST]})
+    with pytest.raises(ArgumentError, match=r"holds \[Y\].* 0 times"):
+        make_prompts(model, FACTS, templates=["The capital of [X]"])
+
+
+# --- contrast answers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MASKED + CAUSAL)
+def test_contrast_answers_are_the_tokens_of_the_same_place(name):
+    others = dict(zip(FACTS, [*(fact.object for fact in FACTS[1:]), FACTS[0].object], strict=True))
+    batch = build(name, FACTS, contrast=others)
+    swapped = build(name, [replace(fact, object=other, uid="swapped") for fact, other in others.items()])
+    assert torch.equal(batch.contrast_ids, swapped.target_ids)
+    assert torch.equal(batch.tokens, build(name, FACTS).tokens)
+
+
+def test_a_contrast_answer_of_two_tokens_stands_row_by_row():
+    batch = build("BertForMaskedLM", [TWO_TOKENS], contrast="Paris Rome")
+    assert TOKENIZERS["BertForMaskedLM"].decode(batch.contrast_ids) == "Paris Rome"
+
+
+@pytest.mark.parametrize(
+    ("contrast", "message"),
+    [
+        ("Lima Oslo", "it has 2 tokens, and 'Dublin' has 1"),
+        ("Łódź", "does not fit P36/Ireland/Dublin .*not in the vocabulary"),
+        ("Dublin", "expected another answer than the true one"),
+        ({FACTS[0]: "Paris"}, "contrast gives no answer for the fact P36/France/Paris"),
+        ({fact: None for fact in FACTS}, "answer of P36/Ireland/Dublin is None"),
+    ],
+)
+def test_a_contrast_answer_that_does_not_fit_is_refused(contrast, message):
+    with pytest.raises(PromptError, match=message):
+        build("BertForMaskedLM", FACTS, contrast=contrast)
+
+
+# --- what cannot be asked --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "XLMRobertaForMaskedLM", "LlamaForCausalLM"])
+def test_an_answer_beyond_the_vocabulary_is_never_asked_for(name):
+    facts = [*FACTS[:2], Fact("Poland", "P36", "Łódź", (LAST, FIRST)), Fact("Spain", "P36", "Māñ", (LAST,))]
+    with pytest.raises(PromptError, match=r"'Łódź' of P36/Poland/Łódź is not in the vocabulary.* \(2 facts have"):
+        build(name, facts)
+    batch = build(name, facts, unknown_answers="leave_out")
+    assert batch.left_out["answer not in the vocabulary"] == (3 if name in MASKED else 2)
+    assert {batch.fact(i) for i in range(len(batch))} == set(FACTS[:2]) and batch.facts == tuple(facts)
+    assert TOKENIZERS[name].unk_token_id not in batch.target_ids
+    with pytest.raises(PromptError, match=r"No prompt is left of 2 pairs .*answer not in the vocabulary: "):
+        build(name, facts[2:3], unknown_answers="leave_out")
+
+
+def test_an_unknown_answer_names_the_nearest_known():
+    with pytest.raises(PromptError, match=r"Did you mean 'Dublin'\?"):
+        build("BertForMaskedLM", [replace(FACTS[0], object="Dubłin")])
+
+
+@pytest.mark.parametrize("answer", ["[MASK]", "[UNK]", "[SEP]"])
+def test_a_special_token_is_no_answer(answer):
+    with pytest.raises(PromptError, match="not in the vocabulary"):
+        build("BertForMaskedLM", [replace(FACTS[0], object=answer)])
+
+
+def test_an_answer_that_shares_a_token_with_its_neighbours_is_refused():
+    glued = Fact("Ireland", "r", "Dub", ("[Y]lin is the capital of [X].", "[X] is not [Y]."))
+    with pytest.raises(PromptError, match=r"'Dub' .* shares a token with the text beside it in '\[Y\]lin"):
+        build("BertForMaskedLM", [glued])
+    batch = build("BertForMaskedLM", [glued], unknown_answers="leave_out")
+    assert batch.left_out == {"answer shares a token with the text beside it": 1} and len(batch) == 1
+
+
+def test_a_prompt_longer_than_the_context_is_named_not_cut():
+    length = int(build("BertForMaskedLM", FACTS).attention_mask.sum(-1).max())
+    build("BertForMaskedLM", FACTS, n_ctx=length)
+    with pytest.raises(
+        PromptError, match=rf"capital city, \[Y\], .* has {length} tokens, .* context of {length - 1}\."
+    ):
+        build("BertForMaskedLM", FACTS, n_ctx=length - 1)
+    # A causal row holds the prompt and all of the answer but its last token.
+    longest = int(build("GPT2LMHeadModel", [TWO_TOKENS]).attention_mask.sum(-1).max())
+    build("GPT2LMHeadModel", [TWO_TOKENS], n_ctx=longest)
+    with pytest.raises(PromptError, match=f"has {longest} tokens"):
+        build("GPT2LMHeadModel", [TWO_TOKENS], n_ctx=longest - 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "message"),
+    [
+        ("BertForMaskedLM", [], "There are no facts"),
+        ("BertForMaskedLM", [Fact("Ireland", "P36", "Dublin")], "P36/Ireland/Dublin has no templates"),
+        (
+            "GPT2LMHeadModel",
+            [Fact("Ireland", "P36", "Dublin", (FIRST,))],
+            r"No prompt is left of 1 .*object not last: 1",
+        ),
+        ("GPT2LMHeadModel", [Fact("", "P36", "Dublin", ("[Y]",))], "nothing before the answer"),
+        ("BertForMaskedLM", [Fact("[MASK]", "P36", "Dublin", (LAST,))], "holds the mask token besides"),
+    ],
+)
+def test_facts_that_give_no_prompt_are_refused(name, facts, message):
+    with pytest.raises(PromptError, match=message):
+        build(name, facts)
+
+
+def test_a_tokenizer_that_cannot_serve_is_refused():
+    with pytest.raises(PromptError, match="GPT2Tokenizer has none"):
+        build("BertForMaskedLM", FACTS, tokenizer=TOKENIZERS["GPT2LMHeadModel"])
+    form = _Form(TOKENIZERS["BertForMaskedLM"], True, 64, 10, torch.device("cpu"))
+    with pytest.raises(PromptError, match="the model has 10 tokens"):
+        _build(form, FACTS, None, "error")
+
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(PromptError, match=r"Slow cannot say which characters.*use_fast=True"):
+        build("GPT2LMHeadModel", FACTS, tokenizer=type("Slow", (Slow,), {"__len__": lambda self: 10})())
+    with pytest.raises(ArgumentError, match="unknown_answers is 'skip'"):
+        build("BertForMaskedLM", FACTS, unknown_answers="skip")
+
+
+def test_a_model_without_a_tokenizer_takes_one_or_the_users_tokens(monkeypatch):
+    model = tiny_model("GPT2LMHeadModel")
+    bare = replace(host_of(model), tokenizer=None)
+    monkeypatch.setattr("kn_lens.prompts.host_of", lambda model: bare)
+    with pytest.raises(PromptError, match=r"has no tokenizer.*PromptBatch\.from_tokens"):
+        make_prompts(model, FACTS)
+    batch = make_prompts(model, FACTS, tokenizer=TOKENIZERS["GPT2LMHeadModel"])
+    assert content(batch) == content(build("GPT2LMHeadModel", FACTS))
+    assert predict(model, batch, k=1)["token"].str.isdecimal().all()
+
+
+def test_a_fact_given_twice_is_refused():
+    with pytest.raises(DataError, match="occurs twice: 0 and 2"):
+        make_prompts(tiny_model("BertForMaskedLM"), [FACTS[0], FACTS[1], FACTS[0]])
+
+
+# --- properties ------------------------------------------------------------------------------------------------------
+
+mixed = [*FACTS, TWO_TOKENS, Fact("", "r", "Rome", ("Italy has its seat of government in [Y].",))]
+some_facts = st.lists(st.sampled_from(mixed), min_size=1, max_size=6, unique=True)
+quick = settings(max_examples=25, deadline=None)
+
+
+@pytest.mark.parametrize("name", MASKED + CAUSAL)
+@quick
+@given(some_facts)
+def test_a_prompt_does_not_depend_on_its_batch_or_order(name, facts):
+    together = content(build(name, facts))
+    assert together == [prompt for fact in facts for prompt in content(build(name, [fact]))]
+
+
+BATCH = build(
+    "BertForMaskedLM",
+    mixed,
+    contrast={
+        fact: "Oslo Lima" if fact is TWO_TOKENS else "Berlin Oslo".split()[fact.object == "Berlin"] for fact in mixed
+    },
+)
+choices = st.lists(st.integers(0, len(BATCH) - 1), min_size=1, max_size=8)
+
+
+@quick
+@given(choices, st.data())
+def test_selecting_twice_is_selecting_once(first, data):
+    second = data.draw(st.lists(st.integers(0, len(first) - 1), min_size=1, max_size=8))
+    once, twice = BATCH.select([first[i] for i in second]), BATCH.select(first).select(torch.tensor(second))
+    assert content(once) == content(twice) == [content(BATCH)[first[i]] for i in second]
+    assert torch.equal(once.contrast_ids, twice.contrast_ids) and once.facts == BATCH.facts
+    assert once.prompt_index.unique().tolist() == list(range(len(second)))
+
+
+def test_selecting_everything_changes_nothing():
+    same = BATCH.select(range(len(BATCH)))
+    for name, value in vars(BATCH).items():
+        assert (
+            torch.equal(value, getattr(same, name)) if isinstance(value, torch.Tensor) else value == getattr(same, name)
+        )
+
+
+@pytest.mark.parametrize("chosen", [[-1], [len(BATCH)], [0.5], [True], [[0]]])
+def test_prompts_that_do_not_exist_cannot_be_selected(chosen):
+    with pytest.raises(ArgumentError, match="Prompts"):
+        BATCH.select(chosen)
+    with pytest.raises(ArgumentError, match="no prompt in the batch"):
+        BATCH.select([])
+
+
+# --- own tokens ------------------------------------------------------------------------------------------------------
+
+OWN = {
+    "tokens": torch.tensor([[5, 6, 7], [5, 6, 0]]),
+    "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
+    "read_pos": torch.tensor([2, 1]),
+    "target_ids": torch.tensor([9, 8]),
+}
+
+
+def test_own_tokens_need_nothing_else():
+    batch = PromptBatch.from_tokens(**OWN)
+    assert len(batch) == batch.n_rows == 2 and batch.prompt_index.tolist() == [0, 1]
+    assert batch.fact(0) != batch.fact(1) and batch.fact(1).object == "8"
+    narrow = PromptBatch.from_tokens(**{name: value.int() for name, value in OWN.items()})
+    assert narrow.tokens.dtype == torch.int64
+    told = PromptBatch.from_tokens(**OWN, facts=[FACTS[0]], fact_index=torch.tensor([0, 0]))
+    assert told.fact(1) == FACTS[0]
+    assert PromptBatch.from_tokens(**OWN, fact_index=torch.tensor([1, 1])).facts[1].object == "8"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"tokens": [[5, 6, 7]]}, "tokens must be a tensor of whole numbers; got list"),
+        ({"tokens": torch.rand(2, 3)}, "tokens must be a tensor .* got torch.float32"),
+        ({"tokens": torch.tensor([5, 6])}, r"tokens has shape \[2\]; expected \[2, 2\]"),
+        ({"tokens": torch.tensor([[5, -6, 7], [5, 6, 0]])}, "tokens of row 0 hold a negative id"),
+        ({"attention_mask": torch.ones(2, 2).long()}, r"attention_mask has shape \[2, 2\]; expected \[2, 3\]"),
+        ({"attention_mask": torch.tensor([[1, 1, 1], [0, 1, 1]])}, "attention_mask of row 1 .*pad on the right"),
+        ({"attention_mask": torch.tensor([[1, 1, 1], [0, 0, 0]])}, "attention_mask of row 1"),
+        ({"attention_mask": torch.tensor([[1, 1, 1], [2, 0, 0]])}, "attention_mask of row 1"),
+        ({"read_pos": torch.tensor([2, 2])}, "read_pos of row 1 is 2, outside"),
+        ({"read_pos": torch.tensor([-1, 1])}, "read_pos of row 0 is -1, outside"),
+        ({"read_pos": torch.tensor([2])}, r"read_pos has shape \[1\]; expected \[2\]"),
+        ({"read_pos": torch.zeros(2, dtype=torch.int64, device="meta")}, "one device; got .*read_pos on meta"),
+        ({"target_ids": torch.tensor([9, -100])}, "target_ids of row 1 is -100"),
+        ({"contrast_ids": torch.tensor([-1, 1])}, "contrast_ids of row 0 is -1"),
+        ({"facts": [FACTS[0]]}, "fact_index of prompt 1 is 1; there are 1 facts"),
+        ({name: value[:0] for name, value in OWN.items()}, "no prompt in the batch"),
+    ],
+)
+def test_own_tokens_that_do_not_fit_together_are_refused(changed, message):
+    with pytest.raises(ArgumentError, match=message):
+        PromptBatch.from_tokens(**{**OWN, **changed})
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ([0, 2], "jumps to 2 at row 1"),
+        ([1, 1], "jumps to 1 at row 0"),
+        ([1, 0], "jumps to 1 at row 0"),
+        ([-1, 0], "jumps to -1 at row 0"),
+        ([0, 0], "names 1 prompts; there are 2"),
+    ],
+)
+def test_rows_must_stand_in_order_of_their_prompts(index, message):
+    with pytest.raises(ArgumentError, match=message):
+        replace(PromptBatch.from_tokens(**OWN), prompt_index=torch.tensor(index))
+
+
+def test_prompts_are_checked_against_the_model_they_are_given_to():
+    host = host_of(tiny_model("GPT2LMHeadModel"))
+    batch = PromptBatch.from_tokens(**OWN)
+    batch.check_for(host)
+    with pytest.raises(ArgumentError, match=r"prompts are on cpu and .* on meta; .*prompts\.to\('meta'\)"):
+        batch.check_for(replace(host, device=torch.device("meta")))
+    with pytest.raises(ArgumentError, match=r"target_ids hold the id 9; .* has 9 tokens"):
+        batch.check_for(replace(host, d_vocab=9))
+    with pytest.raises(PromptError, match=r"'tokens 0' has 3 tokens, more than .* 2"):
+        batch.check_for(replace(host, n_ctx=2))
+
+
+# --- predict ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "LlamaForCausalLM"])
+def test_predictions_are_the_models_own(name):
+    model = tiny_model(name)
+    batch = make_prompts(model, [FACTS[0], TWO_TOKENS])
+    table = predict(model, batch, k=3, rows_per_pass=2)
+    assert len(table) == 3 * batch.n_rows and table["rank"].tolist() == [0, 1, 2] * batch.n_rows
+    with torch.no_grad():
+        logits = model(batch.tokens, attention_mask=batch.attention_mask)
+    expected = logits[torch.arange(batch.n_rows), batch.read_pos].softmax(-1).topk(3)
+    torch.testing.assert_close(torch.tensor(table["probability"]), expected.values.flatten())
+    assert table["token_id"].tolist() == expected.indices.flatten().tolist()
+    last = table[table["prompt"] == len(batch) - 1]
+    assert last["answer_token"].tolist() == [0, 0, 0, 1, 1, 1] and set(last["text"]) == {batch.text[-1]}
+    assert table["token"][0] == TOKENIZERS[name].decode([table["token_id"][0]])
+
+
+def test_predict_refuses_what_it_cannot_list():
+    model = tiny_model("GPT2LMHeadModel")
+    batch = make_prompts(model, FACTS)
+    for k in (0, 10_000, 1.5, True):
+        with pytest.raises(ArgumentError, match=rf"k is {k}; expected a whole number from 1 to"):
+            predict(model, batch, k=k)
+    with pytest.raises(ArgumentError, match="rows_per_pass is 0"):
+        predict(model, batch, rows_per_pass=0)
