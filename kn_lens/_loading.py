@@ -62,14 +62,20 @@ def attach_tokenizer(model: Any, tokenizer: Any) -> None:
 
 
 def read_checkpoint(
-    source: str | Path, *, tokenizer: Any, device: torch.device, dtype: torch.dtype, revision: str | None
+    source: str | Path,
+    *,
+    tokenizer: Any,
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+    revision: str | None,
 ) -> tuple[nn.Module, Any]:
     """Load a Hugging Face model in evaluation mode, and its tokenizer unless one is given.
 
     Raises:
         UnsupportedModelError: nothing there, incomplete, or of a kind that kn_lens cannot host.
-        ArgumentError: a revision of what is not on the hub.
+        ArgumentError: a device or dtype that cannot be, or a revision of what is not on the hub.
     """
+    device, dtype = _resolved(device, dtype)
     with quiet_imports():
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
@@ -132,6 +138,46 @@ def check_in_memory(model: Any) -> None:
     check_config(model.config, architecture_of(model), kind)
 
 
+def check_state(hf_model: nn.Module, name: str) -> None:
+    """Raise unless the model is in evaluation mode, whole on one device, and of plain floating-point weights.
+
+    Raises:
+        UnsupportedModelError: naming what is not.
+    """
+    training = [path for path, module in hf_model.named_modules() if module.training]
+    if training:
+        where = "" if "" in training else f" ({len(training)} of its parts, such as {_plain(training[0])!r})"
+        raise UnsupportedModelError(
+            f"{name} is in train mode{where}, where dropout makes every pass another one; call model.eval() first."
+        )
+    devices = {str(weight.device) for weight in hf_model.parameters()}
+    if len(devices) > 1 or "meta" in devices:
+        raise UnsupportedModelError(
+            f"{name} has weights on {' and '.join(sorted(devices))}; expected all on one device: model.to(device)."
+        )
+    for path, weight in hf_model.named_parameters():
+        if not weight.is_floating_point():
+            raise UnsupportedModelError(
+                f"{name} is quantised: {_plain(path)!r} is {weight.dtype}; load the original weights instead."
+            )
+
+
+def check_finite(hf_model: nn.Module, name: str) -> None:
+    """Raise if a weight is NaN or infinite. Reads every weight once.
+
+    Raises:
+        UnsupportedModelError: naming the weight.
+    """
+    for path, weight in hf_model.named_parameters():
+        n_bad = weight.numel() - int(torch.isfinite(weight).sum())
+        if n_bad:
+            raise UnsupportedModelError(
+                f"{name}: {n_bad} of {weight.numel()} values of the weight {_plain(path)} are NaN or infinite; "
+                "expected finite weights. The checkpoint is damaged, or was cast to a type too small for it: load it "
+                "again, with a wider dtype."
+            )
+
+
 def wrap(hf_model: Any, *, name: str) -> Any:
     """Build a TransformerBridge around a Hugging Face model, in place, and freeze its weights.
 
@@ -188,6 +234,17 @@ def _check_blocks(mapping: Any, name: str) -> None:
         )
 
 
+def _resolved(device: str | torch.device | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ArgumentError(f"dtype={dtype!r}; expected a floating-point torch.dtype such as torch.float32.")
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(f"device={device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return found, dtype or torch.float32
+
+
 def _check_directory(path: Path, *, needs_tokenizer: bool) -> None:
     present = {entry.name for entry in path.iterdir()}
     for what, files in {
@@ -215,3 +272,7 @@ def _not_found(name: str, reason: str = "") -> str:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _plain(path: str) -> str:
+    return path.replace("._original_component", "")

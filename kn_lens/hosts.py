@@ -34,9 +34,10 @@ from kn_lens._loading import (
     tokenizer_of,
     wrap,
 )
+from kn_lens._prefix import Prefix
 from kn_lens.errors import ArgumentError, HookError, UnsupportedModelError, did_you_mean
 
-__all__ = ["FAMILIES", "Family", "HookFn", "Host", "embedded_models", "host_of", "load_model"]
+__all__ = ["FAMILIES", "Family", "HookFn", "Host", "Prefix", "embedded_models", "host_of", "load_model"]
 
 HookFn = Callable[..., Tensor | None]
 

@@ -336,19 +336,18 @@ def test_loading_leaves_loggers_and_warning_filters_alone(tmp_path: Path) -> Non
         ("ElectraForPreTraining", {}, "head.*take a ElectraForMaskedLM"),
         ("BertModel", {}, "head.*take a BertForMaskedLM"),
         ("BertLMHeadModel", {}, "head.*take a BertForMaskedLM"),
-        ("MambaForCausalLM", {}, "no dense MLP"),
+        ("MambaForCausalLM", {"hidden_size": 16, "num_hidden_layers": 1}, "no dense MLP"),
         ("LlamaForCausalLM", {"quantization_config": {"quant_method": "fp8"}}, "quantised.*original weights"),
     ],
 )
 def test_what_cannot_be_hosted_is_refused_before_it_is_touched(architecture: str, settings: dict, reason: str) -> None:
     cls = getattr(transformers, architecture)
-    config = cls.config_class()
-    for key, value in settings.items():
-        setattr(config, key, value)
-    with torch.device("meta"):
+    config = cls.config_class(**settings)
+    with torch.device(
+        "cpu" if architecture == "MambaForCausalLM" else "meta"
+    ):  # most are refused for their configuration
         hf_model = cls(config).eval()
     modules, attention = [type(module) for module in hf_model.modules()], hf_model.config._attn_implementation
-    hf_model = hf_model.to_empty(device="cpu") if architecture == "MambaForCausalLM" else hf_model
     with pytest.raises(UnsupportedModelError, match=reason):
         load_model(hf_model)
     assert [type(module) for module in hf_model.modules()] == modules
@@ -479,6 +478,15 @@ def test_weights_that_are_not_finite_are_refused_by_name(bad: float, tmp_path: P
     host_of(model)  # cheap: does not look
 
 
+def test_a_damaged_model_in_memory_is_refused_before_it_is_wrapped() -> None:
+    hf_model = tiny_hf_model("BertForMaskedLM")
+    hf_model.bert.embeddings.LayerNorm.bias.data[0] = float("nan")
+    modules = [type(module) for module in hf_model.modules()]
+    with pytest.raises(UnsupportedModelError, match=r"bert\.embeddings\.LayerNorm\.bias"):
+        load_model(hf_model)
+    assert [type(module) for module in hf_model.modules()] == modules
+
+
 def test_processed_weights_are_told_from_raw_ones() -> None:
     model = tiny_model("GPT2LMHeadModel")
     model.enable_compatibility_mode(no_processing=True, disable_warnings=True)
@@ -487,8 +495,8 @@ def test_processed_weights_are_told_from_raw_ones() -> None:
     assert not host_of(model).raw
 
 
-@pytest.mark.parametrize("layer", [-1, N_LAYERS, 1.0, True, "1", None])
-def test_layers_out_of_range(layer: Any) -> None:
+@pytest.mark.parametrize("layer", [-1, N_LAYERS, True])
+def test_layers_out_of_range(layer: int) -> None:
     host = host_of(tiny_model("BertForMaskedLM"))
     for method in (host.hook_post, host.hook_mlp_out, host.resid_pre, host.resid_post, host.W_out):
         with pytest.raises(ArgumentError, match=rf"no layer {layer!r}; expected 0 to 2"):
@@ -498,13 +506,14 @@ def test_layers_out_of_range(layer: Any) -> None:
 def test_unknown_hooks_are_refused_before_the_model_runs() -> None:
     host = host_of(tiny_model("BertForMaskedLM"))
     tokens = torch.arange(8, 12)[None]
-    ran: list[int] = []
-    first = (host.hook_post(0), lambda activation, hook: ran.append(1))
-    for name in ("blocks.0.mlp.hook_pst", lambda name: True):
-        with pytest.raises(HookError, match="has no hook"):
-            host.logits(tokens, torch.ones_like(tokens), fwd_hooks=[first, (name, lambda activation, hook: None)])
-    with pytest.raises(HookError, match=r"Did you mean 'blocks\.0\.mlp\.hook_post'\?"):
-        host.check_hooks(["blocks.0.mlp.hook_pst"])
+    ran: list[str] = []
+    hooks = [
+        (name, lambda activation, hook: ran.append("yes")) for name in (host.hook_post(0), "blocks.0.mlp.hook_pst")
+    ]
+    with pytest.raises(HookError, match=r"no hook 'blocks.0.mlp.hook_pst'.*Did you mean 'blocks\.0\.mlp\.hook_post'\?"):
+        host.logits(tokens, torch.ones_like(tokens), fwd_hooks=hooks)
+    with pytest.raises(HookError, match="not filters"):
+        host.check_hooks([lambda name: True])
     assert not ran
 
 
@@ -528,7 +537,6 @@ def test_arguments_that_do_not_apply(tmp_path: Path) -> None:
         {"device": "cpuu"},
         {"device": "cuda:99"},
         {"dtype": torch.int64},
-        {"dtype": "float"},
         {"revision": "x"},
     ):
         with pytest.raises(ArgumentError, match=next(iter(option))):
