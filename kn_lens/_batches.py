@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from kn_lens.errors import ArgumentError, PromptError
@@ -16,7 +16,7 @@ from kn_lens.facts import Fact
 from kn_lens.hosts import Host
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)  # tensors have no single truth value to compare by
 class PromptBatch:
     """Prompts as token tensors; all on one device, all indices int64.
 
@@ -279,7 +279,7 @@ def _check_values(batch: PromptBatch) -> None:
     )
 
 
-def _refuse(bad: Tensor, message: str, values: Tensor | None = None) -> None:
+def _refuse(bad: Bool[Tensor, " some"], message: str, values: Int[Tensor, " some"] | None = None) -> None:
     if bool(bad.any()):
         row = int(bad.long().argmax())
         raise ArgumentError(message.format(row=row, value=None if values is None else int(values[row])))

@@ -95,6 +95,7 @@ class FactSet(Sequence[Fact]):
         facts: the facts, all different.
 
     Raises:
+        ArgumentError: something in it is not a ``Fact``.
         DataError: a fact occurs twice; both places are named.
 
     >>> facts = FactSet([Fact("Ireland", "P36", "Dublin"), Fact("Ireland", "P30", "Europe")])
@@ -106,6 +107,9 @@ class FactSet(Sequence[Fact]):
 
     def __init__(self, facts: Iterable[Fact]) -> None:
         facts = tuple(facts)
+        for fact in facts:
+            if not isinstance(fact, Fact):
+                raise ArgumentError(f"A FactSet holds Facts; got {fact!r}, of type {type(fact).__name__}.")
         _index_of(facts, (str(number) for number in range(len(facts))))
         object.__setattr__(self, "facts", facts)
 
@@ -225,6 +229,9 @@ class FactSet(Sequence[Fact]):
         Args:
             split: ``"trained"`` for the templates that the embedded models were trained on, ``"held_out"`` for the
                 others, ``"all"`` for both.
+
+        >>> FactSet.world().find("Ireland", relation="P36").object
+        'Dublin'
         """
         return cls._of(fact_files.read_world(split), fact_files.WORLD)
 

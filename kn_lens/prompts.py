@@ -50,7 +50,8 @@ def make_prompts(
 
     Sentence and answer are encoded together, with the special tokens of the checkpoint's own tokenizer, and the
     answer's tokens are those over its characters. For masked models they become mask tokens. For causal models the
-    prompt ends before them; templates with more than punctuation after the object are left out and counted.
+    prompt ends before them; templates with more than punctuation after the object are left out and counted. Words of
+    the subject that the vocabulary lacks are asked as the checkpoint reads them; the answer's never are.
 
     Args:
         model: the TransformerLens model that the prompts are for.

@@ -124,3 +124,8 @@ def test_partners_are_of_another_relation_and_all_of_them_come_up():
 def test_a_fact_that_stands_twice_is_refused_with_both_places():
     with pytest.raises(DataError, match=r"P36/Ireland/Dublin#a occurs twice: 0 and 4"):
         FactSet([*FACTS, FACTS[0]])
+
+
+def test_a_set_holds_facts_alone():
+    with pytest.raises(ArgumentError, match="holds Facts; got 'Ireland', of type str"):
+        FactSet([FACTS[0], "Ireland"])  # pyright: ignore
