@@ -290,6 +290,17 @@ def test_the_answer_of_several_tokens_is_explained_as_a_whole(pair, prompts):
     torch.testing.assert_close(attr.scores[1], alone.scores[0], rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.parametrize("rows_per_pass", [1, 4])
+def test_no_pass_holds_more_rows_than_its_budget(pair, prompts, rows_per_pass):
+    model = pair[1]
+    seen = []
+    with model.hooks(fwd_hooks=[("unembed.hook_in", lambda value, hook: seen.append(len(value)))]):
+        for method in ("integrated_gradients", "gradient_x_activation", "ablation", "log_prob_gain"):
+            kn.attribute(model, prompts, method=method, rows_per_pass=rows_per_pass)
+        kn.measure(model, prompts, kn.Suppress(kn.NeuronSet([(0, 1)])), rows_per_pass=rows_per_pass)
+    assert max(seen) <= rows_per_pass
+
+
 def test_only_the_chosen_layers_are_computed_and_they_are_the_same(pair, prompts):
     model = pair[1]
     whole = kn.attribute(model, prompts)
