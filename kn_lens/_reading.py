@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kn_lens.engine import stretches
 from kn_lens.hosts import Host
 from kn_lens.interventions import Intervention
 from kn_lens.outputs import at_least_float32, target_logits
@@ -57,7 +58,7 @@ def read(
     log_prob = np.zeros(len(prompts))
     rank = np.zeros(len(prompts), dtype=np.int64)
     top: list[list[int]] = [[] for _ in range(len(prompts))]
-    for chosen in _passes(prompts, rows_per_pass):
+    for chosen in stretches(prompts, rows_per_pass):
         part = prompts.select(chosen)
         hooks = list(chain.from_iterable(one.select(prompts, chosen).hooks(host.model, part) for one in interventions))
         n_pos = int(part.attention_mask.sum(-1).max())
@@ -81,18 +82,3 @@ def _of_target(
     """Return the log-probability of each target, and how many tokens are more probable."""
     target = target_logits(logits, target_ids)
     return (target - logits.logsumexp(-1)).double(), (logits > target[:, None]).sum(-1)
-
-
-def _passes(prompts: PromptBatch, rows_per_pass: int) -> Iterable[Int[Tensor, " some"]]:
-    """Cut the prompts, from short to long, into stretches of at most ``rows_per_pass`` rows."""
-    n_rows = prompts.rows_per_prompt
-    lengths = prompts.attention_mask.sum(-1)[n_rows.cumsum(0) - 1]  # of each prompt's last row, its longest
-    order = lengths.argsort(stable=True)
-    stretch, rows = [], 0
-    for prompt, n in zip(order.tolist(), n_rows[order].tolist(), strict=True):
-        if stretch and rows + n > rows_per_pass:
-            yield torch.tensor(stretch, device=order.device)
-            stretch, rows = [], 0
-        stretch.append(prompt)
-        rows += n
-    yield torch.tensor(stretch, device=order.device)

@@ -16,7 +16,7 @@ Lists of hooks act in their order, each on what the one before returned.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -32,10 +32,14 @@ from kn_lens.prompts import PromptBatch
 Neurons = NeuronSet | Mapping[Fact, NeuronSet] | Sequence[NeuronSet]
 """One set for all prompts; a set for each fact, acting on that fact's prompts; or a set for each prompt."""
 
+Value = float | Float[Tensor, ""] | Float[Tensor, "n_layers d_mlp"] | Float[Tensor, "row n_layers d_mlp"]
+"""What neurons are set to: one number, one for each neuron, or one for each neuron in each row."""
+
 Position = Literal["read", "all"]
 """Where neurons are changed: at each row's read position, or at every position."""
 
 
+@runtime_checkable
 class Intervention(Protocol):
     """What ``measure`` can try on a model; anything with these two methods will do."""
 
@@ -182,7 +186,7 @@ class SetTo(_Change):
         position: ``"read"`` or ``"all"``; all positions get the same value.
     """
 
-    value: float | Float[Tensor, "n_layers d_mlp"] | Float[Tensor, "row n_layers d_mlp"] = field(kw_only=False)
+    value: Value
 
     def __post_init__(self) -> None:
         super().__post_init__()

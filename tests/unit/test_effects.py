@@ -25,7 +25,7 @@ loaded = functools.cache(tiny_model)
 def sets_of(facts, seed=0):
     """Three neurons for each fact, one in each layer; none for the first."""
     draw = np.random.default_rng(seed)
-    found = {fact: kn.NeuronSet((layer, draw.integers(D_MLP)) for layer in range(N_LAYERS)) for fact in facts}
+    found = {fact: kn.NeuronSet((layer, int(draw.integers(D_MLP))) for layer in range(N_LAYERS)) for fact in facts}
     return found | {facts[0]: kn.NeuronSet()}
 
 
