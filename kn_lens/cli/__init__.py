@@ -1,0 +1,68 @@
+"""The ``kn-lens`` command: the main job and its parts, from a shell.
+
+Results go to stdout, as tables for people or with ``--json`` as one document for machines; progress and messages go to
+stderr. Exit codes: 0 done, 2 bad input (one line says what and how to cure it), 130 interrupted.
+
+The commands import PyTorch and TransformerLens when they run, so that ``--help`` need not wait for them.
+"""
+
+import os
+import sys
+import warnings
+from typing import Any
+
+from kn_lens.errors import KNLensError
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line of this process; the entry point of ``kn-lens``."""
+    try:
+        code = _run()
+    except KeyboardInterrupt:
+        code = 130
+    if code == 130:
+        print("kn-lens: interrupted; nothing was written.", file=sys.stderr)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Run the command and return the exit code."""
+    _silence_third_parties()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without Unicode is no reason to stop
+    import typer  # here, so that an interrupt during the import ends in one line too
+
+    from kn_lens.cli._app import app
+
+    # What typer raises for a command line that it cannot parse. Newer releases carry their own copy of click, so the
+    # class has no import path that all of them share.
+    usage_error: Any = typer.BadParameter.__mro__[1]
+    try:
+        code = app(standalone_mode=False) or 0
+        sys.stdout.flush()
+        return code
+    except typer.Abort:
+        return 130
+    except usage_error as error:
+        return _fail(error.format_message())
+    except KNLensError as error:
+        return _fail(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has left, as `| head` does
+        return 0
+    except OSError as error:
+        return _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error))
+
+
+def _fail(message: str) -> int:
+    print("kn-lens: error:", " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+def _silence_third_parties() -> None:
+    """Keep other libraries' notices and bars off stderr; the library itself changes nothing of the kind."""
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of reading weights too; `working` says what goes on

@@ -1,0 +1,147 @@
+"""How results look in a terminal. Each function takes the document that ``--json`` prints, and computes nothing."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+ROWS_SHOWN = 40
+CONTROLS = {"found": "knowledge neurons", "activation": "most active", "random": "random"}
+
+
+def table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
+    """Return an empty table in the house style; the columns named in ``right`` hold numbers."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", no_wrap=column in right)
+    return made
+
+
+def neuron_names(pairs: Sequence[Sequence[int]], limit: int = 6) -> str:
+    """Return ``L3N412 L3N77 ...``."""
+    names = [f"L{layer}N{index}" for layer, index in pairs]
+    return " ".join(names[:limit]) + (f" +{len(names) - limit}" if len(names) > limit else "") or "none"
+
+
+def number(value: float | None, digits: str = ".1e") -> str:
+    """Return a number as text; a dash where there is none."""
+    return "-" if value is None or value != value else format(value, digits)
+
+
+def percent(value: float | None) -> str:
+    """Return a signed share in percent."""
+    return "-" if value is None or value != value else f"{100 * value:+.1f}%"
+
+
+def left_out_lines(left_out: Mapping[str, int], n_facts: int) -> Iterator[str]:
+    """Say what was not asked, and why."""
+    for reason, n in left_out.items():
+        yield f"Left out: {n:,} prompts ({reason})"
+    if n_facts:
+        yield f"Facts without any prompt left: {n_facts:,}"
+
+
+def found_table(document: Mapping[str, Any]) -> Group:
+    """Return what ``find`` found: one row a fact, and the totals."""
+    facts, settings = document["facts"], document["settings"]
+    n_unconverged, n_pairs = (sum(row[name] for row in facts) for name in ("n_unconverged", "n_pairs"))
+    numbers = ["prompts", settings["output"], "gap", *(["unconverged"] if n_unconverged else []), "n"]
+    title = f"{document['model']['name']}: {settings['method']}, {document['quadrature']}"
+    shown = table(title, "", "fact", *numbers, "neurons", right=numbers)
+    for row in facts[:ROWS_SHOWN]:
+        shown.add_row(
+            row["relation"],
+            f"{row['subject']}: {row['object']}".removeprefix(": "),
+            str(row["n_prompts"]),
+            number(row["mean_output"], ".3f"),
+            number(row["largest_gap"]),
+            *([f"{row['n_unconverged']}/{row['n_pairs']}"] if n_unconverged else []),
+            str(len(row["neurons"])),
+            neuron_names(row["neurons"]),
+        )
+    gaps = [row["largest_gap"] for row in facts if row["largest_gap"] is not None]
+    mean = sum(len(row["neurons"]) for row in facts) / len(facts)
+    note = (
+        f"{len(facts):,} facts, {document['n_prompts']:,} prompts; {mean:.2f} neurons a fact, "
+        f"{sum(not row['neurons'] for row in facts):,} facts without any. Completeness gap at most "
+        f"{number(max(gaps, default=None))}; {n_unconverged:,} of {n_pairs:,} (prompt, layer) pairs above tolerance."
+    )
+    hidden = len(facts) - ROWS_SHOWN
+    more = f"\n{hidden:,} more facts are not shown; --out and --json have them all." if hidden > 0 else ""
+    return Group(shown, Text(note + more))
+
+
+def effects_table(title: str, effects: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
+    """Return what became of own and other facts, for each intervention and each kind of neurons."""
+    scopes = [
+        scope for scope in ("own", "other") if any(row["facts"] == scope for rows in effects.values() for row in rows)
+    ]
+    numbers = ("n", *(f"{scope} facts" for scope in scopes))
+    shown = table(title, "neurons", "", *numbers, right=numbers)
+    for label, rows in effects.items():
+        for kind, name in CONTROLS.items():
+            cells = {row["facts"]: row for row in rows if row["neurons"] == kind}
+            if cells:
+                n = f"{cells['own']['n_neurons']:.1f}"
+                shown.add_row(name, label, n, *(_interval(cells[scope]) for scope in scopes))
+        shown.add_section()
+    return shown
+
+
+def intervened_table(document: Mapping[str, Any]) -> Group:
+    """Return what ``intervene`` measured."""
+    title = f"{document['model']['name']}: change of the answer's probability"
+    note = (
+        f"{document['n_facts']:,} facts, {document['n_facts_without_neurons']:,} of them without neurons (nothing "
+        "changes there). n: neurons a fact. Means over relations of (after - before) / before, with 95% bootstrap "
+        "intervals."
+    )
+    return Group(effects_table(title, {document["intervention"]: document["effects"]}), Text(note))
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return f"{percent(row['change_ratio'])} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+
+
+def data_table(document: Mapping[str, Any]) -> Group:
+    """Return the counts of a source of facts, by relation."""
+    numbers = ("facts", "templates", "pairs")
+    shown = table(f"{document['source']} ({document['format']})", "relation", *numbers, "first fact", right=numbers)
+    rows = list(document["relations"].items())
+    for relation, row in rows[:ROWS_SHOWN]:
+        shown.add_row(relation, f"{row['facts']:,}", f"{row['templates']:,}", f"{row['pairs']:,}", row["example"])
+    note = (
+        f"{document['n_facts']:,} facts of {document['n_relations']:,} relations, "
+        f"{document['n_pairs']:,} pairs of a fact and a template."
+    )
+    hidden = len(rows) - ROWS_SHOWN
+    return Group(
+        shown, Text(note + (f"\n{hidden:,} more relations are not shown; --json has them." if hidden > 0 else ""))
+    )
+
+
+def families_table(families: Sequence[Mapping[str, str]]) -> Table:
+    """Return the families that can be hosted."""
+    shown = table("Families", "family", "kind", "example")
+    for family in families:
+        shown.add_row(family["name"], family["kind"], family["example"])
+    return shown
+
+
+def refused_table(refused: Mapping[str, str]) -> Table:
+    """Return what is refused, why, and what to take instead."""
+    shown = table("Refused", "what", "why, and what to do")
+    for what, why in refused.items():
+        shown.add_row(what, why)
+    return shown
+
+
+def embedded_table(models: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the embedded models with what was measured of them."""
+    shown = table("Embedded models", "name", "recipe")
+    for model in models:
+        shown.add_row(model["name"], str(model["recipe"]))
+    return shown

@@ -1,0 +1,181 @@
+"""``kn-lens demo``: the main job from end to end, on a model and facts that come with the package."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kn_lens.cli import _options as options
+from kn_lens.cli._run import ask, attributed, described, effect_records, load, most_active
+from kn_lens.cli._story import tell
+from kn_lens.cli._terminal import print_json, working
+from kn_lens.errors import ArgumentError
+from kn_lens.facts import Fact, FactSet
+
+if TYPE_CHECKING:
+    from kn_lens.attribution import Attribution
+    from kn_lens.neuron_sets import NeuronSet
+    from kn_lens.prompts import PromptBatch
+
+SCOPES = ("trained", "held-out")
+FACTS_PER_RELATION = 5
+SEED = 0
+
+
+def demo(
+    model: options.Model = "world-bert",
+    fact: Annotated[str, typer.Option(metavar="SUBJECT/RELATION", help="Which of the embedded facts.")] = "Ireland/P36",
+    json: options.Json = False,
+) -> None:
+    """Find the knowledge neurons of a real fact, turn them off and up, and check that other facts stay as they are.
+
+    Neurons are found with the trained paraphrases alone; the held-out ones test them. Under a minute on two cores.
+    """
+    document: dict[str, Any] = {"command": "demo"}
+    for name, section in story(model, fact):
+        document[name] = section
+        if not json:
+            tell(name, document)
+    if json:
+        print_json(document)
+
+
+def story(model_name: str, fact_name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the results, section by section, as they are known."""
+    start = time.perf_counter()
+    trained, held_out = FactSet.world("trained"), FactSet.world("held_out")
+    fact = _named(trained, fact_name)
+    model = load(model_name, None, "float32")
+    prompts = ask(model, [fact], leave_out=False)
+    new_prompts = ask(model, [held_out[trained.facts.index(fact)]], leave_out=False)
+    both = [prompts, new_prompts]
+    yield "model", {**described(model), "n_facts": len(trained), "n_relations": len(trained.relations)}
+    before = [{"templates": scope, **_answers(model, batch)} for scope, batch in zip(SCOPES, both, strict=True)]
+    asked = {"subject": fact.subject, "relation": fact.relation, "object": fact.object}
+    yield "question", {"fact": asked, "answers": before}
+
+    (attr,) = attributed(model, prompts, "Attributing one fact")
+    found, evidence = _carriers(attr, fact)
+    yield "neurons", evidence
+    conditions = list(_conditions(model, both, fact, found))
+    after = [{"templates": scope, **_answers(model, batch)} for scope, batch in zip(SCOPES, both, strict=True)]
+    yield "changed", {"conditions": conditions, "restored": after == before}
+    yield "specificity", _specificity(model, trained)
+    yield "seconds", {"total": time.perf_counter() - start}
+
+
+def _named(facts: FactSet, name: str) -> Fact:
+    subject, slash, relation = name.rpartition("/")
+    if not slash:
+        raise ArgumentError(f"--fact {name}: expected SUBJECT/RELATION, such as Ireland/P36.")
+    return facts.of(relation).find(subject)
+
+
+def _answers(model: Any, prompts: "PromptBatch") -> dict[str, Any]:
+    """Return what the model says to the first prompt, in the place of the answer's first token."""
+    from kn_lens.prompts import predict
+
+    top = predict(model, prompts.select([0]), k=4)
+    top = top[top.answer_token == 0]
+    return {
+        "text": prompts.text[0],
+        "tokens": [token.strip() for token in top.token],
+        "probabilities": list(top.probability),
+        "n_answer_tokens": prompts.rows_per_prompt[0].item(),
+    }
+
+
+def _carriers(attr: "Attribution", fact: Fact) -> "tuple[NeuronSet, dict[str, Any]]":
+    """Refine the fact's neurons, and return with them how sure each is."""
+    from kn_lens.neurons import coarse, refine
+
+    found = refine(attr)[fact]
+    in_coarse = coarse(attr)
+    clean = attr.clean.mean().item()
+    return found, {
+        "n_prompts": len(attr.prompts),
+        "mean_probability": clean,
+        "neurons": [
+            {
+                "layer": neuron.layer,
+                "index": neuron.index,
+                "n_prompts": int(in_coarse[:, neuron.layer, neuron.index].sum()),
+                "mean_score": attr.scores[:, neuron.layer, neuron.index].mean().item(),
+            }
+            for neuron in found
+        ],
+        "n_candidates": attr.scores[0].numel(),
+        "largest_gap": attr.completeness_gap.abs().max().item(),
+        "mean_points": attr.n_points.double().mean().item(),
+        "n_pairs": attr.n_points.numel(),
+        "n_unconverged": len(attr.unconverged),
+    }
+
+
+def _conditions(model: Any, batches: "list[PromptBatch]", fact: Fact, found: "NeuronSet") -> Iterator[dict[str, Any]]:
+    """Measure the fact unaltered, with its neurons off and doubled, and with control neurons off."""
+    from kn_lens.effects import measure
+    from kn_lens.interventions import Amplify, Suppress
+    from kn_lens.neuron_sets import NeuronSet
+    from kn_lens.neurons import random_neurons
+
+    active = most_active(model, batches[0], {fact: found})[fact]
+    interventions = {
+        "unchanged": Suppress(NeuronSet()),
+        "knowledge neurons off": Suppress(found),
+        "knowledge neurons x2": Amplify(found, factor=2.0),
+        "random off": Suppress(random_neurons(found, model, seed=SEED)),
+        "most active off": Suppress(active),
+    }
+    for name, intervention in interventions.items():
+        scopes = []
+        for scope, batch in zip(SCOPES, batches, strict=True):
+            effect = measure(model, batch, intervention)
+            scopes.append(
+                {
+                    "templates": scope,
+                    "n_prompts": len(effect),
+                    "probability": float(effect.after.mean()),
+                    "n_right": int((effect.rank_after == 0).sum()),
+                    "most_frequent_answer": Counter(effect.top_after).most_common(1)[0][0],
+                }
+            )
+        yield {"condition": name, "n_neurons": len(intervention.neurons), "measured": scopes}
+
+
+def _specificity(model: Any, facts: FactSet) -> dict[str, Any]:
+    """Measure a sample of all relations beside controls, each fact and one of another relation."""
+    from kn_lens.effects import controlled_effects
+    from kn_lens.interventions import Amplify, Suppress
+    from kn_lens.neurons import refine
+
+    sample = FactSet(
+        fact for relation in facts.relations for fact in facts.of(relation).sample(FACTS_PER_RELATION, seed=SEED)
+    )
+    prompts = ask(model, sample, leave_out=True)
+    found: dict[Fact, NeuronSet] = {}
+    n_unconverged = n_pairs = 0
+    for attr in attributed(model, prompts, f"Attributing {len(sample)} facts of all relations"):
+        found |= refine(attr)
+        n_unconverged += len(attr.unconverged)
+        n_pairs += attr.n_points.numel()
+    active = most_active(model, prompts, found)
+    interventions: dict[str, Any] = {"off": Suppress, "x2": partial(Amplify, factor=2.0)}
+    effects = {}
+    for label, intervene in interventions.items():
+        with working(f"Neurons {label}", unit="prompts") as show:
+            measured = controlled_effects(model, prompts, found, active, intervene=intervene, seed=SEED, progress=show)
+        effects[label] = effect_records(measured, SEED)
+    return {
+        "n_facts": len(found),
+        "n_relations": len(sample.relations),
+        "n_prompts": len(prompts),
+        "n_facts_without_neurons": sum(not neurons for neurons in found.values()),
+        "mean_neurons": sum(map(len, found.values())) / len(found),
+        "n_unconverged": n_unconverged,
+        "n_pairs": n_pairs,
+        "effects": effects,
+    }
