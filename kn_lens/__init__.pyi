@@ -19,9 +19,12 @@ from .neurons import (
     NeuronSet,
     activation_neurons,
     coarse,
+    match_facts,
+    matched_neurons,
     random_neurons,
     refine,
     refine_by_relation,
+    refine_released,
 )
 from .outputs import Output
 from .prompts import PromptBatch, make_prompts, predict

@@ -19,7 +19,7 @@ score is the sum over them, so that completeness holds for the probability of th
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from einops import einsum, rearrange, repeat
@@ -90,6 +90,7 @@ class Attribution:
         return [(prompt, layer) for prompt, layer in (~self.converged).nonzero().tolist()]
 
 
+@runtime_checkable
 class NeuronLike(Protocol):
     """Anything that names a neuron."""
 

@@ -132,7 +132,7 @@ class Host:
     def logits(
         self,
         tokens: Int[Tensor, "row pos"],
-        attention_mask: Int[Tensor, "row pos"],
+        attention_mask: Int[Tensor, "row prefix_and_pos"],
         read_pos: Int[Tensor, " row"] | None = None,
         fwd_hooks: Sequence[tuple[str, HookFn]] = (),
         prefix: Prefix | None = None,

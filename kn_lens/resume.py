@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -24,6 +24,7 @@ from kn_lens.hosts import HookFn, Host, Prefix
 from kn_lens.outputs import at_least_float32
 
 
+@runtime_checkable
 class CleanState(Protocol):
     """The clean pass of some rows, and what resumes from it."""
 
@@ -175,7 +176,7 @@ class _ByLength:
         return self._in_order(logits, group)
 
     @staticmethod
-    def _in_order(parts: list[Float[Tensor, "some d"]], group: Int[Tensor, " row"]) -> Float[Tensor, "row d"]:
+    def _in_order(parts: list[Float[Tensor, "_ d"]], group: Int[Tensor, " row"]) -> Float[Tensor, "row d"]:
         """Undo the sorting of rows by group."""
         return torch.cat(parts)[group.argsort(stable=True).argsort()]
 

@@ -1,0 +1,11 @@
+"""The suite runs with the shapes and types in the signatures of these modules checked at run time.
+
+Modules whose tests pass wrong types on purpose, to read the error message, are not among them.
+"""
+
+from jaxtyping import install_import_hook
+
+import tests.typecheck  # the hook looks it up as an attribute of its package
+
+CHECKED = "outputs hosts resume engine baselines _refining _reading".split()
+install_import_hook([f"kn_lens.{module}" for module in CHECKED], f"{tests.typecheck.__name__}.checked")
