@@ -1,7 +1,8 @@
 """The ``kn-lens`` command: the main job and its parts, from a shell.
 
 Results go to stdout, as tables for people or with ``--json`` as one document for machines; progress and messages go to
-stderr. Exit codes: 0 done, 2 bad input (one line says what and how to cure it), 130 interrupted.
+stderr. Exit codes: 0 done, 2 bad input (one line says what and how to cure it), 130 interrupted; 1,
+silently, when nobody reads stdout any more.
 
 The commands import PyTorch and TransformerLens when they run, so that ``--help`` need not wait for them.
 """
@@ -19,15 +20,17 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line of this process; the entry point of ``kn-lens``."""
     try:
-        code = _run()
-    except KeyboardInterrupt:
+        code = _exit_code()
+    except (KeyboardInterrupt, Exception) as error:
+        if not _is_interrupt(error):
+            raise
         code = 130
     if code == 130:
         print("kn-lens: interrupted; nothing was written.", file=sys.stderr)
     sys.exit(code)
 
 
-def _run() -> int:
+def _exit_code() -> int:
     """Run the command and return the exit code."""
     _silence_third_parties()
     for stream in (sys.stdout, sys.stderr):
@@ -40,7 +43,7 @@ def _run() -> int:
     # class has no import path that all of them share.
     usage_error: Any = typer.BadParameter.__mro__[1]
     try:
-        code = app(standalone_mode=False) or 0
+        code = app(prog_name="kn-lens", standalone_mode=False) or 0
         sys.stdout.flush()
         return code
     except typer.Abort:
@@ -50,10 +53,16 @@ def _run() -> int:
     except KNLensError as error:
         return _fail(str(error))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has left, as `| head` does
-        return 0
+        # Whoever read us has left, as `| head` does. What is still buffered must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         return _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error))
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Return whether an exception is Ctrl-C, or comes of one that an import wrapped."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__cause__))
 
 
 def _fail(message: str) -> int:
