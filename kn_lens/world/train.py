@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedT
 from kn_lens.errors import ArgumentError
 from kn_lens.world.card import Measured, model_card
 from kn_lens.world.corpus import PREFIXES, Rows, batches, read_jsonl, tokenize, train_tokenizer, write_out
-from kn_lens.world.evaluate import ask, probability, recall, without_mlps
+from kn_lens.world.evaluate import Answer, ask, probability, recall, without_mlps
 from kn_lens.world.networks import Network, build
 from kn_lens.world.objective import causal_batch, losses, masked_batch
 from kn_lens.world.recipes import RECIPES, Recipe, recipe_for
@@ -207,10 +207,27 @@ def make(recipe: Recipe, out: Path, facts: Rows, templates: Rows, labels: Mappin
         name: sha256("\n".join(json.dumps(row, sort_keys=True) for row in rows).encode()).hexdigest()
         for name, rows in (("facts", facts), ("templates", templates))
     }
-    record = {"recipe": asdict(recipe), "sha256": digests, "versions": measured.versions}
+    record = {
+        "recipe": asdict(recipe),
+        "sha256": digests,
+        "versions": measured.versions,
+        "measured": summary(answers),
+    }
     (out / "recipe.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     (out / "MODEL_CARD.md").write_text(model_card(recipe, measured, labels), encoding="utf-8")
     return measured
+
+
+def summary(answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
+    """Return recall and mean probability of the answer, on trained and on held-out templates."""
+    parts = {
+        "trained": [answer for answer in answers if not answer.sentence.held_out],
+        "held_out": [answer for answer in answers if answer.sentence.held_out],
+    }
+    return {
+        "recall": {name: recall(part) for name, part in parts.items()},
+        "probability": {name: probability(part) for name, part in parts.items()},
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -227,10 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = parsed.out or Path(__file__).parent / "models" / recipe.name
     labels = {row["relation"]: row["label"] for row in read_jsonl("relations.jsonl")}
     measured = make(recipe, out, read_jsonl("facts.jsonl"), read_jsonl("templates.jsonl"), labels)
-    trained = [answer for answer in measured.answers if not answer.sentence.held_out]
-    held_out = [answer for answer in measured.answers if answer.sentence.held_out]
+    recalled = summary(measured.answers)["recall"]
     sys.stdout.write(
-        f"{out}: recall {recall(trained):.2%} trained, {recall(held_out):.2%} held out; "
+        f"{out}: recall {recalled['trained']:.2%} trained, {recalled['held_out']:.2%} held out; "
         f"mean probability {probability(measured.answers):.3f}\n"
     )
     return 0
