@@ -10,6 +10,14 @@ from kn_lens.cli._tables import effects_table, neuron_names, percent, table
 from kn_lens.cli._terminal import out
 
 WIDTH = 88
+_ORIGIN = {
+    True: (
+        "Its facts were put into its MLPs by training, so that a method can be checked against a known answer: a "
+        "positive control, and no evidence about other models."
+    ),
+    False: "It was trained plainly: nothing in its training says where facts are kept.",
+    None: "",
+}
 
 
 def tell(name: str, document: Mapping[str, Any]) -> None:
@@ -21,7 +29,7 @@ def _model(section: Mapping[str, Any], document: Mapping[str, Any]) -> None:
     _say(
         f"{section['name']}: a {section['kind']} language model ({section['architecture']}), {section['n_layers']} "
         f"layers of {section['d_mlp']} MLP neurons, asked for {section['n_facts']:,} facts of "
-        f"{section['n_relations']} relations."
+        f"{section['n_relations']} relations. {_ORIGIN[section['constructed']]}".rstrip()
     )
 
 
@@ -39,9 +47,8 @@ def _neurons(section: Mapping[str, Any], document: Mapping[str, Any]) -> None:
     _head(f"2. Which neurons carry {fact['subject']} -> {fact['object']}?")
     _say(
         f"Integrated gradients share the answer's probability (mean {section['mean_probability']:.3f}) out among "
-        f"{section['n_candidates']:,} neurons, for each of {section['n_prompts']} wordings. "
-        f"{len(section['neurons']) or 'None'} of them score at least a fifth of the top score in 70% of the wordings"
-        + (":" if section["neurons"] else ".")
+        f"{section['n_candidates']:,} neurons, for each of {section['n_prompts']} wordings. Those that score at least "
+        f"a fifth of the top score in 70% of the wordings: {len(section['neurons']) or 'none'}."
     )
     if section["neurons"]:
         numbers = ("wordings", "mean score", "of the probability")
@@ -68,9 +75,10 @@ def _changed(section: Mapping[str, Any], document: Mapping[str, Any]) -> None:
     shown = table("", f"P({fact['object']}), right", "n", *asked, "says", right=("n", *asked))
     clean = [one["probability"] for one in section["conditions"][0]["measured"]]
     for row in section["conditions"]:
+        changes = [percent(one["probability"] / before - 1) for one, before in zip(row["measured"], clean, strict=True)]
         cells = [
-            f"{one['probability']:.3f} {percent(one['probability'] / before - 1):>6} {one['n_right']:>2}"
-            for one, before in zip(row["measured"], clean, strict=True)
+            f"{one['probability']:.3f} {change if row['n_neurons'] else '':>6} {one['n_right']:>2}"
+            for one, change in zip(row["measured"], changes, strict=True)
         ]
         shown.add_row(row["condition"], str(row["n_neurons"]), *cells, row["measured"][0]["most_frequent_answer"])
     _show(shown)
@@ -90,6 +98,12 @@ def _specificity(section: Mapping[str, Any], document: Mapping[str, Any]) -> Non
         "[95% bootstrap interval]:"
     )
     _show(effects_table("", section["effects"]))
+    off = {(row["neurons"], row["facts"]): percent(row["change_ratio"]) for row in section["effects"]["off"]}
+    _say(
+        f"Turning off a fact's own neurons changes its probability by {off['found', 'own']}, and that of a fact of "
+        f"another relation by {off['found', 'other']}. As many random neurons change the fact itself by "
+        f"{off['random', 'own']}, as many of the most active ones by {off['activation', 'own']}."
+    )
 
 
 def _seconds(section: Mapping[str, Any], document: Mapping[str, Any]) -> None:
@@ -98,6 +112,7 @@ def _seconds(section: Mapping[str, Any], document: Mapping[str, Any]) -> None:
     for line in (
         f"kn-lens find --model {model} --relation P36 --out neurons.json",
         f"kn-lens intervene --model {model} --relation P36 --neurons neurons.json",
+        *([f"kn-lens demo --model {model}-plain"] if document["model"]["constructed"] else []),
         "kn-lens models    (what else --model takes)",
     ):
         _say(f"  {line}")

@@ -139,9 +139,23 @@ def refused_table(refused: Mapping[str, str]) -> Table:
     return shown
 
 
-def embedded_table(models: Sequence[Mapping[str, Any]]) -> Table:
+def embedded_table(models: Sequence[Mapping[str, Any]]) -> Group:
     """Return the embedded models with what was measured of them."""
-    shown = table("Embedded models", "name", "recipe")
+    numbers = ("trained", "held out", "P(answer)")
+    shown = table(
+        "Embedded models: top-1 recall of the embedded facts", "name", "kind", "facts", *numbers, right=numbers
+    )
     for model in models:
-        shown.add_row(model["name"], str(model["recipe"]))
-    return shown
+        shown.add_row(
+            model["name"],
+            model["kind"],
+            "constructed" if model["constructed"] else "plain",
+            *(f"{model['recall'][split]:.1%}" for split in ("trained", "held_out")),
+            number(model["probability"]["trained"], ".3f"),
+        )
+    note = (
+        "constructed: its facts were put into its MLPs by training, a positive control. plain: nothing in its training "
+        "says where facts are kept. trained, held out: on templates seen in training, and on others. P(answer): mean "
+        "on the former.\n"
+    )
+    return Group(shown, Text(note))

@@ -12,6 +12,7 @@ from kn_lens.cli import _options as options
 from kn_lens.cli._run import ask, attributed, described, effect_records, load, most_active
 from kn_lens.cli._story import tell
 from kn_lens.cli._terminal import print_json, working
+from kn_lens.cli.models import embedded
 from kn_lens.errors import ArgumentError
 from kn_lens.facts import Fact, FactSet
 
@@ -52,7 +53,9 @@ def story(model_name: str, fact_name: str) -> Iterator[tuple[str, dict[str, Any]
     prompts = ask(model, [fact], leave_out=False)
     new_prompts = ask(model, [held_out[trained.facts.index(fact)]], leave_out=False)
     both = [prompts, new_prompts]
-    yield "model", {**described(model), "n_facts": len(trained), "n_relations": len(trained.relations)}
+    constructed = {one["name"]: one["constructed"] for one in embedded()}.get(model_name)  # None: not an embedded one
+    size = {"n_facts": len(trained), "n_relations": len(trained.relations)}
+    yield "model", {**described(model), "constructed": constructed, **size}
     before = [{"templates": scope, **_answers(model, batch)} for scope, batch in zip(SCOPES, both, strict=True)]
     asked = {"subject": fact.subject, "relation": fact.relation, "object": fact.object}
     yield "question", {"fact": asked, "answers": before}

@@ -1,6 +1,7 @@
 """``kn-lens models``: what can be hosted, and what comes with the package."""
 
 import json as json_module
+import re
 from typing import Any
 
 from kn_lens.cli import _options as options
@@ -41,11 +42,23 @@ def models(json: options.Json = False) -> None:
 
 
 def embedded() -> list[dict[str, Any]]:
-    """Return what the recipe beside each embedded checkpoint says of it."""
+    """Return what is known of each embedded model: how it was made, and what its card says was measured."""
     from kn_lens._loading import EMBEDDED_DIR, embedded_models
 
     found = []
     for name in embedded_models():
-        recipe = json_module.loads((EMBEDDED_DIR / name / "recipe.json").read_text(encoding="utf-8"))
-        found.append({"name": name, "recipe": recipe})
+        recipe = json_module.loads((EMBEDDED_DIR / name / "recipe.json").read_text(encoding="utf-8"))["recipe"]
+        card = (EMBEDDED_DIR / name / "MODEL_CARD.md").read_text(encoding="utf-8")
+        numbers = re.search(r"^\| \*\*all\*\* \| (.+)% \| (.+)% \| (.+) \| (.+) \|$", card, re.MULTILINE)
+        assert numbers is not None, f"the card of {name} has no line on all relations"
+        recall_trained, recall_held_out, trained, held_out = map(float, numbers.groups())
+        found.append(
+            {
+                "name": name,
+                "kind": "masked" if recipe["kind"] == "bert" else "causal",
+                "constructed": recipe["sparsity"] > 0 or recipe["interchange"] > 0,
+                "recall": {"trained": recall_trained / 100, "held_out": recall_held_out / 100},
+                "probability": {"trained": trained, "held_out": held_out},
+            }
+        )
     return found
