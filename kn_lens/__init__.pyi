@@ -56,9 +56,12 @@ __all__ = [
     "host_of",
     "load_model",
     "make_prompts",
+    "match_facts",
+    "matched_neurons",
     "measure",
     "predict",
     "random_neurons",
     "refine",
     "refine_by_relation",
+    "refine_released",
 ]
