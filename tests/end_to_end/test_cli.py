@@ -210,8 +210,9 @@ def test_the_table_fits_eighty_columns_and_says_what_it_leaves_out(cli, checkpoi
     monkeypatch.setattr("kn_lens.cli._tables.ROWS_SHOWN", 5)
     code, out, _ = cli("find", "-m", checkpoints["bert"], "-f", facts_file, "--preset", "paper", "--tolerance", 1e-9)
     assert code == 0 and max(map(len, out.splitlines())) <= 80
-    assert "Ireland" in out and "right, 20 points" in out and "unconverged" in out
-    assert "16 facts, 64 prompts" in out and "11 more facts are not shown" in out
+    text = " ".join(out.split())  # where lines break depends on the length of the checkpoint's path
+    assert "Ireland" in text and "right, 20 points" in text and "unconverged" in text
+    assert "16 facts, 64 prompts" in text and "11 more facts are not shown" in text
 
 
 @pytest.mark.parametrize("method", _options.METHODS)
