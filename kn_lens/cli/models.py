@@ -1,7 +1,6 @@
 """``kn-lens models``: what can be hosted, and what comes with the package."""
 
 import json as json_module
-import re
 from typing import Any
 
 from kn_lens.cli import _options as options
@@ -42,23 +41,19 @@ def models(json: options.Json = False) -> None:
 
 
 def embedded() -> list[dict[str, Any]]:
-    """Return what is known of each embedded model: how it was made, and what its card says was measured."""
+    """Return what the record beside each embedded model says: how it was made, and what was measured of it."""
     from kn_lens._loading import EMBEDDED_DIR, embedded_models
 
     found = []
     for name in embedded_models():
-        recipe = json_module.loads((EMBEDDED_DIR / name / "recipe.json").read_text(encoding="utf-8"))["recipe"]
-        card = (EMBEDDED_DIR / name / "MODEL_CARD.md").read_text(encoding="utf-8")
-        numbers = re.search(r"^\| \*\*all\*\* \| (.+)% \| (.+)% \| (.+) \| (.+) \|$", card, re.MULTILINE)
-        assert numbers is not None, f"the card of {name} has no line on all relations"
-        recall_trained, recall_held_out, trained, held_out = map(float, numbers.groups())
+        record = json_module.loads((EMBEDDED_DIR / name / "recipe.json").read_text(encoding="utf-8"))
+        recipe = record["recipe"]
         found.append(
             {
                 "name": name,
                 "kind": "masked" if recipe["kind"] == "bert" else "causal",
                 "constructed": recipe["sparsity"] > 0 or recipe["interchange"] > 0,
-                "recall": {"trained": recall_trained / 100, "held_out": recall_held_out / 100},
-                "probability": {"trained": trained, "held_out": held_out},
+                **record["measured"],
             }
         )
     return found
