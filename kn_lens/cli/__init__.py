@@ -32,7 +32,7 @@ def main() -> None:
 
 def _exit_code() -> int:
     """Run the command and return the exit code."""
-    _silence_third_parties()
+    _prepare_process()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without Unicode is no reason to stop
     import typer  # here, so that an interrupt during the import ends in one line too
@@ -70,8 +70,11 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _silence_third_parties() -> None:
-    """Keep other libraries' notices and bars off stderr; the library itself changes nothing of the kind."""
+def _prepare_process() -> None:
+    """Set what holds for a whole process, before PyTorch is imported; the library itself sets nothing of the kind."""
+    # Other libraries' notices and bars are not ours to show; `working` says what goes on.
     warnings.simplefilter("ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of reading weights too; `working` says what goes on
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Threads that wait for one another spin unless told to sleep, which on a busy machine costs far more than it saves.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")

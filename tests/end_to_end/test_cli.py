@@ -55,7 +55,7 @@ def no_bars():
 @pytest.fixture
 def cli(monkeypatch, capsys):
     """Run the entry point in this process; returns exit code, stdout and stderr."""
-    monkeypatch.setattr("kn_lens.cli._silence_third_parties", lambda: None)  # it is for a process of its own
+    monkeypatch.setattr("kn_lens.cli._prepare_process", lambda: None)  # it is for a process of its own
 
     def run(*args):
         monkeypatch.setattr(sys, "argv", ["kn-lens", *map(str, args)])
