@@ -165,6 +165,16 @@ class Host:
             logits = self.model(tokens, attention_mask=attention_mask, **options)
         return logits if read_pos is None else logits.squeeze(1)
 
+    def narrowing(self, read_pos: Int[Tensor, " row"]) -> list[tuple[str, HookFn]]:
+        """Return hooks under which the last block of a masked model does no more work than ``read_pos`` needs.
+
+        Its keys and values are those of all positions; from what attention gathered on, every operation is position by
+        position, so one is enough, and adding it to the residual stream broadcasts. The last block's output is then
+        right at ``read_pos`` and meaningless elsewhere, and its ``hook_post`` holds that one position.
+        """
+        last = f"blocks.{self.n_layers - 1}"
+        return [(f"{last}.attn.o.hook_in", _at(read_pos)), (f"{last}.mlp.in.hook_in", _at(read_pos))]
+
     def prefix(self, tokens: Int[Tensor, "row pos"]) -> Prefix:
         """Run a causal model on tokens without padding, and return its keys and values of them."""
         return Prefix.of(self.model, tokens)
@@ -369,8 +379,8 @@ def _context_length(model: Any) -> int | None:
 
 
 def _at(read_pos: Int[Tensor, " row"]) -> HookFn:
-    def hook_fn(resid: Float[Tensor, "row pos d_model"], hook: object) -> Float[Tensor, "row 1 d_model"]:
+    def hook_fn(value: Float[Tensor, "row pos *d"], hook: object) -> Float[Tensor, "row 1 *d"]:
         # Advanced indexing: a slice would not be contiguous.
-        return resid[torch.arange(len(resid), device=resid.device), read_pos].unsqueeze(1)
+        return value[torch.arange(len(value), device=value.device), read_pos].unsqueeze(1)
 
     return hook_fn

@@ -133,7 +133,9 @@ class _Rows:
         host, read_pos = self.host, self.read_pos[rows]
         n_pos = int(self.attention_mask[rows].any(0).nonzero().max()) + 1  # beyond it, all of these rows are padding
         left: dict[int, Tensor] = {}
-        hooks: list[tuple[str, HookFn]] = [(host.hook_post(layer), _replace(post, read_pos))]
+        hooks: list[tuple[str, HookFn]] = host.narrowing(read_pos) if host.kind == "masked" else []
+        narrowed = hooks and layer == host.n_layers - 1
+        hooks.append((host.hook_post(layer), _replace(post, torch.zeros_like(read_pos) if narrowed else read_pos)))
         if early:
             hooks.append((host.resid_post(layer), _keep(left, layer, read_pos)))
         with host.resumed(layer, self.resid[layer][rows, :n_pos]) if layer else nullcontext():

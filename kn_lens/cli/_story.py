@@ -10,6 +10,7 @@ from kn_lens.cli._tables import effects_table, neuron_names, percent, table
 from kn_lens.cli._terminal import out
 
 WIDTH = 88
+NEURONS_SHOWN = 12
 _ORIGIN = {
     True: (
         "Its facts were put into its MLPs by training, so that a method can be checked against a known answer: a "
@@ -53,7 +54,8 @@ def _neurons(section: Mapping[str, Any], document: Mapping[str, Any]) -> None:
     if section["neurons"]:
         numbers = ("wordings", "mean score", "of the probability")
         shown = table("", "neuron", *numbers, right=numbers)
-        for neuron in section["neurons"]:
+        strongest = sorted(section["neurons"], key=lambda neuron: -neuron["mean_score"])
+        for neuron in strongest[:NEURONS_SHOWN]:
             shown.add_row(
                 neuron_names([[neuron["layer"], neuron["index"]]]),
                 f"{neuron['n_prompts']}/{section['n_prompts']}",
@@ -61,6 +63,8 @@ def _neurons(section: Mapping[str, Any], document: Mapping[str, Any]) -> None:
                 f"{neuron['mean_score'] / section['mean_probability']:.0%}",
             )
         _show(shown)
+        if len(strongest) > NEURONS_SHOWN:
+            _say(f"{len(strongest) - NEURONS_SHOWN} weaker ones are not shown; --json has them.")
     _say(
         f"Error bar: the scores of a layer must sum to what the layer as a whole contributes; they miss it by "
         f"{section['largest_gap']:.0e} at most ({section['mean_points']:.1f} gradients per wording and layer, "
