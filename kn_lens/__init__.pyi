@@ -29,6 +29,8 @@ from .neurons import (
 from .outputs import Output
 from .prompts import PromptBatch, make_prompts, predict
 
+__version__: str
+
 __all__ = [
     "Amplify",
     "ArgumentError",
