@@ -22,7 +22,7 @@ app.add_typer(data.app, name="data")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"kn-lens {kn_lens.__version__}")  # pyright: ignore[reportAttributeAccessIssue]
+        typer.echo(f"kn-lens {kn_lens.__version__}")
         raise typer.Exit
 
 

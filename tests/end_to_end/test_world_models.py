@@ -1,0 +1,58 @@
+"""What the documentation promises of the embedded models, measured on a sample with the library itself."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import kn_lens as kn
+
+MODELS = ("world-bert", "world-bert-plain", "world-gpt2", "world-gpt2-plain")
+PER_RELATION = 4
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request):
+    return kn.load_model(request.param)
+
+
+def sample(split, per_relation=PER_RELATION):
+    facts = kn.FactSet.world(split=split)
+    return kn.FactSet(fact for relation in facts.relations for fact in facts.of(relation).sample(per_relation, seed=1))
+
+
+def test_all_four_fit_in_fifteen_megabytes():
+    directory = Path(kn.__file__).parent / "world" / "models"
+    assert {path.name for path in directory.iterdir()} == set(MODELS)
+    assert sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) <= 15e6
+
+
+@pytest.mark.parametrize(("split", "least"), [("trained", 0.98), ("held_out", 0.94)])
+def test_facts_are_recalled_with_room_to_amplify(model, split, least):
+    # The whole set is at 99% and 95% or more (the models' cards); a sample may miss by a little.
+    effect = kn.measure(model, kn.make_prompts(model, sample(split, 12)), kn.Suppress(kn.NeuronSet()))
+    assert (effect.rank_before == 0).mean() >= least
+    assert 0.6 <= effect.before.mean() <= 0.95
+
+
+def test_found_neurons_carry_the_fact_and_no_other(model):
+    prompts = kn.make_prompts(model, sample("trained"))
+    seen = torch.zeros(len(prompts.facts), dtype=torch.long)
+    kept = []
+    for prompt, fact in enumerate(prompts.fact_index.tolist()):
+        seen[fact] += 1
+        kept += [prompt] if seen[fact] <= 8 else []
+    prompts = prompts.select(kept)
+    attr = kn.attribute(model, prompts)
+    assert attr.unconverged == []
+    neurons = kn.refine(attr)
+    assert all(neurons.values())
+    active = kn.activation_neurons(kn.attribute(model, prompts, method="activation"), neurons)
+    change = (
+        kn.effect_table(kn.controlled_effects(model, prompts, neurons, active)).set_index(["neurons", "facts"]).change
+    )
+    own = change["found", "own"]
+    assert own < -0.1
+    assert own < 10 * change["found", "other"]
+    assert own < 20 * change["random", "own"]
+    assert own < change["activation", "own"]
