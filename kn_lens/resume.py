@@ -12,7 +12,6 @@ from l up, a saving by the length of the prompt.
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -79,7 +78,7 @@ def run_clean(
             at_last = torch.zeros_like(rows)
             parts.append(_Rows.run(host, tokens[rows, n - 1 : n], attention_mask[rows, :n], at_last, layers, prefix))
             place[rows] = torch.arange(len(rows), device=rows.device)
-    return _ByLength(parts=tuple(parts), group=group, place=place)
+    return _ByLength.of(parts, group, place)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,16 +155,18 @@ class _ByLength:
     parts: tuple[_Rows, ...]
     group: Int[Tensor, " row"]
     place: Int[Tensor, " row"]
+    logits: Float[Tensor, "row d_vocab"]
+    post: dict[int, Float[Tensor, "row d_mlp"]]
 
-    @cached_property
-    def logits(self) -> Float[Tensor, "row d_vocab"]:
-        return self._in_order([part.logits for part in self.parts], self.group)
-
-    @cached_property
-    def post(self) -> dict[int, Float[Tensor, "row d_mlp"]]:
-        return {
-            layer: self._in_order([part.post[layer] for part in self.parts], self.group) for layer in self.parts[0].post
-        }
+    @classmethod
+    def of(cls, parts: list[_Rows], group: Int[Tensor, " row"], place: Int[Tensor, " row"]) -> "_ByLength":
+        return cls(
+            parts=tuple(parts),
+            group=group,
+            place=place,
+            logits=cls._in_order([part.logits for part in parts], group),
+            post={layer: cls._in_order([part.post[layer] for part in parts], group) for layer in parts[0].post},
+        )
 
     def resumed(
         self, layer: int, rows: Int[Tensor, " some"], post: Float[Tensor, "some d_mlp"], *, early: bool = False
