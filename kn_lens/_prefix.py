@@ -20,14 +20,15 @@ class Prefix:
     cache: Any
 
     @classmethod
-    def of(cls, model: Any, tokens: Int[Tensor, "row pos"]) -> "Prefix":
-        """Run the model on tokens without padding and keep its keys and values."""
+    def of(cls, model: Any, tokens: Int[Tensor, "row pos"]) -> "Prefix | None":
+        """Run the model on tokens without padding and keep its keys and values; None where it hands out none."""
         from transformers import DynamicCache
 
         cache = DynamicCache(config=model.original_model.config)
         with torch.no_grad():
             model(tokens, attention_mask=torch.ones_like(tokens), past_key_values=cache, use_cache=True)
-        return cls(cache)
+        # TransformerLens 3.9 runs MPT without touching the cache.
+        return cls(cache) if cache.get_seq_length() == tokens.shape[1] else None
 
     def select(self, rows: Int[Tensor, " some"], first_layer: int = 0) -> "Prefix":
         """Return the prefix of these rows, for a pass that starts at ``first_layer``; the original stays as it is."""

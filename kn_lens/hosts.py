@@ -175,8 +175,8 @@ class Host:
         last = f"blocks.{self.n_layers - 1}"
         return [(f"{last}.attn.o.hook_in", _at(read_pos)), (f"{last}.mlp.in.hook_in", _at(read_pos))]
 
-    def prefix(self, tokens: Int[Tensor, "row pos"]) -> Prefix:
-        """Run a causal model on tokens without padding, and return its keys and values of them."""
+    def prefix(self, tokens: Int[Tensor, "row pos"]) -> Prefix | None:
+        """Run a causal model on tokens without padding, and return its keys and values, or None if it keeps none."""
         return Prefix.of(self.model, tokens)
 
     def unembed(self, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:

@@ -75,6 +75,8 @@ def run_clean(
         for number, n in enumerate(lengths.tolist()):
             rows = (group == number).nonzero().squeeze(1)
             prefix = host.prefix(tokens[rows, : n - 1]) if n > 1 else None
+            if n > 1 and prefix is None:
+                return _Rows.run(host, tokens, attention_mask, read_pos, layers)
             at_last = torch.zeros_like(rows)
             parts.append(_Rows.run(host, tokens[rows, n - 1 : n], attention_mask[rows, :n], at_last, layers, prefix))
             place[rows] = torch.arange(len(rows), device=rows.device)
