@@ -6,6 +6,7 @@ weight that it lacks is an error, never a random matrix. Weights come from safet
 """
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,12 @@ def read_checkpoint(
             raise ArgumentError(f"revision= is for names on the Hugging Face hub; {name!r} is on this machine.")
         _check_directory(location, needs_tokenizer=tokenizer is None)
         where, options = str(location), {}
-    elif isinstance(source, Path) or name.startswith((".", "/", "~", "world-")) or name.count("/") > 1:
+    elif (
+        isinstance(source, Path)
+        or name.startswith((".", "/", "~", "world-"))
+        or name.count("/") > 1
+        or get_close_matches(name, embedded_models(), cutoff=0.85)  # a slip of the pen, not a name to ask a hub for
+    ):
         raise UnsupportedModelError(_not_found(name))
     else:
         where, options = name, {} if revision is None else {"revision": revision}

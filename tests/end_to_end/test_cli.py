@@ -311,6 +311,7 @@ def test_intervene_prints_a_table(cli, found, checkpoints, facts_file, monkeypat
         ("find -f {folder}/odd.txt", "--format"),
         ("find -f {facts} -r P36 -s Irelnd", "Did you mean 'Ireland'?"),
         ("find -f {facts} -m world-brt", "Unknown model 'world-brt'"),
+        ("find -f {facts} -m wrld-bert", "Did you mean 'world-bert'?"),
         ("find -f {facts} -m world-brt -o {folder}/no/such.json", "there is no directory"),
         ("find -f {facts} -m world-brt -o {folder}", "is a directory"),
         ("find -f {facts} -m {bert} --min-prompts 5", "has 4 prompts, fewer than --min-prompts 5"),
