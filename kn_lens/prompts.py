@@ -73,10 +73,10 @@ def make_prompts(
         ArgumentError: templates without their slots, or for other relations.
         DataError: a fact is given twice.
 
-    >>> import kn_lens as kn                                       # doctest: +SKIP
-    >>> model = kn.load_model("world-bert")                        # doctest: +SKIP
-    >>> fact = kn.FactSet.world().find("Ireland", relation="P36")  # doctest: +SKIP
-    >>> kn.make_prompts(model, fact).text[0]                       # doctest: +SKIP
+    >>> import kn_lens as kn
+    >>> model = kn.load_model("world-bert")
+    >>> fact = kn.FactSet.world().find("Ireland", relation="P36")
+    >>> kn.make_prompts(model, fact).text[0]
     'The country Ireland has the capital [MASK].'
     """
     host = host_of(model)
