@@ -36,6 +36,7 @@ def choice(names: Sequence[str], what: str, panel: str | None = None) -> Any:
 
 def option(panel: str, metavar: str, help: str, **limits: float) -> Any:
     """Return an option of a panel of the help, named after its parameter, with ``min`` and ``max`` if it has them."""
+    # The checker tries ``limits``, which holds ``min`` and ``max`` alone, against every keyword that typer has.
     return typer.Option(metavar=metavar, help=help, rich_help_panel=panel, **limits)  # type: ignore[arg-type]
 
 
