@@ -1,0 +1,138 @@
+"""Rows of a checkpoint's ``W_out``: read as one tensor, and written all or not at all.
+
+Everything that kn_lens ever writes to a weight goes through ``Rows.write``. It writes to the live parameters:
+TransformerLens' stacked ``model.W_out`` is a copy.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from kn_lens.errors import ArgumentError, EditError
+from kn_lens.hosts import Host
+from kn_lens.neuron_sets import NeuronSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What an edit was made of.
+
+    Attributes:
+        name: the name or path that the model was loaded by. Not compared: a copy elsewhere is the same checkpoint.
+        architecture: the Hugging Face class.
+        n_layers: number of blocks.
+        d_mlp: rows of ``W_out``.
+        d_model: their width.
+        dtype: of the weights: ``"float32"``.
+    """
+
+    name: str
+    architecture: str
+    n_layers: int
+    d_mlp: int
+    d_model: int
+    dtype: str
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            kind = "text" if field.type is str else "whole number"
+            if type(getattr(self, field.name)) is not field.type:
+                raise ArgumentError(
+                    f"{field.name} of a checkpoint is {getattr(self, field.name)!r}; expected a {kind}."
+                )
+
+    @classmethod
+    def of(cls, host: Host) -> "Checkpoint":
+        """Describe a hosted model."""
+        return cls(
+            **{field.name: getattr(host, field.name) for field in fields(cls)[:-1]}, dtype=dtype_name(host.dtype)
+        )
+
+    @property
+    def kind(self) -> str:
+        """Everything that has to agree for an edit to fit, in words."""
+        return f"{self.architecture}, {self.shape}, {self.dtype}"
+
+    @property
+    def shape(self) -> str:
+        """The number of layers and the shape of their ``W_out``, in words."""
+        return f"{self.n_layers} layers of {self.d_mlp} x {self.d_model}"
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of some neurons, in the order in which the set iterates.
+
+    Attributes:
+        places: for each layer with neurons, its live ``W_out`` and the indices.
+    """
+
+    places: tuple[tuple[Float[Tensor, "d_mlp d_model"], Int[Tensor, " some"]], ...]
+
+    @classmethod
+    def of(cls, host: Host, neurons: NeuronSet) -> "Rows":
+        """Find the rows.
+
+        Raises:
+            ArgumentError: a neuron that the model does not have.
+            EditError: no neurons, or weights that are no longer the checkpoint's.
+        """
+        check_not_empty(neurons)
+        neurons.check(host)
+        if not host.raw:
+            raise EditError(
+                f"The weights of {host.name} were processed by TransformerLens (enable_compatibility_mode), so its "
+                "W_out no longer holds the checkpoint's rows. Load the model again with kn_lens.load_model."
+            )
+        with torch.no_grad():  # views of parameters that require gradients could not be written to
+            return cls(
+                tuple(
+                    (host.W_out(layer), torch.tensor(indices, device=host.device))
+                    for layer, indices in neurons.by_layer().items()
+                )
+            )
+
+    def read(self) -> Float[Tensor, "neuron d_model"]:
+        """Return a copy on the CPU."""
+        return torch.cat([W_out.detach()[index].cpu() for W_out, index in self.places])
+
+    def write(self, rows: Float[Tensor, "neuron d_model"], *, over: Float[Tensor, "neuron d_model"]) -> None:
+        """Write rows in place of ``over``, what `read` returned; whatever interrupts it, that is put back."""
+        try:
+            self._put(rows)
+        except BaseException:
+            self._put(over)
+            raise
+
+    def _put(self, rows: Float[Tensor, "neuron d_model"]) -> None:
+        with torch.no_grad():
+            for (W_out, index), part in zip(
+                self.places, rows.split([len(index) for _, index in self.places]), strict=True
+            ):
+                W_out[index] = part.to(W_out.device)
+
+
+def same_bits(
+    some: Float[Tensor, "neuron d_model"], others: Float[Tensor, "neuron d_model"]
+) -> Bool[Tensor, " neuron"]:
+    """Return for each row whether the two agree bit for bit (0.0 and -0.0 differ)."""
+    if some.shape != others.shape or some.dtype != others.dtype:
+        return torch.zeros(len(some), dtype=torch.bool)
+    return (some.contiguous().view(torch.uint8) == others.contiguous().view(torch.uint8)).all(-1)
+
+
+def check_not_empty(neurons: NeuronSet) -> None:
+    """Raise for an empty set.
+
+    Raises:
+        EditError: it is empty.
+    """
+    if not neurons:
+        raise EditError("The edit would change no row: its set of neurons is empty. Expected at least one neuron.")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return ``float32`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,325 @@
+"""Knowledge surgery: making the edits that update a fact or erase a relation (Dai et al. 2022, section 5).
+
+With e(.) the input word embedding of an answer, for each neuron (l, i) of a fact <h, r, t> to become <h, r, t'>:
+
+    W_out[l][i] += - lambda_1 * (|W_i| / |e(t)|) * e(t)  +  lambda_2 * (|W_i| / |e(t')|) * e(t')        scaling="norm"
+    W_out[l][i] += - lambda_1 * e(t)  +  lambda_2 * e(t')                                              scaling="plain"
+
+The released code scales by norms, with lambdas (1, 8); the paper writes the plain form. A relation is erased by setting
+the rows of its most frequent neurons to zero, or to the embedding of the unknown token. Where embeddings are narrower
+than the rows (ELECTRA, OPT-350m), e(.) goes through the checkpoint's own projection. Where the block normalises what
+``W_out`` writes (Gemma 2 and 3, OLMo 2), a multiple of an embedding is added before that norm and does not reach the
+residual stream as one: the formulas are computed as they stand, and mean less.
+
+Making an edit only reads the model. Each function returns a ``WeightEdit``.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from kn_lens._original import token_embeddings
+from kn_lens._reading import Ticks, read
+from kn_lens._refining import check_share
+from kn_lens._rows import Checkpoint, Rows, check_not_empty
+from kn_lens.errors import ArgumentError, EditError, PromptError, did_you_mean
+from kn_lens.exporting import export
+from kn_lens.facts import Fact
+from kn_lens.hosts import Host, host_of
+from kn_lens.neuron_sets import NeuronSet
+from kn_lens.outputs import at_least_float32
+from kn_lens.overlap import relation_neurons
+from kn_lens.prompts import PromptBatch, make_prompts
+from kn_lens.weight_edits import WeightEdit
+
+__all__ = ["Checkpoint", "WeightEdit", "erase_neurons", "erase_relation", "export", "update_fact"]
+
+Scaling = Literal["norm", "plain"]
+
+TOP = 20
+"""The paper erases a relation's 20 most frequent neurons."""
+
+_ROWS_PER_PASS = 256
+
+
+def update_fact(
+    model: Any,
+    fact: Fact,
+    new_object: str,
+    neurons: NeuronSet,
+    *,
+    lambdas: tuple[float, float] = (1.0, 8.0),
+    scaling: Scaling = "norm",
+    neurons_by_fact: Mapping[Fact, NeuronSet] | None = None,
+    max_share: float = 0.1,
+    tokenizer: Any = None,
+    allow_unknown: bool = False,
+) -> WeightEdit:
+    """Return the edit that makes a fact's neurons speak for another answer.
+
+    The embedding of an answer is the mean over its tokens, written as in most of the fact's prompts (with the leading
+    space that GPT-2 has there, say); for one token, as in the paper, it is that token's.
+
+    Args:
+        model: the TransformerLens model; it is only read.
+        fact: the fact, with its templates.
+        new_object: what its object is to become.
+        neurons: the fact's knowledge neurons; for the control, random ones.
+        lambdas: how much of the old answer's embedding is taken away, and of the new one's added.
+        scaling: ``"norm"``: embeddings are brought to the length of the row, so that lambdas count row lengths;
+            ``"plain"``: they are taken as they are.
+        neurons_by_fact: the neurons of the relation's facts. Those in more than ``max_share`` of them, and in at least
+            two, belong to the relation and are left alone.
+        max_share: 0.1 in the paper.
+        tokenizer: instead of the model's own.
+        allow_unknown: make the edit also where the model does not know the fact: where its most probable answer is not
+            the object in at least half of the fact's prompts.
+
+    Returns:
+        The edit. Cost: a forward pass for each of the fact's prompts; none with ``allow_unknown``.
+
+    Raises:
+        EditError: the new object equals the old or is out of the vocabulary, the set is empty or nothing but neurons of
+            the relation, the model does not know the fact, or the rows would not be finite.
+        ArgumentError: neurons that the model does not have, lambdas, scaling or share that make no sense.
+        PromptError: the fact cannot be asked at all.
+
+    Example:
+        >>> import kn_lens as kn
+        >>> model = kn.load_model("world-bert")
+        >>> fact = kn.FactSet.world("held_out").find("Ireland", relation="P36")
+        >>> edit = kn.update_fact(model, fact, "Tokyo", kn.NeuronSet([(2, 7), (3, 5)]))
+        >>> edit.neurons, edit.why[0]["new_object"]
+        (NeuronSet([(2, 7), (3, 5)]), 'Tokyo')
+    """
+    host = host_of(model)
+    lambda_old, lambda_new = _checked_lambdas(lambdas)
+    if scaling not in ("norm", "plain"):
+        raise ArgumentError(
+            f"scaling={scaling!r}; expected 'norm' or 'plain'.{did_you_mean(str(scaling), ('norm', 'plain'))}"
+        )
+    check_share("max_share", max_share)
+    check_not_empty(neurons)
+    neurons.check(host)
+    own = neurons if neurons_by_fact is None else _without_shared(neurons, fact, neurons_by_fact, max_share)
+    target = replace(fact, object=new_object)
+    if target.object == fact.object:
+        raise EditError(f"The new object of {fact.key} is the old one, {new_object!r}; expected another.")
+    prompts = make_prompts(model, fact, tokenizer=tokenizer, unknown_answers="leave_out")
+    try:
+        targets = make_prompts(model, target, tokenizer=tokenizer, unknown_answers="leave_out")
+    except PromptError as error:
+        near = did_you_mean(new_object, _words(host.tokenizer if tokenizer is None else tokenizer))
+        raise EditError(f"The new object {new_object!r} cannot be an answer of {host.name}.{near} ({error})") from error
+    old_tokens, new_tokens = _answer_tokens(prompts), _answer_tokens(targets)
+    if old_tokens == new_tokens:
+        raise EditError(
+            f"The new object {new_object!r} of {fact.key} has the tokens of the old one, {list(old_tokens)}; expected "
+            "another answer."
+        )
+    if not allow_unknown:
+        _check_known(host, fact, prompts)
+
+    rows = at_least_float32(Rows.of(host, own).read())
+    old_e, new_e = (_mean_embedding(host, tokens) for tokens in (old_tokens, new_tokens))
+    if scaling == "norm":
+        length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+        old_e, new_e = (length * rearrange(e / e.norm(), "d_model -> 1 d_model") for e in (old_e, new_e))
+    step = {
+        "kind": "update",
+        "fact": fact.key,
+        "subject": fact.subject,
+        "relation": fact.relation,
+        "object": fact.object,
+        "new_object": new_object,
+        "old_tokens": old_tokens,
+        "new_tokens": new_tokens,
+        "lambdas": [lambda_old, lambda_new],
+        "scaling": scaling,
+        "n_shared": len(neurons) - len(own),
+    }
+    return WeightEdit.of(host, own, rows - lambda_old * old_e + lambda_new * new_e, [step])
+
+
+def erase_relation(
+    model: Any,
+    neurons_by_fact: Mapping[Fact, NeuronSet],
+    *,
+    top: int | None = None,
+    min_facts: int | None = None,
+    value: str | int = "zero",
+    tokenizer: Any = None,
+) -> WeightEdit:
+    """Return the edit that erases a relation: what the neurons of most of its facts write is set to nothing.
+
+    Args:
+        model: the TransformerLens model; it is only read.
+        neurons_by_fact: the neurons of the relation's facts.
+        top: erase so many of the most frequent ones, 20 unless ``min_facts`` is given, or all where there are fewer; of
+            equally frequent ones the first by layer and index.
+        min_facts: erase those in at least so many of the facts instead.
+        value: see ``erase_neurons``.
+        tokenizer: instead of the model's own.
+
+    Raises:
+        EditError: facts of several relations, or no neuron to erase; and as ``erase_neurons``.
+        ArgumentError: both ``top`` and ``min_facts``, or one below 1; neurons that the model does not have.
+
+    Example:
+        >>> import kn_lens as kn
+        >>> model = kn.load_model("world-bert")
+        >>> facts = kn.FactSet.world().of("P36")[:2]
+        >>> found = {facts[0]: kn.NeuronSet([(2, 7), (2, 8)]), facts[1]: kn.NeuronSet([(2, 8)])}
+        >>> kn.erase_relation(model, found, min_facts=2).neurons
+        NeuronSet([(2, 8)])
+    """
+    if top is not None and min_facts is not None:
+        raise ArgumentError(f"top={top}, min_facts={min_facts}; expected one of them.")
+    relations = sorted({fact.relation for fact in neurons_by_fact})
+    if len(relations) != 1:
+        raise EditError(
+            f"Got the neurons of facts of {len(relations)} relations ({', '.join(relations)}); expected one relation: "
+            "{fact: found for fact, found in neurons_by_fact.items() if fact.relation == 'P36'}."
+        )
+    (relation,) = relations
+    if min_facts is None:
+        top = TOP if top is None else top
+        chosen = relation_neurons(neurons_by_fact, top=top)[relation]
+    else:
+        if isinstance(min_facts, bool) or not isinstance(min_facts, int) or min_facts < 1:
+            raise ArgumentError(f"min_facts={min_facts!r}; expected a whole number from 1.")
+        chosen = NeuronSet(neuron for neuron, count in _counts(neurons_by_fact).items() if count >= min_facts)
+    if not chosen:
+        rule = "have any neuron" if min_facts is None else f"share a neuron {min_facts} times; lower min_facts"
+        raise EditError(f"There is nothing to erase: the {len(neurons_by_fact)} facts of {relation} do not {rule}.")
+    how = {"relation": relation, "n_facts": len(neurons_by_fact), "top": top, "min_facts": min_facts}
+    return _erased(host_of(model), chosen, value, tokenizer, how)
+
+
+def erase_neurons(model: Any, neurons: NeuronSet, *, value: str | int = "zero", tokenizer: Any = None) -> WeightEdit:
+    """Return the edit that sets the rows of neurons to one value; with zero it is their suppression at all positions.
+
+    Args:
+        model: the TransformerLens model; it is only read.
+        neurons: any set; random and most active ones are the controls of erasing a relation.
+        value: ``"zero"`` (released code); ``"unk"``, the embedding of the tokenizer's unknown token (paper's first
+            version); or the embedding of another token, given as it stands in the vocabulary, or by its id.
+        tokenizer: instead of the model's own.
+
+    Raises:
+        EditError: an empty set, a token that the vocabulary does not have, or a model without tokenizer to look it up.
+        ArgumentError: neurons that the model does not have.
+
+    Example:
+        >>> import kn_lens as kn
+        >>> model = kn.load_model("world-bert")
+        >>> kn.erase_neurons(model, kn.NeuronSet([(2, 7)]), value="unk").why[0]["value"]
+        '[UNK]'
+    """
+    return _erased(host_of(model), neurons, value, tokenizer, {"relation": None})
+
+
+def _erased(host: Host, neurons: NeuronSet, value: str | int, tokenizer: Any, how: Mapping[str, Any]) -> WeightEdit:
+    check_not_empty(neurons)
+    neurons.check(host)
+    token_id = _token_id(host, value, host.tokenizer if tokenizer is None else tokenizer)
+    row = torch.zeros(host.d_model) if token_id is None else _mean_embedding(host, (token_id,))
+    shown = value
+    if value == "unk":
+        shown = (host.tokenizer if tokenizer is None else tokenizer).unk_token
+    step = {"kind": "erase", **how, "value": str(shown), "token_id": token_id}
+    return WeightEdit.of(host, neurons, row.expand(len(neurons), -1), [step])
+
+
+def _token_id(host: Host, value: str | int, tokenizer: Any) -> int | None:
+    """Return the token whose embedding a row is set to; None for zero."""
+    if value == "zero":
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 0 <= value < host.d_vocab:
+            raise EditError(f"value={value} is not a token of {host.name}; expected ids from 0 to {host.d_vocab - 1}.")
+        return value
+    if not isinstance(value, str):
+        raise ArgumentError(f"value={value!r}; expected 'zero', 'unk', a token or its id.")
+    if tokenizer is None:
+        raise EditError(f"{host.name} has no tokenizer to look {value!r} up; pass tokenizer=, or the token's id.")
+    if value == "unk":
+        if tokenizer.unk_token_id is None:
+            raise EditError(
+                f"{type(tokenizer).__name__} has no unknown token; expected value='zero', or the token to take instead."
+            )
+        return tokenizer.unk_token_id
+    vocabulary = tokenizer.get_vocab()
+    if value not in vocabulary:
+        raise EditError(
+            f"value={value!r} is no token of {host.name}; expected 'zero', 'unk', or a token as its vocabulary has it."
+            + did_you_mean(value, vocabulary)
+        )
+    return vocabulary[value]
+
+
+def _checked_lambdas(lambdas: Any) -> tuple[float, float]:
+    try:
+        old, new = map(float, lambdas)
+    except (TypeError, ValueError):
+        old = new = math.nan
+    if not (math.isfinite(old) and math.isfinite(new)):
+        raise ArgumentError(f"lambdas={lambdas!r}; expected two finite numbers, such as (1, 8).")
+    return old, new
+
+
+def _counts(neurons_by_fact: Mapping[Fact, NeuronSet]) -> Counter[Any]:
+    return Counter(neuron for found in neurons_by_fact.values() for neuron in found)
+
+
+def _without_shared(
+    neurons: NeuronSet, fact: Fact, neurons_by_fact: Mapping[Fact, NeuronSet], max_share: float
+) -> NeuronSet:
+    """Drop the neurons of the relation; of a few facts, one alone makes no relation."""
+    relation = {other: found for other, found in neurons_by_fact.items() if other.relation == fact.relation}
+    if not relation:
+        known = {other.relation for other in neurons_by_fact}
+        raise ArgumentError(
+            f"neurons_by_fact has no facts of {fact.relation}, the relation of {fact.key}."
+            + did_you_mean(fact.relation, known)
+        )
+    most = max(max_share * len(relation), 1)
+    counts = _counts(relation)
+    own = NeuronSet(neuron for neuron in neurons if counts[neuron] <= most)
+    if not own:
+        raise EditError(
+            f"All {len(neurons)} neurons of {fact.key} are in more than {max_share:.0%} of the {len(relation)} facts "
+            f"of {fact.relation}, and so belong to the relation; expected some of its own. Raise max_share, or leave "
+            "neurons_by_fact out."
+        )
+    return own
+
+
+def _answer_tokens(prompts: PromptBatch) -> tuple[int, ...]:
+    """Return the answer's tokens as most of the prompts of one fact write them; of equals the first."""
+    answers = prompts.target_ids.split(prompts.rows_per_prompt.tolist())
+    return Counter(tuple(answer.tolist()) for answer in answers).most_common(1)[0][0]
+
+
+def _check_known(host: Host, fact: Fact, prompts: PromptBatch) -> None:
+    n_right = int((read(host, prompts, [], _ROWS_PER_PASS, Ticks(None, 0)).rank == 0).sum())
+    if 2 * n_right < len(prompts):
+        raise EditError(
+            f"{host.name} does not know {fact.key}: it answers {fact.object!r} to {n_right} of {len(prompts)} prompts; "
+            "expected at least half. Pass allow_unknown=True to edit it all the same."
+        )
+
+
+def _mean_embedding(host: Host, tokens: tuple[int, ...]) -> Float[Tensor, " d_model"]:
+    return at_least_float32(token_embeddings(host, torch.tensor(tokens))).mean(0).cpu()
+
+
+def _words(tokenizer: Any) -> list[str]:
+    return [token.lstrip("Ġ▁") for token in tokenizer.get_vocab()]
