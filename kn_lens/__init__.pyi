@@ -1,6 +1,7 @@
 """Knowledge neurons on TransformerLens: find, measure and edit the neurons of a language model that carry a fact."""
 
 from .attribution import Attribution, attribute
+from .edits import WeightEdit, erase_neurons, erase_relation, export, update_fact
 from .effects import controlled_effects, effect_table, measure
 from .errors import (
     ArgumentError,
@@ -50,11 +51,15 @@ __all__ = [
     "SetTo",
     "Suppress",
     "UnsupportedModelError",
+    "WeightEdit",
     "activation_neurons",
     "attribute",
     "coarse",
     "controlled_effects",
     "effect_table",
+    "erase_neurons",
+    "erase_relation",
+    "export",
     "host_of",
     "load_model",
     "make_prompts",
@@ -66,4 +71,5 @@ __all__ = [
     "refine",
     "refine_by_relation",
     "refine_released",
+    "update_fact",
 ]
