@@ -76,7 +76,7 @@ class WeightEdit:
         for name in ("old", "new"):
             rows: Tensor = getattr(self, name)
             got = f"{list(rows.shape)} of {dtype_name(rows.dtype)}"
-            if got != expected:
+            if got != expected or not rows.is_floating_point():
                 raise EditError(f"The {name} rows are {got}; expected {expected}: a row for each neuron.")
             if not rows.isfinite().all():
                 bad = list(self.neurons)[int((~rows.isfinite().all(-1)).long().argmax())]
@@ -333,7 +333,7 @@ class WeightEdit:
                 checkpoint=Checkpoint(**document["checkpoint"]),
                 why=tuple(document["why"]),
             )
-        except (KNLensError, KeyError, TypeError, ValueError) as error:
+        except (KNLensError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise DataError(f"{path} holds no edit that could be applied to a model: {error}") from error
 
     def _contents(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -373,7 +373,7 @@ def _host(model: Any) -> Host:
 
 
 def _pairs(neurons: NeuronSet) -> Int[Tensor, "neuron 2"]:
-    return torch.tensor([(neuron.layer, neuron.index) for neuron in neurons])
+    return torch.tensor([(neuron.layer, neuron.index) for neuron in neurons], dtype=torch.int64).reshape(-1, 2)
 
 
 def _in_words(step: Mapping[str, Any]) -> str:
