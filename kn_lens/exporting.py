@@ -53,12 +53,7 @@ def export(
     if not edits or not all(isinstance(edit, WeightEdit) for edit in edits):
         raise ArgumentError(f"Got {edits!r} to export; expected a WeightEdit, or several.")
     directory = Path(directory)
-    if directory.exists() or directory.is_symlink():
-        raise EditError(
-            f"{directory} exists; expected the name of a directory to make. Remove it, or take another name."
-        )
-    if not directory.parent.is_dir():
-        raise EditError(f"There is no directory {directory.parent} to make {directory.name} in; make it first.")
+    check_new(directory)
     part = directory.with_name(f".{directory.name}.{os.getpid()}.part")
     tokenizer = host.tokenizer if tokenizer is None else tokenizer
     try:
@@ -76,3 +71,17 @@ def export(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return directory
+
+
+def check_new(directory: Path) -> None:
+    """Raise unless a directory can be made there.
+
+    Raises:
+        EditError: it exists, or its parent does not.
+    """
+    if directory.exists() or directory.is_symlink():
+        raise EditError(
+            f"{directory} exists; expected the name of a directory to make. Remove it, or take another name."
+        )
+    if not directory.parent.is_dir():
+        raise EditError(f"There is no directory {directory.parent} to make {directory.name} in; make it first.")

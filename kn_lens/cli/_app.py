@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import kn_lens
-from kn_lens.cli import data, demo, find, intervene, models
+from kn_lens.cli import data, demo, edit, find, intervene, models
 from kn_lens.cli._options import help_if_bare
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 for command in (demo.demo, find.find, intervene.intervene, models.models):
     app.command()(command)
+app.add_typer(edit.app, name="edit")
 app.add_typer(data.app, name="data")
 
 
