@@ -13,8 +13,8 @@ from kn_lens.facts import Fact
 from kn_lens.neuron_sets import NeuronSet
 from kn_lens.prompts import PromptBatch
 
-CELLS_AT_ONCE = 2**24
-"""About as many scores are looked at together, whatever the number of prompts."""
+CELLS_AT_ONCE = 2**20
+"""About as many scores are looked at together, whatever the number of prompts; few enough to stay in a cache."""
 
 
 @dataclass(frozen=True)
@@ -59,27 +59,52 @@ def count_shares(attr: Attribution, attr_threshold: float, min_prompts: int) -> 
         check_enough(fact.key, len(prompt_ids), min_prompts)
     facts, by_fact = list(prompts_of), list(prompts_of.values())
     scores = attr.scores
-    at_once = max(1, CELLS_AT_ONCE // math.prod(scores.shape[1:]))  # facts, and prompts of them
+    n_prompts = [len(prompt_ids) for prompt_ids in by_fact]
+    n_cells = math.prod(scores.shape[1:])
+    at_once = max(1, CELLS_AT_ONCE // n_cells)  # prompts
+    facts_at_once = max(1, at_once // max(n_prompts))
     found, counts = [], []
-    for start in range(0, len(facts), at_once):
-        group = by_fact[start : start + at_once]
-        count = torch.zeros(len(group), *scores.shape[1:], dtype=torch.int32, device=scores.device)
+    for start in range(0, len(facts), facts_at_once):
+        group = by_fact[start : start + facts_at_once]
         owners = torch.repeat_interleave(torch.tensor([len(prompt_ids) for prompt_ids in group]))
+        count = torch.zeros(len(group) * n_cells, dtype=torch.long, device=scores.device)
         for prompt_ids, owner in zip(torch.cat(group).split(at_once), owners.split(at_once), strict=True):
-            in_coarse = coarse_of(scores[prompt_ids.to(scores.device)], attr_threshold)
-            count.index_add_(0, owner.to(scores.device), in_coarse.to(count.dtype))
-        cells = (count >= min_prompts).nonzero()
-        counts.append(count[tuple(cells.unbind(1))].cpu())
-        found.append(cells.cpu() + torch.tensor([start, 0, 0]))
-    cells = torch.cat(found)
+            place, cell = coarse_cells(scores, prompt_ids.to(scores.device), attr_threshold)
+            count += torch.bincount(owner.to(scores.device)[place] * n_cells + cell, minlength=len(count))
+        shared = (count >= min_prompts).nonzero().squeeze(1)
+        counts.append(count[shared].cpu())
+        found.append(shared.cpu() + start * n_cells)
+    owner, layer, index = torch.unravel_index(torch.cat(found), (len(facts), *scores.shape[1:]))
     return Shares(
         facts=facts,
-        n_prompts=[len(prompt_ids) for prompt_ids in by_fact],
+        n_prompts=n_prompts,
         min_prompts=min_prompts,
-        owner=cells[:, 0],
-        neuron=cells[:, 1:],
+        owner=owner,
+        neuron=torch.stack([layer, index], dim=1),
         count=torch.cat(counts),
     )
+
+
+def coarse_cells(
+    scores: Float[Tensor, "batch n_layers d_mlp"], prompt_ids: Int[Tensor, " some"], threshold: float
+) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
+    """Return the members of some prompts' coarse sets: the place in ``prompt_ids``, and ``layer * d_mlp + index``.
+
+    Scores may be dense or sparse; what a sparse tensor lacks is in no set.
+    """
+    if not scores.is_sparse:
+        place, cell = coarse_of(scores[prompt_ids], threshold).flatten(1).nonzero().unbind(1)
+        return place, cell
+    prompt, layer, index = scores.indices().contiguous()  # sorted by prompt: each has a stretch of them
+    first = torch.searchsorted(prompt, prompt_ids)
+    length = torch.searchsorted(prompt, prompt_ids, right=True) - first
+    place = torch.repeat_interleave(length)
+    at = torch.arange(len(place), device=place.device) + (first - length.cumsum(0) + length)[place]
+    values = scores.values()[at]
+    peak = values.new_zeros(len(prompt_ids)).scatter_reduce(0, place, values, "amax")
+    high = values >= _least(peak, threshold)[place]
+    at = at[high]
+    return place[high], layer[at] * scores.shape[2] + index[at]
 
 
 def prompts_by_fact(prompts: PromptBatch) -> dict[Fact, Int[Tensor, " some"]]:
@@ -91,9 +116,14 @@ def prompts_by_fact(prompts: PromptBatch) -> dict[Fact, Int[Tensor, " some"]]:
 
 
 def coarse_of(scores: Float[Tensor, "batch n_layers d_mlp"], threshold: float) -> Bool[Tensor, "batch n_layers d_mlp"]:
-    """Return each prompt's coarse set; see ``kn_lens.coarse``."""
-    peak = torch.where(scores.isnan(), -torch.inf, scores).amax((1, 2), keepdim=True)
-    return scores >= torch.where(peak > 0, threshold * peak, torch.inf)  # NaN is not: false
+    """Return each prompt's coarse set, of dense scores; see ``kn_lens.coarse``."""
+    peak = scores.nan_to_num(-torch.inf).amax((1, 2), keepdim=True)
+    return scores >= _least(peak, threshold)  # NaN is not: false
+
+
+def _least(peak: Float[Tensor, "*batch"], threshold: float) -> Float[Tensor, "*batch"]:
+    """Return the score from which on a neuron is in its prompt's coarse set."""
+    return torch.where(peak > 0, threshold * peak, torch.inf)
 
 
 def prompts_needed(n_prompts: int, share_threshold: float, min_prompts: int) -> int:

@@ -29,6 +29,7 @@ from kn_lens._refining import (
     check_enough,
     check_share,
     check_thresholds,
+    coarse_cells,
     coarse_of,
     count_shares,
     prompts_by_fact,
@@ -79,13 +80,19 @@ class RelationRefinement:
 def coarse(attr: Attribution, threshold: float = 0.2) -> Bool[Tensor, "batch n_layers d_mlp"]:
     """Return each prompt's coarse set: the neurons that score at least ``threshold`` times the prompt's largest score.
 
-    The largest score is taken over all layers. A prompt without a positive score has none.
+    The largest score is taken over all layers. A prompt without a positive score has none. The result is dense, also
+    where the scores are not.
 
     Raises:
         ArgumentError: threshold outside [0, 1].
     """
     check_share("threshold", threshold)
-    return coarse_of(attr.scores, threshold)
+    if not attr.scores.is_sparse:
+        return coarse_of(attr.scores, threshold)
+    everyone = torch.arange(len(attr.scores), device=attr.scores.device)
+    found = torch.zeros(attr.scores.shape, dtype=torch.bool, device=attr.scores.device)
+    found.flatten(1)[coarse_cells(attr.scores, everyone, threshold)] = True
+    return found
 
 
 def refine(

@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import random
+from dataclasses import replace
 from functools import cache
 from itertools import combinations
 
@@ -84,6 +85,16 @@ def naive_refine(attr, t, p, floor):
             and sum(cell in one for one in sets) >= floor
         }
     return refined
+
+
+def kept_from(attr, share):
+    """The attribution with only the scores of the coarse sets at ``share``, sparse."""
+    kept = [(row, *cell) for row, one in enumerate(attr.scores.tolist()) for cell in sorted(naive_coarse(one, share))]
+    indices = torch.tensor(kept, dtype=torch.long).reshape(-1, 3).T
+    scores = torch.sparse_coo_tensor(
+        indices, attr.scores[tuple(indices)], attr.scores.shape, is_coalesced=True, check_invariants=True
+    )
+    return replace(attr, scores=scores)
 
 
 def as_pairs(neurons):
@@ -204,6 +215,20 @@ def test_neither_order_nor_portions_change_the_sets(attr, shuffler):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_refining, "CELLS_AT_ONCE", 1)  # one fact and one prompt at a time
         assert kn.refine(attr) == found == kn.refine(shuffled)
+
+
+@MANY_EXAMPLES
+@given(attributions(min_prompts=3), st.sampled_from([0.0, 0.1, 0.2]), st.sampled_from([0.2, 0.5, 1.0]))
+def test_thresholded_scores_give_the_sets_of_whole_ones(attr, keep, t):
+    kept = kept_from(attr, keep)
+    assert torch.equal(kn.coarse(kept, t), kn.coarse(attr, t))
+    found = kn.refine(attr, attr_threshold=t)
+    assert kn.refine(kept, attr_threshold=t) == found
+    assert kn.refine(kept, attr_threshold=t, negatives=kept) == kn.refine(attr, attr_threshold=t, negatives=found)
+    assert kn.refine_by_relation(kept, attr_threshold=t) == kn.refine_by_relation(attr, attr_threshold=t)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_refining, "CELLS_AT_ONCE", 1)
+        assert kn.refine(kept, attr_threshold=t) == found
 
 
 @pytest.mark.parametrize(
