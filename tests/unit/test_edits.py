@@ -157,7 +157,7 @@ def test_any_interleaving_of_edits_is_exact(operations):
         return {(n.layer, n.index): row.numpy().tobytes() for n, row in zip(edit.neurons, values, strict=True)}
 
     rest = now()
-    made, undoable, contexts = [random_edit(model, kn.NeuronSet(POOL[:2]))], [], []
+    made, contexts = [random_edit(model, kn.NeuronSet(POOL[:2]))], []
 
     def expect(allowed, action, result):
         expected = now() | (result if allowed else {})
@@ -170,16 +170,21 @@ def test_any_interleaving_of_edits_is_exact(operations):
         assert now() == expected
         return value
 
+    def leave(error):
+        context, old, new = contexts.pop()
+        there = now().items()
+        expect(new.items() <= there or old.items() <= there, lambda: context.__exit__(*error), old)
+
     for seed, (operation, number, neurons) in enumerate(operations):
         edit = made[number % len(made)]
         old, new = rows(edit, edit.old), rows(edit, edit.new)
         fits = old.items() <= now().items()
         if operation == "make":
             made.append(random_edit(model, kn.NeuronSet(neurons), seed))
-        elif operation == "apply" and expect(fits, lambda edit=edit: edit.apply_(model), new):
-            undoable.append(edit)
+        elif operation == "apply":
+            expect(fits, lambda edit=edit: edit.apply_(model), new)
         elif operation == "force":
-            undoable.append(expect(True, lambda edit=edit: edit.apply_(model, force=True), new))
+            made.append(expect(True, lambda edit=edit: edit.apply_(model, force=True), new))
         elif operation == "undo":
             expect(new.items() <= now().items(), lambda edit=edit: edit.undo_(model), old)
         elif operation == "enter":
@@ -187,14 +192,9 @@ def test_any_interleaving_of_edits_is_exact(operations):
             if expect(fits, context.__enter__, new):
                 contexts.append((context, old, new))
         elif operation in ("exit", "raise") and contexts:
-            context, old, new = contexts.pop()
-            error = (Boom, Boom(), None) if operation == "raise" else (None, None, None)
-            there = now().items()
-            expect(
-                new.items() <= there or old.items() <= there,
-                lambda context=context, error=error: context.__exit__(*error),
-                old,
-            )
+            leave((Boom, Boom(), None) if operation == "raise" else (None, None, None))
+    while contexts:
+        leave((None, None, None))
     # Whatever is left, writing the first values back by force makes the model what it was.
     clean = torch.stack([torch.frombuffer(bytearray(rest[pair]), dtype=torch.float64) for pair in sorted(POOL)])
     kn.WeightEdit.of(model, kn.NeuronSet(POOL), clean).apply_(model)
