@@ -69,7 +69,7 @@ class Rows:
         places: for each layer with neurons, its live ``W_out`` and the indices.
     """
 
-    places: tuple[tuple[Float[Tensor, "d_mlp d_model"], Int[Tensor, " some"]], ...]
+    places: tuple[tuple[Float[Tensor, "d_mlp d_model"], Int[Tensor, " _"]], ...]
 
     @classmethod
     def of(cls, host: Host, neurons: NeuronSet) -> "Rows":
