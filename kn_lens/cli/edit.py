@@ -158,7 +158,7 @@ def apply(
     model: ModelOfEdit = None,
     device: options.Device = None,
     dtype: DtypeOfEdit = None,
-    memory: options.Memory = None,
+    rows_per_pass: options.RowsPerPass = 256,
     facts: options.Facts = "world",
     format: options.Format = None,
     templates: options.Templates = None,
@@ -188,7 +188,7 @@ def apply(
     from kn_lens.effects import measure
 
     with working("Measuring", unit="prompts") as progress:
-        effect = measure(loaded, prompts, edit, memory_budget=in_bytes(memory), progress=progress)
+        effect = measure(loaded, prompts, edit, rows_per_pass=rows_per_pass, progress=progress)
     result = {
         "command": "edit apply",
         "model": described(loaded),
