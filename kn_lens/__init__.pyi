@@ -1,6 +1,6 @@
 """Knowledge neurons on TransformerLens: find, measure and edit the neurons of a language model that carry a fact."""
 
-from .attribution import Attribution, attribute
+from .attribution import Attribution, attribute, attribute_in_parts
 from .edits import WeightEdit, erase_neurons, erase_relation, export, update_fact
 from .effects import controlled_effects, effect_table, measure
 from .errors import (
@@ -54,6 +54,7 @@ __all__ = [
     "WeightEdit",
     "activation_neurons",
     "attribute",
+    "attribute_in_parts",
     "coarse",
     "controlled_effects",
     "effect_table",

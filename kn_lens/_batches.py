@@ -125,6 +125,11 @@ class PromptBatch:
         """Number of answer tokens of each prompt."""
         return torch.bincount(self.prompt_index, minlength=len(self))
 
+    @property
+    def length(self) -> Int[Tensor, " batch"]:
+        """Number of tokens of each prompt's last row, which holds the most of the answer."""
+        return self.attention_mask.sum(-1)[self.rows_per_prompt.cumsum(0) - 1]
+
     def fact(self, prompt: int) -> Fact:
         """Return the fact that a prompt asks for."""
         return self.facts[int(self.fact_index[prompt])]

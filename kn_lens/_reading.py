@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kn_lens.engine import stretches
+from kn_lens._budget import Budget
 from kn_lens.hosts import Host
 from kn_lens.interventions import Intervention
 from kn_lens.outputs import at_least_float32, target_logits
@@ -52,25 +52,29 @@ class Ticks:
 
 
 def read(
-    host: Host, prompts: PromptBatch, interventions: Iterable[Intervention], rows_per_pass: int, tick: Ticks
+    host: Host, prompts: PromptBatch, interventions: Iterable[Intervention], budget: Budget, tick: Ticks
 ) -> Reading:
-    """Run every prompt once, short ones first, so that little of a pass is padding."""
+    """Run every prompt once."""
     log_prob = np.zeros(len(prompts))
     rank = np.zeros(len(prompts), dtype=np.int64)
     top: list[list[int]] = [[] for _ in range(len(prompts))]
-    for chosen in stretches(prompts, rows_per_pass):
+
+    def run(chosen: Int[Tensor, " some"]) -> tuple[PromptBatch, Tensor, Tensor, Tensor]:
         part = prompts.select(chosen)
         hooks = list(chain.from_iterable(one.select(prompts, chosen).hooks(host.model, part) for one in interventions))
-        n_pos = int(part.attention_mask.sum(-1).max())
+        n_pos = int(part.length.max())
         with torch.no_grad():
             logits = host.logits(part.tokens[:, :n_pos], part.attention_mask[:, :n_pos], part.read_pos, hooks)
-        row_log_prob, row_rank = _of_target(at_least_float32(logits), part.target_ids)
+        return part, *_of_target(at_least_float32(logits), part.target_ids), logits.argmax(-1)
+
+    for chosen, result in budget.work_through(prompts.rows_per_prompt, prompts.length, budget.rows_per_pass, run):
+        part, row_log_prob, row_rank, row_top = result
         there = chosen.cpu().numpy()
         owner = part.prompt_index
         zeros = row_log_prob.new_zeros(len(part))
         log_prob[there] = zeros.index_add(0, owner, row_log_prob).cpu().numpy()
         rank[there] = row_rank.new_zeros(len(part)).scatter_reduce(0, owner, row_rank, "amax").cpu().numpy()
-        for prompt, token in zip(owner.tolist(), logits.argmax(-1).tolist(), strict=True):
+        for prompt, token in zip(owner.tolist(), row_top.tolist(), strict=True):
             top[there[prompt]].append(token)
         tick(part.n_rows)
     return Reading(log_prob=log_prob, rank=rank, top=top)

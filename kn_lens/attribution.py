@@ -17,31 +17,26 @@ An answer of several tokens is read in several rows (see ``PromptBatch``); its r
 score is the sum over them, so that completeness holds for the probability of the whole answer.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from einops import einsum, rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kn_lens._request import PRESETS, Method, NeuronLike, Preset, Request, check_share
 from kn_lens.baselines import BASELINES, Indices, LayerScores
-from kn_lens.engine import Site, sites, stretches
-from kn_lens.errors import ArgumentError, did_you_mean
-from kn_lens.hosts import Host, host_of
-from kn_lens.outputs import Output, resolve_output
+from kn_lens.engine import Site, budget_for, sites
+from kn_lens.errors import ArgumentError
+from kn_lens.outputs import Output
 from kn_lens.prompts import PromptBatch
-from kn_lens.quadrature import RULES, Quadrature, nested_levels
-from kn_lens.quadrature import quadrature as fixed_rule
+from kn_lens.quadrature import Quadrature
 
-Method = Literal[
-    "integrated_gradients", "single_path", "activation", "gradient_x_activation", "log_prob_gain", "ablation"
-]
-Preset = Literal["paper", "official"]
+__all__ = ["PRESETS", "Attribution", "Method", "NeuronLike", "Preset", "attribute", "attribute_in_parts"]
 
-PRESETS = {"paper": ("right", 20), "official": ("left", 20)}
-"""The quadratures of the paper's equation 3 and of its released code."""
+Progress = Callable[[int, int], None]
 
 OUTPUT_FLOOR = 1e-2
 """Outputs smaller than this count as this size when the tolerance is made absolute: 1e-3 then means 1e-5."""
@@ -53,6 +48,8 @@ class Attribution:
 
     Attributes:
         scores: in the output's unit (probability by default); NaN where only chosen neurons or layers were computed.
+            With ``keep``, a sparse tensor of the same shape.
+        total: what the scores of each layer sum to; NaN where a layer was not computed.
         clean: the output of the unaltered model.
         expected: what completeness says that a layer's scores sum to: ``P(w) - P(0)``, for the methods on chosen
             neurons the sum of their ``P(w) - P(w with w_i = 0)``; NaN for methods that promise no sum.
@@ -62,9 +59,11 @@ class Attribution:
         method: as given to ``attribute``.
         output: name of the output.
         quadrature: the rule, with its number of points; ``none`` for methods without an integral.
+        keep: the share of each prompt's largest score below which scores were dropped; None where all are kept.
     """
 
     scores: Float[Tensor, "batch n_layers d_mlp"]
+    total: Float[Tensor, "batch n_layers"]
     clean: Float[Tensor, " batch"]
     expected: Float[Tensor, "batch n_layers"]
     n_points: Int[Tensor, "batch n_layers"]
@@ -73,11 +72,12 @@ class Attribution:
     method: str
     output: str
     quadrature: str
+    keep: float | None = None
 
     @property
     def completeness_gap(self) -> Float[Tensor, "batch n_layers"]:
         """``sum_i score_i - expected``: the error bar of each (prompt, layer), signed, in the output's unit."""
-        return self.scores.nansum(-1) - self.expected
+        return self.total - self.expected
 
     @property
     def converged(self) -> Bool[Tensor, "batch n_layers"]:
@@ -89,20 +89,24 @@ class Attribution:
         """The (prompt, layer) pairs whose gap is above the tolerance."""
         return [(prompt, layer) for prompt, layer in (~self.converged).nonzero().tolist()]
 
+    def thresholded(self, share: float = 0.1) -> "Attribution":
+        """Return the attribution with only the scores of at least ``share`` times the prompt's largest, sparse.
 
-@runtime_checkable
-class NeuronLike(Protocol):
-    """Anything that names a neuron."""
+        That is what the released code stores, and all that a coarse set with a threshold from ``share`` on needs; a
+        prompt without a positive score keeps none. Of 36,864 scores of a prompt usually a few dozen are kept.
 
-    @property
-    def layer(self) -> int:
-        """Zero-based layer."""
-        ...
-
-    @property
-    def index(self) -> int:
-        """Row of the layer's ``W_out``."""
-        ...
+        Raises:
+            ArgumentError: not a share, or the scores have been thresholded already.
+        """
+        check_share("share", share)
+        if self.keep is not None:
+            raise ArgumentError(f"The scores below {self.keep} of each prompt's largest have been dropped already.")
+        peak = torch.where(self.scores.isnan(), -torch.inf, self.scores).amax((1, 2), keepdim=True)
+        cells = (self.scores >= torch.where(peak > 0, share * peak, torch.inf)).nonzero().T
+        scores = torch.sparse_coo_tensor(
+            cells, self.scores[tuple(cells)], self.scores.shape, is_coalesced=True, check_invariants=False
+        )
+        return replace(self, scores=scores, keep=share)
 
 
 def attribute(
@@ -118,8 +122,9 @@ def attribute(
     max_points: int = 129,
     layers: Sequence[int] | None = None,
     neurons: Iterable[NeuronLike] | None = None,
-    rows_per_pass: int = 256,
-    progress: Callable[[int, int], None] | None = None,
+    keep: float | None = None,
+    memory_budget: float | None = None,
+    progress: Progress | None = None,
 ) -> Attribution:
     """Attribute each prompt's answer to the neurons of each layer, at the read position.
 
@@ -143,7 +148,11 @@ def attribute(
         layers: only these; the others' scores are NaN.
         neurons: the chosen ones, required by ``single_path``, optional for ``ablation`` and ``log_prob_gain``, whose
             cost grows with their number.
-        rows_per_pass: upper bound on the rows of one forward pass.
+        keep: keep only the scores of at least this share of the prompt's largest (the released code: 0.1), sparse;
+            see ``Attribution.thresholded``. None keeps all.
+        memory_budget: bytes that passes may take, on the model's device; default: half of what is free. It sets how
+            many rows go through the model at a time, and the results do not depend on it. Where it was too much and
+            memory runs out, passes are halved and run again, down to single prompts. The result comes on top.
         progress: called with (done, total), counted in (prompt, layer) pairs.
 
     Returns:
@@ -162,97 +171,163 @@ def attribute(
         >>> bool(attr.converged.all())
         True
     """
-    host = host_of(model)
-    if method not in get_args(Method):
-        known = get_args(Method)
-        raise ArgumentError(
-            f"Unknown method {method!r}; expected one of {', '.join(known)}.{did_you_mean(method, known)}"
-        )
-    levels, rule_name = _resolve_rule(preset, quadrature, n_steps, max_points)
-    chosen_layers = _check_layers(host, layers)
-    chosen = _check_neurons(host, method, neurons, chosen_layers)
-    readout = resolve_output(
-        "log_prob" if method == "log_prob_gain" else output, has_contrast=prompts.contrast_ids is not None
+    request = Request.of(
+        model,
+        prompts,
+        method=method,
+        output=output,
+        preset=preset,
+        quadrature=quadrature,
+        n_steps=n_steps,
+        tolerance=tolerance,
+        max_points=max_points,
+        layers=layers,
+        neurons=neurons,
     )
-    if not 0 < tolerance < float("inf"):
-        raise ArgumentError(f"tolerance={tolerance}; expected a positive number, such as 1e-3.")
-    prompts.check_for(host)
-    in_turn = stretches(prompts, rows_per_pass)
-    host.check_finite()
+    return _together(prompts, _in_parts(request, prompts, keep, memory_budget, progress))
 
-    def score(site: Site, indices: Indices) -> LayerScores:
-        if method == "integrated_gradients":
-            return _integrate(site, site.post, levels, tolerance)
-        if method == "single_path":
-            return _single_path(site, indices, levels, tolerance)
-        return BASELINES[method](site, indices)
 
+def attribute_in_parts(
+    model: Any,
+    prompts: PromptBatch,
+    *,
+    keep: float | None = None,
+    memory_budget: float | None = None,
+    progress: Progress | None = None,
+    **how: Any,
+) -> Iterator[tuple[Int[Tensor, " some"], Attribution]]:
+    """Attribute as ``attribute`` does, and hand out finished prompts as they come: memory then does not grow with them.
+
+    Args:
+        model: as for ``attribute``.
+        prompts: what to ask it.
+        keep: as for ``attribute``.
+        memory_budget: as for ``attribute``.
+        progress: as for ``attribute``.
+        **how: the other arguments of ``attribute``.
+
+    Returns:
+        An iterator over the numbers of some prompts, long ones first, and their ``Attribution``. Arguments are checked
+        now, the model runs when it is asked for the next part.
+
+    Example:
+        >>> import kn_lens as kn
+        >>> model = kn.load_model("world-bert")
+        >>> prompts = kn.make_prompts(model, [kn.FactSet.world().find("Ireland", relation="P36")])
+        >>> sum(len(numbers) for numbers, part in attribute_in_parts(model, prompts, keep=0.1)) == len(prompts)
+        True
+    """
+    return _in_parts(Request.of(model, prompts, **how), prompts, keep, memory_budget, progress)
+
+
+def _in_parts(
+    request: Request,
+    prompts: PromptBatch,
+    keep: float | None,
+    memory_budget: float | None,
+    progress: Progress | None,
+) -> Iterator[tuple[Int[Tensor, " some"], Attribution]]:
+    if keep is not None:
+        check_share("keep", keep)
+    budget = budget_for(request.host, prompts, memory_budget)
+    request.host.check_finite()
+    n_done, n_layers = 0, len(request.layers)
+
+    def run(numbers: Int[Tensor, " some"]) -> Attribution:
+        part = prompts.select(numbers)
+        rows_per_pass = budget.rows_per_pass(int(part.length.max()))
+
+        def tick(layers_done: int) -> None:
+            if progress is not None:
+                progress(n_done * n_layers + layers_done * len(part), len(prompts) * n_layers)
+
+        attr = _attributed(request, part, rows_per_pass, tick)
+        return attr if keep is None else attr.thresholded(keep)
+
+    def parts() -> Iterator[tuple[Int[Tensor, " some"], Attribution]]:
+        nonlocal n_done
+        for numbers, part in budget.work_through(prompts.rows_per_prompt, prompts.length, budget.rows_per_stretch, run):
+            n_done += len(numbers)
+            yield numbers, part
+
+    return parts()
+
+
+def _attributed(request: Request, prompts: PromptBatch, rows_per_pass: int, tick: Callable[[int], None]) -> Attribution:
+    """Attribute prompts that fit into memory together, with all their scores; ``tick`` is told how many layers."""
+    host, method = request.host, request.method
     shape = (len(prompts), host.n_layers)
     dtype = torch.promote_types(host.dtype, torch.float32)
     scores = torch.full((*shape, host.d_mlp), float("nan"), device=host.device, dtype=dtype)
     expected = torch.full(shape, float("nan"), device=host.device, dtype=dtype)
     n_points = torch.zeros(shape, device=host.device, dtype=torch.long)
-    clean = torch.zeros(len(prompts), device=host.device, dtype=dtype)
-    done = 0
-    for prompt_ids in in_turn:
-        for site in sites(host, prompts.select(prompt_ids), readout, chosen_layers, rows_per_pass):
-            result = score(site, None if chosen is None else chosen[site.layer])
-            scores[prompt_ids, site.layer] = result.scores.to(dtype)
-            expected[prompt_ids, site.layer] = result.expected.to(dtype)
-            n_points[prompt_ids, site.layer] = torch.as_tensor(result.n_points, device=host.device)
-            clean[prompt_ids] = site.clean.to(dtype)
-            done += len(prompt_ids)
-            if progress is not None:
-                progress(done, len(prompts) * len(chosen_layers))
+    at_sites = sites(host, prompts, request.output, request.layers, rows_per_pass)
+    for done, site in enumerate(at_sites, start=1):
+        indices = None if request.neurons is None else request.neurons[site.layer]
+        if method == "integrated_gradients":
+            found = _joint_path(site, request.levels, request.tolerance)
+        elif method == "single_path":
+            found = _single_path(site, indices, request.levels, request.tolerance)
+        else:
+            found = BASELINES[method](site, indices)
+        scores[:, site.layer] = found.scores.to(dtype)
+        expected[:, site.layer] = found.expected.to(dtype)
+        n_points[:, site.layer] = torch.as_tensor(found.n_points, device=host.device)
+        tick(done)
+    clean = at_sites[0].clean.to(dtype)
     return Attribution(
         scores=scores,
+        total=torch.where(scores.isnan().all(-1), torch.nan, scores.nansum(-1)),
         clean=clean,
         expected=expected,
         n_points=n_points,
-        tolerance=_absolute(tolerance, clean),
+        tolerance=_absolute(request.tolerance, clean),
         prompts=prompts,
         method=method,
-        output="activation" if method == "activation" else readout.name,
-        quadrature="none" if method in BASELINES else rule_name,
+        output="activation" if method == "activation" else request.output.name,
+        quadrature="none" if method in BASELINES else request.rule,
     )
 
 
-def _integrate(
-    site: Site, direction: Float[Tensor, "row d_mlp"], levels: Sequence[Quadrature], tolerance: float
-) -> LayerScores:
-    r"""Integrate along ``w + (alpha - 1) * direction``, alpha from 0 to 1; the joint path has ``direction = w``.
+def _together(prompts: PromptBatch, parts: Iterable[tuple[Int[Tensor, " some"], Attribution]]) -> Attribution:
+    """Put the parts of an attribution in the order of the prompts."""
+    whole: dict[str, Tensor] = {}
+    cells, values, part = [], [], None
+    for numbers, part in parts:
+        names = ["total", "clean", "expected", "n_points", "tolerance"]
+        if part.scores.is_sparse:
+            prompt, layer, index = part.scores.indices()
+            cells.append(torch.stack([numbers[prompt], layer, index]))
+            values.append(part.scores.values())
+        else:
+            names.append("scores")
+        for name in names:
+            value = getattr(part, name)
+            whole.setdefault(name, value.new_empty(len(prompts), *value.shape[1:]))[numbers] = value
+    assert part is not None  # a batch has at least one prompt
+    if part.scores.is_sparse:
+        shape = (len(prompts), *part.scores.shape[1:])
+        whole["scores"] = torch.sparse_coo_tensor(
+            torch.cat(cells, 1), torch.cat(values), shape, check_invariants=False
+        ).coalesce()
+    return replace(part, prompts=prompts, **whole)
 
-    ``score_i = direction_i * sum_k weight_k * dP/dw_i`` at node k, on ever finer levels until the completeness gap of a
-    prompt is within its tolerance. A level's nodes begin with those of the level before.
-    """
-    post = site.post
-    allowed = _absolute(tolerance, site.clean)
-    left = site.everyone  # prompts still above the tolerance
-    scores = site.per_prompt(torch.zeros_like(post))
-    expected = torch.zeros_like(site.clean)
-    n_points = torch.zeros_like(left)
-    gradients = post.new_zeros(len(post), 0, post.shape[-1])  # of the rows left, at every node so far
-    for level in levels:
-        new = torch.tensor(level.nodes[gradients.shape[1] :], device=post.device, dtype=post.dtype)
-        rows, owner = site.prompts.rows_and_owners(left)
-        alpha = rearrange(new, "step -> step 1 1")
-        points = rearrange(post[rows] + (alpha - 1) * direction[rows], "step row d_mlp -> (step row) d_mlp")
-        outputs, at_new = site.gradients(repeat(left, "prompt -> (step prompt)", step=len(new)), points)
-        at_new = rearrange(at_new, "(step row) d_mlp -> row step d_mlp", step=len(new))
-        gradients = torch.cat([gradients, at_new], dim=1)
-        if level is levels[0]:  # everyone is left: find P at alpha = 0
-            at_zero = outputs[: len(left)] if new[0] == 0 else site.outputs(left, post - direction)
-            expected = site.clean - at_zero
 
-        weights = torch.tensor(level.weights, device=post.device, dtype=post.dtype)
-        mean_gradient = einsum(gradients, weights, "row step d_mlp, step -> row d_mlp")
-        scores[left] = torch.zeros_like(scores[left]).index_add(0, owner, direction[rows] * mean_gradient)
-        n_points[left] = len(level)
-        unfinished = (scores[left].sum(-1) - expected[left]).abs() > allowed[left]
-        left, gradients = left[unfinished], gradients[unfinished[owner]]
-        if not len(left):
-            break
-    return LayerScores(scores=scores, expected=expected, n_points=n_points)
+@dataclass(frozen=True, kw_only=True)
+class _Path:
+    """The integral along a path; ``total`` is what the scores along it sum to."""
+
+    gradient: Float[Tensor, "row d_model"]
+    total: Float[Tensor, " batch"]
+    expected: Float[Tensor, " batch"]
+    n_points: Int[Tensor, " batch"]
+
+
+def _joint_path(site: Site, levels: Sequence[Quadrature], tolerance: float) -> LayerScores:
+    """Integrate along ``alpha * w``; one product with ``W_out`` then gives the scores of all neurons."""
+    path = _integrate(site, site.post @ site.W_out, levels, tolerance)
+    scores = site.per_prompt(site.post * (path.gradient @ site.W_out.T))
+    return LayerScores(scores=scores, expected=path.expected, n_points=path.n_points)
 
 
 def _single_path(site: Site, indices: Indices, levels: Sequence[Quadrature], tolerance: float) -> LayerScores:
@@ -261,77 +336,55 @@ def _single_path(site: Site, indices: Indices, levels: Sequence[Quadrature], tol
     scores = site.per_prompt(torch.full_like(site.post, float("nan")))
     expected, n_points = torch.zeros_like(site.clean), torch.zeros_like(site.everyone)
     for index in indices.tolist():
-        direction = torch.zeros_like(site.post)
-        direction[:, index] = site.post[:, index]
-        path = _integrate(site, direction, levels, tolerance)
-        scores[:, index] = path.scores[:, index]
+        path = _integrate(site, site.post[:, index, None] * site.W_out[index], levels, tolerance)
+        scores[:, index] = path.total
         expected += path.expected
         n_points += path.n_points
     return LayerScores(scores=scores, expected=expected, n_points=n_points)
 
 
+def _integrate(
+    site: Site, writes: Float[Tensor, "row d_model"], levels: Sequence[Quadrature], tolerance: float
+) -> _Path:
+    r"""Average ``dP/d mlp_out`` along ``mlp_out + (alpha - 1) * writes``, alpha from 0 to 1.
+
+    ``writes`` is what the moving neurons write to the residual stream: ``w @ W_out`` of the joint path. Ever finer
+    levels are tried until ``writes . gradient``, the sum of the moving neurons' scores, is within the tolerance of a
+    prompt. A level's nodes begin with those of the level before; a gradient is added, with its weights, to the sums
+    of all levels that have its node, so that the gradients themselves need not be kept.
+    """
+    allowed = _absolute(tolerance, site.clean)
+    left = site.everyone  # prompts still above the tolerance
+    n_levels, finest = len(levels), levels[-1]
+    weights = site.mlp_out.new_zeros(n_levels, len(finest))
+    for number, level in enumerate(levels):
+        weights[number, : len(level)] = weights.new_tensor(level.weights)
+    sums = site.mlp_out.new_zeros(len(writes), n_levels, writes.shape[-1])
+    gradient = torch.zeros_like(writes)
+    total, expected = torch.zeros_like(site.clean), torch.zeros_like(site.clean)
+    n_points = torch.zeros_like(left)
+    for number, level in enumerate(levels):
+        first = len(levels[number - 1]) if number else 0
+        nodes = weights.new_tensor(level.nodes[first:])
+        rows, owner = site.prompts.rows_and_owners(left)
+        alpha = rearrange(nodes, "step -> step 1 1")
+        points = rearrange(site.mlp_out[rows] + (alpha - 1) * writes[rows], "step row d_model -> (step row) d_model")
+        outputs, at_nodes = site.gradients(repeat(left, "prompt -> (step prompt)", step=len(nodes)), points)
+        at_nodes = rearrange(at_nodes, "(step row) d_model -> row step d_model", step=len(nodes))
+        here = weights[number:, first : len(level)]
+        sums[rows, number:] += einsum(at_nodes, here, "row step d_model, level step -> row level d_model")
+        if number == 0:  # everyone is left: find P at alpha = 0
+            at_zero = outputs[: len(left)] if nodes[0] == 0 else site.outputs(left, site.mlp_out - writes)
+            expected = site.clean - at_zero
+
+        gradient[rows] = sums[rows, number]
+        total[left] = torch.zeros_like(total[left]).index_add(0, owner, (writes * gradient)[rows].sum(-1))
+        n_points[left] = len(level)
+        left = left[(total[left] - expected[left]).abs() > allowed[left]]
+        if not len(left):
+            break
+    return _Path(gradient=gradient, total=total, expected=expected, n_points=n_points)
+
+
 def _absolute(tolerance: float, clean: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
     return tolerance * clean.abs().clamp(min=OUTPUT_FLOOR)
-
-
-def _resolve_rule(
-    preset: str | None, rule: str, n_steps: int | None, max_points: int
-) -> tuple[tuple[Quadrature, ...], str]:
-    """Return the levels of the quadrature that is asked for, coarsest first, and its name."""
-    if preset is not None:
-        if preset not in PRESETS:
-            raise ArgumentError(
-                f"Unknown preset {preset!r}; expected one of {', '.join(PRESETS)}.{did_you_mean(preset, PRESETS)}"
-            )
-        if rule != "adaptive" or n_steps is not None:
-            raise ArgumentError(
-                f"preset={preset!r} fixes the quadrature: leave quadrature and n_steps out, or the preset."
-            )
-        rule, n_steps = PRESETS[preset]
-    if rule == "adaptive":
-        if n_steps is not None:
-            raise ArgumentError(
-                f"n_steps={n_steps} with quadrature='adaptive', which chooses the number itself: "
-                "bound it with max_points, or name a fixed rule such as 'gauss-legendre'."
-            )
-        levels = nested_levels(max_points)
-        return levels, f"adaptive clenshaw-curtis, 3 to {len(levels[-1])} points"
-    if rule not in RULES:
-        known = ("adaptive", *RULES)
-        raise ArgumentError(
-            f"Unknown quadrature {rule!r}; expected one of {', '.join(known)}.{did_you_mean(rule, known)}"
-        )
-    n_steps = 20 if n_steps is None else n_steps
-    return (fixed_rule(rule, n_steps),), f"{rule}, {n_steps} points"
-
-
-def _check_layers(host: Host, layers: Sequence[int] | None) -> list[int]:
-    if layers is None:
-        return list(range(host.n_layers))
-    for layer in layers:
-        host.hook_post(layer)  # raises on a layer that is not there
-    if not layers or len(set(layers)) != len(layers):
-        raise ArgumentError(f"layers={list(layers)}; expected at least one layer, and none twice.")
-    return list(layers)
-
-
-def _check_neurons(
-    host: Host, method: str, neurons: Iterable[NeuronLike] | None, layers: list[int]
-) -> dict[int, Indices] | None:
-    """Return the chosen indices of every layer, or None for all neurons."""
-    if neurons is None:
-        if method == "single_path":
-            raise ArgumentError("single_path integrates one neuron at a time: name them with neurons=NeuronSet(...).")
-        return None
-    if method not in ("single_path", "ablation", "log_prob_gain"):
-        raise ArgumentError(f"{method} scores every neuron at once: leave neurons out, and select from the scores.")
-    chosen: dict[int, list[int]] = {layer: [] for layer in layers}
-    for neuron in neurons:
-        if neuron.layer not in chosen:
-            raise ArgumentError(f"{neuron} is not in the layers to attribute, {layers}.")
-        if not 0 <= neuron.index < host.d_mlp:
-            raise ArgumentError(f"{neuron}: index must be between 0 and {host.d_mlp - 1} (d_mlp={host.d_mlp}).")
-        chosen[neuron.layer].append(neuron.index)
-    return {
-        layer: torch.tensor(sorted(indices), device=host.device, dtype=torch.long) for layer, indices in chosen.items()
-    }

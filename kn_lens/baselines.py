@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange, repeat
+from einops import einsum, rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -44,14 +44,15 @@ def activation(site: Site, indices: Indices) -> LayerScores:
 
 def gradient_x_activation(site: Site, indices: Indices) -> LayerScores:
     """Score by the gradient at the clean activation, times the activation; two forward passes and one backward."""
-    _, gradient = site.gradients(site.everyone, site.post)
-    silent = site.outputs(site.everyone, torch.zeros_like(site.post))
-    return LayerScores(scores=site.per_prompt(site.post * gradient), expected=site.clean - silent, n_points=1)
+    _, gradient = site.gradients(site.everyone, site.mlp_out)
+    silent = site.outputs(site.everyone, site.mlp_out - site.post @ site.W_out)
+    scores = site.per_prompt(site.post * (gradient @ site.W_out.T))
+    return LayerScores(scores=scores, expected=site.clean - silent, n_points=1)
 
 
 def ablation(site: Site, indices: Indices) -> LayerScores:
     """Score by what switching the neuron off takes away; one forward pass per (row, neuron)."""
-    without = _neuron_by_neuron(site, indices, lambda post, one: post * (1 - one))
+    without = _neuron_by_neuron(site, indices, lambda written: site.mlp_out - written)
     scores = rearrange(site.clean, "batch -> batch 1") - without
     return LayerScores(scores=scores, expected=_unknown(site), n_points=_n_chosen(site, indices))
 
@@ -61,8 +62,9 @@ def log_prob_gain(site: Site, indices: Indices) -> LayerScores:
 
     One forward pass per (row, neuron). The engine's output must be the log-probability.
     """
-    alone = _neuron_by_neuron(site, indices, lambda post, one: post * one, early=True)
-    silent = site.outputs(site.everyone, torch.zeros_like(site.post), early=True)
+    b_out = site.mlp_out - site.post @ site.W_out
+    alone = _neuron_by_neuron(site, indices, lambda written: b_out + written, early=True)
+    silent = site.outputs(site.everyone, b_out, early=True)
     scores = alone - rearrange(silent, "batch -> batch 1")
     return LayerScores(scores=scores, expected=_unknown(site), n_points=_n_chosen(site, indices) + 1)
 
@@ -81,20 +83,19 @@ def _n_chosen(site: Site, indices: Indices) -> int:
 
 
 def _neuron_by_neuron(
-    site: Site, indices: Indices, change: Callable[[Tensor, Tensor], Tensor], *, early: bool = False
+    site: Site, indices: Indices, change: Callable[[Tensor], Tensor], *, early: bool = False
 ) -> Float[Tensor, "batch d_mlp"]:
-    """Return the outputs with ``change(post, one-hot of the neuron)`` for each chosen neuron; NaN for the others."""
+    """Return the outputs with ``change(w_i W_out[i])`` as the MLP's output for each chosen neuron i; NaN for others."""
     n_prompts, d_mlp = len(site.clean), site.post.shape[-1]
     chosen = torch.arange(d_mlp, device=site.post.device) if indices is None else indices
     outputs = site.clean.new_full((n_prompts, d_mlp), float("nan"))
-    # As many neurons at once as leave the changed activations of the size of a pass.
+    # As many neurons at once as leave what they write of the size of a pass.
     at_once = max(1, site.rows_per_pass // len(site.post))
     for some in chosen.split(at_once) if len(chosen) else ():
-        one = rearrange(torch.nn.functional.one_hot(some, d_mlp), "neuron d_mlp -> neuron 1 d_mlp").to(site.post)
-        changed = change(repeat(site.post, "row d_mlp -> neuron row d_mlp", neuron=len(some)), one)
+        written = einsum(site.post[:, some], site.W_out[some], "row neuron, neuron d_model -> neuron row d_model")
         values = site.outputs(
             repeat(site.everyone, "batch -> (neuron batch)", neuron=len(some)),
-            rearrange(changed, "neuron row d_mlp -> (neuron row) d_mlp"),
+            rearrange(change(written), "neuron row d_model -> (neuron row) d_model"),
             early=early,
         )
         outputs[:, some] = rearrange(values, "(neuron batch) -> batch neuron", neuron=len(some))

@@ -25,6 +25,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from kn_lens._budget import Budget
 from kn_lens._original import token_embeddings
 from kn_lens._reading import Ticks, read
 from kn_lens._refining import check_share
@@ -45,8 +46,6 @@ Scaling = Literal["norm", "plain"]
 
 TOP = 20
 """The paper erases a relation's 20 most frequent neurons."""
-
-_ROWS_PER_PASS = 256
 
 
 def update_fact(
@@ -309,7 +308,7 @@ def _answer_tokens(prompts: PromptBatch) -> tuple[int, ...]:
 
 
 def _check_known(host: Host, fact: Fact, prompts: PromptBatch) -> None:
-    n_right = int((read(host, prompts, [], _ROWS_PER_PASS, Ticks(None, 0)).rank == 0).sum())
+    n_right = int((read(host, prompts, [], Budget.of(host, None), Ticks(None, 0)).rank == 0).sum())
     if 2 * n_right < len(prompts):
         raise EditError(
             f"{host.name} does not know {fact.key}: it answers {fact.object!r} to {n_right} of {len(prompts)} prompts; "

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
+from kn_lens._budget import Budget
 from kn_lens._reading import Progress, Ticks, read
 from kn_lens._refining import prompts_by_fact
 from kn_lens.errors import ArgumentError, did_you_mean
@@ -42,7 +43,7 @@ def measure(
     interventions: Intervention | Sequence[Intervention],
     *,
     tokenizer: Any = None,
-    rows_per_pass: int = 256,
+    memory_budget: float | None = None,
     progress: Progress | None = None,
 ) -> "pd.DataFrame":
     """Read every prompt without and with interventions.
@@ -52,7 +53,7 @@ def measure(
         prompts: what to ask it.
         interventions: one, or several that act in their order.
         tokenizer: to show the top answers as text, instead of the model's own; without either they are token ids.
-        rows_per_pass: rows in one forward pass, at most (an answer of more tokens still goes in whole).
+        memory_budget: bytes that passes may take; see ``attribute``.
         progress: called with (done, total), counted in rows.
 
     Returns:
@@ -63,8 +64,8 @@ def measure(
         token in each place of the answer, given the right ones before it. Cost: two forward passes a row.
 
     Raises:
-        ArgumentError: neurons or prompts that do not fit the model, a prompt without a set of neurons, or
-            ``rows_per_pass`` below 1.
+        ArgumentError: neurons or prompts that do not fit the model, a prompt without a set of neurons, or a
+            budget of no memory.
         UnsupportedModelError: the model cannot be hosted, is in train mode, or has NaN weights.
 
     Example:
@@ -77,12 +78,13 @@ def measure(
     """
     import pandas as pd
 
-    host = _checked_host(model, prompts, rows_per_pass)
+    host = _checked_host(model, prompts)
+    budget = Budget.of(host, memory_budget)
     given = cast("list[Intervention]", list(interventions if isinstance(interventions, Sequence) else [interventions]))
     _check_hooks(host, prompts, given)
     tick = Ticks(progress, 2 * prompts.n_rows)
-    before = read(host, prompts, [], rows_per_pass, tick)
-    after = read(host, prompts, given, rows_per_pass, tick)
+    before = read(host, prompts, [], budget, tick)
+    after = read(host, prompts, given, budget, tick)
     tokenizer = host.tokenizer if tokenizer is None else tokenizer
     facts = [prompts.facts[i] for i in prompts.fact_index.tolist()]
     return pd.DataFrame(
@@ -112,7 +114,7 @@ def controlled_effects(
     *,
     intervene: Callable[[Sequence[NeuronSet]], Intervention] = Suppress,
     seed: int = 0,
-    rows_per_pass: int = 256,
+    memory_budget: float | None = None,
     progress: Progress | None = None,
 ) -> "pd.DataFrame":
     """Measure an intervention on each fact's neurons beside its controls.
@@ -126,7 +128,7 @@ def controlled_effects(
         intervene: makes the intervention from one set of neurons for each prompt; ``lambda n: Amplify(n, 3.0)``.
         seed: draws the random neurons and the facts of other relations; the random neurons of a fact do not depend on
             which other facts are measured.
-        rows_per_pass: rows in one forward pass, at most.
+        memory_budget: bytes that passes may take; see ``attribute``.
         progress: called with (done, total), counted in rows.
 
     Returns:
@@ -138,12 +140,13 @@ def controlled_effects(
 
     Raises:
         ArgumentError: a fact without prompts or without activation neurons, prompts of one relation only, neurons that
-            the model does not have, or ``rows_per_pass`` below 1.
+            the model does not have, or a budget of no memory.
         UnsupportedModelError: the model cannot be hosted, is in train mode, or has NaN weights.
     """
     import pandas as pd
 
-    host = _checked_host(model, prompts, rows_per_pass)
+    host = _checked_host(model, prompts)
+    budget = Budget.of(host, memory_budget)
     prompts_of = prompts_by_fact(prompts)
     pool = FactSet(prompts_of)
     facts = list(neurons_by_fact)
@@ -168,10 +171,10 @@ def controlled_effects(
             runs.append((kind, scope, read_facts, sets, chosen, owner, part, intervention))
 
     tick = Ticks(progress, prompts.n_rows + sum(part.n_rows for *_, part, _ in runs))
-    clean = read(host, prompts, [], rows_per_pass, tick).prob
+    clean = read(host, prompts, [], budget, tick).prob
     tables = []
     for kind, scope, read_facts, sets, chosen, owner, part, intervention in runs:
-        after = read(host, part, [intervention], rows_per_pass, tick).prob
+        after = read(host, part, [intervention], budget, tick).prob
         n_prompts = np.bincount(owner)
         tables.append(
             pd.DataFrame(
@@ -306,11 +309,9 @@ def _ratio(change: np.ndarray, before: np.ndarray) -> np.ndarray:
     return np.divide(change, before, out=np.full(before.shape, np.nan), where=before != 0)
 
 
-def _checked_host(model: Any, prompts: PromptBatch, rows_per_pass: int) -> Host:
+def _checked_host(model: Any, prompts: PromptBatch) -> Host:
     host = host_of(model)
     prompts.check_for(host)
-    if isinstance(rows_per_pass, bool) or not isinstance(rows_per_pass, int) or rows_per_pass < 1:
-        raise ArgumentError(f"rows_per_pass={rows_per_pass!r}; expected a whole number from 1.")
     host.check_finite()
     return host
 

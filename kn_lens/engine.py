@@ -1,11 +1,11 @@
 """Many passes over many prompts, in bounded batches.
 
-A ``Site`` is one layer under some prompts. It answers one question: *with the layer's activation at the read position
-replaced by v, what is the output, and what is its gradient with respect to v?* Everything in ``attribution.py`` is a
-sum of such answers. Weights never get a gradient.
+A ``Site`` is one layer under some prompts. It answers one question: *with what the layer's ``W_out`` writes at the
+read position replaced by m, what is the output, and what is its gradient with respect to m?* Everything in
+``attribution.py`` is a sum of such answers. Weights never get a gradient.
 
 A pass holds at most ``rows_per_pass`` rows; a row is one prompt (or one answer token of it) at one point of the path,
-so that memory does not depend on the number of prompts or points.
+so that memory does not depend on the number of prompts or points. How many those are follows from a memory budget.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,25 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kn_lens.errors import ArgumentError
+from kn_lens._budget import Budget
 from kn_lens.hosts import Host
-from kn_lens.outputs import Output
+from kn_lens.outputs import Output, at_least_float32
 from kn_lens.prompts import PromptBatch
-from kn_lens.resume import CleanState, run_clean
-
-
-def stretches(prompts: PromptBatch, rows_per_pass: int) -> list[Int[Tensor, " some"]]:
-    """Return all prompts, a pass's worth at a time, from short to long: little of a pass is then padding.
-
-    Raises:
-        ArgumentError: ``rows_per_pass`` below 1.
-    """
-    if rows_per_pass < 1:
-        raise ArgumentError(f"rows_per_pass={rows_per_pass}; expected at least 1.")
-    n_rows = prompts.rows_per_prompt
-    length = prompts.attention_mask.sum(-1)[n_rows.cumsum(0) - 1]  # of the last row, which holds the most of the answer
-    order = length.argsort(stable=True)
-    return [order[some] for some in _cuts(n_rows[order], rows_per_pass)]
+from kn_lens.resume import CleanState, last_token_moves, run_clean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +30,10 @@ class Site:
         layer: zero-based.
         prompts: what is asked.
         clean: output of the unaltered model.
-        post: clean ``hook_post`` at the read position.
+        post: clean ``hook_post`` at the read position, ``w``.
+        mlp_out: clean ``w @ W_out + b_out``, which is what passes replace: ``W_out`` is linear, so that a change of
+            ``w`` acts through it alone, and a gradient with respect to ``w`` is ``W_out`` times one with respect to it.
+        W_out: the layer's value rows, in the precision of ``post``.
         output: what is read from the logits.
         state: the clean pass, shared by the sites of all layers.
         rows_per_pass: upper bound on the rows of a pass. An answer of more tokens than this still goes in whole.
@@ -54,6 +43,8 @@ class Site:
     prompts: PromptBatch
     clean: Float[Tensor, " batch"]
     post: Float[Tensor, "row d_mlp"]
+    mlp_out: Float[Tensor, "row d_model"]
+    W_out: Float[Tensor, "d_mlp d_model"]
     output: Output
     state: CleanState
     rows_per_pass: int
@@ -68,29 +59,29 @@ class Site:
         return values.new_zeros(len(self.clean), values.shape[-1]).index_add(0, self.prompts.prompt_index, values)
 
     def outputs(
-        self, batch: Int[Tensor, " pair"], post: Float[Tensor, "row d_mlp"], *, early: bool = False
+        self, batch: Int[Tensor, " pair"], mlp_out: Float[Tensor, "row d_model"], *, early: bool = False
     ) -> Float[Tensor, " pair"]:
-        """Return the output of each prompt with its activations at the read position replaced by ``post``.
+        """Return the output of each prompt with what ``W_out`` writes at the read position replaced.
 
         Args:
             batch: numbers of prompts, repeats allowed.
-            post: one activation for each of ``prompts.rows_of(batch)``.
+            mlp_out: what is written instead, for each of ``prompts.rows_of(batch)``.
             early: read the output off the residual stream that leaves this layer, with the layers above left out.
 
         Cost: a forward pass per row, from this layer up.
         """
         with torch.no_grad():
-            return torch.cat([self._pass(now, new, early=early) for now, new in self._passes(batch, post)])
+            return torch.cat([self._pass(now, new, early=early) for now, new in self._passes(batch, mlp_out)])
 
     def gradients(
-        self, batch: Int[Tensor, " pair"], post: Float[Tensor, "row d_mlp"]
-    ) -> tuple[Float[Tensor, " pair"], Float[Tensor, "row d_mlp"]]:
-        """Return as ``outputs`` does, and the gradient of each prompt's output with respect to its rows of ``post``.
+        self, batch: Int[Tensor, " pair"], mlp_out: Float[Tensor, "row d_model"]
+    ) -> tuple[Float[Tensor, " pair"], Float[Tensor, "row d_model"]]:
+        """Return as ``outputs`` does, and the gradient of each prompt's output with respect to its rows of ``mlp_out``.
 
         Cost: a forward and a backward pass per row, from this layer up.
         """
         values, gradients = [], []
-        for now, new in self._passes(batch, post):
+        for now, new in self._passes(batch, mlp_out):
             with torch.enable_grad():
                 point = new.detach().requires_grad_()
                 value = self._pass(now, point)
@@ -100,23 +91,34 @@ class Site:
         return torch.cat(values), torch.cat(gradients)
 
     def _pass(
-        self, batch: Int[Tensor, " pair"], post: Float[Tensor, "row d_mlp"], *, early: bool = False
+        self, batch: Int[Tensor, " pair"], mlp_out: Float[Tensor, "row d_model"], *, early: bool = False
     ) -> Float[Tensor, " pair"]:
         rows, owner = self.prompts.rows_and_owners(batch)
-        return _read(self.output, self.prompts, rows, owner, self.state.resumed(self.layer, rows, post, early=early))
+        logits = self.state.resumed(self.layer, rows, mlp_out, early=early)
+        return _read(self.output, self.prompts, rows, owner, logits)
 
     def _passes(
-        self, batch: Int[Tensor, " pair"], post: Float[Tensor, "row d_mlp"]
-    ) -> Iterator[tuple[Int[Tensor, " some"], Float[Tensor, "row d_mlp"]]]:
+        self, batch: Int[Tensor, " pair"], mlp_out: Float[Tensor, "row d_model"]
+    ) -> Iterator[tuple[Int[Tensor, " some"], Float[Tensor, "row d_model"]]]:
         n_rows = self.prompts.rows_per_prompt[batch]
         end = n_rows.cumsum(0)
         for some in _cuts(n_rows, self.rows_per_pass):
             first, last = int(some[0]), int(some[-1])
-            yield batch[some], post[int(end[first] - n_rows[first]) : int(end[last])]
+            yield batch[some], mlp_out[int(end[first] - n_rows[first]) : int(end[last])]
+
+
+def budget_for(host: Host, prompts: PromptBatch, memory: float | None) -> Budget:
+    """Return the budget of the passes that the sites of these prompts run.
+
+    Raises:
+        ArgumentError: ``memory`` is not a positive number of bytes.
+    """
+    moving_last = last_token_moves(host, prompts.attention_mask, prompts.read_pos)
+    return Budget.of(host, memory, moving_last=moving_last, gradient=True)
 
 
 def sites(host: Host, prompts: PromptBatch, output: Output, layers: Sequence[int], rows_per_pass: int) -> list[Site]:
-    """Run the unaltered model once on prompts that fit a pass, and return the site of each layer.
+    """Run the unaltered model once on a stretch of prompts, and return the site of each layer.
 
     Cost: one forward pass per row. The sites share the clean state.
     """
@@ -129,6 +131,8 @@ def sites(host: Host, prompts: PromptBatch, output: Output, layers: Sequence[int
             prompts=prompts,
             clean=clean,
             post=state.post[layer],
+            mlp_out=state.mlp_out[layer],
+            W_out=at_least_float32(host.W_out(layer)),
             output=output,
             state=state,
             rows_per_pass=rows_per_pass,

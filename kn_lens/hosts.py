@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -35,11 +35,15 @@ from kn_lens._loading import (
     wrap,
 )
 from kn_lens._prefix import Prefix
+from kn_lens._splicing import at, forwards, plain_norms, returning
 from kn_lens.errors import ArgumentError, HookError, UnsupportedModelError, did_you_mean
 
-__all__ = ["FAMILIES", "Family", "HookFn", "Host", "Prefix", "embedded_models", "host_of", "load_model"]
+__all__ = ["FAMILIES", "Family", "HookFn", "Host", "Part", "Prefix", "embedded_models", "host_of", "load_model"]
 
 HookFn = Callable[..., Tensor | None]
+
+Part = Literal["attn.q", "attn.k", "attn.v", "attn.o", "mlp.in"]
+"""A linear map of a block."""
 
 _CONTEXT_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
@@ -157,7 +161,7 @@ class Host:
         hooks = list(fwd_hooks)
         self.check_hooks(name for name, _ in hooks)
         if read_pos is not None:
-            hooks.append((self._head_entry, _at(read_pos)))
+            hooks.append((self._head_entry, at(read_pos)))
         options = {} if self.kind == "masked" else {"use_cache": False}
         if prefix is not None:
             options = {"use_cache": True, "past_key_values": prefix.cache}
@@ -165,15 +169,17 @@ class Host:
             logits = self.model(tokens, attention_mask=attention_mask, **options)
         return logits if read_pos is None else logits.squeeze(1)
 
-    def narrowing(self, read_pos: Int[Tensor, " row"]) -> list[tuple[str, HookFn]]:
-        """Return hooks under which the last block of a masked model does no more work than ``read_pos`` needs.
+    def linear(self, layer: int, part: Part) -> tuple[str, str]:
+        """Return the names of the hooks before and after a linear map of a block of a masked model.
 
-        Its keys and values are those of all positions; from what attention gathered on, every operation is position by
-        position, so one is enough, and adding it to the residual stream broadcasts. The last block's output is then
-        right at ``read_pos`` and meaningless elsewhere, and its ``hook_post`` holds that one position.
+        Causal families join or split theirs in ways of their own, and have not all of these.
         """
-        last = f"blocks.{self.n_layers - 1}"
-        return [(f"{last}.attn.o.hook_in", _at(read_pos)), (f"{last}.mlp.in.hook_in", _at(read_pos))]
+        stem = f"blocks.{self._checked(layer)}.{part}"
+        return f"{stem}.hook_in", f"{stem}.hook_out"
+
+    def hook_attn_out(self, layer: int) -> str:
+        """Return the name of the hook on what the attention of ``layer`` returns to its block."""
+        return f"blocks.{self._checked(layer)}.attn.hook_out"
 
     def prefix(self, tokens: Int[Tensor, "row pos"]) -> Prefix | None:
         """Run a causal model on tokens without padding, and return its keys and values, or None if it keeps none."""
@@ -189,7 +195,14 @@ class Host:
             return self.logits(tokens, torch.ones_like(tokens)).squeeze(1)
 
     @contextmanager
-    def resumed(self, layer: int, resid: Float[Tensor, "row pos d_model"]) -> Iterator[None]:
+    def resumed(
+        self,
+        layer: int,
+        resid: Float[Tensor, "row pos d_model"],
+        attn_out: Float[Tensor, "row pos d_model"] | None = None,
+        *,
+        alone: bool = False,
+    ) -> Iterator[None]:
         """Make the forward passes inside start at ``layer`` with the residual stream ``resid``, skipping those below.
 
         The result is exact (the same operations on the same numbers) when ``resid`` is what ``resid_pre(layer)`` holds
@@ -197,24 +210,29 @@ class Host:
         Gradients flow into ``resid``. Hooks on skipped blocks do not fire. The first use costs a pass over one token.
 
         Args:
-            layer: first block to run, 1 to ``n_layers``; ``n_layers`` runs the head alone.
-            resid: what block ``layer - 1`` would have returned.
+            layer: first block to run, 0 to ``n_layers``; ``n_layers`` runs the head alone.
+            resid: what enters that block.
+            attn_out: what ``hook_attn_out(layer)`` holds; the attention is then not run. The rest of a block works
+                position by position, so that ``resid`` and ``attn_out`` may hold just some of the positions, which then
+                are the ones that ``resid_pre(layer + 1)`` holds.
+            alone: skip the blocks above ``layer`` too: the head reads what it leaves.
 
         Raises:
             ArgumentError: ``layer`` out of range.
         """
-        if isinstance(layer, bool) or not isinstance(layer, Integral) or not 1 <= layer <= self.n_layers:
-            raise ArgumentError(f"Cannot resume at layer {layer!r}; expected 1 to {self.n_layers}.")
-        returned = resid if self._n_beside is None else (resid, *[None] * self._n_beside)
-        skipped = self.model.blocks[:layer]
-        for block in skipped:
-            # An instance attribute hides the class's forward and leaves no trace when it is deleted again.
-            block.__dict__["forward"] = lambda *args, **kwargs: returned
-        try:
+        if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= layer <= self.n_layers:
+            raise ArgumentError(f"Cannot resume at layer {layer!r}; expected 0 to {self.n_layers}.")
+        blocks = self.model.blocks
+        of_block, of_attn = self._beside
+        instead: dict[Any, Callable[..., Any]] = {block: lambda *_, **__: of_block(resid) for block in blocks[:layer]}
+        if layer == 0:
+            instead[blocks[0]] = lambda _, *args, **kwargs: type(blocks[0]).forward(blocks[0], resid, *args, **kwargs)
+        if attn_out is not None:
+            instead[blocks[layer].attn] = lambda *_, **__: of_attn(attn_out)
+        if alone:
+            instead |= {block: lambda entering, *_, **__: of_block(entering) for block in blocks[layer + 1 :]}
+        with forwards(instead | plain_norms(self.model)):
             yield
-        finally:
-            for block in skipped:
-                del block.__dict__["forward"]
 
     def check_finite(self) -> None:
         """Raise if a weight is NaN or infinite. Reads every weight once.
@@ -230,17 +248,22 @@ class Host:
         return "mlm_head.hook_in" if "mlm_head.hook_in" in self.hook_names else "unembed.hook_in"
 
     @cached_property
-    def _n_beside(self) -> int | None:
-        """How many values a block returns beside the residual stream; None where it returns the bare tensor."""
+    def _beside(self) -> tuple[Callable[[Tensor], Any], Callable[[Tensor], Any]]:
+        """How a block and its attention return a tensor: bare, or before values that nothing here needs."""
         seen: list[Any] = []
-        handle = self.model.blocks[0].register_forward_hook(lambda block, args, output: seen.append(output))
+        handles = [
+            module.register_forward_hook(lambda module, args, output: seen.append(output))
+            for module in (self.model.blocks[0].attn, self.model.blocks[0])  # in the order they finish
+        ]
         try:
             tokens = torch.zeros(1, 1, dtype=torch.long, device=self.device)
             with torch.no_grad():
                 self.logits(tokens, torch.ones_like(tokens))
         finally:
-            handle.remove()
-        return len(seen[0]) - 1 if isinstance(seen[0], tuple) else None
+            for handle in handles:
+                handle.remove()
+        of_attn, of_block = (returning(output) for output in seen)
+        return of_block, of_attn
 
     def _checked(self, layer: int) -> int:
         if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= layer < self.n_layers:
@@ -376,11 +399,3 @@ def _context_length(model: Any) -> int | None:
     table = getattr(getattr(model, "pos_embed", None), "original_component", None)
     reserved = getattr(table, "padding_idx", None)
     return length if length is None or reserved is None else length - reserved - 1
-
-
-def _at(read_pos: Int[Tensor, " row"]) -> HookFn:
-    def hook_fn(value: Float[Tensor, "row pos *d"], hook: object) -> Float[Tensor, "row 1 *d"]:
-        # Advanced indexing: a slice would not be contiguous.
-        return value[torch.arange(len(value), device=value.device), read_pos].unsqueeze(1)
-
-    return hook_fn

@@ -21,8 +21,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import torch
 from einops import repeat
+from jaxtyping import Int
+from torch import Tensor
 
 from kn_lens._batches import PromptBatch, too_long
+from kn_lens._budget import Budget
 from kn_lens._encoding import STRADDLES, Encoded, encode
 from kn_lens.errors import ArgumentError, PromptError, did_you_mean
 from kn_lens.fact_files import OBJECT_SLOT, SUBJECT_SLOT
@@ -95,7 +98,7 @@ def make_prompts(
 
 
 def predict(
-    model: Any, prompts: PromptBatch, k: int = 5, *, tokenizer: Any = None, rows_per_pass: int = 256
+    model: Any, prompts: PromptBatch, k: int = 5, *, tokenizer: Any = None, memory_budget: float | None = None
 ) -> "pd.DataFrame":
     """Return what a model answers to each prompt: its ``k`` most probable tokens.
 
@@ -106,7 +109,7 @@ def predict(
         prompts: what to ask it.
         k: how many tokens to list.
         tokenizer: to show tokens as text, instead of the model's own; without either they are shown as ids.
-        rows_per_pass: rows in one forward pass.
+        memory_budget: bytes that passes may take; see ``attribute``.
 
     Returns:
         A table with the columns ``prompt`` (number), ``text``, ``answer_token`` (number within the answer), ``rank``
@@ -114,22 +117,18 @@ def predict(
         ``probability``. Cost: one forward pass a row.
 
     Raises:
-        ArgumentError: ``k`` or ``rows_per_pass`` out of range, or prompts that are not this model's.
+        ArgumentError: ``k`` out of range, a budget of no memory, or prompts that are not this model's.
         PromptError: a prompt is longer than the context.
     """
     import pandas as pd
 
     host = host_of(model)
-    for name, value, limit in (("k", k, host.d_vocab), ("rows_per_pass", rows_per_pass, None)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (limit is not None and value > limit):
-            raise ArgumentError(
-                f"{name} is {value!r}; expected a whole number from 1{f' to {limit}' if limit else ''}."
-            )
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= host.d_vocab:
+        raise ArgumentError(f"k is {k!r}; expected a whole number from 1 to {host.d_vocab}.")
+    budget = Budget.of(host, memory_budget)
     prompts.check_for(host)
-    best = torch.empty(prompts.n_rows, k, dtype=torch.float64)
-    ids = torch.empty(prompts.n_rows, k, dtype=torch.int64)
-    lengths = prompts.attention_mask.sum(-1)
-    for rows in lengths.argsort().split(rows_per_pass):
+
+    def run(rows: Int[Tensor, " some"]) -> tuple[Tensor, Tensor]:
         n_pos = int(lengths[rows].max())
         with torch.no_grad():
             logits = host.logits(
@@ -138,7 +137,13 @@ def predict(
         # Half precision would round probabilities to three digits.
         logits = logits if logits.dtype == torch.float64 else logits.float()
         top = logits.softmax(-1).topk(k)
-        best[rows.cpu()], ids[rows.cpu()] = top.values.double().cpu(), top.indices.cpu()
+        return top.values.double().cpu(), top.indices.cpu()
+
+    best = torch.empty(prompts.n_rows, k, dtype=torch.float64)
+    ids = torch.empty(prompts.n_rows, k, dtype=torch.int64)
+    lengths = prompts.attention_mask.sum(-1)
+    for rows, (values, indices) in budget.work_through(torch.ones_like(lengths), lengths, budget.rows_per_pass, run):
+        best[rows.cpu()], ids[rows.cpu()] = values, indices
     tokenizer = host.tokenizer if tokenizer is None else tokenizer
     shown = {i: str(i) if tokenizer is None else tokenizer.decode([i]) for i in ids.unique().tolist()}
     prompt = prompts.prompt_index.cpu()

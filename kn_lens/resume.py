@@ -1,26 +1,30 @@
 """Passes that start where prompts stop being alike: the clean state of some rows, and logits resumed from it.
 
-Changing the activation of layer l at the read position leaves everything below l as it was. So the clean pass is run
-once and keeps what later passes start from; the results are the same numbers as full passes give.
+Changing what ``W_out`` of layer l writes at the read position leaves everything below as it was, and in layer l itself
+everything but the read position. So the clean pass is run once and keeps what later passes start from; the results are
+the same numbers as full passes give. A resumed pass
 
-A masked model reads inside the prompt, and every position above l may change: its passes start from the residual
-stream that enters l, and recompute all positions from l up. A causal model is read at the last token, and nothing
-before it can see the change: its passes start from the keys and values of the tokens before, and recompute one token
-from l up, a saving by the length of the prompt.
+1. runs the rest of block l, for the read position alone, on the kept output of its attention;
+2. runs the blocks above. In a causal model, read at its last token, nothing before the read position can see the
+   change: the keys and values of the tokens before are kept, and one token is run. In a masked model every position
+   may change, with two exceptions: block l + 1 still finds the kept queries, keys and values at all other positions,
+   and of the last block nothing is needed at other positions but keys and values;
+3. runs the head at the read position.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kn_lens.hosts import HookFn, Host, Prefix
+from kn_lens._splicing import at, index_of, put_into
+from kn_lens.hosts import HookFn, Host, Part, Prefix
 from kn_lens.outputs import at_least_float32
+
+QKV: tuple[Part, ...] = ("attn.q", "attn.k", "attn.v")
 
 
 @runtime_checkable
@@ -37,18 +41,28 @@ class CleanState(Protocol):
         """Clean ``hook_post`` at the read position, in float32 at least, of each layer asked for."""
         ...
 
+    @property
+    def mlp_out(self) -> dict[int, Float[Tensor, "row d_model"]]:
+        """Clean output of ``W_out`` at the read position, in float32 at least, of each layer asked for."""
+        ...
+
     def resumed(
-        self, layer: int, rows: Int[Tensor, " some"], post: Float[Tensor, "some d_mlp"], *, early: bool = False
+        self, layer: int, rows: Int[Tensor, " some"], mlp_out: Float[Tensor, "some d_model"], *, early: bool = False
     ) -> Float[Tensor, "some d_vocab"]:
-        """Return the logits of some rows with the layer's activation at the read position replaced by ``post``.
+        """Return the logits of some rows with the output of the layer's ``W_out`` at the read position replaced.
 
         Args:
             layer: one of those asked for.
             rows: repeats allowed.
-            post: their new activations; gradients flow back into it.
+            mlp_out: their new outputs; gradients flow back into it.
             early: read the logits off the residual stream that leaves this layer, with the layers above left out.
         """
         ...
+
+
+def last_token_moves(host: Host, attention_mask: Int[Tensor, "row pos"], read_pos: Int[Tensor, " row"]) -> bool:
+    """Return whether no token but the last can see a change at the read position."""
+    return host.kind == "causal" and bool((read_pos == attention_mask.sum(-1) - 1).all())
 
 
 def run_clean(
@@ -60,17 +74,16 @@ def run_clean(
 ) -> CleanState:
     """Run right-padded rows once and keep what passes from each of ``layers`` start from.
 
-    Cost: one forward pass per row. Holds per row the residual stream at each of ``layers``, at all positions for a
-    masked model and at one for a causal model, for which it also holds the keys and values.
+    Cost: one forward pass per row. Holds per row and layer, for a masked model, the residual stream, queries, keys and
+    values at all positions; for a causal model keys and values at all positions, and the residual stream at one.
     """
-    length = attention_mask.sum(-1)
     n_pos = int(attention_mask.any(0).nonzero().max()) + 1
     tokens, attention_mask = tokens[:, :n_pos], attention_mask[:, :n_pos]
     with torch.no_grad():
-        if host.kind == "masked" or not bool((read_pos == length - 1).all()):
+        if not last_token_moves(host, attention_mask, read_pos):
             return _Rows.run(host, tokens, attention_mask, read_pos, layers)
         # Keys and values are kept without padding, so rows of one length go together.
-        lengths, group = length.unique(return_inverse=True)
+        lengths, group = attention_mask.sum(-1).unique(return_inverse=True)
         parts, place = [], torch.zeros_like(group)
         for number, n in enumerate(lengths.tolist()):
             rows = (group == number).nonzero().squeeze(1)
@@ -84,6 +97,16 @@ def run_clean(
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """Where passes that change one layer set in: see the steps above."""
+
+    resid_pre: Float[Tensor, "row 1 d_model"]
+    attn_out: Float[Tensor, "row 1 d_model"]
+    above: Float[Tensor, "row pos d_model"] | None  # resid_pre of the next layer; None in the last
+    projected: dict[Part, Float[Tensor, "row pos ..."]]  # queries, keys and values of the next layer
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Rows:
     """Rows that go into one pass together; with a prefix, ``tokens`` are the ones after it."""
 
@@ -94,7 +117,8 @@ class _Rows:
     prefix: Prefix | None
     logits: Float[Tensor, "row d_vocab"]
     post: dict[int, Float[Tensor, "row d_mlp"]]
-    resid: dict[int, Float[Tensor, "row pos d_model"]]
+    mlp_out: dict[int, Float[Tensor, "row d_model"]]
+    entry: dict[int, _Entry]
 
     @classmethod
     def run(
@@ -106,16 +130,28 @@ class _Rows:
         layers: Sequence[int],
         prefix: Prefix | None = None,
     ) -> "_Rows":
-        post: dict[int, Tensor] = {}
-        resid: dict[int, Tensor] = {}
-        hooks = [(host.hook_post(layer), _keep(post, layer, read_pos)) for layer in layers]
-        hooks += [(host.resid_pre(layer), _keep(resid, layer)) for layer in layers if layer]
+        seen: dict[str, Tensor] = {}
+
+        def keep(name: str, at: Int[Tensor, " row"] | None = None) -> str:
+            hooks.append((name, _keep(seen, name, at)))
+            return name
+
+        hooks: list[tuple[str, HookFn]] = []
+        post = {layer: keep(host.hook_post(layer), read_pos) for layer in layers}
+        mlp_out = {layer: keep(host.hook_mlp_out(layer), read_pos) for layer in layers}
+        resid_pre = {layer: keep(host.resid_pre(layer)) for layer in layers}
+        attn_out = {layer: keep(host.hook_attn_out(layer), read_pos) for layer in layers}
+        above = {layer: host.resid_pre(layer + 1) for layer in layers if layer < host.n_layers - 1}
+        projected: dict[int, dict[Part, str]] = {
+            layer: {part: keep(host.linear(layer + 1, part)[1]) for part in QKV} if host.kind == "masked" else {}
+            for layer in above
+        }
+        for name in above.values():
+            if name not in resid_pre.values():
+                keep(name)
+        every_row = torch.arange(len(tokens), device=tokens.device)
         logits = host.logits(
-            tokens,
-            attention_mask,
-            read_pos,
-            hooks,
-            prefix=None if prefix is None else prefix.select(torch.arange(len(tokens), device=tokens.device)),
+            tokens, attention_mask, read_pos, hooks, prefix=None if prefix is None else prefix.select(every_row)
         )
         return cls(
             host=host,
@@ -124,30 +160,58 @@ class _Rows:
             read_pos=read_pos,
             prefix=prefix,
             logits=logits,
-            post={layer: at_least_float32(value) for layer, value in post.items()},
-            resid=resid,
+            post={layer: at_least_float32(seen[name]) for layer, name in post.items()},
+            mlp_out={layer: at_least_float32(seen[name]) for layer, name in mlp_out.items()},
+            entry={
+                layer: _Entry(
+                    resid_pre=seen[resid_pre[layer]][every_row, read_pos, None],
+                    attn_out=seen[attn_out[layer]][:, None],
+                    above=seen[above[layer]] if layer in above else None,
+                    projected={part: seen[name] for part, name in projected[layer].items()} if layer in above else {},
+                )
+                for layer in layers
+            },
         )
 
     def resumed(
-        self, layer: int, rows: Int[Tensor, " some"], post: Float[Tensor, "some d_mlp"], *, early: bool = False
+        self, layer: int, rows: Int[Tensor, " some"], mlp_out: Float[Tensor, "some d_model"], *, early: bool = False
     ) -> Float[Tensor, "some d_vocab"]:
-        host, read_pos = self.host, self.read_pos[rows]
-        n_pos = int(self.attention_mask[rows].any(0).nonzero().max()) + 1  # beyond it, all of these rows are padding
-        left: dict[int, Tensor] = {}
-        hooks: list[tuple[str, HookFn]] = host.narrowing(read_pos) if host.kind == "masked" else []
-        narrowed = hooks and layer == host.n_layers - 1
-        hooks.append((host.hook_post(layer), _replace(post, torch.zeros_like(read_pos) if narrowed else read_pos)))
-        if early:
-            hooks.append((host.resid_post(layer), _keep(left, layer, read_pos)))
-        with host.resumed(layer, self.resid[layer][rows, :n_pos]) if layer else nullcontext():
-            logits = host.logits(
-                self.tokens[rows, :n_pos],
-                self.attention_mask[rows, :n_pos],
-                read_pos,
+        host, entry, read_pos = self.host, self.entry[layer], self.read_pos[rows]
+        tokens, attention_mask = self.tokens[rows], self.attention_mask[rows]
+        n_pos = tokens.shape[1]
+        if self.prefix is None:  # else the rows are of one length
+            n_pos = int(attention_mask.any(0).nonzero().max()) + 1  # beyond it, all of these rows are padding
+            tokens, attention_mask = tokens[:, :n_pos], attention_mask[:, :n_pos]
+        hooks: list[tuple[str, HookFn]] = [(host.hook_mlp_out(layer), lambda _, hook: mlp_out[:, None].to(host.dtype))]
+        above = None if early else entry.above
+        if above is not None:
+            hooks.append((host.resid_pre(layer + 1), put_into(above[rows, :n_pos], read_pos)))
+            if host.kind == "masked":
+                hooks += self._only_needed(layer, rows, n_pos)
+        with host.resumed(layer, entry.resid_pre[rows], entry.attn_out[rows], alone=early):
+            return host.logits(
+                tokens,
+                attention_mask,
+                torch.zeros_like(read_pos) if above is None else read_pos,
                 hooks,
                 prefix=None if self.prefix is None else self.prefix.select(rows, first_layer=layer),
             )
-        return host.unembed(left[layer]) if early else logits
+
+    def _only_needed(self, layer: int, rows: Int[Tensor, " some"], n_pos: int) -> list[tuple[str, HookFn]]:
+        """Return hooks under which blocks do no work that has been done, or that nothing reads, in a masked model."""
+        host, read_pos = self.host, self.read_pos[rows]
+        last = host.n_layers - 1
+        only = at(read_pos)
+        hooks: list[tuple[str, HookFn]] = []
+        for part, clean in self.entry[layer].projected.items():
+            before, after = host.linear(layer + 1, part)
+            hooks += [(before, only), (after, put_into(clean[rows, :n_pos], read_pos))]
+        # Adding one position to the residual stream broadcasts: the stream is right where it is read, that is enough.
+        hooks += [(host.linear(last, "attn.o")[0], only), (host.linear(last, "mlp.in")[0], only)]
+        if layer + 1 < last:
+            before, after = host.linear(last, "attn.q")
+            hooks += [(before, only), (after, lambda query, hook: query.expand(-1, n_pos, *query.shape[2:]))]
+        return hooks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +223,7 @@ class _ByLength:
     place: Int[Tensor, " row"]
     logits: Float[Tensor, "row d_vocab"]
     post: dict[int, Float[Tensor, "row d_mlp"]]
+    mlp_out: dict[int, Float[Tensor, "row d_model"]]
 
     @classmethod
     def of(cls, parts: list[_Rows], group: Int[Tensor, " row"], place: Int[Tensor, " row"]) -> "_ByLength":
@@ -168,16 +233,17 @@ class _ByLength:
             place=place,
             logits=cls._in_order([part.logits for part in parts], group),
             post={layer: cls._in_order([part.post[layer] for part in parts], group) for layer in parts[0].post},
+            mlp_out={layer: cls._in_order([part.mlp_out[layer] for part in parts], group) for layer in parts[0].post},
         )
 
     def resumed(
-        self, layer: int, rows: Int[Tensor, " some"], post: Float[Tensor, "some d_mlp"], *, early: bool = False
+        self, layer: int, rows: Int[Tensor, " some"], mlp_out: Float[Tensor, "some d_model"], *, early: bool = False
     ) -> Float[Tensor, "some d_vocab"]:
         group, place = self.group[rows], self.place[rows]
         logits = []
         for number in group.unique().tolist():
             mine = group == number
-            logits.append(self.parts[number].resumed(layer, place[mine], post[mine], early=early))
+            logits.append(self.parts[number].resumed(layer, place[mine], mlp_out[mine], early=early))
         return self._in_order(logits, group)
 
     @staticmethod
@@ -186,17 +252,9 @@ class _ByLength:
         return torch.cat(parts)[group.argsort(stable=True).argsort()]
 
 
-def _keep(kept: dict[int, Tensor], layer: int, read_pos: Int[Tensor, " row"] | None = None) -> HookFn:
-    def hook_fn(value: Float[Tensor, "row pos d"], hook: object) -> None:
+def _keep(seen: dict[str, Tensor], name: str, read_pos: Int[Tensor, " row"] | None) -> HookFn:
+    def hook_fn(value: Float[Tensor, "row pos *d"], hook: object) -> None:
         value = value.detach()
-        kept[layer] = value if read_pos is None else value[torch.arange(len(value), device=value.device), read_pos]
-
-    return hook_fn
-
-
-def _replace(new: Float[Tensor, "row d_mlp"], read_pos: Int[Tensor, " row"]) -> HookFn:
-    def hook_fn(post: Float[Tensor, "row pos d_mlp"], hook: object) -> Float[Tensor, "row pos d_mlp"]:
-        index = rearrange(read_pos, "row -> row 1 1").expand(-1, 1, post.shape[-1])
-        return post.scatter(1, index, rearrange(new, "row d_mlp -> row 1 d_mlp").to(post.dtype))
+        seen[name] = value if read_pos is None else value.gather(1, index_of(read_pos, value)).squeeze(1)
 
     return hook_fn

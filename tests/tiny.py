@@ -12,7 +12,10 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from kn_lens.hosts import FAMILIES, load_model
+from kn_lens._budget import Budget
+from kn_lens.engine import budget_for
+from kn_lens.hosts import FAMILIES, host_of, load_model
+from kn_lens.prompts import PromptBatch
 
 N_LAYERS, D_MODEL, D_MLP, N_CTX = 3, 16, 24, 64
 MASKED = tuple(family.architecture for family in FAMILIES if family.kind == "masked")
@@ -217,3 +220,10 @@ def _trained(kind: str, special: tuple[str, ...]) -> tuple[Any, list | None]:
         return [tuple(piece) for piece in model["vocab"]], None
     merges = model.get("merges")
     return model["vocab"], None if merges is None else [tuple(merge) for merge in merges]
+
+
+def memory_for(rows: int, model: Any, prompts: PromptBatch, *, gradient: bool = True) -> float:
+    """Return the memory budget under which a pass holds so many of the longest rows."""
+    host = host_of(model)
+    budget = budget_for(host, prompts, 1.0) if gradient else Budget.of(host, 1.0)
+    return 2.01 * rows * budget._pass_bytes(int(prompts.length.max()))

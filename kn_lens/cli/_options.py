@@ -75,7 +75,9 @@ Model = Annotated[
 ]  # fmt: skip
 Device = Annotated[str | None, option(MODEL, "NAME", "cpu, cuda, cuda:1, ...; CUDA where there is one.")]
 Dtype = Annotated[str, choice(DTYPES, "Type to load the weights in", MODEL)]
-RowsPerPass = Annotated[int, option(MODEL, "N", "Rows of a forward pass; bounds the memory.", min=1)]
+Memory = Annotated[
+    float | None, option(MODEL, "GIB", "Memory for the passes, on the model's device; half of what is free.", min=0)
+]
 
 Facts = Annotated[
     str,

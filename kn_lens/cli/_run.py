@@ -30,6 +30,13 @@ def load(name: str, device: str | None, dtype: str) -> Any:
         return load_model(name, device=device, dtype=getattr(torch, dtype))
 
 
+def in_bytes(gib: float | None) -> float | None:
+    """Return what ``--memory`` says, as ``memory_budget``."""
+    if gib is not None and not gib > 0:
+        raise ArgumentError(f"--memory {gib}; expected a positive number of GiB, such as 2.")
+    return None if gib is None else gib * 2**30
+
+
 def described(model: Any) -> dict[str, Any]:
     """Return what identifies a loaded model, for the results."""
     from kn_lens.hosts import host_of

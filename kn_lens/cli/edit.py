@@ -13,7 +13,7 @@ from rich.text import Text
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
 from kn_lens.cli._options import DTYPES, MODEL, RESULT, check_out, choice, option
-from kn_lens.cli._run import ask, described, load, write_whole
+from kn_lens.cli._run import ask, described, in_bytes, load, write_whole
 from kn_lens.cli._tables import ROWS_SHOWN, left_out_lines, neuron_names, number, table
 from kn_lens.cli._terminal import out, print_json, working
 from kn_lens.errors import ArgumentError, DataError
@@ -158,7 +158,7 @@ def apply(
     model: ModelOfEdit = None,
     device: options.Device = None,
     dtype: DtypeOfEdit = None,
-    rows_per_pass: options.RowsPerPass = 256,
+    memory: options.Memory = None,
     facts: options.Facts = "world",
     format: options.Format = None,
     templates: options.Templates = None,
@@ -188,7 +188,7 @@ def apply(
     from kn_lens.effects import measure
 
     with working("Measuring", unit="prompts") as progress:
-        effect = measure(loaded, prompts, edit, rows_per_pass=rows_per_pass, progress=progress)
+        effect = measure(loaded, prompts, edit, memory_budget=in_bytes(memory), progress=progress)
     result = {
         "command": "edit apply",
         "model": described(loaded),

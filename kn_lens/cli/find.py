@@ -8,7 +8,7 @@ import typer
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
 from kn_lens.cli._options import METHOD, check_out, choice, option
-from kn_lens.cli._run import ask, attributed, check_enough_prompts, described, load, prompts_per_fact
+from kn_lens.cli._run import ask, attributed, check_enough_prompts, described, in_bytes, load, prompts_per_fact
 from kn_lens.cli._tables import found_table, left_out_lines
 from kn_lens.cli._terminal import out, print_json
 from kn_lens.errors import ArgumentError
@@ -23,7 +23,7 @@ def find(
     model: options.Model = "world-bert",
     device: options.Device = None,
     dtype: options.Dtype = "float32",
-    rows_per_pass: options.RowsPerPass = 256,
+    memory: options.Memory = None,
     facts: options.Facts = "world",
     format: options.Format = None,
     templates: options.Templates = None,
@@ -65,6 +65,7 @@ def find(
     Every fact is asked in all of its templates; a neuron is a fact's when it carries the answer in most of them.
     """
     _check_consistent(preset, quadrature, n_steps, tolerance, output, contrast)
+    memory_budget = in_bytes(memory)
     check_out(to, templates)
     chosen = choose(read_facts(facts, format, templates, split), relation, subject, limit, seed)
     loaded = load(model, device, dtype)
@@ -81,7 +82,7 @@ def find(
     rule = ""
     for attr in attributed(
         loaded, prompts, f"Attributing {len(prompts):,} prompts", whole_relations=by_relation,
-        rows_per_pass=rows_per_pass, **how,
+        memory_budget=memory_budget, **how,
     ):  # fmt: skip
         found, moved = _refined(attr, thresholds, by_relation)
         neurons |= found

@@ -12,7 +12,16 @@ import typer
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
 from kn_lens.cli._options import check_out, option
-from kn_lens.cli._run import ask, described, effect_records, load, most_active, prompts_per_fact, write_whole
+from kn_lens.cli._run import (
+    ask,
+    described,
+    effect_records,
+    in_bytes,
+    load,
+    most_active,
+    prompts_per_fact,
+    write_whole,
+)
 from kn_lens.cli._tables import intervened_table, left_out_lines
 from kn_lens.cli._terminal import out, print_json, working
 from kn_lens.errors import ArgumentError, DataError
@@ -49,7 +58,7 @@ def intervene(
     model: options.Model = "world-bert",
     device: options.Device = None,
     dtype: options.Dtype = "float32",
-    rows_per_pass: options.RowsPerPass = 256,
+    memory: options.Memory = None,
     facts: options.Facts = "world",
     format: options.Format = None,
     templates: options.Templates = None,
@@ -67,6 +76,7 @@ def intervene(
     The table gives the change of the right answer's probability, relative to what it was, with a 95% bootstrap
     interval; --out takes what it is made of, fact by fact, as CSV.
     """
+    memory_budget = in_bytes(memory)
     label, make = _intervention(suppress, amplify, set_to, "all" if all_positions else "read")
     check_out(to, neurons, templates)
     source = read_facts(facts, format, templates, split)
@@ -77,7 +87,7 @@ def intervene(
     without = [fact for fact, n in prompts_per_fact(prompts).items() if not n]
     sets = {fact: found for fact, found in sets.items() if fact not in without}
 
-    job = _Job(model=loaded, prompts=prompts, sets=sets, intervene=make(), seed=seed, rows_per_pass=rows_per_pass)
+    job = _Job(model=loaded, prompts=prompts, sets=sets, intervene=make(), seed=seed, memory_budget=memory_budget)
     effects = _controlled(job, source) if controls else _alone(job)
     document = {
         "command": "intervene",
@@ -115,7 +125,7 @@ class _Job:
     sets: "Mapping[Fact, NeuronSet]"
     intervene: "Callable[[Any], Intervention]"
     seed: int
-    rows_per_pass: int
+    memory_budget: float | None
 
 
 def _intervention(
@@ -172,7 +182,7 @@ def _controlled(job: _Job, source: FactSet) -> "pd.DataFrame":
     """Measure beside random and most active neurons, on each fact and on one of another relation."""
     from kn_lens.effects import controlled_effects
 
-    active = most_active(job.model, job.prompts, job.sets, rows_per_pass=job.rows_per_pass)
+    active = most_active(job.model, job.prompts, job.sets, memory_budget=job.memory_budget)
     if len(source.relations) < 2:
         raise ArgumentError(
             f"The controls need facts of another relation, and these are all of {', '.join(source.relations)}: name a "
@@ -183,7 +193,7 @@ def _controlled(job: _Job, source: FactSet) -> "pd.DataFrame":
     pool = ask(job.model, [*job.sets, *others], leave_out=True)
     with working("Measuring", unit="prompts") as show:
         return controlled_effects(
-            job.model, pool, job.sets, active, intervene=job.intervene, seed=job.seed, rows_per_pass=job.rows_per_pass,
+            job.model, pool, job.sets, active, intervene=job.intervene, seed=job.seed, memory_budget=job.memory_budget,
             progress=show,
         )  # fmt: skip
 
@@ -197,7 +207,7 @@ def _alone(job: _Job) -> "pd.DataFrame":
 
     prompts = job.prompts
     with working("Measuring", unit="prompts") as show:
-        effect = measure(job.model, prompts, job.intervene(job.sets), rows_per_pass=job.rows_per_pass, progress=show)
+        effect = measure(job.model, prompts, job.intervene(job.sets), memory_budget=job.memory_budget, progress=show)
     owner = prompts.fact_index.cpu().numpy()
     n_prompts = np.bincount(owner, minlength=len(prompts.facts))
     before, after = (

@@ -11,6 +11,7 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 import kn_lens as kn
 from kn_lens.quadrature import nested_levels, quadrature
 from tests import oracle
+from tests.tiny import memory_for
 
 N_LAYERS, D_MLP, VOCAB = 3, 20, 40
 SIZES = {"vocab_size": VOCAB, "initializer_range": 0.4}
@@ -248,8 +249,8 @@ def test_every_output_is_complete_and_where_it_is_linear_so_are_the_scores(pair,
 def test_scores_do_not_depend_on_batching_order_or_padding(pair, prompts):
     model = pair[1]
     whole = kn.attribute(model, prompts)
-    for rows_per_pass in (1, 2, 5):
-        again = kn.attribute(model, prompts, rows_per_pass=rows_per_pass)
+    for rows in (1, 2, 5):
+        again = kn.attribute(model, prompts, memory_budget=memory_for(rows, model, prompts))
         torch.testing.assert_close(again.scores, whole.scores, rtol=1e-10, atol=1e-14)
         assert torch.equal(again.n_points, whole.n_points)
     order = torch.tensor([2, 0, 1, 0])
@@ -290,15 +291,22 @@ def test_the_answer_of_several_tokens_is_explained_as_a_whole(pair, prompts):
     torch.testing.assert_close(attr.scores[1], alone.scores[0], rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("rows_per_pass", [1, 4])
-def test_no_pass_holds_more_rows_than_its_budget(pair, prompts, rows_per_pass):
+@pytest.mark.parametrize("rows", [1, 4])
+def test_no_pass_holds_more_rows_than_its_budget(pair, prompts, rows):
     model = pair[1]
-    seen = []
-    with model.hooks(fwd_hooks=[("unembed.hook_in", lambda value, hook: seen.append(len(value)))]):
-        for method in ("integrated_gradients", "gradient_x_activation", "ablation", "log_prob_gain"):
-            kn.attribute(model, prompts, method=method, rows_per_pass=rows_per_pass)
-        kn.measure(model, prompts, kn.Suppress(kn.NeuronSet([(0, 1)])), rows_per_pass=rows_per_pass)
-    assert max(seen) <= rows_per_pass
+    backward, forward = [], []
+
+    def hook_fn(value, hook):
+        (backward if value.requires_grad else forward).append(len(value))
+
+    with model.hooks(fwd_hooks=[("unembed.hook_in", hook_fn)]):
+        for method in ("integrated_gradients", "gradient_x_activation"):
+            kn.attribute(model, prompts, method=method, memory_budget=memory_for(rows, model, prompts))
+        assert max(backward) == rows
+        forward.clear()
+        memory = memory_for(rows, model, prompts, gradient=False)
+        kn.measure(model, prompts, kn.Suppress(kn.NeuronSet([(0, 1)])), memory_budget=memory)
+        assert max(forward) == min(rows, len(prompts))
 
 
 def test_only_the_chosen_layers_are_computed_and_they_are_the_same(pair, prompts):
@@ -324,7 +332,8 @@ def test_the_model_is_left_as_it_was(pair, prompts):
 
 def test_progress_counts_every_prompt_and_layer_once(pair, prompts):
     seen = []
-    kn.attribute(pair[1], prompts, rows_per_pass=2, progress=lambda done, total: seen.append((done, total)))
+    memory = memory_for(1, pair[1], prompts)
+    kn.attribute(pair[1], prompts, memory_budget=memory, progress=lambda done, total: seen.append((done, total)))
     assert seen == sorted(seen) and seen[-1] == (len(prompts) * N_LAYERS, len(prompts) * N_LAYERS)
 
 
@@ -345,7 +354,8 @@ def test_progress_counts_every_prompt_and_layer_once(pair, prompts):
         ({"layers": [N_LAYERS]}, "layer"),
         ({"layers": []}, "at least one layer"),
         ({"layers": [0, 0]}, "none twice"),
-        ({"rows_per_pass": 0}, "at least 1"),
+        ({"memory_budget": 0}, "positive number of bytes"),
+        ({"keep": 1.5}, "share from 0 to 1"),
         ({"method": "single_path"}, "name them with neurons="),
         ({"neurons": [kn.Neuron(0, 0)]}, "scores every neuron at once"),
         ({"method": "ablation", "neurons": [kn.Neuron(0, D_MLP)]}, f"d_mlp={D_MLP}"),

@@ -247,6 +247,7 @@ def interrupt_at(line, filenames):
         yield
     finally:
         sys.settrace(tracer)
+        torch.set_grad_enabled(True)  # the interrupt may have come while torch was switching it
 
 
 @pytest.mark.parametrize("action", ["apply", "undo", "with"])

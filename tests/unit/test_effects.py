@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import kn_lens as kn
-from tests.tiny import COUNTRIES, D_MLP, N_LAYERS, tiny_hf_model, tiny_model, tiny_tokenizer
+from tests.tiny import COUNTRIES, D_MLP, N_LAYERS, memory_for, tiny_hf_model, tiny_model, tiny_tokenizer
 from tests.unit.test_interventions import state
 
 CAPITAL = ("The capital of [X] is [Y].", "[X]'s capital city, [Y]", "In fact, [X] has its seat of government in [Y]")
@@ -54,8 +54,8 @@ def naive_reading(model, prompts, i, hooks_of):
     return prob, max(ranks), host.tokenizer.decode(top).strip()
 
 
-@pytest.mark.parametrize("rows_per_pass", [1, 5, 256])
-def test_measure_is_what_a_loop_over_prompts_gives(case, rows_per_pass):
+@pytest.mark.parametrize("rows", [1, 5, 256])
+def test_measure_is_what_a_loop_over_prompts_gives(case, rows):
     model, prompts = case
     neurons = sets_of(FACTS)
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0))
@@ -65,7 +65,7 @@ def test_measure_is_what_a_loop_over_prompts_gives(case, rows_per_pass):
         model,
         prompts,
         [kn.Amplify(neurons, 3.0), kn.Suppress(kn.NeuronSet([(1, 2)]))],
-        rows_per_pass=rows_per_pass,
+        memory_budget=memory_for(rows, model, prompts, gradient=False),
         progress=lambda done, total: ticks.append((done, total)),
     )
     assert len(table) == len(prompts)
@@ -99,7 +99,10 @@ def test_measuring_a_set_for_each_prompt_and_values_for_each_row(case):
     by_prompt = [sets[prompts.fact(i)] for i in range(len(prompts))]
     values = torch.randn(prompts.n_rows, N_LAYERS, D_MLP, dtype=torch.float64, generator=torch.manual_seed(0))
     for make in (kn.Suppress, lambda neurons: kn.SetTo(neurons, values)):
-        small, large = (kn.measure(model, prompts, make(by_prompt), rows_per_pass=n) for n in (2, 256))
+        small, large = (
+            kn.measure(model, prompts, make(by_prompt), memory_budget=memory_for(n, model, prompts, gradient=False))
+            for n in (2, 256)
+        )
         pd.testing.assert_frame_equal(small, large)
         pd.testing.assert_frame_equal(large, kn.measure(model, prompts, make(sets)))
 
@@ -155,7 +158,7 @@ def no_passes(monkeypatch):
             kn.ArgumentError,
             "no set of neurons",
         ),
-        ({"rows_per_pass": 0}, kn.ArgumentError, "rows_per_pass=0"),
+        ({"memory_budget": 0}, kn.ArgumentError, "memory_budget=0"),
         ({"interventions": [kn.Suppress(kn.NeuronSet()), kn.Suppress([])]}, kn.ArgumentError, "0 sets of neurons"),
     ],
 )
@@ -184,7 +187,9 @@ def test_controlled_effects_are_those_of_measure(case):
     """Each row is a mean of `measure` over the prompts it names, with the neurons it names."""
     model, prompts = case
     found, activation = sets_of(FACTS), sets_of(FACTS, seed=1)
-    effects = kn.controlled_effects(model, prompts, found, activation, rows_per_pass=7)
+    effects = kn.controlled_effects(
+        model, prompts, found, activation, memory_budget=memory_for(7, model, prompts, gradient=False)
+    )
     assert len(effects) == 3 * 2 * len(FACTS)
     by_key = {fact.key: fact for fact in FACTS}
     prompts_of = {fact.key: [i for i in range(len(prompts)) if prompts.fact(i) == fact] for fact in FACTS}

@@ -522,7 +522,7 @@ def test_resuming_leaves_no_trace_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), host.resumed(2, torch.zeros(1, 4, host.d_model)):
         raise ZeroDivisionError
     assert not any("forward" in vars(block) for block in host.model.blocks)
-    for layer in (0, N_LAYERS + 1, True):
+    for layer in (-1, N_LAYERS + 1, True):
         with pytest.raises(ArgumentError, match="Cannot resume"), host.resumed(layer, torch.zeros(1, 4, host.d_model)):
             pass
 

@@ -38,6 +38,7 @@ def attribution(scores, fact_of, facts, method="integrated_gradients"):
     nothing = torch.full(scores.shape[:2], torch.nan)
     return kn.Attribution(
         scores=scores,
+        total=nothing,
         clean=torch.ones(n),
         expected=nothing,
         n_points=torch.zeros(scores.shape[:2], dtype=torch.long),

@@ -14,7 +14,7 @@ from kn_lens.errors import ArgumentError, DataError, PromptError
 from kn_lens.facts import Fact, FactSet
 from kn_lens.hosts import host_of
 from kn_lens.prompts import _build, _Form, make_prompts, predict
-from tests.tiny import COUNTRIES, tiny_model, tiny_tokenizer
+from tests.tiny import COUNTRIES, memory_for, tiny_model, tiny_tokenizer
 
 LAST, FIRST, INSIDE = (
     "The capital of [X] is [Y].",
@@ -355,7 +355,7 @@ def test_a_prompt_does_not_depend_on_its_batch_or_order(name, facts):
 def test_predictions_are_the_models_own(name):
     model = tiny_model(name)
     batch = make_prompts(model, [FACTS[0], TWO_TOKENS])
-    table = predict(model, batch, k=3, rows_per_pass=2)
+    table = predict(model, batch, k=3, memory_budget=memory_for(2, model, batch, gradient=False))
     assert len(table) == 3 * batch.n_rows and table["rank"].tolist() == [0, 1, 2] * batch.n_rows
     with torch.no_grad():
         logits = model(batch.tokens, attention_mask=batch.attention_mask)
@@ -373,5 +373,5 @@ def test_predict_refuses_what_it_cannot_list():
     for k in (0, 10_000, 1.5, True):
         with pytest.raises(ArgumentError, match=rf"k is {k}; expected a whole number from 1 to"):
             predict(model, batch, k=k)
-    with pytest.raises(ArgumentError, match="rows_per_pass is 0"):
-        predict(model, batch, rows_per_pass=0)
+    with pytest.raises(ArgumentError, match="memory_budget=0"):
+        predict(model, batch, memory_budget=0)

@@ -1,0 +1,70 @@
+"""Running parts of a TransformerLens model: some modules return what they are told, or do without their hooks."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+@contextmanager
+def forwards(instead: Mapping[Any, Callable[..., Any]]) -> Iterator[None]:
+    """Exchange what these modules do when they are called, and take it back again."""
+    for module, forward in instead.items():
+        # An instance attribute hides the class's forward and leaves no trace when it is deleted again.
+        module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        for module in instead:
+            module.__dict__.pop("forward", None)
+
+
+def returning(output: Any) -> Callable[[Tensor], Any]:
+    """Return what puts a tensor in the place of the first of the values that a module returns."""
+    if not isinstance(output, tuple):
+        return lambda value: value
+    beside = (None,) * (len(output) - 1)
+    return lambda value: (value, *beside)
+
+
+def plain_norms(model: nn.Module) -> dict[Any, Callable[..., Any]]:
+    """Return the checkpoint's own norms, for ``forwards``, where TransformerLens calls them and nobody listens.
+
+    To show what is inside, TransformerLens takes such a norm apart beside calling it, in half a dozen operations that
+    cost about as much as an activation function. (Other norms it computes itself: they are left alone, for the same
+    numbers to the bit.)
+    """
+    from transformer_lens.model_bridge.generalized_components.normalization import NormalizationBridge
+
+    norms = {}
+    for module in model.modules():
+        if isinstance(module, NormalizationBridge) and module.use_native_layernorm_autograd:
+            points = (module.hook_in, module.hook_scale, module.hook_normalized, module.hook_out)
+            if not any(point.fwd_hooks or point.bwd_hooks for point in points):
+                norms[module] = module.original_component.forward  # pyright: ignore[reportOptionalMemberAccess]
+    return norms
+
+
+def at(read_pos: Int[Tensor, " row"]) -> Callable[..., Tensor]:
+    """Return a hook that keeps one position of each row."""
+
+    def hook_fn(value: Float[Tensor, "row pos *d"], hook: object) -> Float[Tensor, "row 1 *d"]:
+        return value.gather(1, index_of(read_pos, value))
+
+    return hook_fn
+
+
+def put_into(clean: Float[Tensor, "row pos *d"], read_pos: Int[Tensor, " row"]) -> Callable[..., Tensor]:
+    """Return a hook that takes the value of one position, and returns the clean ones with it in its place."""
+
+    def hook_fn(value: Float[Tensor, "row 1 *d"], hook: object) -> Float[Tensor, "row pos *d"]:
+        return clean.scatter(1, index_of(read_pos, value), value)
+
+    return hook_fn
+
+
+def index_of(read_pos: Int[Tensor, " row"], like: Float[Tensor, "row pos *d"]) -> Int[Tensor, "row 1 *d"]:
+    """Return the index by which ``gather`` and ``scatter`` find one position of each row."""
+    return read_pos.view(-1, *[1] * (like.ndim - 1)).expand(-1, 1, *like.shape[2:])
