@@ -29,6 +29,7 @@ from .neurons import (
 )
 from .outputs import Output
 from .prompts import PromptBatch, make_prompts, predict
+from .score_files import attribute_to_file, read_attribution
 
 __version__: str
 
@@ -55,6 +56,7 @@ __all__ = [
     "activation_neurons",
     "attribute",
     "attribute_in_parts",
+    "attribute_to_file",
     "coarse",
     "controlled_effects",
     "effect_table",
@@ -69,6 +71,7 @@ __all__ = [
     "measure",
     "predict",
     "random_neurons",
+    "read_attribution",
     "refine",
     "refine_by_relation",
     "refine_released",

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kn_lens._request import check_share
 from kn_lens.attribution import Attribution
 from kn_lens.errors import ArgumentError
 from kn_lens.facts import Fact
@@ -52,8 +53,9 @@ def count_shares(attr: Attribution, attr_threshold: float, min_prompts: int) -> 
     """Count the coarse sets of each fact's prompts.
 
     Raises:
-        ArgumentError: a fact has fewer than ``min_prompts`` prompts.
+        ArgumentError: a fact has fewer than ``min_prompts`` prompts, or scores this low were not kept.
     """
+    check_kept("attr_threshold", attr_threshold, attr.keep)
     prompts_of = prompts_by_fact(attr.prompts)
     for fact, prompt_ids in prompts_of.items():
         check_enough(fact.key, len(prompt_ids), min_prompts)
@@ -148,7 +150,10 @@ def check_thresholds(attr_threshold: float, share_threshold: float, min_prompts:
         raise ArgumentError(f"min_prompts={min_prompts!r}; expected a whole number from 1.")
 
 
-def check_share(name: str, value: float) -> None:
-    """Raise unless the argument is a share."""
-    if not 0 <= value <= 1:
-        raise ArgumentError(f"{name}={value}; expected a share from 0 to 1.")
+def check_kept(name: str, threshold: float, keep: float | None) -> None:
+    """Raise where scores from this threshold on have not been kept."""
+    if keep is not None and threshold < keep:
+        raise ArgumentError(
+            f"{name}={threshold}, but only the scores from {keep} times the prompt's largest were kept: expected "
+            f"{keep} or more, or scores attributed with keep={threshold} or less."
+        )

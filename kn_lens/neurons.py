@@ -27,6 +27,7 @@ from torch import Tensor
 
 from kn_lens._refining import (
     check_enough,
+    check_kept,
     check_share,
     check_thresholds,
     coarse_cells,
@@ -84,9 +85,10 @@ def coarse(attr: Attribution, threshold: float = 0.2) -> Bool[Tensor, "batch n_l
     where the scores are not.
 
     Raises:
-        ArgumentError: threshold outside [0, 1].
+        ArgumentError: threshold outside [0, 1], or below the share from which scores were kept.
     """
     check_share("threshold", threshold)
+    check_kept("threshold", threshold, attr.keep)
     if not attr.scores.is_sparse:
         return coarse_of(attr.scores, threshold)
     everyone = torch.arange(len(attr.scores), device=attr.scores.device)
@@ -106,8 +108,10 @@ def refine(
     """Return the refined set of each fact that the attribution has prompts of.
 
     Args:
-        attr: scores of any method; the released code takes ``attr_threshold=0.5`` with ``method="activation"``.
-        attr_threshold: ``t``: a neuron is in a prompt's coarse set from ``t`` times the largest score.
+        attr: scores of any method, whole or thresholded; the released code takes ``attr_threshold=0.5`` with
+            ``method="activation"``.
+        attr_threshold: ``t``: a neuron is in a prompt's coarse set from ``t`` times the largest score; at least
+            ``attr.keep``.
         share_threshold: ``p``: it is in the refined set when at least ``p`` of the fact's prompts have it.
         min_prompts: and at least this many prompts.
         negatives: negative examples: other facts, by their refined sets, or by an attribution that is refined here with
@@ -119,8 +123,8 @@ def refine(
         A set for each fact with prompts, in the order of ``attr.prompts.facts``; it may be empty.
 
     Raises:
-        ArgumentError: a threshold outside [0, 1], a fact with fewer than ``min_prompts`` prompts, or a negative that is
-            phrased like none of the facts.
+        ArgumentError: a threshold outside [0, 1] or below ``attr.keep``, a fact with fewer than ``min_prompts``
+            prompts, or a negative that is phrased like none of the facts.
 
     Example:
         >>> import kn_lens as kn
@@ -291,11 +295,11 @@ def activation_neurons(activations: Attribution, neurons_by_fact: Mapping[Fact, 
     thresholds of their own, and so ends up with another number of neurons.)
 
     Args:
-        activations: from ``attribute(..., method="activation")``, with prompts of all the facts.
+        activations: from ``attribute(..., method="activation")``, whole, with prompts of all the facts.
         neurons_by_fact: the sets to match in number.
 
     Raises:
-        ArgumentError: scores of another method, or a fact without prompts.
+        ArgumentError: scores of another method, thresholded scores, or a fact without prompts.
     """
     if activations.method != "activation":
         raise ArgumentError(
@@ -309,8 +313,14 @@ def matched_neurons(attr: Attribution, neurons_by_fact: Mapping[Fact, NeuronSet]
     """Return for each fact as many neurons, those of highest mean score over its prompts: two methods at equal count.
 
     Raises:
-        ArgumentError: a fact without prompts, or with fewer scores than neurons.
+        ArgumentError: a fact without prompts, or with fewer scores than neurons; or thresholded scores, whose missing
+            ones would be missing from the means.
     """
+    if attr.keep is not None:
+        raise ArgumentError(
+            f"Means over prompts need all scores, and these were kept from {attr.keep} times the prompt's largest on: "
+            "expected an attribution with keep=None."
+        )
     prompts_of = prompts_by_fact(attr.prompts)
     matched = {}
     for fact, neurons in neurons_by_fact.items():

@@ -47,6 +47,7 @@ def attribution(scores, fact_of, facts, method="integrated_gradients"):
         method=method,
         output="prob",
         quadrature="none",
+        keep=None,
     )
 
 
@@ -95,7 +96,7 @@ def kept_from(attr, share):
     scores = torch.sparse_coo_tensor(
         indices, attr.scores[tuple(indices)], attr.scores.shape, is_coalesced=True, check_invariants=True
     )
-    return replace(attr, scores=scores)
+    return replace(attr, scores=scores, keep=share)
 
 
 def as_pairs(neurons):
@@ -431,6 +432,24 @@ def test_activation_neurons_want_activations_of_every_fact():
     both = {facts[0]: kn.NeuronSet([(0, 0), (0, 1)])}
     with pytest.raises(kn.ArgumentError, match="fewer scores"):
         matched_neurons(attribution(scores, [0, 1], facts), both)
+
+
+def test_low_scores_that_were_not_kept_are_not_there():
+    facts = facts_of("P36", n=1)
+    kept = kept_from(attribution(torch.rand(3, 1, 4, dtype=torch.float64), [0] * 3, facts, "activation"), 0.3)
+    for low in (
+        lambda: kn.coarse(kept, 0.2),
+        lambda: kn.refine(kept),
+        lambda: kn.refine(kept, attr_threshold=0.3, negatives=replace(kept, keep=0.5)),
+        lambda: kn.refine_by_relation(kept),
+    ):
+        with pytest.raises(
+            kn.ArgumentError, match=r"but only the scores from 0\.[35] times .* expected 0\.[35] or more"
+        ):
+            low()
+    for mean_of_what_is_left in (matched_neurons, kn.activation_neurons):
+        with pytest.raises(kn.ArgumentError, match=r"need all scores.* 0\.3 times .* keep=None"):
+            mean_of_what_is_left(kept, {facts[0]: kn.NeuronSet([(0, 0)])})
 
 
 # --- overlap ------------------------------------------------------------------------------------------------
