@@ -111,18 +111,21 @@ class Budget:
         return max(1, int(rows) // self.divisor)
 
     def _pass_bytes(self, length: int) -> float:
-        """Estimate what one row of a pass holds until its backward pass, or until its logits are read."""
+        """Estimate what one row of a pass holds until its backward pass, or until its logits are read.
+
+        Linear maps save nothing, since weights get no gradient; activation functions, norms and attention do.
+        """
         host, moving = self.host, 1 if self.moving_last else length
-        per_token = 12 * host.d_model + 6 * host.d_mlp + 3 * length * max(1, host.d_model // 64)
+        per_token = 6 * host.d_model + 2 * host.d_mlp + 2 * length * max(1, host.d_model // 64)
         per_row = moving * per_token * (host.n_layers if self.gradient else 2) + 6 * host.d_vocab
         if self.moving_last:
-            per_row += 4 * length * host.d_model * host.n_layers  # its keys and values, and their copies
+            per_row += 2 * length * host.d_model * host.n_layers  # its own copy of the keys and values
         return per_row * host.dtype.itemsize
 
     def _state_bytes(self, length: int) -> float:
-        """Estimate what is kept of one row for all passes."""
+        """Estimate what is kept of one row for all passes, its scores included."""
         host = self.host
-        per_layer = (2 if self.moving_last else 4) * length * host.d_model + host.d_mlp + 4 * host.d_model
+        per_layer = (2 if self.moving_last else 4) * length * host.d_model + 4 * host.d_model + 3 * host.d_mlp
         return host.n_layers * per_layer * host.dtype.itemsize
 
 

@@ -29,9 +29,10 @@ def full_pass(model, prompts, row, layer, post):
     return logits[0, read_pos].softmax(-1)[prompts.target_ids[row]], seen[0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("architecture", MASKED + CAUSAL)
-def test_attribution_equals_full_passes_one_by_one(architecture):
-    model = tiny_model(architecture)
+def test_attribution_equals_full_passes_one_by_one(architecture, dtype):
+    model = tiny_model(architecture, dtype=dtype)
     generator = torch.Generator().manual_seed(3)
     lengths = torch.tensor([6, 9, 6, 4])
     mask = (torch.arange(9) < lengths[:, None]).long()
@@ -45,7 +46,9 @@ def test_attribution_equals_full_passes_one_by_one(architecture):
     )
     attr = kn.attribute(model, prompts, quadrature="gauss-legendre", n_steps=3)
     points = quadrature("gauss-legendre", 3)
-    tolerance = {"rtol": 1e-4, "atol": 1e-9} if architecture in ROUGH else {"rtol": 1e-10, "atol": 1e-14}
+    share = 1e-5 if dtype == torch.float32 else 1e-10  # of the layer's largest score
+    if architecture in ROUGH:
+        share = 1e-4
     for row in range(4):
         for layer in range(N_LAYERS):
             with torch.no_grad():
@@ -54,5 +57,6 @@ def test_attribution_equals_full_passes_one_by_one(architecture):
             for node, weight in zip(points.nodes, points.weights, strict=True):
                 point = (node * w).requires_grad_()
                 total += weight * torch.autograd.grad(full_pass(model, prompts, row, layer, point)[0], point)[0]
-            torch.testing.assert_close(attr.scores[row, layer], w * total, **tolerance)
-            torch.testing.assert_close(attr.clean[row], p, **tolerance)
+            scores = w * total
+            torch.testing.assert_close(attr.scores[row, layer], scores, rtol=0, atol=share * float(scores.abs().max()))
+            torch.testing.assert_close(attr.clean[row], p, rtol=share, atol=0)
