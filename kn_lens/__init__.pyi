@@ -1,6 +1,9 @@
 """Knowledge neurons on TransformerLens: find, measure and edit the neurons of a language model that carry a fact."""
 
 from .attribution import Attribution, attribute, attribute_in_parts
+from .edit_effects import erase_effects, update_effects
+from .edit_questions import Question, inverse_questions, reworded
+from .edit_tables import edit_table
 from .edits import WeightEdit, erase_neurons, erase_relation, export, update_fact
 from .effects import controlled_effects, effect_table, measure
 from .errors import (
@@ -49,6 +52,7 @@ __all__ = [
     "Output",
     "PromptBatch",
     "PromptError",
+    "Question",
     "SetTo",
     "Suppress",
     "UnsupportedModelError",
@@ -59,11 +63,14 @@ __all__ = [
     "attribute_to_file",
     "coarse",
     "controlled_effects",
+    "edit_table",
     "effect_table",
+    "erase_effects",
     "erase_neurons",
     "erase_relation",
     "export",
     "host_of",
+    "inverse_questions",
     "load_model",
     "make_prompts",
     "match_facts",
@@ -75,5 +82,7 @@ __all__ = [
     "refine",
     "refine_by_relation",
     "refine_released",
+    "reworded",
+    "update_effects",
     "update_fact",
 ]

@@ -1,0 +1,483 @@
+"""What edits do: against plain loops over prompts, and suppression; and that nothing of them is left behind."""
+
+import functools
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import kn_lens as kn
+from kn_lens.edit_questions import SCOPES
+from tests.tiny import D_MLP, N_LAYERS, memory_for, tiny_model
+from tests.unit.test_effects import CAPITAL, FACTS, INVERSE, MODELS, naive_reading
+from tests.unit.test_interventions import state
+
+loaded = functools.cache(tiny_model)
+IRELAND, FRANCE, GERMANY = (fact for fact in FACTS if fact.subject in ("Ireland", "France", "Germany"))
+NEW = {IRELAND: "Tokyo", FRANCE: "Lima", GERMANY: "Paris and Rome"}  # several tokens now, and several then
+HELD_OUT = [replace(fact, templates=("The seat of government of [X] is [Y]", "[X] is led from [Y].")) for fact in NEW]
+ABOUT_IRELAND = kn.Fact("Ireland", "P38", "Dublin", ("The people of [X] pay with [Y]",))  # its subject, its answer
+
+
+def sets_of(facts, seed=0, n=2):
+    """A few neurons of each layer for each fact."""
+    draw = np.random.default_rng(seed)
+    return {
+        fact: kn.NeuronSet(
+            (layer, index) for layer in range(N_LAYERS) for index in draw.permutation(D_MLP)[:n].tolist()
+        )
+        for fact in facts
+    }
+
+
+FOUND, ACTIVE = sets_of(FACTS), sets_of(FACTS, seed=1)
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    """A model that has to come back as it was."""
+    model = loaded(request.param)
+    before = state(model)
+    yield model
+    assert state(model) == before
+
+
+def all_questions():
+    return {
+        "held out": kn.reworded(HELD_OUT, NEW),
+        "inverse": kn.inverse_questions(FACTS, NEW, {"P36": "P1376"}),
+        "synonym": {IRELAND: kn.Question(IRELAND, "Nairobi")},
+    }
+
+
+def others_of(model):
+    return kn.make_prompts(
+        model, [*FACTS, ABOUT_IRELAND], templates={"P36": CAPITAL[:1], "P1376": INVERSE, "P38": ABOUT_IRELAND.templates}
+    )
+
+
+def readings(model, facts):
+    """(answer's log-probability, worst rank, top tokens) of every prompt of the facts, each run alone."""
+    prompts = kn.make_prompts(model, facts)
+    read = [naive_reading(model, prompts, i, lambda part: []) for i in range(len(prompts))]
+    return np.log([one[0] for one in read]), np.array([one[1] for one in read]), [one[2] for one in read]
+
+
+def of_old(before, after):
+    return {
+        "n_prompts": len(before[1]),
+        "right_before": np.mean(before[1] == 0),
+        "right_after": np.mean(after[1] == 0),
+        "lost": np.mean((before[1] == 0) & (after[1] != 0)),
+        "nll_before": -np.mean(before[0]),
+        "nll_after": -np.mean(after[0]),
+    }
+
+
+def of_new(when, reading):
+    log_prob, rank, _ = reading
+    return {
+        f"new_right_{when}": np.mean(rank == 0),
+        f"new_top5_{when}": np.mean(rank < 5),
+        f"new_rank_{when}": np.mean(rank),
+        f"new_mrr_{when}": np.mean(1 / (1 + rank)),
+        f"new_nll_{when}": -np.mean(log_prob),
+    }
+
+
+def test_updates_are_what_a_loop_over_facts_and_prompts_gives(model):
+    """One row for each question that there is, read with the edit of these neurons in force."""
+    ticks = []
+    table = kn.update_effects(
+        model,
+        NEW,
+        FOUND,
+        ACTIVE,
+        questions=all_questions(),
+        others=others_of(model),
+        doses=(1.0, 0.25),
+        progress=lambda done, total: ticks.append((done, total)),
+    )
+    assert ticks[-1][0] == ticks[-1][1] and [done for done, _ in ticks] == sorted({done for done, _ in ticks})
+    rows = table.set_index(["key", "neurons", "dose", "asked"])
+    assert rows.index.is_unique
+    asked_of = {fact: {"own wording": kn.Question(fact, new)} for fact, new in NEW.items()}
+    for name, group in all_questions().items():
+        for fact, question in group.items():
+            asked_of[fact][name] = question
+    assert set(asked_of[IRELAND]) == {"own wording", "held out", "inverse", "synonym"}
+    assert set(asked_of[GERMANY]) == {"own wording", "held out"}  # Paris and Rome is the capital of nothing
+    n_rows = 0
+    for fact, new in NEW.items():
+        for kind, dose in [("found", 1.0), ("found", 0.25), ("activation", 1.0)]:
+            sets = FOUND if kind == "found" else ACTIVE
+            edit = kn.update_fact(model, fact, new, sets[fact], lambdas=(dose, 8 * dose), allow_unknown=True)
+            for name, question in asked_of[fact].items():
+                answered = replace(question.asked, object=question.answer)
+                before, new_before = readings(model, [question.asked]), readings(model, [answered])
+                with edit.applied(model):
+                    after, new_after = readings(model, [question.asked]), readings(model, [answered])
+                row = rows.loc[(fact.key, kind, dose, name)]
+                expected = of_old(before, after) | of_new("before", new_before) | of_new("after", new_after)
+                for column, value in expected.items():
+                    assert row[column] == pytest.approx(value, rel=1e-6, abs=1e-9), column
+                assert after[2].count(row["says"]) == max(map(after[2].count, after[2]))
+                assert (row["new_object"], row["n_neurons"]) == (new, len(edit.neurons))
+                n_rows += 1
+    assert n_rows == 3 * (4 + 3 + 2)
+    assert (table.nll_before != table.nll_after).all()
+
+
+def test_other_facts_are_told_apart_by_what_they_share(model):
+    others = others_of(model)
+    table = kn.update_effects(model, {IRELAND: "Tokyo"}, FOUND, others=others)
+    rows = table[table.neurons == "found"].set_index("asked")
+    rest = [fact for fact in others.facts if fact != IRELAND]
+    shares = {
+        "same relation": [fact for fact in rest if fact.relation == "P36"],
+        "other relations": [fact for fact in rest if fact.relation != "P36"],
+        "same subject": [ABOUT_IRELAND],
+        "same answer": [ABOUT_IRELAND],
+        "new answer": [fact for fact in rest if fact.object == "Tokyo"],
+    }
+    assert set(rows.index) == {"own wording", *shares} and len(shares["new answer"]) == 1
+    edit = kn.update_fact(model, IRELAND, "Tokyo", FOUND[IRELAND], allow_unknown=True)
+    templates = {"P36": CAPITAL[:1], "P1376": INVERSE, "P38": ABOUT_IRELAND.templates}
+    for scope, facts in shares.items():
+        asked = [replace(fact, templates=templates[fact.relation]) for fact in facts]
+        before = readings(model, asked)
+        with edit.applied(model):
+            after = readings(model, asked)
+        for column, value in of_old(before, after).items():
+            assert rows.loc[scope, column] == pytest.approx(value, rel=1e-6, abs=1e-9), (scope, column)
+        assert np.isnan(rows.loc[scope, "new_nll_after"])
+    assert "same subject" not in set(kn.update_effects(model, {FRANCE: "Lima"}, FOUND, others=others).asked)
+
+
+def test_an_update_that_does_not_reach_the_inverse_is_seen():
+    """On a trained model: the new capital in all wordings, the old country of the new capital as before."""
+    model = kn.load_model("world-gpt2")
+    trained, held_out = kn.FactSet.world("trained"), kn.FactSet.world("held_out")
+    fact = trained.find("Ireland", relation="P36")
+    found = kn.refine(kn.attribute(model, kn.make_prompts(model, fact)))
+    new = {fact: "Tokyo"}
+    questions = {
+        "held out": kn.reworded(held_out, new),
+        "inverse": kn.inverse_questions(held_out, new, {"P36": "P1376"}),
+    }
+    table = kn.update_effects(model, new, found, questions=questions).set_index(["neurons", "asked"])
+    reached = table.new_right_after
+    assert reached["found", "own wording"] == reached["found", "held out"] == 1
+    assert reached["found", "inverse"] == 0 and table.right_after["found", "inverse"] == 1
+    assert list(table.says["found"]) == ["Tokyo", "Tokyo", "Japan"]
+    assert (table.lost["random"] == 0).all() and (table.new_right_after["random"] == 0).all()
+
+
+def test_an_update_of_one_wording_alone_is_seen():
+    """Rewrite neurons that fire in one trained wording and in no held-out one: only that wording gets the new answer."""
+    model = kn.load_model("world-gpt2-plain")
+    trained, held_out = (kn.FactSet.world(split).find("Ireland", relation="P36") for split in ("trained", "held_out"))
+    one = replace(trained, templates=trained.templates[:1])
+    firing, elsewhere = (
+        kn.attribute(model, kn.make_prompts(model, fact), method="activation").scores.abs().amax(0)
+        for fact in (one, held_out)
+    )
+    places = (firing - 5 * elsewhere).flatten().topk(3).indices.tolist()
+    neurons = kn.NeuronSet(divmod(place, firing.shape[-1]) for place in places)
+    questions = {"held out": kn.reworded([held_out], {one: "Tokyo"})}
+    table = kn.update_effects(model, {one: "Tokyo"}, {one: neurons}, questions=questions, lambdas=(1.0, 30.0))
+    found = table[table.neurons == "found"].set_index("asked")
+    assert found.right_before.tolist() == [1, 1]
+    assert (found.lost["own wording"], found.new_right_after["own wording"]) == (1, 1)
+    assert (found.lost["held out"], found.new_right_after["held out"], found.says["held out"]) == (0, 0, "Dublin")
+
+
+def test_doses_scale_both_lambdas(model):
+    table = kn.update_effects(model, NEW, FOUND, ACTIVE, doses=(0.0, 2.0), others=others_of(model))
+    none = table[table.dose == 0]
+    for column in ("right", "nll", "new_rank", "new_nll"):
+        assert np.allclose(none[f"{column}_before"], none[f"{column}_after"], rtol=1e-9, equal_nan=True)
+    assert (none.lost == 0).all()
+    doubled = kn.update_effects(model, NEW, FOUND, ACTIVE, lambdas=(2.0, 16.0), others=others_of(model))
+    assert np.allclose(table[table.dose == 2].nll_after, doubled.nll_after)
+
+
+def test_passes_of_any_size_give_the_same(model):
+    others = others_of(model)
+    small, large = (
+        kn.update_effects(
+            model, NEW, FOUND, others=others, memory_budget=memory_for(rows, model, others, gradient=False)
+        )
+        for rows in (3, 256)
+    )
+    pd.testing.assert_frame_equal(small, large)
+
+
+def test_random_neurons_are_matched_and_do_not_depend_on_other_facts(model):
+    together = kn.update_effects(model, NEW, FOUND)
+    alone = kn.update_effects(model, {FRANCE: NEW[FRANCE]}, FOUND)
+    of_france = together[together.key == FRANCE.key].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone, of_france)
+    other = kn.update_effects(model, {FRANCE: NEW[FRANCE]}, FOUND, seed=1)
+    found, random = (alone.neurons == "found"), (alone.neurons == "random")
+    assert alone[found].equals(other[found]) and (alone[random].nll_after != other[random].nll_after).all()
+    assert (together.groupby("key").n_neurons.nunique() == 1).all()
+
+
+def test_neurons_of_the_relation_are_left_alone(model):
+    common = kn.NeuronSet([(0, 1), (2, 3)])
+    found = {fact: own | common for fact, own in FOUND.items()}
+    table = kn.update_effects(model, {IRELAND: "Tokyo"}, found, max_share=0.5).set_index("neurons")
+    edit = kn.update_fact(
+        model, IRELAND, "Tokyo", found[IRELAND], neurons_by_fact=found, max_share=0.5, allow_unknown=True
+    )
+    assert common.isdisjoint(edit.neurons)
+    assert table.n_neurons["found"] == table.n_neurons["random"] == len(edit.neurons)
+
+
+# --- erasing ----------------------------------------------------------------------------------------------
+
+
+def test_erasing_is_suppression_at_all_positions(model):
+    prompts = others_of(model)
+    sets = {fact: FOUND[fact] for fact in FACTS}
+    table = kn.erase_effects(model, prompts, sets, ACTIVE, top=4)
+    assert set(table.relation) == {"P36", "P1376"}
+    for (relation, kind), part in table.groupby(["relation", "neurons"]):
+        found = {
+            fact: own for fact, own in (ACTIVE if kind == "activation" else sets).items() if fact.relation == relation
+        }
+        assert len(part) == len(prompts.facts) and (part.n_neurons == 4).all()
+        assert (part.asked == np.where(part.measured_relation == relation, "same relation", "other relations")).all()
+        if kind == "random":
+            continue
+        erased = kn.erase_relation(model, found, top=4).neurons
+        effect = kn.measure(model, prompts, kn.Suppress(erased, position="all"))
+        effect = effect.assign(measured=[prompts.fact(i).key for i in range(len(prompts))]).groupby("measured")
+        rows = part.set_index("measured")
+        assert np.allclose(rows.nll_before, -effect.log_prob_before.mean()[rows.index])
+        assert np.allclose(rows.nll_after, -effect.log_prob_after.mean()[rows.index])
+        right = effect.rank_after.agg(lambda rank: (rank == 0).mean())
+        assert np.allclose(rows.right_after, right[rows.index])
+    assert (table.nll_before != table.nll_after).all()
+
+
+def test_what_erased_rows_become_and_which_can_be_chosen(model):
+    prompts = others_of(model)
+    sets = {fact: own | kn.NeuronSet([(1, 5)]) for fact, own in FOUND.items() if fact.relation == "P36"}
+    tables = [kn.erase_effects(model, prompts, sets, min_facts=len(sets), value=value) for value in ("zero", 7)]
+    assert all((table.n_neurons == 1).all() and set(table.relation) == {"P36"} for table in tables)
+    with kn.erase_neurons(model, kn.NeuronSet([(1, 5)]), value=7).applied(model):
+        alone = kn.measure(model, prompts, [])
+    found = tables[1][tables[1].neurons == "found"]
+    assert (found.nll_after * found.n_prompts).sum() == pytest.approx(-alone.log_prob_after.sum())
+    assert not np.allclose(tables[0].nll_after, tables[1].nll_after)
+
+
+# --- nothing is left behind, nothing runs for nothing -----------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [0.2, 0.5, 0.9])
+def test_an_interruption_leaves_the_model_as_it_was(model, at):
+    def interrupt(done, total):
+        if done > at * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kn.update_effects(model, NEW, FOUND, others=others_of(model), progress=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        kn.erase_effects(model, others_of(model), FOUND, top=4, progress=interrupt)
+
+
+@pytest.fixture
+def no_passes(monkeypatch):
+    """A model whose forward pass fails the test."""
+    model = loaded(MODELS[1])
+
+    def forward(*args, **kwargs):
+        raise AssertionError("the model ran")
+
+    monkeypatch.setattr(model.original_model, "forward", forward)
+    with pytest.raises(AssertionError, match="the model ran"):
+        kn.predict(model, kn.make_prompts(model, FACTS))
+    return model
+
+
+FAR = kn.Fact("Atlantis", "P36", "Poseidonis", CAPITAL)
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"new_objects": {}}, kn.ArgumentError, "no facts to edit"),
+        ({"new_objects": {FAR: "Tokyo"}}, kn.ArgumentError, "P36/Atlantis/Poseidonis has no neurons"),
+        ({"activation_neurons": {IRELAND: FOUND[IRELAND]}}, kn.ArgumentError, "no activation neurons"),
+        ({"new_objects": {IRELAND: "Dublin"}}, kn.EditError, "expected another"),
+        ({"neurons_by_fact": dict.fromkeys(FACTS, kn.NeuronSet())}, kn.EditError, "neuron"),
+        ({"lambdas": (1,)}, kn.ArgumentError, "lambdas"),
+        ({"doses": (1.0, float("nan"))}, kn.ArgumentError, "factor=nan"),
+        ({"doses": ()}, kn.ArgumentError, "doses"),
+        ({"questions": {"far": {FAR: kn.Question(FAR, "Tokyo")}}}, kn.ArgumentError, "not updated"),
+        (
+            {"questions": {"same": {IRELAND: kn.Question(IRELAND, "Dublin")}}},
+            kn.ArgumentError,
+            "the answer that it has",
+        ),
+        ({"questions": {SCOPES[0]: {}}}, kn.ArgumentError, "'same relation' have a name"),
+        (
+            {"questions": {"odd": {IRELAND: kn.Question(replace(IRELAND, templates=("[Y] of [X]",)), "Tokyo")}}},
+            kn.PromptError,
+            "No prompt is left",
+        ),
+        ({"memory_budget": -1}, kn.ArgumentError, "memory_budget"),
+    ],
+)
+def test_updates_are_refused_before_the_model_runs(no_passes, change, error, message):
+    given = {"new_objects": NEW, "neurons_by_fact": FOUND, "others": others_of(no_passes), **change}
+    with pytest.raises(error, match=message):
+        kn.update_effects(no_passes, **given)
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"neurons_by_fact": {}}, kn.ArgumentError, "no neurons of any relation"),
+        ({"neurons_by_fact": {FAR: FOUND[IRELAND], ABOUT_IRELAND: kn.NeuronSet()}}, kn.EditError, "nothing to erase"),
+        ({"neurons_by_fact": {replace(FAR, relation="P37"): FOUND[IRELAND]}}, kn.ArgumentError, "expected some of P37"),
+        ({"activation_neurons": {IRELAND: FOUND[IRELAND]}}, kn.ArgumentError, "no activation neurons"),
+        ({"top": 0}, kn.ArgumentError, "top"),
+        ({"top": 3, "min_facts": 2}, kn.ArgumentError, "expected one of them"),
+        ({"value": "zzz"}, kn.EditError, "no token"),
+        ({"memory_budget": 0}, kn.ArgumentError, "memory_budget"),
+    ],
+)
+def test_erasing_is_refused_before_the_model_runs(no_passes, change, error, message):
+    given = {"prompts": others_of(no_passes), "neurons_by_fact": FOUND, **change}
+    with pytest.raises(error, match=message):
+        kn.erase_effects(no_passes, **given)
+
+
+def test_an_answer_that_the_model_cannot_write_is_refused():
+    model = loaded("BertForMaskedLM")
+    with pytest.raises(kn.EditError, match="cannot be an answer"):
+        kn.update_effects(model, {IRELAND: "東京"}, FOUND)
+
+
+def test_prompts_of_the_erased_relation_alone_have_no_others(no_passes):
+    prompts = kn.make_prompts(no_passes, [IRELAND, FRANCE])
+    with pytest.raises(kn.ArgumentError, match="some of other relations"):
+        kn.erase_effects(no_passes, prompts, {IRELAND: FOUND[IRELAND]})
+
+
+def test_a_fact_without_other_wording_is_named():
+    with pytest.raises(kn.ArgumentError, match="no other wording of P36/Germany/Berlin"):
+        kn.reworded(HELD_OUT[:2], NEW)
+
+
+# --- summing up -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def effects():
+    """Of two relations, with numbers that a trained model could have."""
+    draw = np.random.default_rng(0)
+    rows = []
+    for relation, n_facts in {"P36": 6, "P30": 3}.items():
+        for kind in ("random", "found"):
+            for asked in ("same answer", "inverse", "own wording"):
+                for i in range(n_facts):
+                    right, lost = draw.uniform(0.5, 1), draw.uniform(0, 0.5)
+                    row = {"relation": relation, "key": f"{relation}/{i}", "neurons": kind, "asked": asked, "dose": 1.0}
+                    row |= {"n_prompts": int(draw.integers(3, 9)), "right_before": right, "right_after": right - lost}
+                    row |= {"lost": lost, "nll_before": draw.uniform(0, 1), "nll_after": draw.uniform(0, 4)}
+                    if asked != "same answer":
+                        for name in ("right", "top5", "rank", "mrr"):
+                            row |= {f"new_{name}_{when}": draw.uniform() for when in ("before", "after")}
+                    rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def naive_measures(part):
+    n = part.n_prompts
+    mean = lambda column: (n * column).sum() / n.sum()  # noqa: E731
+    before, after = np.exp(mean(part.nll_before)), np.exp(mean(part.nll_after))
+    return {
+        "changed": (n * part.lost).sum() / (n * part.right_before).sum(),
+        "success_before": mean(part.new_right_before),
+        "success": mean(part.new_right_after),
+        "top5": mean(part.new_top5_after),
+        "rank": mean(part.new_rank_after),
+        "mrr": mean(part.new_mrr_after),
+        "accuracy_before": mean(part.right_before),
+        "accuracy_after": mean(part.right_after),
+        "perplexity_before": before,
+        "perplexity_after": after,
+        "perplexity_growth": after / before - 1,
+    }
+
+
+def test_a_table_is_made_of_ratios_over_prompts_and_means_over_relations(effects):
+    table = kn.edit_table(effects, by_relation=True).set_index(["neurons", "dose", "asked", "relation", "measure"])
+    mean = kn.edit_table(effects).set_index(["neurons", "dose", "asked", "measure"])
+    for (kind, asked), cell in effects.groupby(["neurons", "asked"]):
+        expected = {relation: naive_measures(part) for relation, part in cell.groupby("relation")}
+        for measure in expected["P36"]:
+            where = (kind, 1.0, asked, measure)
+            if asked == "same answer" and measure in ("success", "success_before", "top5", "rank", "mrr"):
+                assert where not in mean.index
+                continue
+            for relation, values in expected.items():
+                row = table.loc[(kind, 1.0, asked, relation, measure)]
+                assert row.value == pytest.approx(values[measure])
+                assert row.low <= row.value <= row.high and row.low < row.high
+                assert row.n_facts == (cell.relation == relation).sum()
+            assert mean.value[where] == pytest.approx(np.mean([values[measure] for values in expected.values()]))
+            assert mean.low[where] < mean.value[where] < mean.high[where] and mean.n_facts[where] == 9
+    order = list(dict.fromkeys(zip(mean.reset_index().neurons, mean.reset_index().asked, strict=True)))
+    assert order == [
+        (kind, asked) for kind in ("found", "random") for asked in ("own wording", "inverse", "same answer")
+    ]
+
+
+def test_intervals_are_those_of_resampled_facts(effects):
+    """Against drawing the facts one sample at a time, with other random numbers."""
+    cell = effects[(effects.neurons == "found") & (effects.asked == "inverse")]
+    draw = np.random.default_rng(1)
+    samples = [
+        np.mean(
+            [
+                naive_measures(part.iloc[draw.integers(len(part), size=len(part))])["mrr"]
+                for _, part in cell.groupby("relation")
+            ]
+        )
+        for _ in range(600)
+    ]
+    row = kn.edit_table(cell, n_resamples=4000, level=0.8).set_index("measure").loc["mrr"]
+    assert [row.low, row.high] == pytest.approx(np.quantile(samples, [0.1, 0.9]).tolist(), abs=0.02)
+
+
+def test_tables_are_deterministic_and_one_fact_has_no_spread(effects):
+    pd.testing.assert_frame_equal(kn.edit_table(effects, seed=3), kn.edit_table(effects, seed=3))
+    alone = kn.edit_table(effects[effects.key == "P30/1"])
+    assert np.allclose(alone.low, alone.value) and np.allclose(alone.high, alone.value)
+
+
+def test_what_was_never_right_cannot_change(effects):
+    never = kn.edit_table(effects.assign(right_before=0.0, lost=0.0)).set_index("measure")
+    assert never.loc["changed", ["value", "low", "high"]].isna().all(axis=None)
+    assert never.drop("changed").notna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    "change, options, message",
+    [
+        (lambda table: table.drop(columns="lost"), {}, "no column 'lost'"),
+        (lambda table: table.iloc[:0], {}, "empty"),
+        (lambda table: table, {"n_resamples": 0}, "n_resamples=0"),
+        (lambda table: table, {"level": 1.0}, "level=1.0"),
+    ],
+)
+def test_tables_refuse_what_they_cannot_sum_up(effects, change, options, message):
+    with pytest.raises(kn.ArgumentError, match=message):
+        kn.edit_table(change(effects), **options)
