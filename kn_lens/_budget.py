@@ -1,5 +1,6 @@
 """How much goes through the model at a time: as many rows as a memory budget holds, fewer when memory runs out."""
 
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from numbers import Real
@@ -102,7 +103,9 @@ class Budget:
                 yield some, result
                 left = left[len(some) :]
                 continue
-            # Outside of the handler, where the error no longer keeps the tensors of the pass alive.
+            # Outside of the handler, where the error no longer keeps the frames of the pass and their tensors alive,
+            # unless they refer to it in turn.
+            gc.collect()
             self.divisor *= 2
             if self.host.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -143,7 +146,8 @@ def free_memory(device: torch.device) -> float:
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory could not be had. Only CUDA has a class for it."""
-    texts = ("out of memory", "can't allocate memory", "not enough memory")
+    # oneDNN says the last one, when there is no room for the code it generates.
+    texts = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "could not create a primitive")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in texts)
 
 

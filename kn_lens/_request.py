@@ -103,7 +103,8 @@ class Request:
             neurons=chosen,
             levels=levels,
             rule=rule,
-            tolerance=tolerance,
+            # Half precision has coarser rounding than any useful tolerance: refining further would chase noise.
+            tolerance=max(tolerance, 2 * torch.finfo(host.dtype).eps),
         )
 
 

@@ -143,7 +143,8 @@ def attribute(
             doubles the intervals for just those (prompt, layer) pairs whose completeness gap is above the tolerance,
             reusing all points.
         n_steps: number of points of a fixed rule (default 20).
-        tolerance: for the gap, relative to the size of the clean output (taken as at least ``OUTPUT_FLOOR``).
+        tolerance: for the gap, relative to the size of the clean output (taken as at least ``OUTPUT_FLOOR``). Taken as
+            at least twice the rounding of the weights' type, 1.6e-2 in bfloat16: below it the gap is rounding.
         max_points: where ``adaptive`` gives up; ``Attribution.unconverged`` lists the pairs that got there.
         layers: only these; the others' scores are NaN.
         neurons: the chosen ones, required by ``single_path``, optional for ``ablation`` and ``log_prob_gain``, whose

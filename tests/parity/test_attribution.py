@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 import kn_lens as kn
 from kn_lens.quadrature import nested_levels, quadrature
 from tests import oracle
-from tests.tiny import memory_for
+from tests.tiny import memory_for, tiny_model
 
 N_LAYERS, D_MLP, VOCAB = 3, 20, 40
 SIZES = {"vocab_size": VOCAB, "initializer_range": 0.4}
@@ -386,3 +386,10 @@ def test_a_model_in_train_mode_is_refused(prompts):
     model.train()
     with pytest.raises(kn.UnsupportedModelError, match=r"eval\(\)"):
         kn.attribute(model, make_batch(True))
+
+
+def test_in_half_precision_the_tolerance_is_what_rounding_leaves(prompts):
+    model = tiny_model("BertForMaskedLM", dtype=torch.bfloat16)
+    attr = kn.attribute(model, prompts, tolerance=1e-9)
+    assert torch.equal(attr.tolerance, 2 * 2**-7 * attr.clean.clamp(min=1e-2))
+    assert attr.n_points.double().mean() < 20 and attr.scores.dtype == torch.float32
