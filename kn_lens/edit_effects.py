@@ -56,7 +56,6 @@ def update_effects(
     doses: Sequence[float] = (1.0,),
     lambdas: tuple[float, float] = (1.0, 8.0),
     scaling: Scaling = "norm",
-    max_share: float | None = None,
     seed: int = 0,
     tokenizer: Any = None,
     memory_budget: float | None = None,
@@ -69,7 +68,8 @@ def update_effects(
     Args:
         model: a TransformerLens model in evaluation mode; it is left as it was.
         new_objects: the facts to update, with their templates, and what the object of each is to become.
-        neurons_by_fact: the neurons found, of these facts at least.
+        neurons_by_fact: the neurons to rewrite, for these facts at least. All of them are: to leave out those of the
+            whole relation, as the paper does, pass what ``update_fact(..., neurons_by_fact=...)`` leaves of them.
         activation_neurons: as many neurons of highest activation, from ``kn_lens.activation_neurons``; None leaves this
             control out.
         questions: by name, what else the updates should change: see ``reworded`` and ``inverse_questions``; synonyms
@@ -78,9 +78,6 @@ def update_effects(
         doses: factors on both lambdas.
         lambdas: see ``update_fact``.
         scaling: see ``update_fact``.
-        max_share: leave alone the neurons that are in more than this share of the relation's sets in
-            ``neurons_by_fact`` (0.1 in the paper); None updates all of a fact's neurons. The most active ones are not
-            sifted, and there are as many of them as before.
         seed: draws the random neurons, as many in each layer as are updated. Those of a fact do not depend on which
             other facts are measured.
         tokenizer: instead of the model's own.
@@ -135,11 +132,9 @@ def update_effects(
     settings: dict[str, Any] = {"lambdas": lambdas, "scaling": scaling, "tokenizer": tokenizer, "allow_unknown": True}
     planned = []
     for fact, new in new_objects.items():
-        sifted = {} if max_share is None else {"neurons_by_fact": neurons_by_fact, "max_share": max_share}
-        found = update_fact(model, fact, new, neurons_by_fact[fact], **sifted, **settings)
-        controls = _controls(host, found.neurons, fact.key, seed, (activation_neurons or {}).get(fact))
-        edits = {"found": found}
-        edits |= {kind: update_fact(model, fact, new, one, **settings) for kind, one in controls.items()}
+        controls = _controls(host, neurons_by_fact[fact], fact.key, seed, (activation_neurons or {}).get(fact))
+        sets = {"found": neurons_by_fact[fact], **controls}
+        edits = {kind: update_fact(model, fact, new, one, **settings) for kind, one in sets.items()}
         planned += [(fact, kind, dose, edit.scaled(dose)) for dose in doses for kind, edit in edits.items()]
     if others is not None:
         others.check_for(host)
