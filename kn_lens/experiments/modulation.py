@@ -1,0 +1,161 @@
+"""Stages ``effects`` and ``doses``: switching neurons off and up; Figures 4 and 5, and a dose-response curve.
+
+Each fact's neurons, the baseline's and random ones are multiplied, and the fact ("own") and a random fact of another
+relation ("other") are read again: ``controlled_effects``. ``effects`` does so by 0 and by 2 for all facts, ``doses`` by
+more factors for some facts of each relation.
+
+Records: the rows of ``controlled_effects``, and ``factor``; ``neurons`` are kinds of the stage ``neurons``: ``found``,
+``random``, and ``activation`` or ``baseline``, as the setting ``baseline`` says.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from kn_lens.effects import controlled_effects, effect_table
+from kn_lens.experiments import refining
+from kn_lens.experiments.paper import CHANGE_RATIO
+from kn_lens.experiments.run_directory import Shard
+from kn_lens.experiments.study import Stage, Study, Tick, write_records
+from kn_lens.facts import Fact, FactSet
+from kn_lens.interventions import Amplify, Suppress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PARTS = {"suppress": 0.0, "amplify": 2.0}
+"""The parts of ``effects``, by name."""
+READINGS = 7
+"""Forward passes a row for each factor, more or less: three kinds of neurons on own and other facts, and before."""
+
+SCHEMA = pa.schema(
+    [
+        ("factor", pa.float64()),
+        *((name, pa.string()) for name in ("relation", "key", "neurons", "facts", "measured")),
+        *((name, pa.int32()) for name in ("n_neurons", "n_prompts")),
+        *((name, pa.float64()) for name in ("before", "after")),
+    ]
+)
+
+
+def _make_effects(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
+    facts = study.asked_facts(shard.relation)
+    _measure(study, shard.relation, facts, [PARTS[shard.part]], path, tick)
+
+
+def _make_doses(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
+    _measure(study, shard.relation, _dosed(study, shard.relation), study.settings.doses, path, tick)
+
+
+def _dosed(study: Study, relation: str) -> list[Fact]:
+    """Return the facts of a relation that the dose-response curve is measured on."""
+    facts = study.asked_facts(relation)
+    n = min(len(facts), study.settings.dose_facts)
+    chosen = study.generator("doses", relation).choice(len(facts), size=n, replace=False)
+    return [facts[i] for i in sorted(chosen.tolist())]
+
+
+def _measure(
+    study: Study, relation: str, facts: Sequence[Fact], factors: Sequence[float], path: Path, tick: Tick
+) -> None:
+    import pandas as pd
+
+    baseline = "activation" if study.settings.baseline == "matched" else "baseline"
+    found, active = ({fact: study.neurons(kind, relation)[fact] for fact in facts} for kind in ("found", baseline))
+    pool = study.ask([*facts, *_others(study, relation, len(facts))])
+    measured = []
+    for number, factor in enumerate(factors):
+
+        def show(done: int, total: int, number: int = number) -> None:
+            tick(number * total + done, len(factors) * total)
+
+        effects = controlled_effects(
+            study.host.model,
+            pool,
+            found,
+            active,
+            intervene=partial(Amplify, factor=factor) if factor else Suppress,
+            seed=study.settings.seed,
+            memory_budget=study.memory_budget,
+            progress=show,
+        )
+        kinds = effects["neurons"].replace("activation", baseline)
+        measured.append(effects.assign(factor=factor, neurons=kinds))
+    table = pd.concat(measured, ignore_index=True)
+    write_records(path, {name: table[name] for name in SCHEMA.names}, SCHEMA)
+
+
+def _others(study: Study, relation: str, n: int) -> FactSet:
+    """Return random facts of other relations of the source; of those that can be asked, "other" facts are drawn."""
+    rest = FactSet(fact for fact in study.source if fact.relation != relation and fact.templates)
+    chosen = study.generator("others", relation).choice(len(rest), size=min(n, len(rest)), replace=False)
+    return FactSet(rest[i] for i in sorted(chosen.tolist()))
+
+
+def _effect_tables(study: Study) -> "dict[str, pd.DataFrame]":
+    effects = study.all_records(EFFECTS)
+    return {
+        "figures4_5": _summed_up(study, effects),
+        "figures4_5_by_relation": _summed_up(study, effects, by_relation=True),
+    }
+
+
+def _dose_tables(study: Study) -> "dict[str, pd.DataFrame]":
+    return {"dose_response": _summed_up(study, study.all_records(DOSES))}
+
+
+def _summed_up(study: Study, effects: "pd.DataFrame", **how: Any) -> "pd.DataFrame":
+    """Return change ratios by factor with their intervals, the random control and the paper's value beside them."""
+    import pandas as pd
+
+    settings = study.settings
+    tables = []
+    for factor, group in effects.groupby("factor"):
+        table = effect_table(group, n_resamples=settings.n_resamples, seed=settings.seed, **how)
+        table.insert(0, "factor", factor)
+        tables.append(table)
+    table = pd.concat(tables, ignore_index=True)
+    same = ["factor", "facts", *(["relation"] if "relation" in table else [])]
+    random = table.loc[table["neurons"] == "random", [*same, "change_ratio"]].rename(
+        columns={"change_ratio": "control"}
+    )
+    table = table.merge(random, on=same, how="left").rename(columns={"change_ratio": "value", "n_facts": "n"})
+    cells = zip(table["factor"], table["neurons"], table["facts"], strict=True)
+    of_all = "relation" not in table
+    table["paper"] = [
+        CHANGE_RATIO.get((factor, kind), np.nan) if of_all and facts == "own" else np.nan
+        for factor, kind, facts in cells
+    ]
+    return table
+
+
+EFFECTS = Stage(
+    name="effects",
+    title="Suppressing and amplifying; Figures 4 and 5",
+    make=_make_effects,
+    tables=_effect_tables,
+    needs=(refining.STAGE,),
+    settings=("baseline", "seed"),
+    across=True,
+    shards=lambda study: [Shard(relation, part) for relation in study.relations() for part in PARTS],
+    cost=lambda study, shard: READINGS * study.n_rows(shard.relation),
+)
+DOSES = Stage(
+    name="doses",
+    title="Dose-response curve",
+    make=_make_doses,
+    tables=_dose_tables,
+    needs=(refining.STAGE,),
+    settings=("baseline", "seed", "doses", "dose_facts"),
+    across=True,
+    cost=lambda study, shard: (
+        READINGS
+        * len(study.settings.doses)
+        * study.n_rows(shard.relation)
+        * min(1.0, study.settings.dose_facts / max(1, len(study.asked_facts(shard.relation))))
+    ),
+)

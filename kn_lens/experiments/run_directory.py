@@ -1,0 +1,294 @@
+"""A directory of results that survives whatever stops the run that writes it.
+
+    run/config.toml            the settings, resolved
+    run/provenance.json        what the results were made from: versions, model, data, device
+    run/records/STAGE/S.parquet   the records of one shard (usually a relation) of a stage
+    run/records/STAGE/_S.json     the digest of that file, and of all that it was made from (its inputs)
+    run/tables/*.csv           what the records say, summed up
+    run/scratch/               what is being written; emptied at the start
+    run/lock                   held by the process that writes
+
+Every file is written elsewhere, brought to the disk and then renamed, so that it is there whole or not at all. A record
+counts only while its file has the digest that was noted beside it *and* its inputs are those of today; otherwise it is
+made again. So nothing has to be cleaned up after a crash, a full disk or a damaged file, and a run that was resumed
+ends with the records of one that ran through.
+
+The lock is the kernel's (``flock``): it ends with its process, however that ends.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from kn_lens.errors import ArgumentError, DataError
+
+CONFIG, PROVENANCE = "config.toml", "provenance.json"
+
+
+@dataclass(frozen=True, order=True)
+class Shard:
+    """A part of a stage that is computed, written and skipped as one.
+
+    Attributes:
+        relation: whose facts it is about; ``ALL`` where it is about all of them together.
+        part: which part, where a stage has several for a relation.
+
+    >>> Shard("P36", "x2").name, Shard("a/b").name
+    ('P36+x2', 'a%2Fb')
+    """
+
+    relation: str
+    part: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name of its file: percent-encoded, so that different shards have different ones."""
+        return "+".join(quote(one, safe="") for one in (self.relation, self.part) if one)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of a run; see ``open_run``.
+
+    Attributes:
+        path: the directory.
+    """
+
+    path: Path
+    _checked: dict[Path, dict[str, Any] | None] = field(default_factory=dict, repr=False)
+
+    def record(self, stage: str, shard: Shard) -> Path:
+        """Return where the records of a shard are."""
+        return self.path / "records" / stage / f"{shard.name}.parquet"
+
+    def noted(self, stage: str, shard: Shard) -> dict[str, Any] | None:
+        """Return the digests noted for a shard (``sha256``, ``inputs``), None where its file is missing or damaged."""
+        path = self.record(stage, shard)
+        if path not in self._checked:
+            self._checked[path] = _noted(path)
+        return self._checked[path]
+
+    def is_current(self, stage: str, shard: Shard, inputs: str) -> bool:
+        """Return whether the records are there, undamaged and made from these inputs."""
+        noted = self.noted(stage, shard)
+        return noted is not None and noted["inputs"] == inputs
+
+    def damaged(self, stage: str, shard: Shard) -> bool:
+        """Return whether something is there that is not what was written."""
+        return self.noted(stage, shard) is None and _note(self.record(stage, shard)).exists()
+
+    @contextmanager
+    def writing(self, stage: str, shard: Shard, inputs: str) -> Iterator[Path]:
+        """Yield a path to write the records of a shard to; they take their place when the block is left without error.
+
+        Raises:
+            DataError: they cannot be written, the disk being full for instance.
+        """
+        path, scratch = self.record(stage, shard), self.path / "scratch" / f"{stage}+{shard.name}"
+        with _explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                yield scratch
+                noted = {"sha256": digest_of(scratch), "inputs": inputs}
+                _settle(scratch, path)
+            finally:
+                scratch.unlink(missing_ok=True)
+            self.write_text(_note(path), json.dumps(noted) + "\n")
+        self._checked[path] = noted
+
+    def write_text(self, path: Path | str, text: str) -> None:
+        """Write a file of the run, whole or not at all, unless it holds this text already.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        path = self.path / path
+        with _explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and path.read_bytes() == text.encode():
+                return
+            scratch = self.path / "scratch" / f"{path.parent.name}+{path.name}"
+            try:
+                scratch.write_text(text, encoding="utf-8")
+                _settle(scratch, path)
+            finally:
+                scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def open_run(
+    path: str | os.PathLike[str], config: Mapping[str, Any], provenance: Mapping[str, Any], *, force: bool = False
+) -> Iterator[RunDirectory]:
+    """Open a run directory for this process alone, new or to be taken up again.
+
+    Args:
+        path: the directory; made if need be.
+        config: the settings: texts, numbers, truth values and lists of them. None is left out. ``model`` and ``facts``
+            are names; what they stand for is in the provenance.
+        provenance: what else the results depend on, as JSON.
+        force: take up a directory of other settings; what they change is made again, and what they do not is kept.
+
+    Raises:
+        ArgumentError: the directory is something else's.
+        DataError: another process has it, it was made with other settings or from something else (the differences are
+            named), or it cannot be written.
+    """
+    path = Path(path)
+    _check_ours(path)
+    with _explained(path):
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / "lock").open("a+")
+    with lock:
+        with _explained(path):
+            _lock(lock, path)
+            shutil.rmtree(path / "scratch", ignore_errors=True)
+            (path / "scratch").mkdir(exist_ok=True)
+        run = RunDirectory(path)
+        texts = {CONFIG: as_toml(config), PROVENANCE: json.dumps(provenance, indent=2, ensure_ascii=False) + "\n"}
+        if not force:
+            _check_same(path, texts)
+        for name, text in texts.items():
+            if force or not (path / name).exists():
+                run.write_text(name, text)
+        yield run
+        shutil.rmtree(path / "scratch", ignore_errors=True)
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def digest_of_json(value: Any) -> str:
+    """Return the SHA-256 of what JSON can hold, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def as_toml(config: Mapping[str, Any]) -> str:
+    """Return settings as TOML, one a line; their values are written as in JSON, which for these types is the same.
+
+    >>> print(as_toml({"seed": 0, "relations": ["P36"], "limit": None}), end="")
+    seed = 0
+    relations = ["P36"]
+    """
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items() if value is not None)
+
+
+NAMES = ("model", "facts", "templates")
+"""Settings that name what the provenance describes; two names of one thing are no difference."""
+
+
+def _check_same(path: Path, texts: Mapping[str, str]) -> None:
+    """Raise when the directory was made from something else."""
+    differing: list[str] = []
+    for name, text in texts.items():
+        if not (path / name).exists():
+            continue
+        try:
+            there = (path / name).read_text(encoding="utf-8")
+            before, now = (_flat(name, one) for one in (there, text))
+        except (ValueError, AttributeError) as error:
+            raise DataError(
+                f"{path / name} is damaged ({error}). --force writes it anew and keeps every record that was made with "
+                "the settings given now."
+            ) from None
+        for key in dict.fromkeys([*before, *now]):
+            if key not in NAMES and before.get(key) != now.get(key):
+                differing.append(f"{key}: {_shown(before.get(key))}, now {_shown(now.get(key))}")
+    if differing:
+        raise DataError(
+            f"{path} was made with other settings ({'; '.join(differing[:8])}{'; ...' if differing[8:] else ''}). Give "
+            "those, or another directory; --force keeps what the change does not touch and makes the rest again."
+        )
+
+
+def _flat(name: str, text: str) -> dict[str, Any]:
+    """Return the entries to compare; those of the provenance by their paths, without what is only told."""
+    if name == CONFIG:
+        entries = (line.partition(" = ") for line in text.splitlines())
+        return {key: json.loads(value) for key, _, value in entries}
+    return dict(_leaves(json.loads(text)["made_from"], ""))
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        yield path, value
+        return
+    for key, item in value.items():
+        yield from _leaves(item, f"{path}.{key}" if path else key)
+
+
+def _shown(value: Any) -> str:
+    text = "none" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:12]}..."
+
+
+def _check_ours(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise ArgumentError(f"--out {path} is a file; expected a directory, new or of an earlier run.")
+    if path.is_dir() and not (path / "lock").exists() and any(path.iterdir()):
+        raise ArgumentError(f"--out {path} holds other files; expected a new directory, or one of an earlier run.")
+
+
+def _lock(lock: Any, path: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        owner = lock.read().strip() or "unknown"
+        raise DataError(
+            f"{path} is being written by another process (number {owner}); wait for it, or name another directory."
+        ) from None
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(f"_{path.stem}.json")
+
+
+def _noted(path: Path) -> dict[str, Any] | None:
+    try:
+        noted = json.loads(_note(path).read_bytes())
+        return noted if noted["sha256"] == digest_of(path) and isinstance(noted["inputs"], str) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _settle(scratch: Path, path: Path) -> None:
+    """Bring a file to the disk, and to its place."""
+    for place in (scratch, path.parent):
+        number = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+        if place == scratch:
+            scratch.replace(path)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Say which file could not be written, and that it costs nothing to try again."""
+    try:
+        yield
+    except OSError as error:
+        cure = "make room and" if error.errno == errno.ENOSPC else "then"
+        raise DataError(
+            f"{path} cannot be written: {error.strerror or error}. Everything before it is kept: {cure} give the same "
+            "command again."
+        ) from error

@@ -1,0 +1,120 @@
+"""The settings of a reproduction, and the presets that fix them.
+
+``kn_lens`` is the library's own choice; ``paper`` is what Dai et al. (2022) write; ``official`` what their released
+code runs. Where the last two differ from ours, and from each other:
+
+    setting              kn_lens     paper              official
+    quadrature           adaptive    right, 20 points   left, 20 points
+    share_threshold      0.7         "more than 70%"    0.7
+    min_prompts          3           1                  3
+    max_moves            6           no limit           5 (its sixth changes nothing)
+    baseline             matched     refined            refined
+    across_samples       all pairs   100 a fact         100 a fact
+
+``baseline`` says which neurons of high activation stand beside the found ones when neurons are switched off and up:
+``matched`` are as many as the found ones, ``refined`` come out of refining the activations (``baseline_threshold``
+0.5), and are many more.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from kn_lens.errors import ArgumentError, did_you_mean
+
+Baseline = Literal["matched", "refined"]
+
+MORE_THAN = 1e-4
+"""Added to a share makes "at least" of it "more than", for facts of up to 500 prompts and shares in steps of 0.05."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that the results depend on besides model and data.
+
+    Attributes:
+        preset: what the other settings start from.
+        seed: of everything drawn at random.
+        limit: facts of each relation at most, drawn at random; None takes all.
+        relations: which; empty takes all.
+        quadrature: a rule of ``attribute``.
+        n_steps: its points; None with ``adaptive``.
+        tolerance: of the completeness gap.
+        keep: share of a prompt's largest score from which scores are stored.
+        attr_threshold: ``t`` of the coarse sets.
+        share_threshold: where ``p`` of the refined sets starts, for each relation.
+        share_step: what it moves by.
+        max_moves: how often.
+        min_prompts: how many prompts a neuron must be shared by; facts with fewer are not asked.
+        baseline_threshold: ``t`` for activations.
+        baseline: see above.
+        across_samples: facts of other relations that each fact is compared with; 0 takes the mean over all of them.
+        doses: factors of the dose-response curve; 1 changes nothing and need not be among them.
+        dose_facts: facts of each relation that it is measured on, at most.
+        n_resamples: of the bootstrap.
+    """
+
+    preset: str = "kn_lens"
+    seed: int = 0
+    limit: int | None = None
+    relations: tuple[str, ...] = ()
+    quadrature: str = "adaptive"
+    n_steps: int | None = None
+    tolerance: float = 1e-3
+    keep: float = 0.1
+    attr_threshold: float = 0.2
+    share_threshold: float = 0.7
+    share_step: float = 0.05
+    max_moves: int = 6
+    min_prompts: int = 3
+    baseline_threshold: float = 0.5
+    baseline: Baseline = "matched"
+    across_samples: int = 0
+    doses: tuple[float, ...] = (0.0, 0.5, 1.5, 2.0, 2.5, 3.0)
+    dose_facts: int = 20
+    n_resamples: int = 1000
+
+    @classmethod
+    def of(cls, preset: str = "kn_lens", **changed: Any) -> "Settings":
+        """Return the settings of a preset, with some of them changed.
+
+        Raises:
+            ArgumentError: no such preset or setting.
+
+        >>> Settings.of("official", seed=3).quadrature
+        'left'
+        """
+        if preset not in PRESETS:
+            raise ArgumentError(
+                f"Unknown preset {preset!r}; expected one of {', '.join(PRESETS)}.{did_you_mean(preset, PRESETS)}"
+            )
+        known = [field.name for field in fields(cls)]
+        for name in changed:
+            if name not in known:
+                raise ArgumentError(f"Unknown setting {name!r}.{did_you_mean(name, known)}")
+        return cls(**{"preset": preset, **PRESETS[preset], **changed})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON has them."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "kn_lens": {},
+    "paper": {
+        "quadrature": "right",
+        "n_steps": 20,
+        "share_threshold": 0.7 + MORE_THAN,
+        "min_prompts": 1,
+        "max_moves": 20,  # from 0.7 no share is further away
+        "baseline": "refined",
+        "across_samples": 100,
+    },
+    "official": {
+        "quadrature": "left",
+        "n_steps": 20,
+        "max_moves": 5,
+        "baseline": "refined",
+        "across_samples": 100,
+    },
+}

@@ -1,0 +1,171 @@
+"""A reproduction of stages 1 to 3 on a tiny model: what it writes is what the library computes, whole and in parts."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import kn_lens as kn
+from kn_lens.errors import ArgumentError, DataError
+from kn_lens.experiments import asking, modulation, refining, sweep
+from kn_lens.experiments.reproduction import choose, open_study
+from kn_lens.experiments.run_directory import Shard
+from kn_lens.experiments.running import named, run, with_needs
+from kn_lens.experiments.settings import Settings
+from kn_lens.experiments.stages import STAGES
+from tests.tiny import COUNTRIES, tiny_model
+
+CAPITAL = ("The capital of [X] is [Y].", "[Y] is the capital of [X].", "In fact, [X] has its seat in [Y]", "[X], [Y].")
+CAPITAL_OF = ("[X] is the capital of [Y].", "The capital of [Y] is [X].", "[X] lies in [Y].")
+SEAT = ("The seat of government of [X] is [Y].", "[X] has its seat of government in [Y].", "[Y], seat of [X].")
+# A quarter of a layer's neurons at most, so that random ones can be drawn beside those found.
+SETTINGS = Settings.of(attr_threshold=0.5, n_resamples=40, dose_facts=2, doses=(0.0, 3.0), max_moves=2)
+
+
+def tiny_facts(n=4):
+    pairs = list(COUNTRIES.items())[:n]
+    found = [kn.Fact(country, "P36", capital, CAPITAL) for country, capital in pairs]
+    found += [kn.Fact(capital, "P1376", country, CAPITAL_OF) for country, capital in pairs]
+    found += [kn.Fact(country, "seat/of", capital, SEAT) for country, capital in pairs]
+    return kn.FactSet(found)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory):
+    """A study that ran through, and its tables."""
+    path = tmp_path_factory.mktemp("run") / "run"
+    with open_study(model, tiny_facts(), path, SETTINGS) as study:
+        yield study, run(study, STAGES, lambda state: None)
+
+
+def test_every_stage_leaves_its_records_and_tables(finished):
+    study, tables = finished
+    assert {path.stem for path in (study.run.path / "tables").iterdir()} == set(tables)
+    for stage in STAGES:
+        assert all(study.is_current(stage, shard) for shard in stage.shards(study))
+    assert not list((study.run.path / "scratch").iterdir())
+
+
+def test_neurons_are_those_of_the_library(finished, model):
+    study, _ = finished
+    prompts = kn.make_prompts(model, tiny_facts().of("P36"))
+    attr = kn.attribute(model, prompts)
+    expected = kn.refine_by_relation(attr, attr_threshold=0.5, max_moves=2)
+    assert study.neurons("found", "P36") == expected.neurons
+    activations = kn.attribute(model, prompts, method="activation")
+    assert (
+        study.neurons("baseline", "P36") == kn.refine_by_relation(activations, attr_threshold=0.5, max_moves=2).neurons
+    )
+    assert study.neurons("activation", "P36") == kn.activation_neurons(activations, expected.neurons)
+    for fact, neurons in study.neurons("random", "P36").items():
+        assert neurons.layer_counts(3) == expected.neurons[fact].layer_counts(3)
+        assert neurons.isdisjoint(expected.neurons[fact])
+    assert any(map(len, expected.neurons.values()))
+
+
+def test_own_effects_are_those_measured_alone(finished, model):
+    study, _ = finished
+    fact = study.asked_facts("P36")[1]
+    prompts = kn.make_prompts(model, fact)
+    for part, make in (("suppress", kn.Suppress), ("amplify", kn.Amplify)):
+        records = study.records("effects", Shard("P36", part))
+        mine = records[(records["key"] == fact.key) & (records["facts"] == "own")].set_index("neurons")
+        for kind in ("found", "activation"):
+            effect = kn.measure(model, prompts, make(study.neurons(kind, "P36")[fact]))
+            assert mine.loc[kind, "before"] == pytest.approx(effect["before"].mean(), rel=1e-9)
+            assert mine.loc[kind, "after"] == pytest.approx(effect["after"].mean(), rel=1e-9)
+
+
+def test_other_facts_are_of_other_relations(finished):
+    study, _ = finished
+    records = study.all_records(modulation.EFFECTS)
+    others = records[records["facts"] == "other"]
+    assert len(others) and not any(
+        key.startswith(f"{relation.replace('/', '%2F')}/")
+        for relation, key in zip(others["relation"], others["measured"], strict=True)
+    )
+
+
+def test_numbers_have_intervals_controls_and_the_papers_values(finished):
+    _, tables = finished
+    for name in ("table2", "figure3", "figures4_5", "dose_response"):
+        table = tables[name].dropna(subset="value")
+        assert {"value", "low", "high", "n", "control"} <= set(table.columns) and (table["n"] > 0).all()
+        assert (table["low"] <= table["high"] + 1e-12).all()
+    table2, effects = tables["table2"], tables["figures4_5"]
+    assert table2.query("statistic == 'neurons_per_fact' and neurons == 'found'")["paper"].tolist() == [4.13]
+    assert effects.query("neurons == 'found' and facts == 'own'")["paper"].tolist() == [-0.2903, 0.3117]
+    assert effects.query("neurons == 'activation'")["paper"].isna().all()  # the paper's baseline is another
+
+
+def test_tables_are_those_of_the_files(finished):
+    study, tables = finished
+    for name, table in tables.items():
+        there = pd.read_csv(study.run.path / "tables" / f"{name}.csv", keep_default_na=False, na_values=[""])
+        assert list(there.columns) == list(table.columns) and len(there) == len(table)
+        for column in table.select_dtypes("number"):
+            assert np.allclose(there[column], table[column], rtol=1e-15, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(("preset", "quadrature"), [("paper", "right"), ("official", "left")])
+def test_presets_run(model, tmp_path, preset, quadrature):
+    settings = Settings.of(preset, attr_threshold=0.5, n_resamples=5, n_steps=2, doses=(0.0,), dose_facts=1)
+    with open_study(model, tiny_facts(2), tmp_path, settings) as study:
+        tables = run(study, STAGES, lambda state: None)
+    assert settings.quadrature == quadrature
+    assert set(tables["figures4_5"]["neurons"]) == {"found", "baseline", "random"}
+
+
+def test_presets_are_those_of_the_paper_and_its_code():
+    paper, official = Settings.of("paper"), Settings.of("official")
+    assert (paper.quadrature, paper.n_steps, paper.min_prompts) == ("right", 20, 1)
+    assert (official.quadrature, official.n_steps, official.min_prompts, official.max_moves) == ("left", 20, 3, 5)
+    # "More than 70%" of ten prompts are eight; the code takes seven.
+    from kn_lens._refining import prompts_needed
+
+    assert [prompts_needed(10, one.share_threshold, 1) for one in (paper, official)] == [8, 7]
+    assert [prompts_needed(500, one.share_threshold, 1) for one in (paper, official)] == [351, 350]
+
+
+def test_stages_bring_what_they_need():
+    assert with_needs([modulation.DOSES]) == [
+        asking.STAGE, sweep.ATTRIBUTIONS, sweep.ACTIVATIONS, refining.STAGE, modulation.DOSES,
+    ]  # fmt: skip
+    with pytest.raises(ArgumentError, match=r"'efects'.*Did you mean 'effects'"):
+        named(STAGES, ["efects"])
+
+
+def test_choosing_takes_so_many_facts_of_each_relation():
+    chosen = choose(tiny_facts(), Settings.of(limit=2, relations=("P36", "seat/of")))
+    assert [fact.relation for fact in chosen] == ["P36", "P36", "seat/of", "seat/of"]
+    with pytest.raises(ArgumentError, match="Did you mean 'P36'"):
+        choose(tiny_facts(), Settings.of(relations=("P63",)))
+
+
+def test_other_facts_come_from_relations_that_were_not_chosen(model, tmp_path):
+    with open_study(model, tiny_facts(2), tmp_path, Settings.of(relations=("P36",), attr_threshold=0.5)) as study:
+        run(study, [modulation.EFFECTS], lambda state: None)
+        assert set(study.all_records(modulation.EFFECTS)["relation"]) == {"P36"}
+
+
+def test_one_relation_alone_has_no_control(model, tmp_path):
+    with pytest.raises(DataError, match="of another"), open_study(model, tiny_facts().of("P36"), tmp_path, SETTINGS):
+        pass
+
+
+def test_facts_with_too_few_prompts_are_counted_and_not_asked(model, tmp_path):
+    short = [kn.Fact("Peru", "P1", "Lima", ("[X] [Y].",)), kn.Fact("Peru", "P2", "Qxz", CAPITAL)]
+    with open_study(model, kn.FactSet([*tiny_facts(2), *short]), tmp_path, SETTINGS) as study:
+        coverage = run(study, [refining.STAGE], lambda state: None)["coverage"].set_index("relation")
+        assert coverage["facts_asked"].to_dict() == {"P36": 2, "P1376": 2, "seat/of": 2, "P1": 0, "P2": 0}
+        assert "vocabulary" in coverage["why"]["P2"] and study.relations() == ["P36", "P1376", "seat/of"]
+
+
+def test_a_study_without_a_fact_to_ask_says_why(model, tmp_path):
+    facts = kn.FactSet([kn.Fact("Peru", "P1", "Qxz", CAPITAL), kn.Fact("Peru", "P2", "Qxz", CAPITAL)])
+    with open_study(model, facts, tmp_path, SETTINGS) as study, pytest.raises(DataError, match="No prompt is left"):
+        run(study, [refining.STAGE], lambda state: None)
