@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from kn_lens.cli._tables import effects_table, neuron_names, percent, table
+from kn_lens.cli._tables import CONTROLS, effects_table, neuron_names, number, percent, table
 from kn_lens.cli._terminal import out
 
 WIDTH = 88
@@ -18,6 +18,13 @@ _ORIGIN = {
     ),
     False: "It was trained plainly: nothing in its training says where facts are kept.",
     None: "",
+}
+_AS_BEFORE = {True: "as before, bit for bit.", False: "otherwise than before: please report this."}
+_ASKED = {
+    "own wording": "trained",
+    "held out": "held-out",
+    "inverse": "the other way round",
+    "same relation": "other facts",
 }
 
 
@@ -88,8 +95,7 @@ def _changed(section: Mapping[str, Any], document: Mapping[str, Any]) -> None:
     _show(shown)
     _say(
         "n: neurons; right: wordings with the right answer on top. Held-out wordings were not used to find the "
-        "neurons. Without the hooks, the model answers "
-        + ("as before, bit for bit." if section["restored"] else "otherwise than before: please report this.")
+        "neurons. Without the hooks, the model answers " + _AS_BEFORE[section["restored"]]
     )
 
 
@@ -108,6 +114,99 @@ def _specificity(section: Mapping[str, Any], document: Mapping[str, Any]) -> Non
         f"another relation by {off['found', 'other']}. As many random neurons change the fact itself by "
         f"{off['random', 'own']}, as many of the most active ones by {off['activation', 'own']}."
     )
+
+
+def _updated(section: Mapping[str, Any], document: Mapping[str, Any]) -> None:
+    fact = document["question"]["fact"]
+    if not section["n_neurons"]:
+        return
+    new, n = section["new_object"], section["n_neurons"]
+    away, to = section["lambdas"]
+    _head(f"5. Rewrite the fact: {fact['subject']} -> {new}")
+    _say(
+        f"In the {n} rows of W_out that these neurons write with, {away:g} row length of the direction of "
+        f"{fact['object']}'s embedding is taken away, and {to:g} of {new}'s are added. Prompts with the old answer and "
+        "with the new one on top; other facts of the relation are asked for once, in a held-out wording:"
+    )
+    numbers = ("n", "prompts", "old", "new")
+    shown = table("", "neurons", "asked", *numbers, "says", right=numbers)
+    last = None
+    for row in [row for row in section["effects"] if row["asked"] in _ASKED]:
+        if last not in (None, row["neurons"]):
+            shown.add_section()
+        counts = (number(row["n_prompts"] * row[name], ".0f") for name in ("right_after", "new_right_after"))
+        shown.add_row(
+            CONTROLS[row["neurons"]] if row["neurons"] != last else "",
+            _ASKED[row["asked"]],
+            str(row["n_neurons"]) if row["neurons"] != last else "",
+            str(row["n_prompts"]),
+            *counts,
+            row["says"] if row["asked"] != "same relation" else "",
+        )
+        last = row["neurons"]
+    _show(shown)
+    _say(_verdict(section, fact))
+    _say(f"{section['during']['text']}  (held-out wording)")
+    for when in ("during", "after"):
+        tokens = zip(section[when]["tokens"], section[when]["probabilities"], strict=True)
+        said = ", ".join(f"{token} {probability:.3f}" for token, probability in tokens)
+        _say(f"  {'edited' if when == 'during' else 'undone'}: {said}")
+    _say("Undone, the model answers " + _AS_BEFORE[section["restored"]])
+
+
+def _verdict(section: Mapping[str, Any], fact: Mapping[str, str]) -> str:
+    """Say in words what the table of an update says."""
+    rows = {(row["neurons"], row["asked"]): row for row in section["effects"]}
+    own, held_out = rows["found", "own wording"], rows["found", "held out"]
+    old, new, rank = fact["object"], section["new_object"], section["embedding_rank"]
+    if held_out["new_right_after"] >= 0.5:
+        text = "The new answer holds in wordings that were not used to find the neurons. "
+    elif own["new_right_after"] >= 0.5:
+        text = "The new answer came in the wordings that the neurons were found with, and not in the others. "
+    elif held_out["right_after"] < 0.5:
+        text = f"The old answer is gone, but {new} did not come. "
+    else:
+        text = f"The update did not take: {old} is still the answer. "
+    if own["new_right_after"] < 0.5 and rank:
+        text += (
+            f"The embedding of {new} does not say {new} to this model's head: read off by it, {rank} other tokens come "
+            "before (see docs/editing.md). "
+        )
+    if ("found", "inverse") in rows and held_out["new_right_after"] >= 0.5:
+        there = rows["found", "inverse"]["new_right_after"] >= 0.5
+        text += f"Asked the other way round, the model {'follows' if there else 'knows nothing of it'}. "
+    others = rows["found", "same relation"]
+    text += f"Of {others['n_prompts']} other facts of the relation, {others['lost']:.0%} lose their answer too. "
+    if rows["random", "own wording"]["new_right_after"] >= 0.5:
+        text += "Random neurons do the same, so that here it takes no knowledge neurons. "
+    return text.rstrip()
+
+
+def _erased(section: Mapping[str, Any], document: Mapping[str, Any]) -> None:
+    if not section["n_neurons"]:
+        return
+    _head(f"6. Erase a relation: {section['relation']}")
+    n_own, n_other = (section["n_measured"][asked] for asked in ("same relation", "other relations"))
+    _say(
+        f"The rows of the {section['n_neurons']} most frequent neurons of {section['n_facts']} of its facts are set to "
+        f"zero. Perplexity and accuracy of its {n_own:,} facts and of {n_other:,} others, each in a held-out wording "
+        "[95% bootstrap interval]:"
+    )
+    numbers = ("perplexity", "growth", "right")
+    shown = table("", "neurons", "facts", *numbers, right=numbers)
+    cells: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in section["effects"]:
+        cells.setdefault((row["neurons"], row["asked"]), {})[row["measure"]] = row
+    for (kind, asked), rows in cells.items():
+        growth = rows["perplexity_growth"]
+        shown.add_row(
+            CONTROLS[kind] if asked == "same relation" else "",
+            "its own" if asked == "same relation" else "others",
+            f"{rows['perplexity_before']['value']:.2f} -> {rows['perplexity_after']['value']:.2f}",
+            f"{percent(growth['value'])} [{100 * growth['low']:+.0f}, {100 * growth['high']:+.0f}]",
+            f"{rows['accuracy_before']['value']:.0%} -> {rows['accuracy_after']['value']:.0%}",
+        )
+    _show(shown)
 
 
 def _seconds(section: Mapping[str, Any], document: Mapping[str, Any]) -> None:
@@ -142,5 +241,7 @@ _SECTIONS = {
     "neurons": _neurons,
     "changed": _changed,
     "specificity": _specificity,
+    "updated": _updated,
+    "erased": _erased,
     "seconds": _seconds,
 }

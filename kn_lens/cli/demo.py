@@ -26,6 +26,7 @@ FACTS_PER_RELATION = 5
 WORDINGS = 10
 """Of each fact in the sample of all relations: about as many as the paper's facts have (9.14 on average)."""
 SEED = 0
+INVERSE = {"P36": "P1376", "P1376": "P36"}
 
 
 def demo(
@@ -33,7 +34,7 @@ def demo(
     fact: Annotated[str, typer.Option(metavar="SUBJECT/RELATION", help="Which of the embedded facts.")] = "Ireland/P36",
     json: options.Json = False,
 ) -> None:
-    """Find the knowledge neurons of a real fact, turn them off and up, and check that other facts stay as they are.
+    """Find the knowledge neurons of a real fact, turn them off and up, rewrite them, and look at what other facts do.
 
     Neurons are found with the trained paraphrases alone; the held-out ones test them. Under a minute on two cores.
     """
@@ -68,7 +69,10 @@ def story(model_name: str, fact_name: str) -> Iterator[tuple[str, dict[str, Any]
     conditions = list(_conditions(model, both, fact, found))
     after = [{"templates": scope, **_answers(model, batch)} for scope, batch in zip(SCOPES, both, strict=True)]
     yield "changed", {"conditions": conditions, "restored": after == before}
-    yield "specificity", _specificity(model, trained)
+    specificity, sample, active = _specificity(model, trained)
+    yield "specificity", specificity
+    yield "updated", _updated(model, both, fact, found, held_out)
+    yield "erased", _erased(model, fact, sample, active, held_out)
     yield "seconds", {"total": time.perf_counter() - start}
 
 
@@ -162,8 +166,11 @@ def _first_wordings(prompts: "PromptBatch", n: int) -> "PromptBatch":
     return prompts.select(kept)
 
 
-def _specificity(model: Any, facts: FactSet) -> dict[str, Any]:
-    """Measure a sample of all relations beside controls, each fact and one of another relation."""
+def _specificity(model: Any, facts: FactSet) -> "tuple[dict[str, Any], dict[Fact, NeuronSet], dict[Fact, NeuronSet]]":
+    """Measure a sample of all relations beside controls, each fact and one of another relation.
+
+    Returns what to tell, and each fact's neurons, found and most active.
+    """
     from kn_lens.effects import controlled_effects
     from kn_lens.interventions import Amplify, Suppress
     from kn_lens.neurons import refine
@@ -185,7 +192,7 @@ def _specificity(model: Any, facts: FactSet) -> dict[str, Any]:
         with working(f"Neurons {label}", unit="prompts") as show:
             measured = controlled_effects(model, prompts, found, active, intervene=intervene, seed=SEED, progress=show)
         effects[label] = effect_records(measured, SEED)
-    return {
+    section = {
         "n_facts": len(found),
         "n_relations": len(sample.relations),
         "n_prompts": len(prompts),
@@ -194,4 +201,70 @@ def _specificity(model: Any, facts: FactSet) -> dict[str, Any]:
         "n_unconverged": n_unconverged,
         "n_pairs": n_pairs,
         "effects": effects,
+    }
+    return section, found, active
+
+
+def _updated(
+    model: Any, batches: "list[PromptBatch]", fact: Fact, found: "NeuronSet", held_out: FactSet
+) -> dict[str, Any]:
+    """Give the fact another answer, ask for it in all ways and for the other facts of its relation, and undo that."""
+    import torch
+
+    from kn_lens._original import token_embeddings
+    from kn_lens.edit_effects import update_effects
+    from kn_lens.edit_questions import inverse_questions, reworded
+    from kn_lens.edits import update_fact
+    from kn_lens.hosts import host_of
+
+    if not found:
+        return {"n_neurons": 0}
+    new = next(other.object for other in held_out.of(fact.relation) if other.object != fact.object)
+    updates = {fact: new}
+    before = _answers(model, batches[1])
+    edit = update_fact(model, fact, new, found, allow_unknown=True)
+    with edit.applied(model):
+        during = _answers(model, batches[1])
+    after = _answers(model, batches[1])
+    questions = {"held out": reworded(held_out, updates), "inverse": inverse_questions(held_out, updates, INVERSE)}
+    active = most_active(model, batches[0], {fact: found})
+    others = _first_wordings(ask(model, held_out.of(fact.relation), leave_out=True), 1)
+    with working("Updating one fact", unit="prompts") as show:
+        effects = update_effects(
+            model, updates, {fact: found}, active, questions=questions, others=others, seed=SEED, progress=show
+        )
+    new_tokens = torch.tensor(edit.why[0]["new_tokens"])
+    read_off = host_of(model).unembed(token_embeddings(host_of(model), new_tokens))
+    own = read_off.gather(1, new_tokens[:, None].to(read_off.device))
+    return {
+        "new_object": new,
+        "lambdas": edit.why[0]["lambdas"],
+        "n_neurons": len(edit.neurons),
+        "effects": effects.to_dict("records"),
+        "embedding_rank": int((read_off > own).sum(1).max()),
+        "during": during,
+        "after": after,
+        "restored": after == before,
+    }
+
+
+def _erased(
+    model: Any, fact: Fact, found: "dict[Fact, NeuronSet]", active: "dict[Fact, NeuronSet]", held_out: FactSet
+) -> dict[str, Any]:
+    """Erase the fact's relation, known by the facts in the sample, and ask for all facts in a held-out wording."""
+    from kn_lens.edit_effects import erase_effects
+    from kn_lens.edit_tables import edit_table
+
+    members = {other: neurons for other, neurons in found.items() if other.relation == fact.relation}
+    if not any(members.values()):
+        return {"n_neurons": 0}
+    prompts = _first_wordings(ask(model, held_out, leave_out=True), 1)
+    with working("Erasing one relation", unit="prompts") as show:
+        effects = erase_effects(model, prompts, members, active, seed=SEED, progress=show)
+    return {
+        "relation": fact.relation,
+        "n_facts": len(members),
+        "n_neurons": int(effects.n_neurons[effects.neurons == "found"].iloc[0]),
+        "n_measured": effects.groupby("asked").measured.nunique().to_dict(),
+        "effects": edit_table(effects, seed=SEED).to_dict("records"),
     }
