@@ -65,7 +65,8 @@ def _measure(
     import pandas as pd
 
     baseline = "activation" if study.settings.baseline == "matched" else "baseline"
-    found, active = ({fact: study.neurons(kind, relation)[fact] for fact in facts} for kind in ("found", baseline))
+    sets = {kind: study.neurons(kind, relation) for kind in ("found", baseline)}
+    found, active = ({fact: of_kind[fact] for fact in facts} for of_kind in sets.values())
     pool = study.ask([*facts, *_others(study, relation, len(facts))])
     measured = []
     for number, factor in enumerate(factors):

@@ -3,18 +3,30 @@
 import hashlib
 import os
 import platform
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from kn_lens.errors import DataError
-from kn_lens.experiments.run_directory import open_run
+from kn_lens.experiments import asking
+from kn_lens.experiments.run_directory import RunDirectory, check_same, open_run
+from kn_lens.experiments.running import State, run, with_needs
 from kn_lens.experiments.settings import Settings
-from kn_lens.experiments.study import Study, digest_of_facts
+from kn_lens.experiments.study import Stage, Study, digest_of_facts
 from kn_lens.facts import FactSet
 from kn_lens.hosts import Host, host_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SAMPLE = (10, 2)
+"""Facts of a relation, and relations, that ``plan`` measures the speed on."""
 
 
 @contextmanager
@@ -43,6 +55,107 @@ def open_study(
         ArgumentError: a relation that there is not, or a directory of something else.
         DataError: facts of one relation only, or as ``open_run``.
     """
+    study, config, provenance = _prepared(model, facts, Path(path), settings, names or {}, memory_budget)
+    with open_run(path, config, provenance, force=force) as run:
+        yield replace(study, run=run)
+
+
+def plan(
+    model: Any,
+    facts: FactSet,
+    path: str | os.PathLike[str],
+    settings: Settings,
+    stages: Sequence[Stage],
+    *,
+    memory_budget: float | None = None,
+    force: bool = False,
+) -> "pd.DataFrame":
+    """Say what a run would do, and how long it would take; the run directory is only read.
+
+    The stages are run in a temporary directory on a few facts (``SAMPLE``) to see how fast they are.
+
+    Args:
+        model: as for ``open_study``.
+        facts: as for ``open_study``.
+        path: as for ``open_study``.
+        settings: as for ``open_study``.
+        stages: which would run.
+        memory_budget: as for ``open_study``.
+        force: as for ``open_study``.
+
+    Returns:
+        One row for each ``stage``: its ``shards``, how many are ``done``, and for the others the forward ``passes``
+        (one row each; a gradient evaluation counts as several) and the ``seconds``.
+
+    Raises:
+        ArgumentError: as ``open_study``.
+        DataError: as ``open_study``, or no fact can be asked.
+    """
+    import pandas as pd
+
+    study, config, provenance = _prepared(model, facts, Path(path), settings, {}, memory_budget)
+    if not force:
+        check_same(Path(path), config, provenance)
+    how: dict[str, Any] = {"memory_budget": memory_budget}
+    with TemporaryDirectory() as scratch:
+        with open_study(model, facts, Path(scratch, "whole"), settings, **how) as whole:
+            run(whole, [asking.STAGE], lambda state: None)
+            asked = whole.relations()
+            if not asked:
+                run(whole, stages, lambda state: None)  # raises, and says why
+            costs = {
+                stage.name: {shard: stage.cost(whole, shard) for shard in stage.shards(whole)}
+                for stage in with_needs(stages)
+            }
+        n_facts, n_relations = SAMPLE
+        few = replace(settings, relations=tuple(asked[:n_relations]), limit=min(n_facts, settings.limit or n_facts))
+        rates = _seconds_per_pass(model, facts, Path(scratch, "sample"), few, stages, how)
+    rows = []
+    for stage in with_needs(stages):
+        to_do = [shard for shard in costs[stage.name] if not study.is_current(stage, shard)]
+        passes = sum(costs[stage.name][shard] for shard in to_do)
+        rows.append(
+            {
+                "stage": stage.name,
+                "shards": len(costs[stage.name]),
+                "done": len(costs[stage.name]) - len(to_do),
+                "passes": round(passes),
+                "seconds": passes * rates[stage.name],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _seconds_per_pass(
+    model: Any, facts: FactSet, path: Path, settings: Settings, stages: Sequence[Stage], how: dict[str, Any]
+) -> dict[str, float]:
+    seconds: dict[str, float] = {}
+    passes: dict[str, float] = {}
+    running, since, before = None, 0.0, 0.0
+
+    def watch(state: State) -> None:
+        nonlocal running, since, before
+        name, now = state.stage.name, time.perf_counter()
+        if running != (name, state.shard):
+            running, since, before = (name, state.shard), now, state.done
+        if state.finished:
+            seconds[name] = seconds.get(name, 0.0) + now - since
+            passes[name] = passes.get(name, 0.0) + state.done - before
+
+    with open_study(model, facts, path, settings, **how) as study:
+        run(study, stages, watch)
+    return {name: seconds[name] / passes[name] if passes[name] else 0.0 for name in seconds}
+
+
+def _prepared(
+    model: Any,
+    facts: FactSet,
+    path: Path,
+    settings: Settings,
+    names: Mapping[str, str | None],
+    memory_budget: float | None,
+) -> tuple[Study, dict[str, Any], dict[str, Any]]:
+    """Return the study, its configuration and provenance, before the directory is touched."""
     host = host_of(model)
     chosen = choose(facts, settings)
     if len(facts.relations) < 2:
@@ -60,12 +173,11 @@ def open_study(
         "threads": torch.get_num_threads(),
         "machine": platform.platform(),
     }
-    config = {**(names or {}), **settings.as_dict()}
-    with open_run(path, config, provenance, force=force) as run:
-        yield Study(
-            run=run, host=host, source=facts, facts=chosen, settings=settings, made_from=made_from,
-            memory_budget=memory_budget,
-        )  # fmt: skip
+    study = Study(
+        run=RunDirectory(path), host=host, source=facts, facts=chosen, settings=settings, made_from=made_from,
+        memory_budget=memory_budget,
+    )  # fmt: skip
+    return study, {**names, **settings.as_dict()}, provenance
 
 
 def choose(facts: FactSet, settings: Settings) -> FactSet:

@@ -153,10 +153,11 @@ def open_run(
             shutil.rmtree(path / "scratch", ignore_errors=True)
             (path / "scratch").mkdir(exist_ok=True)
         run = RunDirectory(path)
-        texts = {CONFIG: as_toml(config), PROVENANCE: json.dumps(provenance, indent=2, ensure_ascii=False) + "\n"}
         if not force:
-            _check_same(path, texts)
-        for name, text in texts.items():
+            check_same(path, config, provenance)
+        else:
+            shutil.rmtree(path / "tables", ignore_errors=True)  # of records that may be others now
+        for name, text in _texts(config, provenance).items():
             if force or not (path / name).exists():
                 run.write_text(name, text)
         yield run
@@ -191,10 +192,18 @@ NAMES = ("model", "facts", "templates")
 """Settings that name what the provenance describes; two names of one thing are no difference."""
 
 
-def _check_same(path: Path, texts: Mapping[str, str]) -> None:
-    """Raise when the directory was made from something else."""
+def _texts(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, str]:
+    return {CONFIG: as_toml(config), PROVENANCE: json.dumps(provenance, indent=2, ensure_ascii=False) + "\n"}
+
+
+def check_same(path: Path, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+    """Raise when the directory was made from something else; see ``open_run``.
+
+    Raises:
+        DataError: naming the differences, or the file that is damaged.
+    """
     differing: list[str] = []
-    for name, text in texts.items():
+    for name, text in _texts(config, provenance).items():
         if not (path / name).exists():
             continue
         try:

@@ -81,6 +81,7 @@ class Study:
     made_from: Mapping[str, Any]
     memory_budget: float | None = None
     _last: dict[str, PromptBatch] = field(default_factory=dict, init=False, repr=False)
+    _asked: "dict[str, tuple[str, pd.DataFrame]]" = field(default_factory=dict, init=False, repr=False)
     _digests: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     _of: dict[str, tuple[Fact, ...]] = field(default_factory=dict, init=False, repr=False)
 
@@ -99,7 +100,11 @@ class Study:
 
     def asked(self, relation: str) -> "pd.DataFrame":
         """Return the records of the stage ``facts``: which facts of a relation are asked, and in how many prompts."""
-        return self.records("facts", Shard(relation))
+        noted = self.run.noted("facts", Shard(relation))
+        digest = "" if noted is None else noted["sha256"]
+        if relation not in self._asked or self._asked[relation][0] != digest:
+            self._asked[relation] = digest, self.records("facts", Shard(relation))
+        return self._asked[relation][1]
 
     def asked_facts(self, relation: str) -> list[Fact]:
         """Return the facts of a relation that the model is asked for: those with enough prompts."""

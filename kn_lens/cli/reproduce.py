@@ -1,0 +1,229 @@
+"""``kn-lens reproduce``: the paper's tables and figures for any model, resumed where it was stopped."""
+
+import json as jsonlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kn_lens.cli import _options as options
+from kn_lens.cli._facts import read_facts
+from kn_lens.cli._options import FACTS, METHOD, RESULT, choice, option
+from kn_lens.cli._run import described, in_bytes, load
+from kn_lens.cli._tables import ROWS_SHOWN, number, table
+from kn_lens.cli._terminal import err, out, print_json
+from kn_lens.errors import ArgumentError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+    from kn_lens.experiments.running import State
+
+PRESETS = ("kn_lens", "paper", "official")
+STAGES, OTHERS = "What is run", "Neurons found by others"
+LINE_EVERY = 10.0
+"""Seconds between two lines of progress where there is no terminal."""
+SHOWN = ("table2", "figure3", "figures4_5", "dose_response")
+"""The tables that a terminal gets; the others are in the run directory."""
+
+
+def reproduce(
+    to: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="DIR", help="Run directory: new, or to be taken up again.", rich_help_panel=RESULT
+        ),
+    ],
+    model: options.Model = "world-bert",
+    device: options.Device = None,
+    dtype: options.Dtype = "float32",
+    memory: options.Memory = None,
+    facts: options.Facts = "world",
+    format: options.Format = None,
+    templates: options.Templates = None,
+    split: options.Split = "all",
+    relations: Annotated[str | None, option(FACTS, "P36,...", "Only these relations.")] = None,
+    limit: Annotated[int | None, option(FACTS, "N", "Facts of each relation at most, drawn at random.", min=1)] = None,
+    seed: options.Seed = 0,
+    preset: Annotated[str, choice(PRESETS, "Where ours, the paper and its code differ", METHOD)] = "kn_lens",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Change a setting of it; may be repeated.",
+                     rich_help_panel=METHOD),
+    ] = None,
+    stages: Annotated[str | None, option(STAGES, "NAME,...", "Only these, and those that they need.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run, and how long; write nothing.", rich_help_panel=STAGES)
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Take up a run of other settings; redo what they change.", rich_help_panel=STAGES
+        ),
+    ] = False,
+    neurons: Annotated[
+        list[Path] | None,
+        typer.Option("--neurons", "-n", metavar="FILE", help="Neuron files; no model is run. May be repeated.",
+                     rich_help_panel=OTHERS),
+    ] = None,
+    baseline: Annotated[
+        list[Path] | None,
+        typer.Option("--baseline", metavar="FILE", help="Those of the baseline beside them.", rich_help_panel=OTHERS),
+    ] = None,
+    n_layers: Annotated[int | None, option(OTHERS, "N", "Layers of their model.", min=1)] = None,
+    json: options.Json = False,
+) -> None:  # fmt: skip
+    """Run the paper's study on a model: attribution, refining, suppressing and amplifying, tables and figures.
+
+    Stop it at any time; the same command takes it up again. Records and tables are in the run directory.
+    """
+    if neurons:
+        _found(neurons, baseline or [], facts, format, n_layers, to, seed, json)
+        return
+    if baseline or n_layers:
+        raise ArgumentError("--baseline and --n-layers are for neurons found by others: name these with --neurons.")
+    memory_budget = in_bytes(memory)
+    chosen = _settings(preset, changes, seed=seed, limit=limit, relations=tuple(_listed(relations)))
+    source = read_facts(facts, format, templates, split)
+    loaded = load(model, device, dtype)
+
+    from kn_lens.experiments.reproduction import open_study, plan
+    from kn_lens.experiments.running import named, run
+    from kn_lens.experiments.stages import STAGES as ALL_STAGES
+
+    wanted = named(ALL_STAGES, _listed(stages))
+    how: dict[str, Any] = {"memory_budget": memory_budget, "force": force}
+    document = {"command": "reproduce", "model": described(loaded), "out": str(to), "settings": chosen.as_dict()}
+    if dry_run:
+        planned = plan(loaded, source, to, chosen, wanted, **how)
+        if json:
+            print_json({**document, "plan": planned.to_dict("records")})
+            return
+        out.print(_plan_table(planned))
+        out.print(f"In all {_duration(planned['seconds'].sum())}, at the rates measured on a few facts.")
+        return
+    names = {"model": model, "facts": facts, "templates": None if templates is None else str(templates)}
+    try:
+        with open_study(loaded, source, to, chosen, names=names, **how) as study, _display() as show:
+            tables = run(study, wanted, show)
+    except KeyboardInterrupt:
+        print(f"kn-lens: interrupted; the same command takes {to} up again.", file=sys.stderr)
+        sys.exit(130)
+    _print(document, tables, to, json)
+
+
+def _found(
+    neurons: Sequence[Path], baseline: Sequence[Path], facts: str, format: str | None, n_layers: int | None, to: Path,
+    seed: int, json: bool,
+) -> None:  # fmt: skip
+    """Sum up neurons found by others: Table 2 and Figure 3 alone."""
+    from kn_lens.experiments.found_files import found_tables, read_found
+    from kn_lens.experiments.run_directory import open_run
+
+    source = None if facts == "world" else read_facts(facts, format, None, "all")
+    sets = {"found": read_found(neurons, source)}
+    if baseline:
+        sets["baseline"] = read_found(baseline, source, metric="base")
+    tables = found_tables(sets, n_layers, seed=seed)
+    files = [str(path) for path in (*neurons, *baseline)]
+    with open_run(to, {"neurons": files, "seed": seed}, {"made_from": {}}, force=True) as run:
+        for name, one in tables.items():
+            run.write_text(f"tables/{name}.csv", one.to_csv(index=False))
+    _print({"command": "reproduce", "neurons": files, "out": str(to)}, tables, to, json)
+
+
+def _settings(preset: str, changes: Sequence[str] | None, **given: Any) -> Any:
+    """Return the settings of a preset, with ``--set`` and the options of their own put in."""
+    from kn_lens.experiments.settings import Settings
+
+    changed: dict[str, Any] = {}
+    for change in changes or ():
+        name, equals, text = change.partition("=")
+        try:
+            value = jsonlib.loads(text)
+        except ValueError:
+            value = text
+        if not equals or name in (*given, "preset"):
+            raise ArgumentError(f"--set {change!r}; expected NAME=VALUE, such as attr_threshold=0.3.")
+        changed[name] = tuple(value) if isinstance(value, list) else value
+    return Settings.of(preset, **changed, **given)
+
+
+def _listed(names: str | None) -> list[str]:
+    return [name.strip() for name in (names or "").split(",") if name.strip()]
+
+
+@contextmanager
+def _display() -> "Iterator[Any]":
+    """Show how far a run is: one bar on a terminal's stderr, elsewhere a line now and then."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(), TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal,
+    )  # fmt: skip
+    task = bar.add_task("", total=None, rate="")
+    began = last = time.perf_counter()
+
+    def show(state: "State") -> None:
+        nonlocal last
+        now = time.perf_counter()
+        rate = state.done / max(now - began, 1e-9)
+        where = "" if state.shard is None else f" {state.shard.name}"
+        what = f"{state.stage.name}{where} ({state.shards_done}/{state.n_shards})"
+        if state.note:
+            err.print(state.note, soft_wrap=True)
+        bar.update(task, description=what, completed=state.done, total=state.total, rate=f"{rate:,.0f} passes/s")
+        if not err.is_terminal and state.finished and now - last >= LINE_EVERY:
+            last = now
+            left = _duration((state.total - state.done) / rate) if rate else "unknown"
+            err.print(f"{what}: {rate:,.0f} passes/s, {left} left", soft_wrap=True)
+
+    with bar:
+        yield show
+
+
+def _print(document: Mapping[str, Any], tables: "Mapping[str, pd.DataFrame]", to: Path, json: bool) -> None:
+    if json:
+        print_json({**document, "tables": {name: one.to_dict("records") for name, one in tables.items()}})
+        return
+    for name in SHOWN:
+        if name in tables:
+            out.print(_shown(name, tables[name]))
+    out.print(f"All tables are in {to / 'tables'}.", soft_wrap=True)
+
+
+def _shown(title: str, rows: "pd.DataFrame") -> "Table":
+    """Return a table of numbers with their intervals."""
+    labels = [name for name in rows if name in ("statistic", "factor", "neurons", "facts", "layer")]
+    numbers = ("value and 95% interval", "n", "control", *(["paper"] if "paper" in rows else []))
+    shown = table(title.replace("_", " "), *labels, *numbers, right=numbers)
+    for row in rows.head(ROWS_SHOWN).to_dict("records"):
+        shown.add_row(
+            *(f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) for name in labels),
+            f"{number(row['value'], '.3f')} [{number(row['low'], '.3f')}, {number(row['high'], '.3f')}]",
+            f"{row['n']:,}",
+            *(number(row[name], ".3f") for name in numbers[2:]),
+        )
+    return shown
+
+
+def _plan_table(rows: "pd.DataFrame") -> "Table":
+    numbers = ("shards", "done", "passes", "time")
+    shown = table("What would run", "stage", *numbers, right=numbers)
+    for row in rows.to_dict("records"):
+        shown.add_row(
+            row["stage"], str(row["shards"]), str(row["done"]), f"{row['passes']:,}", _duration(row["seconds"])
+        )
+    return shown
+
+
+def _duration(seconds: float) -> str:
+    """Return seconds as people say them."""
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if hours < 2 else f"{hours:.1f} h"
