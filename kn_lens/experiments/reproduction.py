@@ -104,23 +104,27 @@ def plan(
             if not asked:
                 run(whole, stages, lambda state: None)  # raises, and says why
             costs = {
-                stage.name: {shard: stage.cost(whole, shard) for shard in stage.shards(whole)}
+                stage: {shard: stage.cost(whole, shard) for shard in stage.shards(whole)}
                 for stage in with_needs(stages)
             }
-        n_facts, n_relations = SAMPLE
-        few = replace(settings, relations=tuple(asked[:n_relations]), limit=min(n_facts, settings.limit or n_facts))
-        rates = _seconds_per_pass(model, facts, Path(scratch, "sample"), few, stages, how)
+        to_do = {stage: [shard for shard in costs[stage] if not study.is_current(stage, shard)] for stage in costs}
+        rates: dict[str, float] = {}
+        if any(to_do.values()):
+            n_facts, n_relations = SAMPLE
+            limit = min(n_facts, settings.limit or n_facts)
+            few = replace(settings, relations=tuple(asked[:n_relations]), limit=limit)
+            rates = _seconds_per_pass(model, facts, Path(scratch, "sample"), few, stages, how)
     rows = []
-    for stage in with_needs(stages):
-        to_do = [shard for shard in costs[stage.name] if not study.is_current(stage, shard)]
-        passes = sum(costs[stage.name][shard] for shard in to_do)
+    for stage, shards in to_do.items():
+        passes = sum(costs[stage][shard] for shard in shards)
+        n_shards = len(costs[stage])
         rows.append(
             {
                 "stage": stage.name,
-                "shards": len(costs[stage.name]),
-                "done": len(costs[stage.name]) - len(to_do),
+                "shards": n_shards,
+                "done": n_shards - len(shards),
                 "passes": round(passes),
-                "seconds": passes * rates[stage.name],
+                "seconds": passes * rates.get(stage.name, 0.0),
             }
         )
     return pd.DataFrame(rows)
