@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from kn_lens.errors import ArgumentError, DataError
-from kn_lens.experiments.overlap_tables import layer_table, overlap_table
+from kn_lens.experiments.overlap_tables import layer_table, table_2
 from kn_lens.facts import FactSet
 from kn_lens.neuron_sets import NeuronSet, match_facts
 from kn_lens.neurons import refine_released
@@ -74,8 +74,7 @@ def found_tables(
         n_layers = max((neuron.layer for neuron in every), default=0) + 1
     of_layers = {name: value for name, value in how.items() if name != "across_samples"}
     return {
-        "table2": overlap_table(sets, **how),
-        "table2_by_relation": overlap_table(sets, by_relation=True, **how),
+        **table_2(sets, **how),
         "figure3": layer_table(sets, n_layers, **of_layers),
     }
 

@@ -8,11 +8,12 @@ several times are not compared with themselves.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kn_lens.experiments.paper import TABLE_2
+from kn_lens.experiments.study import ALL
 from kn_lens.neuron_sets import Neuron, NeuronSet
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ RESAMPLES_AT_ONCE = 100
 def overlap_table(
     sets: Mapping[str, SetsByRelation],
     *,
-    by_relation: bool = False,
     across_samples: int = 0,
     n_resamples: int = 1000,
     seed: int = 0,
@@ -37,15 +37,14 @@ def overlap_table(
 
     Args:
         sets: by kind of neurons and relation.
-        by_relation: one row for each relation, instead of one for all.
         across_samples: compare each fact with so many of other relations, drawn at random, as the released code does
             with 100; 0 gives the exact mean of that draw. The interval is that of the exact mean.
         n_resamples: bootstrap samples.
         seed: of the bootstrap and the draw.
 
     Returns:
-        One row for each ``statistic`` and kind of ``neurons`` (and ``relation``): ``neurons_per_fact``,
-        ``shared_within`` (mean over pairs of facts of a relation; pairs of all relations count alike),
+        One row for each ``statistic``, kind of ``neurons`` and ``relation``, ``all`` of them last.
+        ``neurons_per_fact``; ``shared_within`` (mean over pairs of facts of a relation; pairs of all relations count alike),
         ``shared_across`` (mean over facts of the number shared with a random fact of a random other relation);
         ``value`` with ``low`` and ``high``, the 95% interval; ``n``, facts or pairs; ``control``, the value of random
         neurons; and the ``paper``'s. NaN where there is nothing to compare.
@@ -60,26 +59,34 @@ def overlap_table(
         n_facts = np.array([len(found) for found in of_relation.values()])
         counts = {"neurons_per_fact": n_facts, "shared_within": n_facts * (n_facts - 1) // 2, "shared_across": n_facts}
         for statistic in STATISTICS:
-            places = range(len(of_relation)) if by_relation else [len(of_relation)]
-            for place in places:
+            for place, relation in enumerate([*of_relation, ALL]):
                 low, high = _interval(drawn[statistic][:, place])
                 row = {
                     "statistic": statistic,
                     "neurons": kind,
-                    "relation": [*of_relation, "all"][place],
+                    "relation": relation,
                     "value": float(exact[statistic][place]),
                     "low": low,
                     "high": high,
-                    "n": int(counts[statistic][place] if by_relation else counts[statistic].sum()),
+                    "n": int(counts[statistic].sum() if relation == ALL else counts[statistic][place]),
                 }
                 rows.append(row)
     table = pd.DataFrame(rows)
     table["control"] = _controls(table, ["statistic", "relation"])
     table["paper"] = [
-        TABLE_2.get((statistic, kind), float("nan")) if relation == "all" else float("nan")
+        TABLE_2.get((statistic, kind), float("nan")) if relation == ALL else float("nan")
         for statistic, kind, relation in zip(table["statistic"], table["neurons"], table["relation"], strict=True)
     ]
     return table
+
+
+def table_2(sets: Mapping[str, SetsByRelation], **how: Any) -> "dict[str, pd.DataFrame]":
+    """Return ``overlap_table`` in two: ``table2`` for all relations together, and ``table2_by_relation``."""
+    table = overlap_table(sets, **how)
+    return {
+        "table2": table.query("relation == @ALL").reset_index(drop=True),
+        "table2_by_relation": table.query("relation != @ALL").reset_index(drop=True),
+    }
 
 
 def layer_table(

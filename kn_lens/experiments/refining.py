@@ -19,7 +19,7 @@ import torch
 from kn_lens._refining import prompts_by_fact
 from kn_lens.attribution import attribute
 from kn_lens.experiments import sweep
-from kn_lens.experiments.overlap_tables import layer_table, overlap_table
+from kn_lens.experiments.overlap_tables import layer_table, table_2
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import Stage, Study, Tick, write_records
 from kn_lens.facts import Fact
@@ -109,8 +109,7 @@ def _tables(study: Study) -> "dict[str, pd.DataFrame]":
     how: dict[str, Any] = {"n_resamples": study.settings.n_resamples, "seed": study.settings.seed}
     across = study.settings.across_samples
     return {
-        "table2": overlap_table(sets, across_samples=across, **how),
-        "table2_by_relation": overlap_table(sets, by_relation=True, across_samples=across, **how),
+        **table_2(sets, across_samples=across, **how),
         "figure3": layer_table(sets, study.host.n_layers, **how),
     }
 

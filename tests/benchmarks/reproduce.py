@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from tokenizers import AddedToken
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import kn_lens as kn
 from kn_lens.experiments.reproduction import open_study, plan
@@ -27,8 +28,9 @@ from kn_lens.experiments.stages import STAGES
 
 def widened(facts: kn.FactSet, n_words: int = 8000):
     """Return ``world-bert`` with the words of the facts in its vocabulary: all answers, and frequent others."""
-    model = kn.load_model("world-bert", device="cpu")
-    hf, tokenizer = model.original_model, kn.host_of(model).tokenizer
+    checkpoint = Path(kn.__file__).parent / "world" / "models" / "world-bert"
+    hf = AutoModelForMaskedLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     answers = dict.fromkeys(fact.object for fact in facts)
     words = Counter(word for fact in facts for word in fact.subject.split() if word.isalpha())
     new = [*answers, *(word for word, _ in words.most_common(n_words) if word not in answers)]
