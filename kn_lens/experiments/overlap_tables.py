@@ -44,8 +44,9 @@ def overlap_table(
 
     Returns:
         One row for each ``statistic``, kind of ``neurons`` and ``relation``, ``all`` of them last.
-        ``neurons_per_fact``; ``shared_within`` (mean over pairs of facts of a relation; pairs of all relations count alike),
-        ``shared_across`` (mean over facts of the number shared with a random fact of a random other relation);
+        Statistics are ``neurons_per_fact``, ``shared_within`` (mean over pairs of facts of a relation; pairs of all
+        relations count alike), and ``shared_across`` (mean over facts of the number shared with a random fact of a
+        random other relation). With each goes its
         ``value`` with ``low`` and ``high``, the 95% interval; ``n``, facts or pairs; ``control``, the value of random
         neurons; and the ``paper``'s. NaN where there is nothing to compare.
     """
