@@ -185,6 +185,9 @@ def readout(case: Case) -> str:
         lines.append(
             f"| {name} | {cosine:.3f} | {rank.median():.0f} of {host.d_vocab} | {(rank == 0).double().mean():.1%} |"
         )
+    direct = embedding @ host.W_E.T.float()  # tied: what a head without a transform reads
+    on_top = (direct.argmax(-1) == answers).double().mean()
+    lines += ["", f"e(t) times the unembedding alone: t on top {on_top:.1%}"]
     lines += ["", "| direction | changed | success |", "|---|---|---|"]
     place = {int(answer): i for i, answer in enumerate(answers)}
     for name, rows in directions.items():

@@ -1,7 +1,9 @@
 """What edits do: against plain loops over prompts, and suppression; and that nothing of them is left behind."""
 
 import functools
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -470,3 +472,13 @@ def test_what_was_never_right_cannot_change(effects):
 def test_tables_refuse_what_they_cannot_sum_up(effects, change, options, message):
     with pytest.raises(kn.ArgumentError, match=message):
         kn.edit_table(change(effects), **options)
+
+
+def test_the_python_of_the_documentation_runs(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "docs" / "editing.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(block, names)
+    assert {"own wording", "held out", "inverse", "same relation"} <= set(names["effects"].asked)
+    assert kn.WeightEdit.load("tokyo.safetensors").digest == names["edit"].digest
