@@ -23,6 +23,9 @@ LARGEST_PASS = {"cpu": 2048}
 """Tokens of a pass beyond which more at a time is no faster: on a CPU the caches, not the cores, are what runs out."""
 LARGEST_PASS_ELSEWHERE = 65536
 
+TOKENS_WITH_KEYS = 4
+"""What a token that brings the keys and values of those before along counts for."""
+
 PASSES_PER_STRETCH = 4
 """Prompts whose clean state is held together, in passes: enough that the few that need a finer quadrature fill one."""
 
@@ -60,7 +63,8 @@ class Budget:
 
     def rows_per_pass(self, length: int) -> int:
         """Return how many rows of so many tokens go into one pass."""
-        largest = LARGEST_PASS.get(self.host.device.type, LARGEST_PASS_ELSEWHERE) // (1 if self.moving_last else length)
+        largest = LARGEST_PASS.get(self.host.device.type, LARGEST_PASS_ELSEWHERE)
+        largest //= TOKENS_WITH_KEYS if self.moving_last else length
         return self._at_least_one(min(self.memory / 2 / self._pass_bytes(length), largest))
 
     def rows_per_stretch(self, length: int) -> int:

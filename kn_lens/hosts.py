@@ -42,8 +42,7 @@ __all__ = ["FAMILIES", "Family", "HookFn", "Host", "Part", "Prefix", "embedded_m
 
 HookFn = Callable[..., Tensor | None]
 
-Part = Literal["attn.q", "attn.k", "attn.v", "attn.o", "mlp.in"]
-"""A linear map of a block."""
+Part = Literal["attn.q", "attn.k", "attn.v", "attn.o", "mlp.in"]  # a linear map of a block
 
 _CONTEXT_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
