@@ -10,6 +10,7 @@ code runs. Where the last two differ from ours, and from each other:
     max_moves            6           no limit           5 (its sixth changes nothing)
     baseline             matched     refined            refined
     across_samples       all pairs   100 a fact         100 a fact
+    update_scaling       norm        plain              norm
 
 ``baseline`` says which neurons of high activation stand beside the found ones when neurons are switched off and up:
 ``matched`` are as many as the found ones, ``refined`` come out of refining the activations (``baseline_threshold``
@@ -52,6 +53,16 @@ class Settings:
         doses: factors of the dose-response curve; 1 changes nothing and need not be among them.
         dose_facts: facts of each relation that it is measured on, at most.
         n_resamples: of the bootstrap.
+        update_facts: known facts of each relation that are updated, at most.
+        update_others: other facts of the relation, and as many of other relations, that each update is measured on.
+        lambdas: of the old and of the new answer; see ``update_fact``.
+        update_scaling: see ``update_fact``.
+        max_share: neurons in more than this share of a relation's facts are not updated.
+        inverses: relations and their inverse, ``"P36=P1376"``: updates are asked the other way round.
+        synonyms: names and another name of the same, ``"Tokyo=Edo"``: updates to the first are asked for the second.
+        erase_top: so many of a relation's most frequent neurons are erased.
+        erase_value: what their rows become; see ``erase_neurons``.
+        erase_others: facts of other relations that each erasure is measured on.
     """
 
     preset: str = "kn_lens"
@@ -73,6 +84,22 @@ class Settings:
     doses: tuple[float, ...] = (0.0, 0.5, 1.5, 2.0, 2.5, 3.0)
     dose_facts: int = 20
     n_resamples: int = 1000
+    update_facts: int = 10
+    update_others: int = 20
+    lambdas: tuple[float, float] = (1.0, 8.0)
+    update_scaling: Literal["norm", "plain"] = "norm"
+    max_share: float = 0.1
+    inverses: tuple[str, ...] = ("P36=P1376", "P1376=P36")
+    synonyms: tuple[str, ...] = ()
+    erase_top: int = 20
+    erase_value: str = "zero"
+    erase_others: int = 100
+
+    def __post_init__(self) -> None:
+        """Refuse pairs that are none."""
+        for text in (*self.inverses, *self.synonyms):
+            if not all(text.partition("=")):
+                raise ArgumentError(f"{text!r} is no pair; expected such as 'P36=P1376' (inverses) or 'Tokyo=Edo'.")
 
     @classmethod
     def of(cls, preset: str = "kn_lens", **changed: Any) -> "Settings":
@@ -109,6 +136,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "max_moves": 20,  # from 0.7 no share is further away
         "baseline": "refined",
         "across_samples": 100,
+        "update_scaling": "plain",
     },
     "official": {
         "quadrature": "left",

@@ -1,0 +1,155 @@
+"""The stages of editing: their records are what the library computes, their tables the means over relations."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import kn_lens as kn
+from kn_lens.errors import ArgumentError
+from kn_lens.experiments import answers, editing
+from kn_lens.experiments.bootstrap import mean_of, summed_up, with_control
+from kn_lens.experiments.reproduction import open_study
+from kn_lens.experiments.run_directory import Shard
+from kn_lens.experiments.running import run
+from kn_lens.experiments.settings import Settings
+from tests.tiny import tiny_model
+from tests.unit.test_experiments import tiny_facts
+
+STAGES = [answers.STAGE, editing.UPDATES, editing.ERASURES]
+SETTINGS = Settings.of(
+    relations=("P36", "P1376", "P30"), limit=4, update_facts=2, update_others=3, erase_top=5, erase_others=4,
+    max_share=1.0, synonyms=("Rome=Roma",), n_resamples=40,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model():
+    return kn.load_model("world-gpt2")
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "run"
+    with open_study(model, kn.FactSet.world("held_out"), path, SETTINGS) as study:
+        yield study, run(study, STAGES, lambda state: None)
+
+
+def test_known_facts_are_those_on_top_in_half_of_their_prompts(finished, model):
+    study, _ = finished
+    for relation in study.relations():
+        known = answers.known_facts(study, relation)
+        for fact in study.asked_facts(relation):
+            ranks = kn.measure(model, kn.make_prompts(model, fact), kn.Suppress(kn.NeuronSet()))["rank_before"]
+            assert (fact in known) == ((ranks == 0).mean() >= 0.5)
+    assert len(known)
+
+
+def test_updates_are_those_of_the_library(finished, model):
+    study, _ = finished
+    for relation in study.relations():
+        records = study.records("updates", Shard(relation))
+        own = records.query("asked == 'own wording' and neurons == 'found'")
+        facts = {fact.key: fact for fact in study.asked_facts(relation)}
+        assert 0 < len(own) <= SETTINGS.update_facts
+        for row in own.to_dict("records"):
+            fact = facts[row["key"]]
+            assert fact in answers.known_facts(study, relation) and row["new_object"] != fact.object
+            neurons = study.neurons("found", relation)[fact]
+            edit = kn.update_fact(model, fact, row["new_object"], neurons, allow_unknown=True)
+            assert row["n_neurons"] == len(neurons)
+            effect = kn.measure(model, kn.make_prompts(model, fact), edit)
+            assert row["right_after"] == (effect["rank_after"] == 0).mean()
+            assert row["nll_after"] == pytest.approx(-effect["log_prob_after"].mean(), rel=1e-3)
+
+
+def test_controls_have_as_many_neurons(finished):
+    study, _ = finished
+    for stage, fact in ((editing.UPDATES, "key"), (editing.ERASURES, "measured")):
+        records = study.all_records(stage).query("neurons != ''")
+        counts = records.groupby(["relation", fact, "neurons"])["n_neurons"].first().unstack()
+        assert (counts["found"] > 0).all() and (counts["random"] == counts["found"]).all()
+        assert (counts["activation"] <= counts["found"]).all()
+
+
+def test_inverse_relations_are_asked_where_there_are_any(finished):
+    study, _ = finished
+    asked = study.all_records(editing.UPDATES).groupby("relation")["asked"].unique()
+    assert "inverse relation" in asked["P36"] and "inverse relation" not in asked["P30"]
+
+
+def test_numbers_have_intervals_controls_and_the_papers_values(finished):
+    _, tables = finished
+    for name in ("answers", "table5", "table5_by_relation", "table6", "table6_by_relation"):
+        table = tables[name]
+        assert {"value", "low", "high", "n", "control"} <= set(table.columns) and (table["n"] > 0).all()
+        assert (table["low"] <= table["high"] + 1e-12).all()
+    success = tables["table6"].query("asked == 'own wording' and measure == 'success'").set_index("neurons")
+    assert success.loc["found", "paper"] == 0.344 and success.loc["random", "paper"] == 0.0
+    assert (success["control"] == success.loc["random", "value"]).all()
+    assert success.loc["found", "value"] > success.loc["random", "value"]
+
+
+def test_the_rise_of_perplexity_is_the_mean_over_relations(finished):
+    study, tables = finished
+    records = study.all_records(editing.UPDATES).query("asked == 'same relation' and neurons == 'found'")
+    rises = []
+    for _, group in records.groupby("relation"):
+        n = group["n_prompts"] / group["n_prompts"].sum()
+        rises.append(math.exp((n * group["nll_after"]).sum()) - math.exp((n * group["nll_before"]).sum()))
+    row = tables["table6"].query("measure == 'perplexity_rise' and asked == 'same relation' and neurons == 'found'")
+    assert row["value"].item() == pytest.approx(np.mean(rises)) and row["n"].item() == len(records)
+
+
+def test_facts_without_neurons_of_their_own_are_listed_with_the_reason(model, tmp_path):
+    settings = Settings.of(relations=("P36",), limit=3, update_others=2, max_share=0.0, n_resamples=5)
+    facts = kn.FactSet.world("held_out")
+    with open_study(model, facts, tmp_path, settings) as study:
+        tables = run(study, [editing.UPDATES], lambda state: None)
+        shared = study.neurons("found", "P36")
+        left_out = study.records("updates", Shard("P36")).query("asked == ''")
+        for row in left_out.to_dict("records"):
+            mine = shared[next(fact for fact in shared if fact.key == row["key"])]
+            others = [found for fact, found in shared.items() if fact.key != row["key"]]
+            assert row["why"] and all(any(neuron in other for other in others) for neuron in mine)
+    summary = tables["updated"].iloc[0]
+    assert summary["updated"] + summary["left_out"] == summary["known"]
+
+
+def test_a_model_that_knows_nothing_is_not_updated(tmp_path):
+    settings = Settings.of(attr_threshold=0.5, max_moves=2, n_resamples=5)
+    with open_study(tiny_model(), tiny_facts(), tmp_path, settings) as study:
+        tables = run(study, STAGES, lambda state: None)
+        assert not any(answers.known_facts(study, relation) for relation in study.relations())
+    assert "table6" not in tables and (tables["updated"][["known", "updated"]] == 0).all(axis=None)
+    assert (tables["erased"]["neurons"] <= 12).all() and len(tables["table5"])  # half of a layer
+
+
+def test_pairs_are_checked_with_the_settings():
+    with pytest.raises(ArgumentError, match="'P36' is no pair"):
+        Settings.of(inverses=("P36",))
+
+
+def test_means_over_relations_and_their_controls():
+    records = pd.DataFrame(
+        {
+            "relation": ["a", "a", "a", "b"] * 2,
+            "neurons": ["found"] * 4 + ["random"] * 4,
+            "x": [0.0, 1.0, 2.0, 5.0, 0.0, 0.0, 0.0, 1.0],
+        }
+    )
+    table = with_control(summed_up(records, ["neurons"], mean_of("x"), n_resamples=2000))
+    assert table[["neurons", "value", "n", "control"]].values.tolist() == [
+        ["found", 3.0, 4, 0.5],
+        ["random", 0.5, 4, 0.5],
+    ]
+    # Relation b has one fact, so the interval is that of the mean of three draws from 0, 1, 2, halved.
+    means = [sum(draw) / 3 for draw in np.ndindex(3, 3, 3)]
+    assert table["low"][0] == pytest.approx(2.5 + np.quantile(means, 0.025) / 2, abs=1 / 6)
+    assert table["low"][1] == table["high"][1] == 0.5
+    by_relation = summed_up(records, ["neurons"], mean_of("x"), by_relation=True, n_resamples=10)
+    assert by_relation.query("neurons == 'found'")[["relation", "value", "n"]].values.tolist() == [
+        ["a", 1.0, 3],
+        ["b", 5.0, 1],
+    ]
