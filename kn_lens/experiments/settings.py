@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from kn_lens.errors import ArgumentError, did_you_mean
+from kn_lens.experiments.corpora import digest_of_texts
 
 Baseline = Literal["matched", "refined"]
 
@@ -63,6 +64,9 @@ class Settings:
         erase_top: so many of a relation's most frequent neurons are erased.
         erase_value: what their rows become; see ``erase_neurons``.
         erase_others: facts of other relations that each erasure is measured on.
+        texts: a folder in the format of BingRel or a file of plain text; None takes the facts' own sentences.
+        texts_digest: of what is there; ``of`` puts it in.
+        text_sentences: of each kind, read for each fact, at most.
     """
 
     preset: str = "kn_lens"
@@ -94,6 +98,9 @@ class Settings:
     erase_top: int = 20
     erase_value: str = "zero"
     erase_others: int = 100
+    texts: str | None = None
+    texts_digest: str = ""
+    text_sentences: int = 10
 
     def __post_init__(self) -> None:
         """Refuse pairs that are none."""
@@ -107,6 +114,7 @@ class Settings:
 
         Raises:
             ArgumentError: no such preset or setting.
+            DataError: there are no such texts.
 
         >>> Settings.of("official", seed=3).quadrature
         'left'
@@ -119,6 +127,8 @@ class Settings:
         for name in changed:
             if name not in known:
                 raise ArgumentError(f"Unknown setting {name!r}.{did_you_mean(name, known)}")
+        if texts := changed.get("texts"):
+            changed["texts_digest"] = digest_of_texts(texts)
         return cls(**{"preset": preset, **PRESETS[preset], **changed})
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The stages of a reproduction, in order. A new one is a file with a ``Stage``, and a line here."""
 
-from kn_lens.experiments import answers, asking, editing, modulation, refining, sweep
+from kn_lens.experiments import answers, asking, editing, modulation, refining, sweep, texts
 from kn_lens.experiments.study import Stage
 
 STAGES: tuple[Stage, ...] = (
@@ -10,6 +10,7 @@ STAGES: tuple[Stage, ...] = (
     refining.STAGE,
     modulation.EFFECTS,
     modulation.DOSES,
+    texts.STAGE,
     answers.STAGE,
     editing.UPDATES,
     editing.ERASURES,

@@ -1,0 +1,172 @@
+"""Texts about facts: BingRel files, any plain text, or the facts' own sentences, and which fact each is about.
+
+The passages of a fact are the sentences with both its head and its tail, and those with the head only (Dai et al. 2022,
+section 4.4, which got them from a search engine).
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kn_lens.errors import DataError, did_you_mean
+from kn_lens.experiments.run_directory import digest_of, digest_of_json
+from kn_lens.facts import Fact
+
+PAIRS = "query_pairs.json"
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+
+
+@dataclass(frozen=True)
+class Passages:
+    """The sentences about a fact.
+
+    Attributes:
+        both: with its head and its tail.
+        head: with its head, and without its tail.
+    """
+
+    both: list[str] = field(default_factory=list)
+    head: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Sentences, and those about each fact that has any.
+
+    Attributes:
+        sentences: all of them; the random ones are drawn from these.
+        passages: by fact.
+    """
+
+    sentences: list[str]
+    passages: Mapping[Fact, Passages]
+
+
+def corpus_of(path: str | Path | None, facts: Iterable[Fact], source: Iterable[Fact]) -> Corpus:
+    """Return what texts say about facts.
+
+    Args:
+        path: a folder in the format of BingRel, or a file of plain text in UTF-8; None takes what the source says: all
+            of its facts in their templates.
+        facts: whose passages.
+        source: all facts of the data.
+
+    Raises:
+        DataError: the path is neither, or holds something else.
+
+    >>> ireland = Fact("Ireland", "P36", "Dublin", ("The capital of [X] is [Y].",))
+    >>> europe = Fact("Ireland", "P30", "Europe", ("[X] lies in [Y].",))
+    >>> corpus_of(None, [ireland], [ireland, europe]).passages[ireland]
+    Passages(both=['The capital of Ireland is Dublin.'], head=['Ireland lies in Europe.'])
+    """
+    if path is not None and Path(path).is_dir():
+        return _bingrel(Path(path), facts)
+    if path is not None:
+        sentences = _plain(Path(path))
+    else:
+        written = (fact.filled(one).replace("[Y]", fact.object) for fact in source for one in fact.templates)
+        sentences = list(dict.fromkeys(written))
+    return Corpus(sentences, _matched(sentences, facts))
+
+
+def digest_of_texts(path: str | Path) -> str:
+    """Return a digest of a file, or of all JSON files of a folder.
+
+    Raises:
+        DataError: there is neither.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return digest_of_json([[str(one.relative_to(path)), digest_of(one)] for one in sorted(path.rglob("*.json"))])
+    if not path.is_file():
+        near = did_you_mean(path.name, (one.name for one in path.parent.glob("*")))
+        raise DataError(f"{path}: no such file or folder of texts.{near}")
+    return digest_of(path)
+
+
+def place_of(name: str, sentence: str) -> tuple[int, int] | None:
+    """Return where a name stands as whole words, first and one past the last character; None where it does not.
+
+    >>> place_of("Oman", "Romania and Oman"), place_of("Oman", "Romania")
+    ((12, 16), None)
+    """
+    return next(iter(places_of(name, sentence)), None)
+
+
+def places_of(name: str, sentence: str) -> list[tuple[int, int]]:
+    """Return all places where a name stands as whole words."""
+    if name not in sentence:  # nearly always, and much sooner said
+        return []
+    return [found.span() for found in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", sentence)]
+
+
+def _matched(sentences: Iterable[str], facts: Iterable[Fact]) -> dict[Fact, Passages]:
+    """Return the passages of each fact that has some; heads are looked up by their first word."""
+    by_word: dict[str, list[Fact]] = {}
+    for fact in facts:
+        if words := re.findall(r"\w+", fact.subject):
+            by_word.setdefault(words[0], []).append(fact)
+    passages: dict[Fact, Passages] = {}
+    for sentence in sentences:
+        for word in dict.fromkeys(re.findall(r"\w+", sentence)):
+            for fact in by_word.get(word, ()):
+                if place_of(fact.subject, sentence):
+                    mine = passages.setdefault(fact, Passages())
+                    (mine.both if place_of(fact.object, sentence) else mine.head).append(sentence)
+    return passages
+
+
+def _plain(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as text in UTF-8 ({error}).") from error
+    parts = (part.strip() for line in text.splitlines() for part in _SENTENCE_END.split(line))
+    return [part for part in dict.fromkeys(parts) if part]
+
+
+def _bingrel(folder: Path, facts: Iterable[Fact]) -> Corpus:
+    """Read the files of BingRel: a list of bags for each relation, in the order of its (head, tail) pairs."""
+    beside = [place / PAIRS for place in (folder, folder.parent) if (place / PAIRS).is_file()]
+    if not beside:
+        raise DataError(f"{folder}: there is no {PAIRS} in it or beside it; expected BingRel, or a file of plain text.")
+    pairs = _json(beside[0])
+    facts_of: dict[tuple[str, str, str], list[Fact]] = {}
+    for fact in facts:
+        facts_of.setdefault((fact.relation, fact.subject, fact.object), []).append(fact)
+    sentences: dict[str, None] = {}
+    passages: dict[Fact, Passages] = {}
+    for path in sorted(folder.glob("*.json")):
+        relation = path.stem.removeprefix("final_distant_allbags_").removesuffix("_new")
+        if path.name == PAIRS:
+            continue
+        if not isinstance(pairs, dict) or relation not in pairs:
+            raise DataError(f"{path}: {beside[0].name} has no relation {relation!r}.{did_you_mean(relation, pairs)}")
+        bags = _json(path)
+        if not isinstance(bags, list) or len(bags) != len(pairs[relation]):
+            raise DataError(f"{path}: expected a list of {len(pairs[relation])} bags, one for each pair of {relation}.")
+        for number, (bag, pair) in enumerate(zip(bags, pairs[relation], strict=True)):
+            try:
+                head, tail = pair
+                mine = Passages(both=[*bag["th_bags"]], head=[*bag["h_bags"]])
+                sentences.update(dict.fromkeys((*mine.both, *mine.head)))
+                if not all(isinstance(one, str) for one in (*mine.both, *mine.head)):
+                    raise TypeError("a sentence is no text")
+            except (KeyError, TypeError, ValueError) as error:
+                raise DataError(
+                    f"{path}[{number}]: expected {{'th_bags': [text, ...], 'h_bags': [text, ...]}} and a pair of head "
+                    f"and tail in {PAIRS} ({type(error).__name__}: {error})."
+                ) from error
+            for fact in facts_of.get((relation, head, tail), ()):
+                passages[fact] = mine
+    return Corpus(list(sentences), passages)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}).") from error
