@@ -579,7 +579,7 @@ def test_numbers_that_json_cannot_hold_become_null(capsys):
 
 def test_every_command_has_help(cli):
     names = [command.name or command.callback.__name__ for command in _app.app.registered_commands]
-    assert sorted(names) == ["demo", "find", "intervene", "models"]
+    assert sorted(names) == ["demo", "find", "intervene", "models", "reproduce"]
     for arguments in ([], *([name, "--help"] for name in names), ["data"], ["data", "check", "--help"]):
         code, out, err = cli(*arguments)
         assert (code, err) == (0, "") and "Usage: kn-lens" in out
