@@ -126,7 +126,7 @@ from transformers import BertConfig, BertForMaskedLM
 torch.manual_seed(0)
 torch.set_num_threads(1)
 sizes = dict(num_hidden_layers=2, hidden_size=32, num_attention_heads=2, intermediate_size=64, vocab_size=30000)
-sizes["hidden_act"] = "relu"  # GELU is compiled for each shape, and the compiler cannot use memory that the heap has free
+sizes["hidden_act"] = "relu"  # GELU is compiled for each shape, and that needs memory outside of the heap
 model = kn.load_model(BertForMaskedLM(BertConfig(**sizes)).eval())
 n = 600
 prompts = kn.PromptBatch.from_tokens(
