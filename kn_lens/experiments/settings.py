@@ -67,6 +67,8 @@ class Settings:
         texts: a folder in the format of BingRel or a file of plain text; None takes the facts' own sentences.
         texts_digest: of what is there; ``of`` puts it in.
         text_sentences: of each kind, read for each fact, at most.
+        check_facts: facts of each relation that stability and other methods are looked at on, at most.
+        check_draws: how often a share of a fact's prompts is drawn.
     """
 
     preset: str = "kn_lens"
@@ -101,6 +103,8 @@ class Settings:
     texts: str | None = None
     texts_digest: str = ""
     text_sentences: int = 10
+    check_facts: int = 10
+    check_draws: int = 3
 
     def __post_init__(self) -> None:
         """Refuse pairs that are none."""

@@ -1,6 +1,6 @@
 """The stages of a reproduction, in order. A new one is a file with a ``Stage``, and a line here."""
 
-from kn_lens.experiments import answers, asking, editing, modulation, refining, sweep, texts
+from kn_lens.experiments import answers, asking, checks, editing, modulation, refining, sweep, texts
 from kn_lens.experiments.study import Stage
 
 STAGES: tuple[Stage, ...] = (
@@ -14,4 +14,6 @@ STAGES: tuple[Stage, ...] = (
     answers.STAGE,
     editing.UPDATES,
     editing.ERASURES,
+    checks.STABILITY,
+    checks.METHODS_STAGE,
 )

@@ -1,0 +1,79 @@
+"""The later checks: varied refinements are those of the library, and so is what the sets of other methods do."""
+
+import pytest
+
+import kn_lens as kn
+from kn_lens.experiments import checks
+from kn_lens.experiments.reproduction import open_study
+from kn_lens.experiments.running import run
+from kn_lens.experiments.settings import Settings
+from tests.tiny import tiny_model
+from tests.unit.test_experiments import tiny_facts
+
+SETTINGS = Settings.of(check_facts=3, check_draws=2, min_prompts=2, max_moves=0, n_resamples=20)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "run"
+    with open_study(model, tiny_facts(), path, SETTINGS) as study:
+        yield study, run(study, [checks.STABILITY, checks.METHODS_STAGE], lambda state: None)
+
+
+@pytest.mark.parametrize(
+    ("varied", "attributed", "refined"),
+    [
+        ("attr_threshold 0.3", {}, {"attr_threshold": 0.3}),
+        ("share_threshold 0.9", {}, {"share_threshold": 0.9}),
+        ("left 20", {"quadrature": "left", "n_steps": 20}, {}),
+    ],
+)
+def test_varied_sets_are_those_of_the_library(finished, model, varied, attributed, refined):
+    study, _ = finished
+    records = study.all_records(checks.STABILITY).query("varied == @varied").set_index("key")
+    assert len(records)
+    for fact in tiny_facts():
+        if fact.key in records.index:
+            prompts = kn.make_prompts(model, fact)
+            standard = kn.refine(kn.attribute(model, prompts), min_prompts=2)[fact]
+            other = kn.refine(kn.attribute(model, prompts, **attributed), **{"min_prompts": 2, **refined})[fact]
+            assert records.loc[fact.key, "n_neurons"] == len(other)
+            assert records.loc[fact.key, "jaccard"] == len(standard & other) / len(standard | other)
+
+
+def test_all_that_is_varied_is_compared(finished):
+    study, tables = finished
+    records = study.all_records(checks.STABILITY)
+    table = tables["stability"].set_index("varied")
+    # Of four prompts a quarter is too few to refine from, with at least two needed.
+    drawn = records[records["varied"].str.contains("prompts")]
+    assert set(drawn["varied"]) == {"50% of the prompts", "75% of the prompts"}
+    assert (drawn.groupby(["key", "varied"]).size() == 2).all()
+    assert set(table.index) == set(records["varied"])
+    assert (table["control"] == table.loc[checks.OTHER_FACT, "value"]).all()
+    assert (table["low"] <= table["value"] + 1e-12).all() and (table["value"] <= table["high"] + 1e-12).all()
+
+
+def test_methods_are_judged_by_switching_their_neurons_off(finished, model):
+    study, tables = finished
+    records = study.all_records(checks.METHODS_STAGE)
+    for fact in tiny_facts():
+        mine = records.query("key == @fact.key").set_index("neurons")
+        if len(mine):
+            found = study.neurons("found", fact.relation)[fact]
+            prompts = kn.make_prompts(model, fact)
+            attr = kn.attribute(model, prompts, method="gradient_x_activation")
+            matched = kn.matched_neurons(attr, {fact: found})[fact]
+            for kind, neurons in (("refined", found), ("gradient_x_activation", matched)):
+                effect = kn.measure(model, prompts, kn.Suppress(neurons))
+                assert mine.loc[kind, "after"] == pytest.approx(effect["after"].mean(), rel=1e-9)
+            assert (mine["n_neurons"] == len(found)).all()
+    table = tables["methods"]
+    assert set(table["neurons"]) == {"refined", "random", *checks.METHODS}
+    assert table["value"].is_monotonic_increasing
+    assert (table["control"] == table.set_index("neurons").loc["random", "value"]).all()
