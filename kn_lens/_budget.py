@@ -63,14 +63,13 @@ class Budget:
 
     def rows_per_pass(self, length: int) -> int:
         """Return how many rows of so many tokens go into one pass."""
-        largest = LARGEST_PASS.get(self.host.device.type, LARGEST_PASS_ELSEWHERE)
-        largest //= TOKENS_WITH_KEYS if self.moving_last else length
-        return self._at_least_one(min(self.memory / 2 / self._pass_bytes(length), largest))
+        return self._divided(self._pass_limit(length))
 
     def rows_per_stretch(self, length: int) -> int:
         """Return how many rows of so many tokens are held with their clean state."""
-        many = PASSES_PER_STRETCH * self.rows_per_pass(length) * self.divisor
-        return self._at_least_one(min(self.memory / 2 / self._state_bytes(length), many))
+        return self._divided(
+            min(self.memory / 2 / self._state_bytes(length), PASSES_PER_STRETCH * self._pass_limit(length))
+        )
 
     def work_through(
         self,
@@ -114,8 +113,13 @@ class Budget:
             if self.host.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _at_least_one(self, rows: float) -> int:
+    def _divided(self, rows: float) -> int:
         return max(1, int(rows) // self.divisor)
+
+    def _pass_limit(self, length: int) -> float:
+        largest = LARGEST_PASS.get(self.host.device.type, LARGEST_PASS_ELSEWHERE)
+        largest //= TOKENS_WITH_KEYS if self.moving_last else length
+        return max(1.0, min(self.memory / 2 / self._pass_bytes(length), largest))
 
     def _pass_bytes(self, length: int) -> float:
         """Estimate what one row of a pass holds until its backward pass, or until its logits are read.

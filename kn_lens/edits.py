@@ -28,7 +28,7 @@ from torch import Tensor
 from kn_lens._budget import Budget
 from kn_lens._original import token_embeddings
 from kn_lens._reading import Ticks, read
-from kn_lens._refining import check_share
+from kn_lens._request import check_share
 from kn_lens._rows import Checkpoint, Rows, check_not_empty
 from kn_lens.errors import ArgumentError, EditError, PromptError, did_you_mean
 from kn_lens.exporting import export

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kn_lens._refining import check_share, prompts_needed
+from kn_lens._refining import prompts_needed
+from kn_lens._request import check_share
 from kn_lens.errors import ArgumentError
 from kn_lens.facts import Fact
 from kn_lens.neuron_sets import Neuron, NeuronSet

@@ -1,9 +1,9 @@
 """How many rows go through the model at a time, and what happens when memory runs out all the same."""
 
-import gc
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,15 +13,6 @@ import kn_lens as kn
 from kn_lens._budget import Budget, _free_in_container, free_memory, ran_out_of_memory
 from kn_lens.engine import budget_for
 from tests.tiny import CAUSAL, MASKED, N_LAYERS, memory_for, tiny_model
-
-
-@pytest.fixture(autouse=True, scope="module")
-def little_to_collect():
-    """Garbage is collected whenever memory ran out: leave what other tests hold out of it, for speed."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def prompts_for(model, n=12, shortest=5, longest=9, seed=0):
@@ -105,6 +96,18 @@ def test_what_does_not_fit_at_all_is_said_and_the_model_left_alone():
     assert full.seen[-1] == 1
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert sum(len(point.fwd_hooks) for point in model.hook_dict.values()) == n_hooks
+
+
+def test_every_halving_halves_what_is_held():
+    """However large the budget: down to one row, with no more attempts than there are halvings of the largest pass."""
+    model = tiny_model("BertForMaskedLM")
+    budget = budget_for(kn.hosts.host_of(model), prompts_for(model), 1e15)
+    limits = []
+    while not limits or limits[-1] != (1, 1):
+        limits.append((budget.rows_per_pass(8), budget.rows_per_stretch(8)))
+        budget.divisor *= 2
+    assert limits[0] == (256, 1024) and len(limits) == 11
+    assert all(more[1] == 2 * fewer[1] for more, fewer in pairwise(limits))
 
 
 def test_other_errors_are_not_retried():
