@@ -90,6 +90,7 @@ def reproduce(
     memory_budget = in_bytes(memory)
     chosen = _settings(preset, changes, seed=seed, limit=limit, relations=tuple(_listed(relations)))
     source = read_facts(facts, format, templates, split)
+    held_out = read_facts(facts, format, templates, "held_out") if split == "trained" else None
     loaded = load(model, device, dtype)
 
     from kn_lens.experiments.reproduction import open_study, plan
@@ -97,7 +98,7 @@ def reproduce(
     from kn_lens.experiments.stages import STAGES as ALL_STAGES
 
     wanted = named(ALL_STAGES, _listed(stages))
-    how: dict[str, Any] = {"memory_budget": memory_budget, "force": force}
+    how: dict[str, Any] = {"held_out": held_out, "memory_budget": memory_budget, "force": force}
     document = {"command": "reproduce", "model": described(loaded), "out": str(to), "settings": chosen.as_dict()}
     if dry_run:
         planned = plan(loaded, source, to, chosen, wanted, **how)

@@ -20,7 +20,7 @@ import pyarrow as pa
 from kn_lens._refining import prompts_by_fact
 from kn_lens.attribution import attribute
 from kn_lens.edit_effects import erase_effects, update_effects
-from kn_lens.edit_questions import OTHER_RELATIONS, OWN, SAME_RELATION, Question, Questions, inverse_questions
+from kn_lens.edit_questions import OTHER_RELATIONS, OWN, SAME_RELATION, Question, Questions, inverse_questions, reworded
 from kn_lens.edit_tables import edit_table
 from kn_lens.edits import update_fact
 from kn_lens.errors import EditError, PromptError
@@ -161,8 +161,10 @@ def _most_active(study: Study, neurons: Mapping[Fact, NeuronSet]) -> dict[Fact, 
 
 
 def _questions(study: Study, new_objects: Mapping[Fact, str]) -> dict[str, Questions]:
-    """Return the updates asked the other way round and for synonyms, where the settings have them."""
+    """Return the updates asked in held-out wordings, the other way round and for synonyms, where there are any."""
     settings = study.settings
+    with_others = set(study.held_out)
+    held_out = reworded(study.held_out, {fact: new for fact, new in new_objects.items() if fact in with_others})
     inverse = inverse_questions(study.source, new_objects, dict(_pairs(settings.inverses)))
     synonyms = _pairs(settings.synonyms)
     synonym = {
@@ -171,7 +173,8 @@ def _questions(study: Study, new_objects: Mapping[Fact, str]) -> dict[str, Quest
         for name, other in synonyms
         if name == new and other != fact.object
     }
-    return {"inverse relation": _askable(study, inverse), "synonym": _askable(study, synonym)}
+    questions = {"held-out wording": held_out, "inverse relation": inverse, "synonym": synonym}
+    return {name: _askable(study, group) for name, group in questions.items()}
 
 
 def _askable(study: Study, questions: Questions) -> dict[Fact, Question]:

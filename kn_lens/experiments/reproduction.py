@@ -11,9 +11,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from kn_lens.errors import DataError
+from kn_lens.errors import ArgumentError, DataError
 from kn_lens.experiments import asking
 from kn_lens.experiments.run_directory import RunDirectory, check_same, open_run
 from kn_lens.experiments.running import State, run, with_needs
@@ -36,6 +37,7 @@ def open_study(
     path: str | os.PathLike[str],
     settings: Settings,
     *,
+    held_out: FactSet | None = None,
     names: Mapping[str, str | None] | None = None,
     memory_budget: float | None = None,
     force: bool = False,
@@ -47,6 +49,8 @@ def open_study(
         facts: all facts of the data; ``settings`` choose from them.
         path: the run directory.
         settings: see ``Settings``.
+        held_out: the same facts in wordings that nothing is found with; the setting ``held_out`` takes some of the
+            facts' own instead.
         names: what the user calls model and facts, for ``config.toml``.
         memory_budget: bytes that passes may take; see ``attribute``.
         force: take up a directory of other settings; see ``open_run``.
@@ -55,7 +59,7 @@ def open_study(
         ArgumentError: a relation that there is not, or a directory of something else.
         DataError: facts of one relation only, or as ``open_run``.
     """
-    study, config, provenance = _prepared(model, facts, Path(path), settings, names or {}, memory_budget)
+    study, config, provenance = _prepared(model, facts, Path(path), settings, held_out, names or {}, memory_budget)
     with open_run(path, config, provenance, force=force) as run:
         yield replace(study, run=run)
 
@@ -67,6 +71,7 @@ def plan(
     settings: Settings,
     stages: Sequence[Stage],
     *,
+    held_out: FactSet | None = None,
     memory_budget: float | None = None,
     force: bool = False,
 ) -> "pd.DataFrame":
@@ -80,6 +85,7 @@ def plan(
         path: as for ``open_study``.
         settings: as for ``open_study``.
         stages: which would run.
+        held_out: as for ``open_study``.
         memory_budget: as for ``open_study``.
         force: as for ``open_study``.
 
@@ -93,10 +99,10 @@ def plan(
     """
     import pandas as pd
 
-    study, config, provenance = _prepared(model, facts, Path(path), settings, {}, memory_budget)
+    study, config, provenance = _prepared(model, facts, Path(path), settings, held_out, {}, memory_budget)
     if not force:
         check_same(Path(path), config, provenance)
-    how: dict[str, Any] = {"memory_budget": memory_budget}
+    how: dict[str, Any] = {"memory_budget": memory_budget, "held_out": held_out}
     with TemporaryDirectory() as scratch:
         with open_study(model, facts, Path(scratch, "whole"), settings, **how) as whole:
             run(whole, [asking.STAGE], lambda state: None)
@@ -156,11 +162,16 @@ def _prepared(
     facts: FactSet,
     path: Path,
     settings: Settings,
+    held_out: FactSet | None,
     names: Mapping[str, str | None],
     memory_budget: float | None,
 ) -> tuple[Study, dict[str, Any], dict[str, Any]]:
     """Return the study, its configuration and provenance, before the directory is touched."""
     host = host_of(model)
+    if settings.held_out:
+        if held_out is not None:
+            raise ArgumentError(f"held_out={settings.held_out}, but the data have held-out wordings of their own.")
+        facts, held_out = hold_out(facts, settings.held_out, settings.min_prompts, settings.seed)
     chosen = choose(facts, settings)
     if len(facts.relations) < 2:
         raise DataError(
@@ -168,7 +179,7 @@ def _prepared(
             "source with more relations; --relations chooses from it."
         )
     made_from = {"versions": versions(), "model": identity(host)}
-    data = {"source": digest_of_facts(facts), "facts": digest_of_facts(chosen)}
+    data = {"source": digest_of_facts((*facts, *(held_out or ()))), "facts": digest_of_facts(chosen)}
     provenance = {
         "made_from": {**made_from, "data": data},
         "n_facts": len(chosen),
@@ -178,8 +189,8 @@ def _prepared(
         "machine": platform.platform(),
     }
     study = Study(
-        run=RunDirectory(path), host=host, source=facts, facts=chosen, settings=settings, made_from=made_from,
-        memory_budget=memory_budget,
+        run=RunDirectory(path), host=host, source=facts, facts=chosen, held_out=held_out or FactSet(()),
+        settings=settings, made_from=made_from, memory_budget=memory_budget,
     )  # fmt: skip
     return study, {**names, **settings.as_dict()}, provenance
 
@@ -199,6 +210,28 @@ def choose(facts: FactSet, settings: Settings) -> FactSet:
         group = facts.of(relation)
         chosen += group.sample(min(settings.limit, len(group)), settings.seed)
     return FactSet(chosen)
+
+
+def hold_out(facts: FactSet, n: int, least: int, seed: int) -> tuple[FactSet, FactSet]:
+    """Return facts in all but ``n`` of their templates, drawn at random, and in these.
+
+    Facts with the same templates lose the same. ``least`` templates stay; facts that have no more are not among those
+    in held-out templates.
+
+    >>> from kn_lens import Fact
+    >>> fact = Fact("Ireland", "P36", "Dublin", ("[X]: [Y]", "[Y] of [X]", "[X] has [Y]"))
+    >>> [len(one.templates) for (one,) in hold_out(FactSet([fact]), n=2, least=2, seed=0)]
+    [2, 1]
+    """
+    kept, taken = [], []
+    for fact in facts:
+        order = np.random.default_rng(seed).permutation(len(fact.templates))
+        out = set(order[: max(0, min(n, len(order) - least))].tolist())
+        parts = [(one, place in out) for place, one in enumerate(fact.templates)]
+        kept.append(replace(fact, templates=tuple(one for one, is_out in parts if not is_out)))
+        if out:
+            taken.append(replace(fact, templates=tuple(one for one, is_out in parts if is_out)))
+    return FactSet(kept), FactSet(taken)
 
 
 def identity(host: Host) -> dict[str, Any]:

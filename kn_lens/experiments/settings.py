@@ -39,6 +39,7 @@ class Settings:
         seed: of everything drawn at random.
         limit: facts of each relation at most, drawn at random; None takes all.
         relations: which; empty takes all.
+        held_out: templates of each fact that nothing is found with and that updates are asked in, drawn at random.
         quadrature: a rule of ``attribute``.
         n_steps: its points; None with ``adaptive``.
         tolerance: of the completeness gap.
@@ -75,6 +76,7 @@ class Settings:
     seed: int = 0
     limit: int | None = None
     relations: tuple[str, ...] = ()
+    held_out: int = 0
     quadrature: str = "adaptive"
     n_steps: int | None = None
     tolerance: float = 1e-3

@@ -68,6 +68,7 @@ class Study:
         host: the model.
         source: all facts of the data; the other facts of a control are drawn from it.
         facts: those chosen.
+        held_out: facts in wordings that are not asked but to see what an edit does in them.
         settings: see ``Settings``.
         made_from: what identifies model and libraries: part of every shard's inputs.
         memory_budget: of passes; see ``attribute``. Results do not depend on it.
@@ -77,6 +78,7 @@ class Study:
     host: Host
     source: FactSet
     facts: FactSet
+    held_out: FactSet
     settings: Settings
     made_from: Mapping[str, Any]
     memory_budget: float | None = None
@@ -190,10 +192,11 @@ class Study:
         return inputs is not None and self.run.is_current(stage.name, shard, inputs)
 
     def _digest_of_facts(self, relation: str | None) -> str:
-        """Return the digest of the chosen facts of a relation (of all: ``ALL``), or of the whole source."""
+        """Return the digest of the chosen facts of a relation (of all: ``ALL``), or of whatever else may be asked."""
         name = "" if relation is None else relation
         if name not in self._digests:
-            facts = self.source if relation is None else self.facts if relation == ALL else self._of[relation]
+            everything = (*self.source, *self.held_out)
+            facts = everything if relation is None else self.facts if relation == ALL else self._of[relation]
             self._digests[name] = digest_of_facts(facts)
         return self._digests[name]
 

@@ -1,5 +1,6 @@
 """The stages of editing: their records are what the library computes, their tables the means over relations."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ import kn_lens as kn
 from kn_lens.errors import ArgumentError
 from kn_lens.experiments import answers, editing
 from kn_lens.experiments.bootstrap import mean_of, summed_up, with_control
-from kn_lens.experiments.reproduction import open_study
+from kn_lens.experiments.reproduction import hold_out, open_study
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.running import run
 from kn_lens.experiments.settings import Settings
@@ -24,6 +25,11 @@ SETTINGS = Settings.of(
 )  # fmt: skip
 
 
+OTHER_WORDINGS = kn.FactSet(
+    dataclasses.replace(fact, templates=fact.templates[:2]) for fact in kn.FactSet.world("trained").of("P36", "P30")
+)
+
+
 @pytest.fixture(scope="module")
 def model():
     return kn.load_model("world-gpt2")
@@ -32,7 +38,7 @@ def model():
 @pytest.fixture(scope="module")
 def finished(model, tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "run"
-    with open_study(model, kn.FactSet.world("held_out"), path, SETTINGS) as study:
+    with open_study(model, kn.FactSet.world("held_out"), path, SETTINGS, held_out=OTHER_WORDINGS) as study:
         yield study, run(study, STAGES, lambda state: None)
 
 
@@ -77,6 +83,48 @@ def test_inverse_relations_are_asked_where_there_are_any(finished):
     study, _ = finished
     asked = study.all_records(editing.UPDATES).groupby("relation")["asked"].unique()
     assert "inverse relation" in asked["P36"] and "inverse relation" not in asked["P30"]
+
+
+def test_updates_are_asked_in_wordings_that_nothing_was_found_with(finished, model):
+    study, tables = finished
+    records = study.all_records(editing.UPDATES).query("asked == 'held-out wording' and neurons == 'found'")
+    assert set(records["relation"]) == {"P36", "P30"} == set(OTHER_WORDINGS.relations)
+    for row in records.to_dict("records"):
+        fact = next(fact for fact in OTHER_WORDINGS if fact.key == row["key"])
+        neurons = study.neurons("found", fact.relation)[fact]
+        edit = kn.update_fact(model, fact, row["new_object"], neurons, allow_unknown=True)
+        now = dataclasses.replace(fact, object=row["new_object"])
+        effect = kn.measure(model, kn.make_prompts(model, now), edit)
+        assert row["n_prompts"] == len(effect) == 2
+        assert row["new_right_after"] == (effect["rank_after"] == 0).mean()
+    assert "held-out wording" in set(tables["table6"]["asked"])
+
+
+def test_held_out_templates_are_taken_from_the_facts_own():
+    facts = kn.FactSet.world("trained").of("P36", "P30")
+    kept, taken = hold_out(facts, n=2, least=3, seed=1)
+    assert list(kept) == list(taken) == list(facts)
+    for fact, one, other in zip(facts, kept, taken, strict=True):
+        assert len(other.templates) == 2 and not set(one.templates) & set(other.templates)
+        assert set(one.templates) | set(other.templates) == set(fact.templates)
+        assert [template for template in fact.templates if template in one.templates] == list(one.templates)
+    of_relation = {(fact.relation, fact.templates) for fact in taken}
+    assert len(of_relation) == 2
+    assert len({fact.templates for fact in hold_out(facts, n=2, least=3, seed=2)[1]} - {one for _, one in of_relation})
+    short = kn.FactSet(dataclasses.replace(fact, templates=fact.templates[:4]) for fact in facts)
+    assert {len(fact.templates) for fact in hold_out(short, n=2, least=3, seed=1)[0]} == {3}
+    assert not len(hold_out(short, n=2, least=4, seed=1)[1])
+
+
+def test_wordings_are_held_out_in_one_way(model, tmp_path):
+    settings = Settings.of(held_out=2)
+    facts = kn.FactSet.world("trained")
+    with (
+        pytest.raises(ArgumentError, match="held_out=2, but the data have held-out wordings"),
+        open_study(model, facts, tmp_path / "run", settings, held_out=OTHER_WORDINGS),
+    ):
+        pass
+    assert not (tmp_path / "run").exists()
 
 
 def test_numbers_have_intervals_controls_and_the_papers_values(finished):
