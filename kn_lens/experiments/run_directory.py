@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from kn_lens.errors import ArgumentError, DataError
 
@@ -54,6 +54,15 @@ class Shard:
         """The name of its file: percent-encoded, so that different shards have different ones."""
         return "+".join(quote(one, safe="") for one in (self.relation, self.part) if one)
 
+    @classmethod
+    def named(cls, name: str) -> "Shard":
+        """Return the shard of that name.
+
+        >>> Shard.named("a%2Fb+x2")
+        Shard(relation='a/b', part='x2')
+        """
+        return cls(*map(unquote, name.split("+")))
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -69,6 +78,10 @@ class RunDirectory:
     def record(self, stage: str, shard: Shard) -> Path:
         """Return where the records of a shard are."""
         return self.path / "records" / stage / f"{shard.name}.parquet"
+
+    def shards(self, stage: str) -> list[Shard]:
+        """Return the shards of a stage that have been written, undamaged or not, by name."""
+        return [Shard.named(path.stem) for path in sorted((self.path / "records" / stage).glob("*.parquet"))]
 
     def noted(self, stage: str, shard: Shard) -> dict[str, Any] | None:
         """Return the digests noted for a shard (``sha256``, ``inputs``), None where its file is missing or damaged."""
@@ -188,6 +201,16 @@ def as_toml(config: Mapping[str, Any]) -> str:
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items() if value is not None)
 
 
+def from_toml(text: str) -> dict[str, Any]:
+    """Return the settings that ``as_toml`` wrote.
+
+    >>> from_toml(as_toml({"seed": 0, "relations": ["P36"], "limit": None}))
+    {'seed': 0, 'relations': ['P36']}
+    """
+    entries = (line.partition(" = ") for line in text.splitlines())
+    return {key: json.loads(value) for key, _, value in entries}
+
+
 NAMES = ("model", "facts", "templates")
 """Settings that name what the provenance describes; two names of one thing are no difference."""
 
@@ -227,8 +250,7 @@ def check_same(path: Path, config: Mapping[str, Any], provenance: Mapping[str, A
 def _flat(name: str, text: str) -> dict[str, Any]:
     """Return the entries to compare; those of the provenance by their paths, without what is only told."""
     if name == CONFIG:
-        entries = (line.partition(" = ") for line in text.splitlines())
-        return {key: json.loads(value) for key, _, value in entries}
+        return from_toml(text)
     return dict(_leaves(json.loads(text)["made_from"], ""))
 
 
