@@ -3,8 +3,9 @@
 A fact is asked when at least ``min_prompts`` of its templates can be put to the model: a causal model takes templates
 that end with the answer, and an answer must be writable in the vocabulary.
 
-Records, one a fact: ``relation``, ``subject``, ``object``, ``key``; ``n_templates``; ``n_prompts`` and ``n_rows`` that
-came of them; ``asked``. Where a whole relation cannot be asked, ``why`` says what stood in the way, else it is empty.
+Records, one a fact: ``relation``, ``subject``, ``object``, ``key``; ``digest``, of it with its templates, which tells
+whether another run asks the same; ``n_templates``; ``n_prompts`` and ``n_rows`` that came of them; ``asked``. Where a
+whole relation cannot be asked, ``why`` says what stood in the way, else it is empty.
 """
 
 from pathlib import Path
@@ -15,14 +16,14 @@ import pyarrow as pa
 
 from kn_lens.errors import PromptError
 from kn_lens.experiments.run_directory import Shard
-from kn_lens.experiments.study import Stage, Study, Tick, write_records
+from kn_lens.experiments.study import Stage, Study, Tick, digest_of_facts, write_records
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = pa.schema(
     [
-        *((name, pa.string()) for name in ("relation", "subject", "object", "key")),
+        *((name, pa.string()) for name in ("relation", "subject", "object", "key", "digest")),
         *((name, pa.int32()) for name in ("n_templates", "n_prompts", "n_rows")),
         ("asked", pa.bool_()),
         ("why", pa.string()),
@@ -43,6 +44,7 @@ def _make(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
         n_prompts = np.bincount(owner, minlength=len(facts))
         n_rows = np.bincount(owner, weights=prompts.rows_per_prompt.cpu().numpy(), minlength=len(facts)).astype(int)
     columns = {name: [getattr(fact, name) for fact in facts] for name in ("relation", "subject", "object", "key")}
+    columns |= {"digest": [digest_of_facts([fact]) for fact in facts]}
     columns |= {"n_templates": [len(fact.templates) for fact in facts], "n_prompts": n_prompts, "n_rows": n_rows}
     columns |= {"asked": n_prompts >= study.settings.min_prompts, "why": [why] * len(facts)}
     write_records(path, columns, SCHEMA)
@@ -77,4 +79,5 @@ STAGE = Stage(
     tables=_tables,
     settings=("min_prompts",),
     shards=lambda study: [Shard(relation) for relation in study.facts.relations],
+    version=2,
 )

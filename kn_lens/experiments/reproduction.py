@@ -182,6 +182,7 @@ def _prepared(
     data = {"source": digest_of_facts((*facts, *(held_out or ()))), "facts": digest_of_facts(chosen)}
     provenance = {
         "made_from": {**made_from, "data": data},
+        "model": size(host),
         "n_facts": len(chosen),
         "n_relations": len(chosen.relations),
         "device": str(host.device),
@@ -240,7 +241,7 @@ def identity(host: Host) -> dict[str, Any]:
     Reads all weights once: about a second per gigabyte.
     """
     weights = hashlib.sha256()
-    for name, tensor in host.model.original_model.state_dict().items():
+    for name, tensor in host.checkpoint.state_dict().items():
         weights.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
         weights.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data)
     tokenizer = getattr(host.tokenizer, "backend_tokenizer", None)
@@ -252,6 +253,13 @@ def identity(host: Host) -> dict[str, Any]:
         "dtype": str(host.dtype).removeprefix("torch."),
         "device": host.device.type,
     }
+
+
+def size(host: Host) -> dict[str, Any]:
+    """Return what records are compared by across models: what the model reads, and how large it is."""
+    n_params = sum(one.numel() for one in host.model.original_model.parameters())
+    shape = {name: getattr(host, name) for name in ("kind", "n_layers", "d_model", "d_mlp", "d_vocab")}
+    return {**shape, "n_params": n_params}
 
 
 def versions() -> dict[str, str]:
