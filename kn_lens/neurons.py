@@ -257,13 +257,17 @@ def refine_released(
 def random_neurons(neurons: NeuronSet, model: Any, seed: int | Sequence[int] = 0) -> NeuronSet:
     """Return as many other neurons of each layer, drawn at random: what any neurons of these layers would do.
 
+    The number is what makes it a control, so it is kept also where a set has more than half of a layer: then all
+    others are taken, and the rest is drawn from the set itself. What such a control shares with the set it also does,
+    so it says too little of what the set does beyond it, never too much.
+
     Args:
-        neurons: the set to match; none of it is drawn.
+        neurons: the set to match; none of it is drawn while there are enough others.
         model: whose layers they are; a ``Host`` will do.
         seed: the same seed and set give the same neurons.
 
     Raises:
-        ArgumentError: a neuron that the model does not have, or a layer with too few others.
+        ArgumentError: a neuron that the model does not have.
 
     Example:
         >>> import kn_lens as kn
@@ -279,12 +283,11 @@ def random_neurons(neurons: NeuronSet, model: Any, seed: int | Sequence[int] = 0
     drawn: list[tuple[int, int]] = []
     for layer, indices in neurons.by_layer().items():
         others = np.delete(np.arange(host.d_mlp), indices)
-        if len(others) < len(indices):
-            raise ArgumentError(
-                f"The set has {len(indices)} of the {host.d_mlp} neurons of layer {layer}, so there are only "
-                f"{len(others)} to draw as many others from; expected at most half of a layer."
-            )
-        drawn += [(layer, index) for index in generator.choice(others, len(indices), replace=False).tolist()]
+        n_others = min(len(indices), len(others))
+        chosen = generator.choice(others, n_others, replace=False).tolist()
+        if n_others < len(indices):
+            chosen += generator.choice(indices, len(indices) - n_others, replace=False).tolist()
+        drawn += [(layer, index) for index in chosen]
     return NeuronSet(drawn)
 
 

@@ -23,7 +23,7 @@ from kn_lens.edit_effects import erase_effects, update_effects
 from kn_lens.edit_questions import OTHER_RELATIONS, OWN, SAME_RELATION, Question, Questions, inverse_questions, reworded
 from kn_lens.edit_tables import edit_table
 from kn_lens.edits import update_fact
-from kn_lens.errors import EditError, PromptError
+from kn_lens.errors import EditError, NoPromptError
 from kn_lens.experiments import answers, refining
 from kn_lens.experiments.bootstrap import Draws, mean_of, summed_up, with_control
 from kn_lens.experiments.run_directory import Shard
@@ -179,10 +179,12 @@ def _questions(study: Study, new_objects: Mapping[Fact, str]) -> dict[str, Quest
 
 def _askable(study: Study, questions: Questions) -> dict[Fact, Question]:
     """Return the questions that can be asked of the model, for both answers."""
+    if not questions:
+        return {}
     pairs = {fact: (one.asked, replace(one.asked, object=one.answer)) for fact, one in questions.items()}
     try:
         there = prompts_by_fact(study.ask(dict.fromkeys(one for pair in pairs.values() for one in pair)))
-    except PromptError:  # none of them can
+    except NoPromptError:  # none of them can
         return {}
     return {fact: questions[fact] for fact, pair in pairs.items() if all(one in there for one in pair)}
 
@@ -261,18 +263,13 @@ def _make_erasures(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
             study.ask([*study.asked_facts(relation), *others]),
             found,
             active,
-            top=_top(study),
+            top=settings.erase_top,
             value=settings.erase_value,
             seed=settings.seed,
             memory_budget=study.memory_budget,
             progress=tick,
         )
     write_records(path, {name: table[name] for name in ERASE_SCHEMA.names}, ERASE_SCHEMA)
-
-
-def _top(study: Study) -> int:
-    """Return how many neurons are erased: not more than half a layer, so that as many random ones can be drawn."""
-    return min(study.settings.erase_top, study.host.d_mlp // 2)
 
 
 def _erase_tables(study: Study) -> "dict[str, pd.DataFrame]":

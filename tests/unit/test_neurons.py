@@ -400,10 +400,12 @@ def test_random_neurons_are_drawn_evenly():
     assert chi_squared < 50  # 21 degrees of freedom: p < 0.001
 
 
-def test_a_layer_too_full_for_a_control():
-    neurons = kn.NeuronSet((1, i) for i in range(D_MLP // 2 + 1))
-    with pytest.raises(kn.ArgumentError, match=f"{D_MLP // 2 + 1} of the {D_MLP} neurons of layer 1"):
-        kn.random_neurons(neurons, tiny_model_once())
+@pytest.mark.parametrize("n", [D_MLP // 2, D_MLP // 2 + 1, D_MLP - 1, D_MLP])
+def test_random_neurons_of_a_full_layer_share_as_few_as_can_be(n):
+    model, neurons = tiny_model_once(), kn.NeuronSet([(0, 3), *((1, i) for i in range(n))])
+    control = kn.random_neurons(neurons, model)
+    assert control.layer_counts(N_LAYERS) == neurons.layer_counts(N_LAYERS)
+    assert len(control & neurons) == max(0, 2 * n - D_MLP)
 
 
 @MANY_EXAMPLES
