@@ -44,11 +44,11 @@ def read_world(split: Split) -> Iterator[Record]:
     if split not in ("all", "trained", "held_out"):
         raise ArgumentError(f"split is {split!r}; expected 'all', 'trained' or 'held_out'.")
     templates: dict[str, list[str]] = {}
-    for place, row in _json_lines(WORLD / "templates.jsonl"):
-        chosen = templates.setdefault(_text(row, "relation", place), [])
+    for place, row in json_lines(WORLD / "templates.jsonl"):
+        chosen = templates.setdefault(text_of(row, "relation", place), [])
         if split in ("all", row.get("split")):
-            chosen.append(_text(row, "pattern", place))
-    yield from _with_templates(_plain(_json_lines(WORLD / "facts.jsonl")), templates)
+            chosen.append(text_of(row, "pattern", place))
+    yield from _with_templates(_plain(json_lines(WORLD / "facts.jsonl")), templates)
 
 
 def read_pararel(root: Path, relations: Iterable[str] | None, min_templates: int) -> Iterator[Record]:
@@ -68,12 +68,12 @@ def read_pararel(root: Path, relations: Iterable[str] | None, min_templates: int
                     f"{max(min_templates, 1)}. Leave it out of relations, or lower min_templates."
                 )
     for name in chosen:
-        for place, row in _json_lines(files[name]):
+        for place, row in json_lines(files[name]):
             yield Record(
                 place,
-                _text(row, "sub_label", place),
+                text_of(row, "sub_label", place),
                 name,
-                _text(row, "obj_label", place),
+                text_of(row, "obj_label", place),
                 templates[name],
                 _identifier(row, "uuid", place),
             )
@@ -83,7 +83,7 @@ def read_patterns(path: Path) -> dict[str, tuple[str, ...]]:
     """Read templates by relation: a folder of ParaRel's ``P*.jsonl`` files, or LAMA's one ``relations.jsonl``."""
     if path.is_dir():
         return _patterns(path)
-    return {_text(row, "relation", place): (_text(row, "template", place),) for place, row in _json_lines(path)}
+    return {text_of(row, "relation", place): (text_of(row, "template", place),) for place, row in json_lines(path)}
 
 
 def read_official(path: Path) -> Iterator[Record]:
@@ -113,7 +113,7 @@ def read_lama(path: Path, templates: Templates | None, relations: Iterable[str] 
     """Read LAMA's T-REx lines, from one file or a folder of ``P*.jsonl``."""
     files = _relation_files(path) if path.is_dir() else {path.stem: path}
     for name in files if relations is None else _chosen(relations, files, path):
-        records = (_lama_record(place, row, name) for place, row in _json_lines(files[name]))
+        records = (_lama_record(place, row, name) for place, row in json_lines(files[name]))
         yield from records if templates is None else _with_templates(records, templates)
 
 
@@ -122,8 +122,8 @@ def read_counterfact(path: Path, paraphrases: bool) -> Iterator[Record]:
     for number, case in enumerate(_list(_json(path), path)):
         place = f"{path}: case {number}"
         rewrite = _object(_get(_object(case, place), "requested_rewrite", place), place)
-        subject = _text(rewrite, "subject", place)
-        prompt = _text(rewrite, "prompt", place)
+        subject = text_of(rewrite, "subject", place)
+        prompt = text_of(rewrite, "prompt", place)
         if prompt.count("{}") != 1:
             raise DataError(f"{place}: the prompt {prompt!r} must hold '{{}}', the subject's place, exactly once.")
         templates = [prompt.replace("{}", SUBJECT_SLOT)]
@@ -139,8 +139,8 @@ def read_counterfact(path: Path, paraphrases: bool) -> Iterator[Record]:
         yield Record(
             place,
             subject,
-            _text(rewrite, "relation_id", place),
-            _text(_object(_get(rewrite, "target_true", place), place), "str", place),
+            text_of(rewrite, "relation_id", place),
+            text_of(_object(_get(rewrite, "target_true", place), place), "str", place),
             # The full stop is for masked models, which otherwise answer with one; causal prompts end before it.
             tuple(f"{template.rstrip()} {OBJECT_SLOT}." for template in templates),
             _identifier(case, "case_id", place),
@@ -149,7 +149,7 @@ def read_counterfact(path: Path, paraphrases: bool) -> Iterator[Record]:
 
 def read_jsonl(path: Path, templates: Templates | None) -> Iterator[Record]:
     """Read lines with ``subject``, ``relation``, ``object`` and optionally ``templates`` or ``template``, ``uid``."""
-    return _with_templates(_plain(_json_lines(path)), templates)
+    return _with_templates(_plain(json_lines(path)), templates)
 
 
 def read_csv(path: Path, templates: Templates | None) -> Iterator[Record]:
@@ -169,13 +169,13 @@ def _plain(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Record]:
     """Turn rows into records; rows that give one ``template`` each are gathered into their fact."""
     gathered: dict[tuple[str, ...], tuple[str, list[str]]] = {}
     for place, row in rows:
-        subject, relation, answer = (_text(row, key, place) for key in ("subject", "relation", "object"))
+        subject, relation, answer = (text_of(row, key, place) for key in ("subject", "relation", "object"))
         uid = _identifier(row, "uid", place)
         if "template" in row:
             if "templates" in row:
                 raise DataError(f"{place}: both 'template' and 'templates' are given; keep one.")
             _, patterns = gathered.setdefault((subject, relation, answer, uid), (place, []))
-            pattern = _text(row, "template", place)
+            pattern = text_of(row, "template", place)
             if pattern in patterns:
                 raise DataError(f"{place}: the template {pattern!r} was given to this fact before.")
             patterns.append(pattern)
@@ -201,7 +201,7 @@ def _with_templates(records: Iterable[Record], templates: Templates | None) -> I
 
 def _lama_record(place: str, row: Mapping[str, Any], name: str) -> Record:
     """Read one LAMA line; its own sentences become its templates, the first mention of the subject its slot."""
-    subject = _text(row, "sub_label", place)
+    subject = text_of(row, "sub_label", place)
     templates = []
     for sentence in _texts(row.get("masked_sentences", []), place):
         before, found, after = sentence.partition(subject) if subject else ("", "", "")
@@ -211,9 +211,9 @@ def _lama_record(place: str, row: Mapping[str, Any], name: str) -> Record:
                 "Pass templates= to use templates instead of the file's sentences."
             )
         templates.append((before + SUBJECT_SLOT + after).replace(MASK, OBJECT_SLOT))
-    relation = _text(row, "predicate_id", place) if "predicate_id" in row else name
+    relation = text_of(row, "predicate_id", place) if "predicate_id" in row else name
     return Record(
-        place, subject, relation, _text(row, "obj_label", place), tuple(templates), _identifier(row, "uuid", place)
+        place, subject, relation, text_of(row, "obj_label", place), tuple(templates), _identifier(row, "uuid", place)
     )
 
 
@@ -243,7 +243,12 @@ def _json(path: Path) -> Any:
     return _parse(_read(path), str(path))
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the objects of a file of JSON lines, each with its place.
+
+    Raises:
+        DataError: the file cannot be read, or a line is no JSON object.
+    """
     for number, line in enumerate(_read(path).split("\n"), start=1):
         if line.strip():
             place = f"{path}:{number}"
@@ -275,7 +280,7 @@ def _relation_files(folder: Path) -> dict[str, Path]:
 
 def _patterns(folder: Path) -> dict[str, tuple[str, ...]]:
     return {
-        name: tuple(_text(row, "pattern", place) for place, row in _json_lines(file))
+        name: tuple(text_of(row, "pattern", place) for place, row in json_lines(file))
         for name, file in _relation_files(folder).items()
     }
 
@@ -299,7 +304,12 @@ def _get(row: Mapping[str, Any], key: str, place: str) -> Any:
     return row[key]
 
 
-def _text(row: Mapping[str, Any], key: str, place: str) -> str:
+def text_of(row: Mapping[str, Any], key: str, place: str) -> str:
+    """Return a field of an object as text, without blanks around it.
+
+    Raises:
+        DataError: there is no such field, or it is no text.
+    """
     value = _get(row, key, place)
     if not isinstance(value, str):
         raise DataError(f"{place}: {key!r} must be text; got {_short(value)}, of type {type(value).__name__}.")
