@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -59,7 +59,8 @@ def open_study(
         ArgumentError: a relation that there is not, or a directory of something else.
         DataError: facts of one relation only, or as ``open_run``.
     """
-    study, config, provenance = _prepared(model, facts, Path(path), settings, held_out, names or {}, memory_budget)
+    data = Data.of(facts, settings, held_out)
+    study, config, provenance = prepared(model, data, Path(path), settings, names or {}, memory_budget)
     with open_run(path, config, provenance, force=force) as run:
         yield replace(study, run=run)
 
@@ -99,7 +100,8 @@ def plan(
     """
     import pandas as pd
 
-    study, config, provenance = _prepared(model, facts, Path(path), settings, held_out, {}, memory_budget)
+    data = Data.of(facts, settings, held_out)
+    study, config, provenance = prepared(model, data, Path(path), settings, {}, memory_budget)
     if not force:
         check_same(Path(path), config, provenance)
     how: dict[str, Any] = {"memory_budget": memory_budget, "held_out": held_out}
@@ -157,40 +159,67 @@ def _seconds_per_pass(
     return {name: seconds[name] / passes[name] if passes[name] else 0.0 for name in seconds}
 
 
-def _prepared(
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The facts of a run.
+
+    Attributes:
+        source: all facts of the data; the other facts of a control are drawn from it.
+        facts: those chosen.
+        held_out: facts in wordings that nothing is found with.
+    """
+
+    source: FactSet
+    facts: FactSet
+    held_out: FactSet = field(default_factory=lambda: FactSet(()))
+
+    @classmethod
+    def of(cls, facts: FactSet, settings: Settings, held_out: FactSet | None = None) -> "Data":
+        """Return what settings choose from facts.
+
+        Raises:
+            ArgumentError: a relation that there is not, or two ways to hold wordings out.
+            DataError: facts of one relation only.
+        """
+        if settings.held_out:
+            if held_out is not None:
+                raise ArgumentError(f"held_out={settings.held_out}, but the data have held-out wordings of their own.")
+            facts, held_out = hold_out(facts, settings.held_out, settings.min_prompts, settings.seed)
+        chosen = choose(facts, settings)
+        if len(facts.relations) < 2:
+            raise DataError(
+                f"All facts are of the relation {', '.join(facts.relations)}; the controls need facts of another. Give "
+                "a source with more relations; --relations chooses from it."
+            )
+        return cls(source=facts, facts=chosen, held_out=held_out or FactSet(()))
+
+    def digests(self) -> dict[str, str]:
+        """Return what tells the facts from others."""
+        return {"source": digest_of_facts((*self.source, *self.held_out)), "facts": digest_of_facts(self.facts)}
+
+
+def prepared(
     model: Any,
-    facts: FactSet,
+    data: Data,
     path: Path,
     settings: Settings,
-    held_out: FactSet | None,
     names: Mapping[str, str | None],
     memory_budget: float | None,
 ) -> tuple[Study, dict[str, Any], dict[str, Any]]:
-    """Return the study, its configuration and provenance, before the directory is touched."""
+    """Return a study, its configuration and provenance, before its directory is touched; see ``open_study``."""
     host = host_of(model)
-    if settings.held_out:
-        if held_out is not None:
-            raise ArgumentError(f"held_out={settings.held_out}, but the data have held-out wordings of their own.")
-        facts, held_out = hold_out(facts, settings.held_out, settings.min_prompts, settings.seed)
-    chosen = choose(facts, settings)
-    if len(facts.relations) < 2:
-        raise DataError(
-            f"All facts are of the relation {', '.join(facts.relations)}; the controls need facts of another. Give a "
-            "source with more relations; --relations chooses from it."
-        )
     made_from = {"versions": versions(), "model": identity(host)}
-    data = {"source": digest_of_facts((*facts, *(held_out or ()))), "facts": digest_of_facts(chosen)}
     provenance = {
-        "made_from": {**made_from, "data": data},
+        "made_from": {**made_from, "data": data.digests()},
         "model": size(host),
-        "n_facts": len(chosen),
-        "n_relations": len(chosen.relations),
+        "n_facts": len(data.facts),
+        "n_relations": len(data.facts.relations),
         "device": str(host.device),
         "threads": torch.get_num_threads(),
         "machine": platform.platform(),
     }
     study = Study(
-        run=RunDirectory(path), host=host, source=facts, facts=chosen, held_out=held_out or FactSet(()),
+        run=RunDirectory(path), host=host, source=data.source, facts=data.facts, held_out=data.held_out,
         settings=settings, made_from=made_from, memory_budget=memory_budget,
     )  # fmt: skip
     return study, {**names, **settings.as_dict()}, provenance

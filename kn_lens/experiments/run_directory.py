@@ -22,7 +22,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,9 +70,11 @@ class RunDirectory:
 
     Attributes:
         path: the directory.
+        settled: called with each file that has taken its place.
     """
 
     path: Path
+    settled: Callable[[Path], None] = lambda path: None
     _checked: dict[Path, dict[str, Any] | None] = field(default_factory=dict, repr=False)
 
     def record(self, stage: str, shard: Shard) -> Path:
@@ -115,6 +117,7 @@ class RunDirectory:
                 _settle(scratch, path)
             finally:
                 scratch.unlink(missing_ok=True)
+            self.settled(path)
             self.write_text(_note(path), json.dumps(noted) + "\n")
         self._checked[path] = noted
 
@@ -135,6 +138,7 @@ class RunDirectory:
                 _settle(scratch, path)
             finally:
                 scratch.unlink(missing_ok=True)
+            self.settled(path)
 
 
 @contextmanager

@@ -37,6 +37,12 @@ class State:
     finished: bool = False
     note: str = ""
 
+    def after(self, shard: Shard, cost: float) -> "State":
+        """Return how far the run is when a shard of that cost is done."""
+        return replace(
+            self, shard=shard, shards_done=self.shards_done + 1, done=self.done + cost, finished=True, note=""
+        )
+
 
 def with_needs(stages: Iterable[Stage]) -> list[Stage]:
     """Return stages with all that they need, each after what it needs."""
@@ -75,33 +81,61 @@ def run(study: Study, stages: Sequence[Stage], watch: Callable[[State], None]) -
     stages = with_needs(stages)
     done = 0.0
     for number, stage in enumerate(stages):
-        shards = stage.shards(study)
-        if not shards:
-            raise DataError(f"No fact of {', '.join(study.facts.relations[:8])} can be asked: {_reason(study)}")
-        missing = [shard for shard in shards if not study.is_current(stage, shard)]
-        costs = {shard: stage.cost(study, shard) for shard in missing}
-        state = State(
-            stage=stage,
-            n_shards=len(shards),
-            shards_done=len(shards) - len(missing),
-            done=done,
-            total=done + sum(costs.values()) + sum(_cost(study, other) for other in stages[number + 1 :]),
-        )
+        state, costs = begun(study, stages[number:], done)
         for shard, cost in costs.items():
             state = replace(state, shard=shard, finished=False)
             _make(study, stage, shard, partial(_tell, watch, state, cost))
-            done += cost
-            state = replace(state, done=done, shards_done=state.shards_done + 1, finished=True)
+            state = state.after(shard, cost)
             watch(state)
-        for name, table in stage.tables(study).items():
-            study.run.write_text(f"tables/{name}.csv", table.to_csv(index=False))
-            tables[name] = table
+        done = state.done
+        tables |= summed_up(study, stage)
     return tables
 
 
-def _make(study: Study, stage: Stage, shard: Shard, tell: Callable[[int, int, str], None]) -> None:
+def begun(study: Study, stages: Sequence[Stage], done: float = 0.0) -> tuple[State, dict[Shard, float]]:
+    """Return where a run stands when the first of some stages begins, and what each of its missing shards costs.
+
+    The missing shards can be made in any order, and anywhere.
+
+    Args:
+        study: what they run on.
+        stages: those left, each after what it needs.
+        done: cost done before.
+
+    Raises:
+        DataError: no fact can be asked.
+    """
+    stage, *others = stages
+    shards = stage.shards(study)
+    if not shards:
+        raise DataError(f"No fact of {', '.join(study.facts.relations[:8])} can be asked: {_reason(study)}")
+    costs = {shard: stage.cost(study, shard) for shard in shards if not study.is_current(stage, shard)}
+    state = State(
+        stage=stage,
+        n_shards=len(shards),
+        shards_done=len(shards) - len(costs),
+        done=done,
+        total=done + sum(costs.values()) + sum(_cost(study, other) for other in others),
+    )
+    return state, costs
+
+
+def summed_up(study: Study, stage: Stage) -> "dict[str, pd.DataFrame]":
+    """Write and return the tables of a stage whose shards are all there."""
+    tables = dict(stage.tables(study))
+    for name, table in tables.items():
+        study.run.write_text(f"tables/{name}.csv", table.to_csv(index=False))
+    return tables
+
+
+def damage(study: Study, stage: Stage, shard: Shard) -> str:
+    """Return what people should be told before a shard is made: that its records are there, but damaged."""
     damaged = study.run.damaged(stage.name, shard)
-    tell(0, 1, f"{study.run.record(stage.name, shard)} is damaged or missing, and made again." if damaged else "")
+    return f"{study.run.record(stage.name, shard)} is damaged or missing, and made again." if damaged else ""
+
+
+def _make(study: Study, stage: Stage, shard: Shard, tell: Callable[[int, int, str], None]) -> None:
+    tell(0, 1, damage(study, stage, shard))
     inputs = study.inputs(stage, shard)
     assert inputs is not None  # the stages that it needs are done
     with study.run.writing(stage.name, shard, inputs) as path:
