@@ -12,6 +12,7 @@ from .errors import (
     EditError,
     HookError,
     KNLensError,
+    NoPromptError,
     PromptError,
     UnsupportedModelError,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "KNLensError",
     "Neuron",
     "NeuronSet",
+    "NoPromptError",
     "Output",
     "PromptBatch",
     "PromptError",

@@ -30,7 +30,7 @@ from kn_lens._original import token_embeddings
 from kn_lens._reading import Ticks, read
 from kn_lens._request import check_share
 from kn_lens._rows import Checkpoint, Rows, check_not_empty
-from kn_lens.errors import ArgumentError, EditError, PromptError, did_you_mean
+from kn_lens.errors import ArgumentError, EditError, NoPromptError, did_you_mean
 from kn_lens.exporting import export
 from kn_lens.facts import Fact
 from kn_lens.hosts import Host, host_of
@@ -114,7 +114,7 @@ def update_fact(
     prompts = make_prompts(model, fact, tokenizer=tokenizer, unknown_answers="leave_out")
     try:
         targets = make_prompts(model, target, tokenizer=tokenizer, unknown_answers="leave_out")
-    except PromptError as error:
+    except NoPromptError as error:
         near = did_you_mean(new_object, _words(host.tokenizer if tokenizer is None else tokenizer))
         raise EditError(f"The new object {new_object!r} cannot be an answer of {host.name}.{near} ({error})") from error
     old_tokens, new_tokens = _answer_tokens(prompts), _answer_tokens(targets)

@@ -32,6 +32,10 @@ class PromptError(KNLensError):
     """A fact cannot be turned into a prompt for this model without changing what it says."""
 
 
+class NoPromptError(PromptError):
+    """Of all pairs of fact and template, none can be put to this model: not an error in any of them."""
+
+
 class UnsupportedModelError(KNLensError):
     """The model cannot be hosted, or is not in the state (evaluation mode, raw weights, finite) that a call needs."""
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from kn_lens._batches import PromptBatch, too_long
 from kn_lens._budget import Budget
 from kn_lens._encoding import STRADDLES, Encoded, encode
-from kn_lens.errors import ArgumentError, PromptError, did_you_mean
+from kn_lens.errors import ArgumentError, NoPromptError, PromptError, did_you_mean
 from kn_lens.fact_files import OBJECT_SLOT, SUBJECT_SLOT
 from kn_lens.facts import Fact, FactSet
 from kn_lens.hosts import host_of
@@ -72,7 +72,8 @@ def make_prompts(
 
     Raises:
         PromptError: the model has no fast tokenizer (or, masked, no mask token); a fact has no template; an answer is
-            unknown; a prompt is longer than the context; a contrast answer does not fit; no prompt is left.
+            unknown; a prompt is longer than the context; a contrast answer does not fit.
+        NoPromptError: no prompt is left.
         ArgumentError: templates without their slots, or for other relations.
         DataError: a fact is given twice.
 
@@ -370,9 +371,9 @@ def _with_templates(
     return FactSet(chosen)
 
 
-def _none_left(left_out: Counter[str]) -> PromptError:
+def _none_left(left_out: Counter[str]) -> NoPromptError:
     counts = ", ".join(f"{reason}: {number}" for reason, number in left_out.items())
-    return PromptError(
+    return NoPromptError(
         f"No prompt is left of {left_out.total()} pairs of fact and template ({counts}). "
         "Causal models need templates that end with [Y]; answers must be writable in the model's vocabulary."
     )

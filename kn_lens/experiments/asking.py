@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from kn_lens.errors import PromptError
+from kn_lens.errors import NoPromptError
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import Stage, Study, Tick, digest_of_facts, write_records
 
@@ -33,16 +33,18 @@ SCHEMA = pa.schema(
 
 def _make(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
     facts = study.facts.of(shard.relation)
-    why = ""
-    n_prompts = n_rows = np.zeros(len(facts), dtype=int)
-    try:
-        prompts = study.ask(facts)
-    except PromptError as error:  # not one of the relation's facts can be asked
-        why = str(error)
-    else:
-        owner = prompts.fact_index.cpu().numpy()
-        n_prompts = np.bincount(owner, minlength=len(facts))
-        n_rows = np.bincount(owner, weights=prompts.rows_per_prompt.cpu().numpy(), minlength=len(facts)).astype(int)
+    phrased = np.array([bool(fact.templates) for fact in facts])
+    why = "" if phrased.any() else "Its facts have no templates."
+    n_prompts, n_rows = np.zeros((2, len(facts)), dtype=int)
+    if phrased.any():
+        try:
+            prompts = study.ask(fact for fact in facts if fact.templates)
+        except NoPromptError as error:
+            why = str(error)
+        else:
+            owner, rows = prompts.fact_index.cpu().numpy(), prompts.rows_per_prompt.cpu().numpy()
+            n_prompts[phrased] = np.bincount(owner, minlength=phrased.sum())
+            n_rows[phrased] = np.bincount(owner, weights=rows, minlength=phrased.sum())
     columns = {name: [getattr(fact, name) for fact in facts] for name in ("relation", "subject", "object", "key")}
     columns |= {"digest": [digest_of_facts([fact]) for fact in facts]}
     columns |= {"n_templates": [len(fact.templates) for fact in facts], "n_prompts": n_prompts, "n_rows": n_rows}

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import kn_lens as kn
-from kn_lens.errors import ArgumentError, DataError
+from kn_lens.errors import ArgumentError, DataError, PromptError
 from kn_lens.experiments import asking, modulation, refining, sweep
 from kn_lens.experiments.reproduction import choose, open_study
 from kn_lens.experiments.run_directory import Shard
@@ -163,6 +163,39 @@ def test_facts_with_too_few_prompts_are_counted_and_not_asked(model, tmp_path):
         coverage = run(study, [refining.STAGE], lambda state: None)["coverage"].set_index("relation")
         assert coverage["facts_asked"].to_dict() == {"P36": 2, "P1376": 2, "seat/of": 2, "P1": 0, "P2": 0}
         assert "vocabulary" in coverage["why"]["P2"] and study.relations() == ["P36", "P1376", "seat/of"]
+
+
+def test_facts_without_templates_are_counted_and_not_asked(model, tmp_path):
+    bare = [kn.Fact("Peru", "P36", "Lima", ()), kn.Fact("Peru", "P1", "Lima", ())]
+    with open_study(model, kn.FactSet([*tiny_facts(2), *bare]), tmp_path, SETTINGS) as study:
+        coverage = run(study, [asking.STAGE], lambda state: None)["coverage"].set_index("relation")
+        assert coverage["facts"]["P36"] == 3 and coverage["facts_asked"]["P36"] == 2
+        assert study.asked("P36")["n_prompts"].tolist() == [4, 4, 0]
+        assert coverage["why"].to_dict() == {
+            "P36": "",
+            "P1376": "",
+            "seat/of": "",
+            "P1": "Its facts have no templates.",
+        }
+
+
+def test_a_bad_template_stops_the_run_before_any_pass(model, tmp_path):
+    bad = kn.Fact("Peru", "P1", "Lima", (f"{'on and ' * 200}[X] [Y].",) * 3)
+    with open_study(model, kn.FactSet([*tiny_facts(2), bad]), tmp_path, SETTINGS) as study:
+        with pytest.raises(PromptError, match="context"):
+            run(study, STAGES, lambda state: None)
+        assert {path.name for path in (tmp_path / "records").iterdir()} == {"facts"}
+
+
+def test_sets_of_more_than_half_a_layer_have_controls(model, tmp_path):
+    settings = Settings.of(
+        keep=0.0, attr_threshold=0.0, share_threshold=0.0, max_moves=0, n_resamples=5, doses=(0.0,), relations=("P36",)
+    )
+    with open_study(model, tiny_facts(2), tmp_path, settings) as study:
+        run(study, STAGES, lambda state: None)
+        found, random = (study.neurons(kind, "P36") for kind in ("found", "random"))
+        assert any(2 * max(one.layer_counts(3)) > study.host.d_mlp for one in found.values())
+        assert all(random[fact].layer_counts(3) == found[fact].layer_counts(3) for fact in found)
 
 
 def test_a_study_without_a_fact_to_ask_says_why(model, tmp_path):
