@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.experiments.corpora import digest_of_texts
+from kn_lens.experiments.minimal_pairs import digest_of_pairs
 
 Baseline = Literal["matched", "refined"]
 
@@ -70,6 +71,11 @@ class Settings:
         text_sentences: of each kind, read for each fact, at most.
         check_facts: facts of each relation that stability and other methods are looked at on, at most.
         check_draws: how often a share of a fact's prompts is drawn.
+        syntax: a file or folder of minimal pairs in the format of BLiMP; None takes the embedded ones.
+        syntax_digest: of what is there; ``of`` puts it in.
+        syntax_forms: of each phenomenon, at most: those with the most sentences.
+        syntax_sentences: of each form, at most, drawn at random.
+        syntax_facts: facts, of all relations together, that phenomena are compared with, at most.
     """
 
     preset: str = "kn_lens"
@@ -107,6 +113,11 @@ class Settings:
     text_sentences: int = 10
     check_facts: int = 10
     check_draws: int = 3
+    syntax: str | None = None
+    syntax_digest: str = ""
+    syntax_forms: int = 10
+    syntax_sentences: int = 30
+    syntax_facts: int = 40
 
     def __post_init__(self) -> None:
         """Refuse pairs that are none."""
@@ -120,7 +131,7 @@ class Settings:
 
         Raises:
             ArgumentError: no such preset or setting.
-            DataError: there are no such texts.
+            DataError: there are no such texts or minimal pairs.
 
         >>> Settings.of("official", seed=3).quadrature
         'left'
@@ -135,6 +146,8 @@ class Settings:
                 raise ArgumentError(f"Unknown setting {name!r}.{did_you_mean(name, known)}")
         if texts := changed.get("texts"):
             changed["texts_digest"] = digest_of_texts(texts)
+        if syntax := changed.get("syntax"):
+            changed["syntax_digest"] = digest_of_pairs(syntax)
         return cls(**{"preset": preset, **PRESETS[preset], **changed})
 
     def as_dict(self) -> dict[str, Any]:
