@@ -142,22 +142,16 @@ class RunDirectory:
 
 
 @contextmanager
-def open_run(
-    path: str | os.PathLike[str], config: Mapping[str, Any], provenance: Mapping[str, Any], *, force: bool = False
-) -> Iterator[RunDirectory]:
-    """Open a run directory for this process alone, new or to be taken up again.
+def locked(path: str | os.PathLike[str], settled: Callable[[Path], None] = lambda path: None) -> Iterator[RunDirectory]:
+    """Have a directory for this process alone.
 
     Args:
         path: the directory; made if need be.
-        config: the settings: texts, numbers, truth values and lists of them. None is left out. ``model`` and ``facts``
-            are names; what they stand for is in the provenance.
-        provenance: what else the results depend on, as JSON.
-        force: take up a directory of other settings; what they change is made again, and what they do not is kept.
+        settled: called with each file that is written.
 
     Raises:
         ArgumentError: the directory is something else's.
-        DataError: another process has it, it was made with other settings or from something else (the differences are
-            named), or it cannot be written.
+        DataError: another process has it, or it cannot be written.
     """
     path = Path(path)
     _check_ours(path)
@@ -169,16 +163,43 @@ def open_run(
             _lock(lock, path)
             shutil.rmtree(path / "scratch", ignore_errors=True)
             (path / "scratch").mkdir(exist_ok=True)
-        run = RunDirectory(path)
+        yield RunDirectory(path, settled)
+        shutil.rmtree(path / "scratch", ignore_errors=True)
+
+
+@contextmanager
+def open_run(
+    path: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    *,
+    force: bool = False,
+    settled: Callable[[Path], None] = lambda path: None,
+) -> Iterator[RunDirectory]:
+    """Open a run directory for this process alone, new or to be taken up again.
+
+    Args:
+        path: the directory; made if need be.
+        config: the settings: texts, numbers, truth values and lists of them. None is left out. ``model`` and ``facts``
+            are names; what they stand for is in the provenance.
+        provenance: what else the results depend on, as JSON.
+        force: take up a directory of other settings; what they change is made again, and what they do not is kept.
+        settled: called with each file that is written.
+
+    Raises:
+        ArgumentError: the directory is something else's.
+        DataError: another process has it, it was made with other settings or from something else (the differences are
+            named), or it cannot be written.
+    """
+    with locked(path, settled) as run:
         if not force:
-            check_same(path, config, provenance)
+            check_same(run.path, config, provenance)
         else:
-            shutil.rmtree(path / "tables", ignore_errors=True)  # of records that may be others now
+            shutil.rmtree(run.path / "tables", ignore_errors=True)  # of records that may be others now
         for name, text in _texts(config, provenance).items():
-            if force or not (path / name).exists():
+            if force or not (run.path / name).exists():
                 run.write_text(name, text)
         yield run
-        shutil.rmtree(path / "scratch", ignore_errors=True)
 
 
 def digest_of(path: Path) -> str:
