@@ -38,6 +38,22 @@ def mean_of(column: str, weight: str | None = None) -> Statistic:
     return mean
 
 
+def change_ratio(before: str = "before", after: str = "after", weight: str = "n_prompts") -> Statistic:
+    """Return the statistic that is the relative change between two columns of means, of as many as ``weight`` says.
+
+    >>> import pandas as pd
+    >>> group = pd.DataFrame({"before": [0.5, 0.1], "after": [0.4, 0.1], "n_prompts": 5})
+    >>> change_ratio()(group, np.ones((1, 2))).round(3)
+    array([-0.167])
+    """
+
+    def ratio(group: "pd.DataFrame", draws: Draws) -> Float[np.ndarray, " draw"]:
+        old, new = (mean_of(name, weight)(group, draws) for name in (before, after))
+        return np.divide(new - old, old, out=np.full(old.shape, np.nan), where=old > 0)
+
+    return ratio
+
+
 def summed_up(
     records: "pd.DataFrame",
     labels: Sequence[str],

@@ -15,7 +15,6 @@ set. Of ``methods``, one a fact and method: ``relation``, ``key``, ``neurons`` (
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Bool
@@ -25,7 +24,7 @@ from kn_lens._refining import prompts_by_fact, prompts_needed
 from kn_lens.attribution import attribute
 from kn_lens.effects import measure
 from kn_lens.experiments import refining
-from kn_lens.experiments.bootstrap import Draws, mean_of, summed_up, with_control
+from kn_lens.experiments.bootstrap import change_ratio, mean_of, summed_up, with_control
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import Stage, Study, Tick, write_records
 from kn_lens.experiments.sweep import COST_OF_POINT
@@ -166,13 +165,8 @@ def _methods_tables(study: Study) -> "dict[str, pd.DataFrame]":
     if records.empty:
         return {}
     how: dict[str, Any] = {"n_resamples": study.settings.n_resamples, "seed": study.settings.seed}
-    table = with_control(summed_up(records, ["neurons"], _change_ratio, **how))
+    table = with_control(summed_up(records, ["neurons"], change_ratio(), **how))
     return {"methods": table.sort_values("value", kind="stable", ignore_index=True)}
-
-
-def _change_ratio(group: "pd.DataFrame", draws: Draws) -> np.ndarray:
-    before, after = (mean_of(name, "n_prompts")(group, draws) for name in ("before", "after"))
-    return np.divide(after - before, before, out=np.full(before.shape, np.nan), where=before > 0)
 
 
 def _cost(points: int, study: Study, shard: Shard) -> float:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from kn_lens._refining import prompts_by_fact
-from kn_lens.attribution import attribute
+from kn_lens.attribution import Attribution, attribute
 from kn_lens.experiments import sweep
 from kn_lens.experiments.overlap_tables import layer_table, table_2
 from kn_lens.experiments.run_directory import Shard
@@ -44,8 +44,8 @@ SCHEMA = pa.schema(
 
 def _make(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
     settings, relation = study.settings, shard.relation
-    found = _refined(study, sweep.ATTRIBUTIONS, relation, settings.attr_threshold)
-    baseline = _refined(study, sweep.ACTIVATIONS, relation, settings.baseline_threshold)
+    found = refined(study, sweep.scores(study, sweep.ATTRIBUTIONS, relation), settings.attr_threshold)
+    baseline = refined(study, sweep.scores(study, sweep.ACTIVATIONS, relation), settings.baseline_threshold)
     kinds: dict[str, Mapping[Fact, NeuronSet]] = {
         "found": found.neurons,
         "baseline": baseline.neurons,
@@ -55,9 +55,14 @@ def _make(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
         },
     }
     thresholds = {"found": found.share_threshold[relation], "baseline": baseline.share_threshold[relation]}
+    write_sets(path, kinds, thresholds)
+
+
+def write_sets(path: Path, kinds: Mapping[str, Mapping[Fact, NeuronSet]], thresholds: Mapping[str, float]) -> None:
+    """Write neuron sets as records, by kind and fact, with the thresholds that some of the kinds came to rest at."""
     rows = [(fact, kind, neurons) for kind, sets in kinds.items() for fact, neurons in sets.items()]
     columns: dict[str, list[Any]] = {
-        "relation": [relation] * len(rows),
+        "relation": [fact.relation for fact, _, _ in rows],
         "key": [fact.key for fact, _, _ in rows],
         "neurons": [kind for _, kind, _ in rows],
         "layer": [[neuron.layer for neuron in neurons] for *_, neurons in rows],
@@ -67,10 +72,11 @@ def _make(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
     write_records(path, columns, SCHEMA)
 
 
-def _refined(study: Study, stage: Stage, relation: str, threshold: float) -> RelationRefinement:
+def refined(study: Study, scores: Attribution, threshold: float) -> RelationRefinement:
+    """Refine scores as the settings say."""
     settings = study.settings
     return refine_by_relation(
-        sweep.scores(study, stage, relation),
+        scores,
         attr_threshold=threshold,
         share_threshold=settings.share_threshold,
         step=settings.share_step,

@@ -154,12 +154,7 @@ class Study:
 
     def neurons(self, kind: str, relation: str) -> dict[Fact, NeuronSet]:
         """Return the neurons of a relation's asked facts, of one of the kinds of the stage ``neurons``."""
-        records = self.records("neurons", Shard(relation))
-        records = records[records["neurons"] == kind]
-        of_key = {
-            key: NeuronSet(zip(layers, indices, strict=True))
-            for key, layers, indices in zip(records["key"], records["layer"], records["index"], strict=True)
-        }
+        of_key = neuron_sets(self.records("neurons", Shard(relation)), kind)
         return {fact: of_key[fact.key] for fact in self._of[relation] if fact.key in of_key}
 
     # --- inputs -----------------------------------------------------------------------------------
@@ -199,6 +194,15 @@ class Study:
             facts = everything if relation is None else self.facts if relation == ALL else self._of[relation]
             self._digests[name] = digest_of_facts(facts)
         return self._digests[name]
+
+
+def neuron_sets(records: "pd.DataFrame", kind: str) -> dict[str, NeuronSet]:
+    """Return the neurons of one kind that records of neurons have, by the key of their fact."""
+    records = records[records["neurons"] == kind]
+    return {
+        key: NeuronSet(zip(layers, indices, strict=True))
+        for key, layers, indices in zip(records["key"], records["layer"], records["index"], strict=True)
+    }
 
 
 def digest_of_facts(facts: Iterable[Fact]) -> str:
