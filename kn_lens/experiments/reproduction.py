@@ -26,8 +26,10 @@ from kn_lens.hosts import Host, host_of
 if TYPE_CHECKING:
     import pandas as pd
 
-SAMPLE = (10, 2)
-"""Facts of a relation, and relations, that ``plan`` measures the speed on."""
+SAMPLE_RELATIONS, SAMPLE_ROWS = 2, 120
+"""Relations, and about so many rows of each, that ``plan`` measures the speed on."""
+SAMPLE = {"update_facts": 1, "update_others": 5, "erase_others": 5, "check_facts": 1, "dose_facts": 2, "n_resamples": 1}
+"""What the settings are lowered to for it: less of the same, so that a pass takes as long as it will."""
 
 
 @contextmanager
@@ -78,7 +80,8 @@ def plan(
 ) -> "pd.DataFrame":
     """Say what a run would do, and how long it would take; the run directory is only read.
 
-    The stages are run in a temporary directory on a few facts (``SAMPLE``) to see how fast they are.
+    The stages are run in a temporary directory on a few facts, with what else they do lowered likewise (``SAMPLE``), to
+    see how fast they are.
 
     Args:
         model: as for ``open_study``.
@@ -118,10 +121,7 @@ def plan(
         to_do = {stage: [shard for shard in costs[stage] if not study.is_current(stage, shard)] for stage in costs}
         rates: dict[str, float] = {}
         if any(to_do.values()):
-            n_facts, n_relations = SAMPLE
-            limit = min(n_facts, settings.limit or n_facts)
-            few = replace(settings, relations=tuple(asked[:n_relations]), limit=limit)
-            rates = _seconds_per_pass(model, facts, Path(scratch, "sample"), few, stages, how)
+            rates = _seconds_per_pass(model, facts, Path(scratch, "sample"), _sampled(whole), stages, how)
     rows = []
     for stage, shards in to_do.items():
         passes = sum(costs[stage][shard] for shard in shards)
@@ -136,6 +136,21 @@ def plan(
             }
         )
     return pd.DataFrame(rows)
+
+
+def _sampled(study: Study) -> Settings:
+    """Return the settings of a study that is small and otherwise the same."""
+    relations = study.relations()[:SAMPLE_RELATIONS]
+    n_facts = sum(len(study.asked_facts(relation)) for relation in relations)
+    n_rows = sum(study.n_rows(relation) for relation in relations)
+    lowered = {name: min(n, getattr(study.settings, name)) for name, n in SAMPLE.items()}
+    return replace(
+        study.settings,
+        relations=tuple(relations),
+        limit=max(2, round(SAMPLE_ROWS * n_facts / n_rows)),
+        doses=study.settings.doses[:2],
+        **lowered,
+    )
 
 
 def _seconds_per_pass(
