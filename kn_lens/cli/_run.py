@@ -1,8 +1,6 @@
 """What the commands that run a model share: loading it, asking it, and attributing in parts of bounded size."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kn_lens.cli._terminal import working
@@ -139,13 +137,3 @@ def effect_records(effects: "pd.DataFrame", seed: int) -> list[dict[str, Any]]:
     from kn_lens.effects import effect_table
 
     return effect_table(effects, seed=seed).to_dict("records")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -10,10 +10,11 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
+from kn_lens._whole_files import write_whole
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
 from kn_lens.cli._options import DTYPES, MODEL, RESULT, check_out, choice, option
-from kn_lens.cli._run import ask, described, in_bytes, load, write_whole
+from kn_lens.cli._run import ask, described, in_bytes, load
 from kn_lens.cli._tables import ROWS_SHOWN, left_out_lines, neuron_names, number, table
 from kn_lens.cli._terminal import out, print_json, working
 from kn_lens.errors import ArgumentError, DataError

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kn_lens._whole_files import write_whole
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
 from kn_lens.cli._options import check_out, option
@@ -20,7 +21,6 @@ from kn_lens.cli._run import (
     load,
     most_active,
     prompts_per_fact,
-    write_whole,
 )
 from kn_lens.cli._tables import intervened_table, left_out_lines
 from kn_lens.cli._terminal import out, print_json, working
