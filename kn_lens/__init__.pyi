@@ -1,5 +1,6 @@
 """Knowledge neurons on TransformerLens: find, measure and edit the neurons of a language model that carry a fact."""
 
+from . import figures as figures
 from .attribution import Attribution, attribute, attribute_in_parts
 from .edit_effects import erase_effects, update_effects
 from .edit_questions import Question, inverse_questions, reworded
@@ -33,6 +34,7 @@ from .neurons import (
 )
 from .outputs import Output
 from .prompts import PromptBatch, make_prompts, predict
+from .report import write_figures, write_report, write_tables
 from .score_files import attribute_to_file, read_attribution
 
 __version__: str
@@ -71,6 +73,7 @@ __all__ = [
     "erase_neurons",
     "erase_relation",
     "export",
+    "figures",
     "host_of",
     "inverse_questions",
     "load_model",
@@ -87,4 +90,7 @@ __all__ = [
     "reworded",
     "update_effects",
     "update_fact",
+    "write_figures",
+    "write_report",
+    "write_tables",
 ]
