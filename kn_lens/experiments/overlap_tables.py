@@ -54,7 +54,7 @@ def overlap_table(
 
     rows: list[dict[str, object]] = []
     for kind, of_relation in sets.items():
-        exact, drawn = _exact_and_drawn(of_relation, n_resamples, seed)
+        exact, drawn = exact_and_drawn(of_relation, n_resamples, seed)
         if across_samples:
             exact["shared_across"] = _sampled_across(of_relation, across_samples, seed)
         n_facts = np.array([len(found) for found in of_relation.values()])
@@ -134,8 +134,12 @@ Statistics = dict[str, np.ndarray]
 """By name: ``[draw, relation]``, with all relations together in the last column."""
 
 
-def _exact_and_drawn(sets: SetsByRelation, n_resamples: int, seed: int) -> tuple[Statistics, Statistics]:
-    """Return the statistics of the facts as they are (without the axis of draws), and of facts drawn anew."""
+def exact_and_drawn(sets: SetsByRelation, n_resamples: int, seed: int) -> tuple[Statistics, Statistics]:
+    """Return the statistics of the facts as they are (without the axis of draws), and of facts drawn anew.
+
+    What is drawn depends on the seed and on how many facts each relation has, so that two models' sets of the same
+    facts are drawn alike.
+    """
     generator = np.random.default_rng(seed)
     held = _Incidence.of(sets)
     exact = held.statistics([np.ones((1, len(found))) for found in sets.values()])

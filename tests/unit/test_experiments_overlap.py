@@ -8,7 +8,7 @@ import pytest
 from kn_lens import Fact, NeuronSet
 from kn_lens.errors import DataError
 from kn_lens.experiments.found_files import found_tables, read_found
-from kn_lens.experiments.overlap_tables import _exact_and_drawn, _Incidence, layer_table, overlap_table, table_2
+from kn_lens.experiments.overlap_tables import _Incidence, exact_and_drawn, layer_table, overlap_table, table_2
 from kn_lens.overlap import (
     layer_distribution,
     neurons_per_fact,
@@ -73,7 +73,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     trials, truth = 200, {"neurons_per_fact": 3.0, "shared_within": 0.9}  # ten neurons, each with a chance of 0.3
     for trial in range(trials):
         sets = {"P1": [NeuronSet((0, int(i)) for i in np.flatnonzero(rng.random(10) < 0.3)) for _ in range(40)]}
-        _, drawn = _exact_and_drawn(sets, 200, trial)
+        _, drawn = exact_and_drawn(sets, 200, trial)
         for name in covered:
             low, high = np.quantile(drawn[name][:, -1], [0.025, 0.975])
             covered[name] += low <= truth[name] <= high
