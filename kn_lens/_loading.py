@@ -134,8 +134,7 @@ def check_in_memory(model: Any) -> None:
     kind = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
-            f"Got a {kind}; expected a name, a directory, a Hugging Face model or a TransformerBridge. The checkpoint "
-            "of a HookedTransformer or HookedEncoder can be loaded by its name."
+            f"Got a {kind}; expected a name, a directory, a Hugging Face model or a TransformerLens model."
         )
     if any(name.endswith("_original_component") for name, _ in model.named_modules()):
         raise UnsupportedModelError(
@@ -156,12 +155,21 @@ def check_state(hf_model: nn.Module, name: str) -> None:
         raise UnsupportedModelError(
             f"{name} is in train mode{where}, where dropout makes every pass another one; call model.eval() first."
         )
-    devices = {str(weight.device) for weight in hf_model.parameters()}
+    check_placed(hf_model, name)
+
+
+def check_placed(model: nn.Module, name: str) -> None:
+    """Raise unless the model is whole on one device, and of plain floating-point weights.
+
+    Raises:
+        UnsupportedModelError: naming what is not.
+    """
+    devices = {str(weight.device) for weight in model.parameters()}
     if len(devices) > 1 or "meta" in devices:
         raise UnsupportedModelError(
             f"{name} has weights on {' and '.join(sorted(devices))}; expected all on one device: model.to(device)."
         )
-    for path, weight in hf_model.named_parameters():
+    for path, weight in model.named_parameters():
         if not weight.is_floating_point():
             raise UnsupportedModelError(
                 f"{name} is quantised: {_plain(path)!r} is {weight.dtype}; load the original weights instead."

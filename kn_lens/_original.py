@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kn_lens._hooked import is_hooked
 from kn_lens.errors import EditError
 from kn_lens.hosts import Host
 
@@ -24,7 +25,7 @@ def token_embeddings(host: Host, ids: Int[Tensor, " some"]) -> Float[Tensor, "so
     rows = host.W_E.detach()[ids.to(host.device)]
     if rows.shape[-1] == host.d_model:
         return rows
-    for name, weight in host.model.original_model.named_parameters():
+    for name, weight in host.checkpoint.named_parameters():
         if _plain(name).endswith(_PROJECTIONS) and weight.shape == (host.d_model, rows.shape[-1]):
             return rows @ weight.detach().T
     raise EditError(
@@ -40,8 +41,13 @@ def plain_model(model: Any) -> Any:
     checkpoint's. Those are given back here to an empty model of the same class. Costs no memory for weights.
 
     Raises:
-        EditError: a weight of the class is not found in the model.
+        EditError: there is no such model in it, or a weight of the class is not found there.
     """
+    if is_hooked(model):
+        raise EditError(
+            f"A {type(model).__name__} keeps nothing of the checkpoint that it came from. Save the edit, and export it "
+            "from the checkpoint loaded with kn_lens.load_model(name)."
+        )
     wrapped = model.original_model
     with torch.device("meta"):
         plain = type(wrapped)(wrapped.config)

@@ -1,7 +1,9 @@
 """The seam to TransformerLens: loading checkpoints, and the few facts about a hosted model that everything else uses.
 
-Only this file, ``_loading.py`` and ``_families.py`` know TransformerLens and transformers; they import them late,
-because that takes seconds. A hosted model is a ``TransformerBridge`` with raw weights. What it must offer is small:
+Only this file and its private helpers (``_host``, ``_hooked``, ``_loading``, ``_families``, ``_splicing``, ``_prefix``,
+``_original``) know TransformerLens and transformers; they import them late, because that takes seconds. A hosted model
+is a ``TransformerBridge``; or, of TransformerLens 3, a ``HookedTransformer`` or a ``HookedEncoder``. What it must offer
+is small:
 
     post_l  = activation at ``hook_post(l)``          [row, pos, d_mlp]
     mlp_l   = post_l @ W_out(l) + b_out               the value rows that attribution and edits speak of
@@ -10,19 +12,14 @@ because that takes seconds. A hosted model is a ``TransformerBridge`` with raw w
 ``host_of`` checks that a model offers it and returns a ``Host``; neither runs the model.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
-from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
-from kn_lens._families import FAMILIES, Family, Kind, architecture_of, check_config
+from kn_lens._families import FAMILIES, Family, architecture_of, check_config
+from kn_lens._hooked import hooked_from, hooked_host, is_hooked
+from kn_lens._host import HookFn, Host, Part
 from kn_lens._loading import (
     attach_tokenizer,
     check_finite,
@@ -35,246 +32,20 @@ from kn_lens._loading import (
     wrap,
 )
 from kn_lens._prefix import Prefix
-from kn_lens._splicing import at, forwards, plain_norms, returning
-from kn_lens.errors import ArgumentError, HookError, UnsupportedModelError, did_you_mean
+from kn_lens.errors import ArgumentError, UnsupportedModelError, did_you_mean
 
 __all__ = ["FAMILIES", "Family", "HookFn", "Host", "Part", "Prefix", "embedded_models", "host_of", "load_model"]
 
-HookFn = Callable[..., Tensor | None]
-
-Part = Literal["attn.q", "attn.k", "attn.v", "attn.o", "mlp.in"]  # a linear map of a block
+HOSTS = ("bridge", "hooked")
 
 _CONTEXT_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Host:
-    """A model that kn_lens can work on, seen through the operations it needs.
-
-    Attributes:
-        model: the TransformerLens model.
-        name: the name or path it was loaded by.
-        architecture: the Hugging Face class, such as ``BertForMaskedLM``.
-        kind: ``masked`` (reads the answer at the mask) or ``causal`` (reads it after the last token).
-        n_layers: number of blocks.
-        d_model: width of the residual stream.
-        d_mlp: neurons per layer: rows of ``W_out``, also where the MLP is gated.
-        d_vocab: number of logits.
-        n_ctx: longest prompt in tokens; None where the positions have no limit.
-        device: where all the weights are.
-        dtype: of the weights.
-        tokenizer: the checkpoint's own, as it came; None when the model was handed over without one.
-        raw: False after TransformerLens has processed the weights (``enable_compatibility_mode``): ``W_out`` then no
-            longer holds the checkpoint's rows, and edits would not refer to the checkpoint.
-        norm_after_mlp: True where the block normalises what ``W_out`` writes before adding it to the residual stream
-            (Gemma 2, Gemma 3, OLMo 2). Scaling all neurons of such a layer changes nothing until they are almost zero.
-    """
-
-    model: Any = field(repr=False)
-    name: str
-    architecture: str
-    kind: Kind
-    n_layers: int
-    d_model: int
-    d_mlp: int
-    d_vocab: int
-    n_ctx: int | None
-    device: torch.device
-    dtype: torch.dtype
-    tokenizer: Any = field(repr=False)
-    raw: bool
-    norm_after_mlp: bool
-
-    def hook_post(self, layer: int) -> str:
-        """Return the name of the hook on the MLP activations of ``layer``: the input of ``W_out``.
-
-        Raises:
-            ArgumentError: the model has no such layer.
-        """
-        return f"blocks.{self._checked(layer)}.mlp.hook_post"
-
-    def hook_mlp_out(self, layer: int) -> str:
-        """Return the name of the hook on the output of ``W_out``, before any norm the family puts after it."""
-        return f"blocks.{self._checked(layer)}.mlp.out.hook_out"
-
-    def resid_pre(self, layer: int) -> str:
-        """Return the name of the hook on the residual stream that enters ``layer``."""
-        return f"blocks.{self._checked(layer)}.hook_in"
-
-    def resid_post(self, layer: int) -> str:
-        """Return the name of the hook on the residual stream that leaves ``layer``."""
-        return f"blocks.{self._checked(layer)}.hook_out"
-
-    def W_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-        """Return the value rows of ``layer``, live: writing to them (under ``torch.no_grad``) changes the model."""
-        return self.model.blocks[self._checked(layer)].mlp.W_out
-
-    @property
-    def W_E(self) -> Float[Tensor, "d_vocab d_embed"]:
-        """The input word embeddings, live. ``d_embed`` is ``d_model`` unless the model projects (ELECTRA, OPT-350m)."""
-        return self.model.embed.W_E
-
-    @cached_property
-    def hook_names(self) -> frozenset[str]:
-        """Every hook name of the model, aliases included."""
-        return frozenset(self.model.hook_dict)
-
-    def check_hooks(self, names: Iterable[Any]) -> None:
-        """Raise unless every name is a hook of the model.
-
-        Raises:
-            HookError: naming the unknown one and the nearest known.
-        """
-        for name in names:
-            if name not in self.hook_names:
-                raise HookError(
-                    f"{self.name} has no hook {name!r}; expected one of the names in model.hook_dict (exact names, "
-                    "not filters)." + (did_you_mean(name, self.hook_names) if isinstance(name, str) else "")
-                )
-
-    def logits(
-        self,
-        tokens: Int[Tensor, "row pos"],
-        attention_mask: Int[Tensor, "row prefix_and_pos"],
-        read_pos: Int[Tensor, " row"] | None = None,
-        fwd_hooks: Sequence[tuple[str, HookFn]] = (),
-        prefix: Prefix | None = None,
-    ) -> Float[Tensor, "row d_vocab"] | Float[Tensor, "row pos d_vocab"]:
-        """Run the model on right-padded tokens, in the caller's grad mode.
-
-        Args:
-            tokens: token ids, padded on the right.
-            attention_mask: 1 for tokens, 0 for padding.
-            read_pos: compute the head at this position of each row only: the same numbers, without ``pos * d_vocab``
-                logits. Hooks on the head then see one position.
-            fwd_hooks: in TransformerLens' form; called in order.
-            prefix: what the model keeps of earlier tokens. Then ``tokens``, ``read_pos`` and the hooks are about those
-                after them alone, and the mask about both.
-
-        Returns:
-            Logits at ``read_pos``, or at every position.
-
-        Raises:
-            HookError: unknown hook name; raised before the model runs.
-        """
-        hooks = list(fwd_hooks)
-        self.check_hooks(name for name, _ in hooks)
-        if read_pos is not None:
-            hooks.append((self._head_entry, at(read_pos)))
-        options = {} if self.kind == "masked" else {"use_cache": False}
-        if prefix is not None:
-            options = {"use_cache": True, "past_key_values": prefix.cache}
-        with self.model.hooks(fwd_hooks=hooks):
-            logits = self.model(tokens, attention_mask=attention_mask, **options)
-        return logits if read_pos is None else logits.squeeze(1)
-
-    def linear(self, layer: int, part: Part) -> tuple[str, str]:
-        """Return the names of the hooks before and after a linear map of a block of a masked model.
-
-        Causal families join or split theirs in ways of their own, and have not all of these.
-        """
-        stem = f"blocks.{self._checked(layer)}.{part}"
-        return f"{stem}.hook_in", f"{stem}.hook_out"
-
-    def hook_attn_out(self, layer: int) -> str:
-        """Return the name of the hook on what the attention of ``layer`` returns to its block."""
-        return f"blocks.{self._checked(layer)}.attn.hook_out"
-
-    def prefix(self, tokens: Int[Tensor, "row pos"]) -> Prefix | None:
-        """Run a causal model on tokens without padding, and return its keys and values, or None if it keeps none."""
-        return Prefix.of(self.model, tokens)
-
-    def unembed(self, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
-        """Return the logits of a residual stream, by final norm (or masked-LM transform) and unembedding.
-
-        ``unembed(resid_post of the last layer at a position)`` equals the logits there. No block runs.
-        """
-        tokens = torch.zeros(len(resid), 1, dtype=torch.long, device=self.device)
-        with self.resumed(self.n_layers, resid[:, None]):
-            return self.logits(tokens, torch.ones_like(tokens)).squeeze(1)
-
-    @contextmanager
-    def resumed(
-        self,
-        layer: int,
-        resid: Float[Tensor, "row pos d_model"],
-        attn_out: Float[Tensor, "row pos d_model"] | None = None,
-        *,
-        alone: bool = False,
-    ) -> Iterator[None]:
-        """Make the forward passes inside start at ``layer`` with the residual stream ``resid``, skipping those below.
-
-        The result is exact (the same operations on the same numbers) when ``resid`` is what ``resid_pre(layer)`` holds
-        for the same tokens and mask, which are still to be passed: masks, rotary tables and alibi are built from them.
-        Gradients flow into ``resid``. Hooks on skipped blocks do not fire. The first use costs a pass over one token.
-
-        Args:
-            layer: first block to run, 0 to ``n_layers``; ``n_layers`` runs the head alone.
-            resid: what enters that block.
-            attn_out: what ``hook_attn_out(layer)`` holds; the attention is then not run. The rest of a block works
-                position by position, so that ``resid`` and ``attn_out`` may hold just some of the positions, which then
-                are the ones that ``resid_pre(layer + 1)`` holds.
-            alone: skip the blocks above ``layer`` too: the head reads what it leaves.
-
-        Raises:
-            ArgumentError: ``layer`` out of range.
-        """
-        if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= layer <= self.n_layers:
-            raise ArgumentError(f"Cannot resume at layer {layer!r}; expected 0 to {self.n_layers}.")
-        blocks = self.model.blocks
-        of_block, of_attn = self._beside
-        instead: dict[Any, Callable[..., Any]] = {block: lambda *_, **__: of_block(resid) for block in blocks[:layer]}
-        if layer == 0:
-            instead[blocks[0]] = lambda _, *args, **kwargs: type(blocks[0]).forward(blocks[0], resid, *args, **kwargs)
-        if attn_out is not None:
-            instead[blocks[layer].attn] = lambda *_, **__: of_attn(attn_out)
-        if alone:
-            instead |= {block: lambda entering, *_, **__: of_block(entering) for block in blocks[layer + 1 :]}
-        with forwards(instead | plain_norms(self.model)):
-            yield
-
-    def check_finite(self) -> None:
-        """Raise if a weight is NaN or infinite. Reads every weight once.
-
-        Raises:
-            UnsupportedModelError: naming the parameter.
-        """
-        check_finite(self.model.original_model, self.name)
-
-    @cached_property
-    def _head_entry(self) -> str:
-        # The masked-LM transform works position by position too, so it is cut before it, not after.
-        return "mlm_head.hook_in" if "mlm_head.hook_in" in self.hook_names else "unembed.hook_in"
-
-    @cached_property
-    def _beside(self) -> tuple[Callable[[Tensor], Any], Callable[[Tensor], Any]]:
-        """How a block and its attention return a tensor: bare, or before values that nothing here needs."""
-        seen: list[Any] = []
-        handles = [
-            module.register_forward_hook(lambda module, args, output: seen.append(output))
-            for module in (self.model.blocks[0].attn, self.model.blocks[0])  # in the order they finish
-        ]
-        try:
-            tokens = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-            with torch.no_grad():
-                self.logits(tokens, torch.ones_like(tokens))
-        finally:
-            for handle in handles:
-                handle.remove()
-        of_attn, of_block = (returning(output) for output in seen)
-        return of_block, of_attn
-
-    def _checked(self, layer: int) -> int:
-        if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= layer < self.n_layers:
-            raise ArgumentError(f"{self.name} has no layer {layer!r}; expected 0 to {self.n_layers - 1}.")
-        return layer
 
 
 def host_of(model: Any) -> Host:
     """Check that kn_lens can work on a TransformerLens model, and describe it. Runs nothing; milliseconds.
 
     Raises:
-        UnsupportedModelError: not a ``TransformerBridge``, in train mode, on several devices, quantised, a mixture of
+        UnsupportedModelError: not a TransformerLens model, in train mode, on several devices, quantised, a mixture of
             experts, or with ``hook_post`` elsewhere than at the input of ``W_out``.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
@@ -283,9 +54,11 @@ def host_of(model: Any) -> Host:
     >>> host.hook_post(1), host.d_mlp
     ('blocks.1.mlp.hook_post', 64)
     """
+    if is_hooked(model):
+        return hooked_host(model)
     if not is_bridge(model):
         raise UnsupportedModelError(
-            f"Got a {type(model).__name__}; expected a TransformerLens TransformerBridge. "
+            f"Got a {type(model).__name__}; expected a TransformerLens model, such as a TransformerBridge. "
             "kn_lens.load_model makes one from a name, a directory or a Hugging Face model."
         )
     hf_model: Any = getattr(model, "original_model", None)
@@ -330,6 +103,7 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    host: str = "bridge",
 ) -> Any:
     """Return a TransformerLens model with raw weights, frozen, in evaluation mode.
 
@@ -342,6 +116,8 @@ def load_model(
         device: for a name or directory; default CUDA where there is one, else the CPU.
         dtype: for a name or directory; default float32, whatever the checkpoint is stored in.
         revision: branch, tag or commit on the Hugging Face hub.
+        host: ``hooked`` copies the weights of a GPT-2 into a ``HookedTransformer``, of a BERT into a ``HookedEncoder``;
+            TransformerLens has these classes up to version 3.
 
     Raises:
         UnsupportedModelError: nothing of that name, an incomplete checkpoint, a model that cannot be hosted (with the
@@ -354,24 +130,27 @@ def load_model(
     >>> host_of(model).W_out(0).shape
     torch.Size([32, 16])
     """
+    if host not in HOSTS:
+        raise ArgumentError(f"host={host!r}; expected one of {', '.join(HOSTS)}.{did_you_mean(host, HOSTS)}")
+    build = wrap if host == "bridge" else hooked_from
     if isinstance(name_or_model, (str, Path)):
         hf_model, tokenizer = read_checkpoint(
             name_or_model, tokenizer=tokenizer, device=device, dtype=dtype, revision=revision
         )
-        model = wrap(hf_model, name=str(name_or_model))
+        model = build(hf_model, name=str(name_or_model))
     else:
         options = {"device": device, "dtype": dtype, "revision": revision}
         given = [key for key, value in options.items() if value is not None]
         if given:
             raise ArgumentError(f"{given[0]}= is for checkpoints loaded by name; move or cast the model before.")
-        if is_bridge(name_or_model):
+        if is_bridge(name_or_model) or is_hooked(name_or_model):
             model = name_or_model
         else:
             check_in_memory(name_or_model)
             name = name_or_model.config._name_or_path or type(name_or_model).__name__
             check_state(name_or_model, name)
             check_finite(name_or_model, name)  # before it is touched
-            model = wrap(name_or_model, name=name)
+            model = build(name_or_model, name=name)
     host_of(model).check_finite()
     attach_tokenizer(model, tokenizer)
     return model
