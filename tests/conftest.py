@@ -7,5 +7,5 @@ from jaxtyping import install_import_hook
 
 import tests.typecheck  # the hook looks it up as an attribute of its package
 
-CHECKED = "outputs hosts resume engine baselines _reading".split()
+CHECKED = "outputs hosts _host _hooked resume engine baselines _reading".split()
 install_import_hook([f"kn_lens.{module}" for module in CHECKED], f"{tests.typecheck.__name__}.checked")
