@@ -1,0 +1,123 @@
+"""A directory elsewhere, at an address that fsspec knows, worked on in a local copy.
+
+Files are stored one by one, each whole or not at all as far as the store can (object stores can; elsewhere a
+transaction of fsspec's writes aside and renames), and a record before the note that makes it count. So what is stored
+is at any time what a local directory would be after a kill. Nothing keeps two processes from one address at a time:
+stores have no locks.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from kn_lens.errors import ArgumentError, DataError
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """Where the files of a local directory are stored; nowhere, where the directory itself is the place.
+
+    Attributes:
+        local: the directory.
+        store_at: a file system of fsspec's and a path in it.
+    """
+
+    local: Path
+    store_at: tuple[Any, str] | None = None
+
+    def fetch(self, name: str) -> None:
+        """Bring a file, or all files of a directory, from the store, if there are any; others stay as they are.
+
+        Raises:
+            DataError: the store cannot be read.
+        """
+        if self.store_at is None:
+            return
+        fs, root = self.store_at
+        with _explained(fs, f"{root}/{name}", "read"):
+            for stored in fs.find(f"{root}/{name}"):
+                place = self.local / str(stored).removeprefix("/").removeprefix(f"{root.removeprefix('/')}/")
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with fs.open(stored, "rb") as source, place.open("wb") as target:
+                    shutil.copyfileobj(source, target)
+
+    def fetch_run(self, name: str) -> None:
+        """Bring a run directory, as one of ours."""
+        self.fetch(name)
+        if self.store_at is not None:
+            (self.local / name).mkdir(parents=True, exist_ok=True)
+            (self.local / name / "lock").touch()
+
+    def store(self, path: Path) -> None:
+        """Store a file of the directory.
+
+        Raises:
+            DataError: it cannot be stored.
+        """
+        if self.store_at is None:
+            return
+        fs, root = self.store_at
+        stored = f"{root}/{path.relative_to(self.local).as_posix()}"
+        with _explained(fs, stored, "written"):
+            fs.makedirs(stored.rpartition("/")[0], exist_ok=True)
+            with path.open("rb") as source, fs.transaction, fs.open(stored, "wb") as target:
+                shutil.copyfileobj(source, target)
+
+    def remove(self, name: str) -> None:
+        """Remove a file from the store, if it is there."""
+        if self.store_at is None:
+            return
+        fs, root = self.store_at
+        with _explained(fs, f"{root}/{name}", "removed"):
+            if fs.exists(f"{root}/{name}"):
+                fs.rm(f"{root}/{name}")
+
+
+@contextmanager
+def working_copy(out: str | Path, mark: str) -> Iterator[tuple[Path, Mirror]]:
+    """Yield a local directory for what is at a path or an address, and its mirror.
+
+    Args:
+        out: the path or address.
+        mark: a file that is there where it is ours.
+
+    Raises:
+        ArgumentError: fsspec knows no such address, lacks the package for it, or something else is there.
+        DataError: the store cannot be read.
+    """
+    text = str(out)
+    if "://" not in text:
+        yield Path(out), Mirror(Path(out))
+        return
+    import fsspec
+
+    try:
+        fs, root = fsspec.core.url_to_fs(text)
+    except (ValueError, ImportError) as error:
+        raise ArgumentError(f"--out {text}: {error}.") from error
+    if "file" in ([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol):
+        yield Path(root), Mirror(Path(root))
+        return
+    root = root.rstrip("/")
+    with _explained(fs, root, "read"):
+        others = not fs.exists(f"{root}/{mark}") and fs.find(root)
+    if others:
+        raise ArgumentError(f"--out {text} holds other files; expected a new directory, or one with a {mark}.")
+    with TemporaryDirectory(prefix="kn-lens-") as folder:
+        Path(folder, "lock").touch()  # which tells directories of ours from others
+        yield Path(folder), Mirror(Path(folder), (fs, root))
+
+
+@contextmanager
+def _explained(fs: Any, name: str, done: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # every store has errors of its own
+        raise DataError(
+            f"{name} cannot be {done} at {type(fs).__name__}: {error}. Everything before it is kept: give the same "
+            "command again."
+        ) from error

@@ -1,0 +1,143 @@
+"""``kn-lens study``: the paper's study on many models, one after another or on Ray."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kn_lens.cli import _options as options
+from kn_lens.cli._facts import read_facts
+from kn_lens.cli._options import RESULT, choice, option
+from kn_lens.cli._tables import table
+from kn_lens.cli._terminal import err, out, print_json
+from kn_lens.errors import ArgumentError, DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kn_lens.engines import Engine, Job
+    from kn_lens.experiments.running import State
+    from kn_lens.study_config import StudyConfig
+
+ENGINES = ("in-process", "ray")
+RUN, RAY = "What is run", "With --engine ray"
+LINE_EVERY = 10.0
+"""Seconds between two lines of progress where there is no terminal."""
+
+
+def study(
+    config: Annotated[Path, typer.Argument(metavar="STUDY.TOML", help="Models, fact sets, stages, seeds, settings.")],
+    to: Annotated[
+        str,
+        typer.Option("--out", "-o", metavar="DIR", help="Directory, or an address such as s3://...; new, or an earlier "
+                     "one to be taken up again.", rich_help_panel=RESULT),
+    ],
+    engine: Annotated[str, choice(ENGINES, "Who computes", RUN)] = "in-process",
+    force: Annotated[
+        bool, typer.Option("--force", help="Take up another study's directory; redo what differs.", rich_help_panel=RUN)
+    ] = False,
+    address: Annotated[
+        str | None,
+        option(RAY, "HOST", "Of a cluster: auto, HOST:PORT or ray://HOST:PORT; this machine, unless given."),
+    ] = None,
+    workers: Annotated[int | None, option(RAY, "N", "Models at a time; as many as fit, a run each.", min=1)] = None,
+    gpus: Annotated[float, option(RAY, "SHARE", "GPUs of each worker, such as 1 or 0.5.", min=0)] = 0.0,
+    json: options.Json = False,
+) -> None:  # fmt: skip
+    """Run the paper's study on many models, as a study.toml says; docs/studies.md describes it.
+
+    Stop it at any time; the same command takes it up again. A model that fails is recorded, and the rest goes on. Exit
+    code 1: some runs failed.
+    """
+    from kn_lens.study_config import read_study
+
+    if engine != "ray" and (address or workers or gpus):
+        raise ArgumentError("--address, --workers and --gpus are for --engine ray.")
+    read = read_study(config)
+    facts, held_out = _read_facts(read)
+
+    from kn_lens.study import run_study
+
+    try:
+        with _display() as show:
+            rows = run_study(
+                read, facts, to, held_out=held_out, engine=_engine(engine, address, workers, gpus), watch=show,
+                force=force,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        print(f"kn-lens: interrupted; the same command takes {to} up again.", file=sys.stderr)
+        sys.exit(130)
+    failed = rows[rows["state"] == "failed"]
+    if json:
+        print_json({"command": "study", "out": to, "runs": rows.to_dict("records")})
+    else:
+        out.print(_shown(rows))
+        out.print(f"Runs are in {to}/runs, the tables of all together in {to}/tables.", soft_wrap=True)
+    if len(failed):
+        err.print(f"{len(failed)} of {len(rows)} runs failed; the same command tries them again.", soft_wrap=True)
+        raise typer.Exit(1)
+
+
+def _read_facts(config: "StudyConfig") -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the fact sets, and those in held-out wordings, by name."""
+    facts, held_out = {}, {}
+    for entry in config.facts:
+        templates = None if entry.templates is None else Path(entry.templates)
+        for name, known in (("split", options.SPLITS), ("format", options.FORMATS)):
+            value = getattr(entry, name)
+            if value is not None and value not in known:
+                raise DataError(f"{name} of the facts {entry.name} is {value!r}; expected one of {', '.join(known)}.")
+        facts[entry.name] = read_facts(entry.source, entry.format, templates, entry.split)
+        if entry.split == "trained":
+            held_out[entry.name] = read_facts(entry.source, entry.format, templates, "held_out")
+    return facts, held_out
+
+
+def _engine(name: str, address: str | None, workers: int | None, gpus: float) -> "Engine":
+    if name == "ray":
+        from kn_lens._ray_engine import RayEngine
+
+        return RayEngine(address=address, workers=workers, gpus=gpus)
+    from kn_lens.engines import InProcess
+
+    return InProcess()
+
+
+@contextmanager
+def _display() -> "Iterator[Callable[[Job, State | None], None]]":
+    """Show how far the study is: one bar on a terminal's stderr, elsewhere a line now and then."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(bar_width=20), TimeElapsedColumn(),
+        console=err, transient=True, disable=not err.is_terminal,
+    )  # fmt: skip
+    task = bar.add_task("", total=None)
+    last: dict[str, float] = {}
+
+    def show(job: "Job", state: "State | None") -> None:
+        what = f"{job.name}: " + ("loading" if state is None else f"{state.stage.name} ")
+        if state is not None:
+            if state.note:
+                err.print(f"{job.name}: {state.note}", soft_wrap=True)
+            what += f"({state.shards_done}/{state.n_shards})"
+            bar.update(task, completed=state.done, total=state.total or None)
+        bar.update(task, description=what)
+        now = time.perf_counter()
+        if not err.is_terminal and now - last.get(job.name, -LINE_EVERY) >= LINE_EVERY:
+            last[job.name] = now
+            err.print(what, soft_wrap=True)
+
+    with bar:
+        yield show
+
+
+def _shown(rows: "pd.DataFrame") -> Any:
+    shown = table("Runs", "run", "state", "what failed")
+    for row in rows.to_dict("records"):
+        shown.add_row(row["run"], row["state"], f"{row['where']}: {row['reason']}" if row["where"] else "")
+    return shown

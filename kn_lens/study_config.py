@@ -1,0 +1,335 @@
+"""What a study of many models is: ``study.toml``, read and checked before anything is loaded.
+
+    preset = "kn_lens"                 # as in kn-lens reproduce
+    stages = ["neurons", "effects"]    # and those that they need; all, unless given
+    seeds = [0]                        # a run each
+    threads = 1                        # of each process that runs a model
+    memory = 4.0                       # GiB for the passes of each; half of what is free, unless given
+
+    [settings]                         # as --set
+    limit = 20
+
+    [[models]]                         # one or more
+    model = "checkpoints/small-0"      # embedded, a Hugging Face name, or a directory
+    name = "small-0"                   # the model's last part, unless given
+    revision = "main"                  # of a Hugging Face name
+    checkpoint = 3000                  # a step of training: revision step3000, or a directory in the model's
+    dtype = "float32"
+    device = "cpu"                     # CUDA where there is one, unless given
+    tags = { size = "small", seed = 0 }   # what kn-lens compare tells models apart by
+
+    [[facts]]                          # the embedded ones, unless given
+    source = "world"                   # as --facts
+    name = "world"
+    split = "all"                      # and format, templates: as in kn-lens reproduce
+
+Paths are relative to the file. There is a run for each model, fact set and seed.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kn_lens.errors import ArgumentError, DataError, did_you_mean
+from kn_lens.experiments.settings import Settings
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found]  # where the standard library has none
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+STEP_DIRECTORIES = ("step{}", "checkpoint-{}", "step_{}")
+"""Where the directory of a model may keep its state after so many steps of training."""
+
+PATHS = ("texts", "syntax")
+"""Settings that are paths; a digest of what is there stands beside each."""
+
+WORLD = "world"
+"""The embedded facts."""
+
+Tag = str | int | float
+Entry = TypeVar("Entry", "ModelEntry", "FactsEntry")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEntry:
+    """A model of a study.
+
+    Attributes:
+        name: told apart by it.
+        model: what ``load_model`` takes: a name or a directory.
+        revision: of a Hugging Face name.
+        dtype: to load the weights in.
+        device: to load them on.
+        tags: what is known of it: its size, seed, step of training.
+    """
+
+    name: str
+    model: str
+    revision: str | None = None
+    dtype: str = "float32"
+    device: str | None = None
+    tags: Mapping[str, Tag] = field(default_factory=dict)
+
+    @property
+    def loaded_as(self) -> tuple[str | None, ...]:
+        """What two entries of one model have in common."""
+        return (self.model, self.revision, self.dtype, self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactsEntry:
+    """A fact set of a study; see ``kn-lens reproduce`` for what its values mean."""
+
+    name: str
+    source: str = WORLD
+    format: str | None = None
+    templates: str | None = None
+    split: str = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """A study: every model with every fact set and seed.
+
+    Attributes:
+        models: one or more.
+        facts: one or more.
+        stages: names; empty for all.
+        seeds: one or more.
+        preset: see ``Settings``.
+        settings: changes to the preset.
+        threads: that torch computes with in each process that runs a model. Sums come out the same in their last bits
+            for the same number only; so engines give the same records.
+        memory: GiB that passes may take in each process; None for half of what is free.
+    """
+
+    models: Sequence[ModelEntry]
+    facts: Sequence[FactsEntry] = (FactsEntry(name=WORLD),)
+    stages: Sequence[str] = ()
+    seeds: Sequence[int] = (0,)
+    preset: str = "kn_lens"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    threads: int = 1
+    memory: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is twice, missing or out of range."""
+        for what, entries in (("model", self.models), ("fact set", self.facts), ("seed", self.seeds)):
+            if not entries:
+                raise ArgumentError(f"A study needs a {what}; there is none.")
+        _once("model", [(one.name, one.name) for one in self.models])
+        _once("model", [(one.loaded_as, one.name) for one in self.models])
+        _once("fact set", [(one.name, one.name) for one in self.facts])
+        _once("seed", [(one, str(one)) for one in self.seeds])
+        if "seed" in self.settings or "preset" in self.settings:
+            raise ArgumentError("seeds and preset stand beside the settings, not among them.")
+        if self.threads < 1 or not (self.memory is None or self.memory > 0) or min(self.seeds) < 0:
+            raise ArgumentError("threads and memory are positive, and seeds are not negative.")
+        self.settings_for(self.seeds[0])
+
+    def settings_for(self, seed: int) -> Settings:
+        """Return the settings of the runs with a seed."""
+        changed = {name: tuple(value) if isinstance(value, list) else value for name, value in self.settings.items()}
+        return Settings.of(self.preset, **changed, seed=seed)
+
+
+def read_study(path: str | Path) -> StudyConfig:
+    """Read a ``study.toml``.
+
+    Raises:
+        DataError: it is not there, is not TOML, or has a key or a value that it must not; the nearest valid one is
+            named.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise DataError(f"{path}: no TOML in UTF-8: {error}") from error
+    try:
+        _check("", table, _TOP)
+        models = [_model(path.parent, one) for one in _entries("models", table, _MODEL)]
+        given: dict[str, Any] = {**table, "models": models}
+        if "facts" in table:
+            given["facts"] = [_facts(path.parent, one) for one in _entries("facts", table, _FACTS)]
+        settings = table.get("settings", {})
+        places = {name: _place(path.parent, str(settings[name])) for name in PATHS if name in settings}
+        given["settings"] = {**settings, **places}
+        return StudyConfig(**given)
+    except ArgumentError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def as_toml(config: StudyConfig) -> str:
+    """Return a study as ``read_study`` reads it, its settings resolved.
+
+    >>> print(as_toml(StudyConfig(models=[ModelEntry(name="a", model="b", tags={"seed": 1})])))
+    preset = "kn_lens"
+    ...
+    [[models]]
+    name = "a"
+    model = "b"
+    dtype = "float32"
+    tags = {"seed" = 1}
+    ...
+    """
+    resolved = config.settings_for(config.seeds[0]).as_dict()
+    derived = ("preset", "seed", *(f"{name}_digest" for name in PATHS))
+    settings = {name: value for name, value in resolved.items() if name not in derived}
+    lines = _lines({name: getattr(config, name) for name in ("preset", "stages", "seeds", "threads", "memory")})
+    lines += ["", "[settings]", *_lines(settings)]
+    for heading, entries in (("models", config.models), ("facts", config.facts)):
+        for entry in entries:
+            lines += ["", f"[[{heading}]]", *_lines({one.name: getattr(entry, one.name) for one in fields(entry)})]
+    return "\n".join(lines) + "\n"
+
+
+def differences(there: StudyConfig, now: StudyConfig) -> list[str]:
+    """Return what a study has changed, or lost; models, fact sets, seeds and stages may be added.
+
+    Where models and facts lie is no difference: what they are is told by their contents.
+    """
+    found = [
+        f"{name}: {getattr(there, name)}, now {getattr(now, name)}"
+        for name in ("preset", "threads")
+        if getattr(there, name) != getattr(now, name)
+    ]
+    old, new = (config.settings_for(0).as_dict() for config in (there, now))
+    found += [
+        f"{name}: {old.get(name)}, now {new[name]}" for name in new if name not in PATHS and old.get(name) != new[name]
+    ]
+    entries: Iterable[tuple[str, Sequence[Any], Sequence[Any], str]] = (
+        ("model", there.models, now.models, "model tags"),
+        ("facts", there.facts, now.facts, "source templates"),
+    )
+    for what, before, after, told in entries:
+        by_name = {entry.name: entry for entry in after}
+        for entry in before:
+            if entry.name not in by_name:
+                found.append(f"{what} {entry.name}: there, now missing")
+                continue
+            for one in fields(entry):
+                values = [getattr(side, one.name) for side in (entry, by_name[entry.name])]
+                if one.name not in told.split() and values[0] != values[1]:
+                    found.append(f"{one.name} of {what} {entry.name}: {values[0]}, now {values[1]}")
+    return found + [f"seed {seed}: there, now missing" for seed in there.seeds if seed not in now.seeds]
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+_TEXT, _COUNT, _NUMBER, _TABLE, _LIST = "a text", "a whole number", "a number", "a table", "a list"
+_IS: Mapping[str, Callable[[Any], bool]] = {
+    _TEXT: lambda value: isinstance(value, str) and bool(value.strip()),
+    _COUNT: lambda value: isinstance(value, int) and not isinstance(value, bool),
+    _NUMBER: lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
+    _TABLE: lambda value: isinstance(value, dict),
+    _LIST: lambda value: isinstance(value, list),
+    f"{_LIST} of texts": lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
+    f"{_LIST} of whole numbers": lambda value: isinstance(value, list) and all(map(_IS[_COUNT], value)),
+}
+_TOP = {
+    "preset": _TEXT, "stages": f"{_LIST} of texts", "seeds": f"{_LIST} of whole numbers", "threads": _COUNT,
+    "memory": _NUMBER, "settings": _TABLE, "models": _LIST, "facts": _LIST,
+}  # fmt: skip
+_MODEL = {
+    "name": _TEXT, "model": _TEXT, "revision": _TEXT, "checkpoint": _COUNT, "dtype": _TEXT, "device": _TEXT,
+    "tags": _TABLE,
+}  # fmt: skip
+_FACTS = {one.name: _TEXT for one in fields(FactsEntry)}
+
+
+def _check(where: str, table: Mapping[str, Any], known: Mapping[str, str]) -> None:
+    for key, value in table.items():
+        if key not in known:
+            near = did_you_mean(key, known) or f" Expected some of {', '.join(known)}."
+            raise ArgumentError(f"unknown key {key!r}{where}.{near}")
+        if not _IS[known[key]](value):
+            raise ArgumentError(f"{key}{where} is {value!r}; expected {known[key]}.")
+
+
+def _entries(heading: str, table: Mapping[str, Any], known: Mapping[str, str]) -> list[dict[str, Any]]:
+    entries = table.get(heading, [])
+    for number, entry in enumerate(entries, start=1):
+        if not isinstance(entry, dict):
+            raise ArgumentError(f"{heading} holds {entry!r}; expected tables: [[{heading}]].")
+        _check(f" in [[{heading}]] number {number}", entry, known)
+    return entries
+
+
+def _model(folder: Path, table: Mapping[str, Any]) -> ModelEntry:
+    if "model" not in table:
+        raise ArgumentError(f'[[models]] {dict(table)} names no model; expected model = "a name or a directory".')
+    given = dict(table)
+    step = given.pop("checkpoint", None)
+    if given.get("dtype", DTYPES[0]) not in DTYPES:
+        raise ArgumentError(
+            f"dtype is {given['dtype']!r}; expected one of {', '.join(DTYPES)}.{did_you_mean(given['dtype'], DTYPES)}"
+        )
+    for tag, value in given.get("tags", {}).items():
+        if not (_IS[_NUMBER](value) or isinstance(value, str)):
+            raise ArgumentError(f"tag {tag} is {value!r}; expected a text or a number.")
+    place = _place(folder, given["model"])
+    entry = ModelEntry(**{"name": Path(place).name, **given, "model": place})
+    return entry if step is None else _at_step(entry, step, named="name" in table)
+
+
+def _at_step(entry: ModelEntry, step: int, *, named: bool) -> ModelEntry:
+    """Return a model as it was after so many steps of training."""
+    if entry.revision is not None:
+        raise ArgumentError(f"{entry.name}: checkpoint = {step} stands for a revision; expected one of them.")
+    found = replace(
+        entry,
+        name=entry.name if named else f"{entry.name}-step{step}",
+        tags={"step": step, **entry.tags},
+    )
+    if not Path(entry.model).is_dir():
+        return replace(found, revision=f"step{step}")
+    places = [Path(entry.model, name.format(step)) for name in STEP_DIRECTORIES]
+    for place in places:
+        if place.is_dir():
+            return replace(found, model=str(place))
+    raise ArgumentError(f"{entry.name}: there is no checkpoint {step}; expected a directory {places[0]}.")
+
+
+def _facts(folder: Path, table: Mapping[str, Any]) -> FactsEntry:
+    given = {"source": WORLD, **table}
+    for name in ("source", "templates"):
+        if name in given:
+            given[name] = _place(folder, given[name])
+    return FactsEntry(**{"name": Path(given["source"]).stem, **given})
+
+
+def _place(folder: Path, name: str) -> str:
+    """Return the absolute path of what lies in the folder of the file, and any other name as it is."""
+    place = folder / Path(name).expanduser()
+    return str(place.resolve()) if place.exists() and name != WORLD else name
+
+
+def _once(what: str, named: Iterable[tuple[Any, str]]) -> None:
+    names: dict[Any, str] = {}
+    for key, name in named:
+        if key in names:
+            both = name if names[key] == name else f"{names[key]} and {name}"
+            raise ArgumentError(f"a {what} twice: {both}.")
+        names[key] = name
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def _lines(table: Mapping[str, Any]) -> list[str]:
+    return [f"{key} = {_value(value)}" for key, value in table.items() if value is not None and value != {}]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_value(key)} = {_value(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)  # which is TOML, for texts, numbers and truth values
