@@ -13,8 +13,9 @@ import typer
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import read_facts
 from kn_lens.cli._options import FACTS, METHOD, RESULT, choice, option
+from kn_lens.cli._results import result_table
 from kn_lens.cli._run import described, in_bytes, load
-from kn_lens.cli._tables import ROWS_SHOWN, number, table
+from kn_lens.cli._tables import table
 from kn_lens.cli._terminal import err, out, print_json
 from kn_lens.errors import ArgumentError
 
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from kn_lens.experiments.running import State
+    from kn_lens.experiments.study import Shown
 
 PRESETS = ("kn_lens", "paper", "official")
 STAGES, OTHERS = "What is run", "Neurons found by others"
+RELATIONS_NAMED = 8
 LINE_EVERY = 10.0
 """Seconds between two lines of progress where there is no terminal."""
-SHOWN = ("table2", "figure3", "figures4_5", "dose_response")
-"""The tables that a terminal gets; the others are in the run directory."""
 
 
 def reproduce(
@@ -112,10 +113,13 @@ def reproduce(
     try:
         with open_study(loaded, source, to, chosen, names=names, **how) as study, _display() as show:
             tables = run(study, wanted, show)
+        _print(document, tables, {name: how for stage in wanted for name, how in stage.shown.items()}, to, json)
     except KeyboardInterrupt:
-        print(f"kn-lens: interrupted; the same command takes {to} up again.", file=sys.stderr)
+        print(
+            f"kn-lens: interrupted; what was written to {to} is kept, and the same command goes on from there.",
+            file=sys.stderr,
+        )
         sys.exit(130)
-    _print(document, tables, to, json)
 
 
 def _found(
@@ -123,6 +127,7 @@ def _found(
     seed: int, json: bool,
 ) -> None:  # fmt: skip
     """Sum up neurons found by others: Table 2 and Figure 3 alone."""
+    from kn_lens.experiments import refining
     from kn_lens.experiments.found_files import found_tables, read_found
     from kn_lens.experiments.run_directory import open_run
 
@@ -135,7 +140,7 @@ def _found(
     with open_run(to, {"neurons": files, "seed": seed}, {"made_from": {}}, force=True) as run:
         for name, one in tables.items():
             run.write_text(f"tables/{name}.csv", one.to_csv(index=False))
-    _print({"command": "reproduce", "neurons": files, "out": str(to)}, tables, to, json)
+    _print({"command": "reproduce", "neurons": files, "out": str(to)}, tables, refining.STAGE.shown, to, json)
 
 
 def _settings(preset: str, changes: Sequence[str] | None, **given: Any) -> Any:
@@ -189,29 +194,31 @@ def _display() -> "Iterator[Any]":
         yield show
 
 
-def _print(document: Mapping[str, Any], tables: "Mapping[str, pd.DataFrame]", to: Path, json: bool) -> None:
+def _print(
+    document: Mapping[str, Any],
+    tables: "Mapping[str, pd.DataFrame]",
+    shown: "Mapping[str, Shown]",
+    to: Path,
+    json: bool,
+) -> None:
     if json:
         print_json({**document, "tables": {name: one.to_dict("records") for name, one in tables.items()}})
         return
-    for name in SHOWN:
+    for name, how in shown.items():
         if name in tables:
-            out.print(_shown(name, tables[name]))
-    out.print(f"All tables are in {to / 'tables'}.", soft_wrap=True)
+            out.print(result_table(tables[name], how, out))
+    if "coverage" in tables:
+        out.print(_covered(tables["coverage"]), soft_wrap=True)
+    out.print(f"n: facts, or pairs of facts. All tables, also by relation, are in {to / 'tables'}.", soft_wrap=True)
 
 
-def _shown(title: str, rows: "pd.DataFrame") -> "Table":
-    """Return a table of numbers with their intervals."""
-    labels = [name for name in rows if name in ("statistic", "factor", "neurons", "facts", "layer")]
-    numbers = ("value and 95% interval", "n", "control", *(["paper"] if "paper" in rows else []))
-    shown = table(title.replace("_", " "), *labels, *numbers, right=numbers)
-    for row in rows.head(ROWS_SHOWN).to_dict("records"):
-        shown.add_row(
-            *(f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) for name in labels),
-            f"{number(row['value'], '.3f')} [{number(row['low'], '.3f')}, {number(row['high'], '.3f')}]",
-            f"{row['n']:,}",
-            *(number(row[name], ".3f") for name in numbers[2:]),
-        )
-    return shown
+def _covered(coverage: "pd.DataFrame") -> str:
+    """Say how much of the data was asked."""
+    facts, asked, prompts = (coverage[name].sum() for name in ("facts", "facts_asked", "prompts_asked"))
+    without = coverage.loc[coverage["facts_asked"] == 0, "relation"].tolist()
+    names = ", ".join(without[:RELATIONS_NAMED]) + (" ..." if without[RELATIONS_NAMED:] else "")
+    none = f"; no fact of {len(without)} relations ({names}; coverage.csv says why)" if without else ""
+    return f"Asked: {asked:,} of {facts:,} facts, in {prompts:,} prompts{none}."
 
 
 def _plan_table(rows: "pd.DataFrame") -> "Table":

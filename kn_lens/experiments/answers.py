@@ -17,7 +17,7 @@ from kn_lens._refining import prompts_by_fact
 from kn_lens.experiments import asking
 from kn_lens.experiments.bootstrap import mean_of, summed_up
 from kn_lens.experiments.run_directory import Shard
-from kn_lens.experiments.study import Stage, Study, Tick, write_records
+from kn_lens.experiments.study import Shown, Stage, Study, Tick, write_records
 from kn_lens.facts import Fact
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ STAGE = Stage(
     title="What the model answers",
     make=_make,
     tables=_tables,
+    shown={"answers": Shown("What the model answers, beside always giving the relation's most frequent object")},
     needs=(asking.STAGE,),
     cost=lambda study, shard: study.n_rows(shard.relation),
 )

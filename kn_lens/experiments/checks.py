@@ -26,7 +26,7 @@ from kn_lens.effects import measure
 from kn_lens.experiments import refining
 from kn_lens.experiments.bootstrap import change_ratio, mean_of, summed_up, with_control
 from kn_lens.experiments.run_directory import Shard
-from kn_lens.experiments.study import Stage, Study, Tick, write_records
+from kn_lens.experiments.study import Shown, Stage, Study, Tick, write_records
 from kn_lens.experiments.sweep import COST_OF_POINT
 from kn_lens.facts import Fact
 from kn_lens.interventions import Suppress
@@ -180,6 +180,7 @@ STABILITY = Stage(
     title="Stability of the neurons",
     make=_make_stability,
     tables=_stability_tables,
+    shown={"stability": Shown("Stability: likeness (Jaccard) of a fact's neurons to those found otherwise")},
     needs=(refining.STAGE,),
     settings=(
         "seed", "quadrature", "n_steps", "tolerance", "attr_threshold", "share_threshold", "min_prompts",
@@ -192,6 +193,7 @@ METHODS_STAGE = Stage(
     title="Other attribution methods, judged by ablation",
     make=_make_methods,
     tables=_methods_tables,
+    shown={"methods": Shown("Other methods: change of P(answer), relative, with as many of their neurons off")},
     needs=(refining.STAGE,),
     settings=("seed", "check_facts"),
     cost=lambda study, shard: _cost(6, study, shard),

@@ -27,7 +27,7 @@ from kn_lens.errors import EditError, NoPromptError
 from kn_lens.experiments import answers, refining
 from kn_lens.experiments.bootstrap import Draws, mean_of, summed_up, with_control
 from kn_lens.experiments.run_directory import Shard
-from kn_lens.experiments.study import Stage, Study, Tick, write_records
+from kn_lens.experiments.study import Shown, Stage, Study, Tick, write_records
 from kn_lens.facts import Fact, FactSet
 from kn_lens.neuron_sets import NeuronSet
 from kn_lens.neurons import activation_neurons
@@ -326,6 +326,7 @@ UPDATES = Stage(
     title="Updating facts; Table 6",
     make=_make_updates,
     tables=_update_tables,
+    shown={"table6": Shown("Table 6: facts updated to another object", ("changed", "success", "top5", RISE))},
     needs=(refining.STAGE, answers.STAGE),
     settings=(
         "seed", "update_facts", "update_others", "lambdas", "update_scaling", "max_share", "inverses", "synonyms",
@@ -338,6 +339,7 @@ ERASURES = Stage(
     title="Erasing relations; Table 5",
     make=_make_erasures,
     tables=_erase_tables,
+    shown={"table5": Shown("Table 5: relations erased", ("changed", *_PERPLEXITIES))},
     needs=(refining.STAGE,),
     settings=("seed", "erase_top", "erase_value", "erase_others"),
     across=True,

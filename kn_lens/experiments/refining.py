@@ -21,7 +21,7 @@ from kn_lens.attribution import Attribution, attribute
 from kn_lens.experiments import sweep
 from kn_lens.experiments.overlap_tables import layer_table, table_2
 from kn_lens.experiments.run_directory import Shard
-from kn_lens.experiments.study import Stage, Study, Tick, write_records
+from kn_lens.experiments.study import Shown, Stage, Study, Tick, write_records
 from kn_lens.facts import Fact
 from kn_lens.neuron_sets import NeuronSet
 from kn_lens.neurons import RelationRefinement, activation_neurons, random_neurons, refine_by_relation
@@ -125,6 +125,10 @@ STAGE = Stage(
     title="Refining; Table 2 and Figure 3",
     make=_make,
     tables=_tables,
+    shown={
+        "table2": Shown("Table 2: neurons of a fact, and how many two facts share, of one relation and of two"),
+        "figure3": Shown("Figure 3: share of the neurons in each layer, beside an even spread"),
+    },
     needs=(sweep.ATTRIBUTIONS, sweep.ACTIVATIONS),
     settings=(
         "attr_threshold", "baseline_threshold", "share_threshold", "share_step", "max_moves", "min_prompts", "seed",

@@ -30,6 +30,19 @@ Tick = Callable[[int, int], None]
 """Called with (done, total), in any unit."""
 
 
+@dataclass(frozen=True)
+class Shown:
+    """How a table is shown to people who do not open it.
+
+    Attributes:
+        caption: what its values and its control are, in a line.
+        measures: of its column ``measure``, in this order; all of them unless given.
+    """
+
+    caption: str
+    measures: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stage:
     """One kind of records, how they are made, and what they are summed up in.
@@ -39,6 +52,8 @@ class Stage:
         title: what it does, for people.
         make: ``make(study, shard, path, tick)`` writes the records of a shard to ``path``, as Parquet.
         tables: ``tables(study)`` returns tables by name, from records alone; run when all shards are there.
+        shown: those of them that people see first, by name, and how. They have columns of labels, then ``value`` with
+            ``low``, ``high`` and ``n``, and what stands beside them: ``control``, ``paper``.
         needs: the stages whose records it reads: those of its shard's relation, of all relations for ``ALL``.
         settings: the settings that its records depend on.
         across: whether a shard depends on facts of other relations too.
@@ -51,6 +66,7 @@ class Stage:
     title: str
     make: "Callable[[Study, Shard, Path, Tick], None]"
     tables: "Callable[[Study], Mapping[str, pd.DataFrame]]" = lambda study: {}
+    shown: Mapping[str, Shown] = field(default_factory=dict)
     needs: "tuple[Stage, ...]" = ()
     settings: tuple[str, ...] = ()
     across: bool = False
@@ -198,7 +214,7 @@ class Study:
 
 def neuron_sets(records: "pd.DataFrame", kind: str) -> dict[str, NeuronSet]:
     """Return the neurons of one kind that records of neurons have, by the key of their fact."""
-    records = records[records["neurons"] == kind]
+    records = records.loc[records["neurons"] == kind]
     return {
         key: NeuronSet(zip(layers, indices, strict=True))
         for key, layers, indices in zip(records["key"], records["layer"], records["index"], strict=True)

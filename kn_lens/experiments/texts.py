@@ -24,7 +24,7 @@ from kn_lens.experiments import refining
 from kn_lens.experiments.bootstrap import mean_of, summed_up, with_control
 from kn_lens.experiments.corpora import corpus_of, place_of, places_of
 from kn_lens.experiments.run_directory import Shard
-from kn_lens.experiments.study import Stage, Study, Tick, write_records
+from kn_lens.experiments.study import Shown, Stage, Study, Tick, write_records
 from kn_lens.facts import Fact
 
 if TYPE_CHECKING:
@@ -183,6 +183,7 @@ STAGE = Stage(
     title="Activation on texts",
     make=_make,
     tables=_tables,
+    shown={"activation_on_texts": Shown("Table 3: mean activation of a fact's neurons on texts")},
     needs=(refining.STAGE,),
     settings=("seed", "texts_digest", "text_sentences"),
     across=True,
