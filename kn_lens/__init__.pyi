@@ -36,6 +36,8 @@ from .outputs import Output
 from .prompts import PromptBatch, make_prompts, predict
 from .report import write_figures, write_report, write_tables
 from .score_files import attribute_to_file, read_attribution
+from .study import run_study
+from .study_config import StudyConfig, read_study
 
 __version__: str
 
@@ -58,6 +60,7 @@ __all__ = [
     "PromptError",
     "Question",
     "SetTo",
+    "StudyConfig",
     "Suppress",
     "UnsupportedModelError",
     "WeightEdit",
@@ -84,10 +87,12 @@ __all__ = [
     "predict",
     "random_neurons",
     "read_attribution",
+    "read_study",
     "refine",
     "refine_by_relation",
     "refine_released",
     "reworded",
+    "run_study",
     "update_effects",
     "update_fact",
     "write_figures",

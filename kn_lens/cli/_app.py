@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import kn_lens
-from kn_lens.cli import data, demo, edit, find, intervene, models, report, reproduce
+from kn_lens.cli import compare, data, demo, edit, find, intervene, models, report, reproduce, study
 from kn_lens.cli._options import help_if_bare
 
 app = typer.Typer(
@@ -15,7 +15,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo.demo, find.find, intervene.intervene, reproduce.reproduce, report.report, models.models):
+for command in (
+    demo.demo,
+    find.find,
+    intervene.intervene,
+    reproduce.reproduce,
+    study.study,
+    compare.compare,
+    report.report,
+    models.models,
+):
     app.command()(command)
 app.add_typer(edit.app, name="edit")
 app.add_typer(data.app, name="data")
