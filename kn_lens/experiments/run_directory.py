@@ -64,6 +64,10 @@ class Shard:
         return cls(*map(unquote, name.split("+")))
 
 
+def _unnoticed(path: Path) -> None:
+    """Do nothing about a file that has taken its place."""
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """The files of a run; see ``open_run``.
@@ -74,7 +78,7 @@ class RunDirectory:
     """
 
     path: Path
-    settled: Callable[[Path], None] = lambda path: None
+    settled: Callable[[Path], None] = _unnoticed
     _checked: dict[Path, dict[str, Any] | None] = field(default_factory=dict, repr=False)
 
     def record(self, stage: str, shard: Shard) -> Path:
@@ -142,7 +146,7 @@ class RunDirectory:
 
 
 @contextmanager
-def locked(path: str | os.PathLike[str], settled: Callable[[Path], None] = lambda path: None) -> Iterator[RunDirectory]:
+def locked(path: str | os.PathLike[str], settled: Callable[[Path], None] = _unnoticed) -> Iterator[RunDirectory]:
     """Have a directory for this process alone.
 
     Args:
@@ -174,7 +178,7 @@ def open_run(
     provenance: Mapping[str, Any],
     *,
     force: bool = False,
-    settled: Callable[[Path], None] = lambda path: None,
+    settled: Callable[[Path], None] = _unnoticed,
 ) -> Iterator[RunDirectory]:
     """Open a run directory for this process alone, new or to be taken up again.
 
