@@ -1,6 +1,17 @@
 """The stages of a reproduction, in order. A new one is a file with a ``Stage``, and a line here."""
 
-from kn_lens.experiments import answers, asking, checks, editing, modulation, refining, sweep, texts
+from kn_lens.experiments import (
+    answers,
+    asking,
+    checks,
+    editing,
+    modulation,
+    portraits,
+    readouts,
+    refining,
+    sweep,
+    texts,
+)
 from kn_lens.experiments.study import Stage
 
 STAGES: tuple[Stage, ...] = (
@@ -10,6 +21,10 @@ STAGES: tuple[Stage, ...] = (
     refining.STAGE,
     modulation.EFFECTS,
     modulation.DOSES,
+    portraits.PREDICTIONS,
+    portraits.NEURON_SCORES,
+    readouts.READOUTS,
+    readouts.ANSWER_READOUTS,
     texts.STAGE,
     answers.STAGE,
     editing.UPDATES,

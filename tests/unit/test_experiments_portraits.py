@@ -1,0 +1,196 @@
+"""What is told of single facts and neurons: each number is what the library, or a plain pass, gives for it alone."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+import kn_lens as kn
+from kn_lens.experiments import portraits, readouts, sweep
+from kn_lens.experiments.reproduction import open_study
+from kn_lens.experiments.run_directory import Shard
+from kn_lens.experiments.running import run
+from kn_lens.experiments.settings import Settings
+from kn_lens.experiments.study import ALL
+from tests.tiny import tiny_model
+from tests.unit.test_experiments import tiny_facts
+
+# With half of the prompts enough, and little stored, many a found neuron's score is missing from the stored ones.
+SETTINGS = Settings.of(
+    attr_threshold=0.5, keep=0.5, share_threshold=0.5, min_prompts=2, max_moves=0, n_resamples=4000, quadrature="left",
+    n_steps=3,
+)  # fmt: skip
+STAGES = (portraits.PREDICTIONS, portraits.NEURON_SCORES, readouts.READOUTS, readouts.ANSWER_READOUTS)
+FAMILIES = ("BertForMaskedLM", "ElectraForMaskedLM", "GPT2LMHeadModel", "LlamaForCausalLM", "Gemma2ForCausalLM")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "run"
+    with open_study(model, tiny_facts(), path, SETTINGS) as study:
+        yield study, run(study, STAGES, lambda state: None)
+
+
+def attributed(model, fact):
+    return kn.attribute(model, kn.make_prompts(model, fact), quadrature="left", n_steps=3)
+
+
+def test_predictions_are_those_of_each_fact_alone(finished, model):
+    study, _ = finished
+    records = study.all_records(portraits.PREDICTIONS)
+    assert len(records) == sum(len(fact.templates) for fact in tiny_facts())
+    for fact in tiny_facts():
+        mine = records.query("key == @fact.key").reset_index()
+        found = study.neurons("found", fact.relation)[fact]
+        effect = kn.measure(model, kn.make_prompts(model, fact), kn.Suppress(found))
+        assert mine["text"].tolist() == list(kn.make_prompts(model, fact).text)
+        for name in ("before", "after"):
+            np.testing.assert_allclose(mine[name], effect[name], rtol=1e-9)
+        for name in ("rank_before", "rank_after", "top_before", "top_after"):
+            assert mine[name].tolist() == effect[name].tolist()
+    assert (records["before"] != records["after"]).any()
+
+
+def test_facts_without_neurons_are_predicted_as_before(model, tmp_path):
+    settings = Settings.of(share_threshold=1.0, attr_threshold=1.0, max_moves=0, min_prompts=2)
+    with open_study(model, tiny_facts(), tmp_path, settings) as study:
+        run(study, STAGES, lambda state: None)
+        without = {
+            fact.key
+            for relation in study.relations()
+            for fact, found in study.neurons("found", relation).items()
+            if not found
+        }
+        records = study.all_records(portraits.PREDICTIONS).query("key in @without")
+        assert len(records) and (records["before"] == records["after"]).all()
+        assert without.isdisjoint(study.all_records(portraits.NEURON_SCORES)["key"])
+        assert without.isdisjoint(study.all_records(readouts.ANSWER_READOUTS)["key"])
+
+
+def test_scores_are_means_of_all_prompts_also_of_those_not_stored(finished, model):
+    study, _ = finished
+    records = study.all_records(portraits.NEURON_SCORES)
+    not_stored = 0
+    for fact in tiny_facts():
+        mine = records.query("key == @fact.key")
+        found = study.neurons("found", fact.relation)[fact]
+        assert list(zip(mine["layer"], mine["index"], strict=True)) == [(one.layer, one.index) for one in found]
+        attr = attributed(model, fact)
+        members = kn.coarse(attr, 0.5)
+        for row in mine.to_dict("records"):
+            scores = attr.scores[:, row["layer"], row["index"]]
+            assert row["score"] == pytest.approx(float(scores.mean()), rel=1e-9)
+            assert row["share"] == float(members[:, row["layer"], row["index"]].double().mean())
+            assert row["n_prompts"] == len(scores)
+            stored = sweep.scores(study, sweep.ATTRIBUTIONS, fact.relation)
+            kept = [
+                float(stored.scores[number, row["layer"], row["index"]])
+                for number in range(len(stored.prompts))
+                if stored.prompts.fact(number) == fact
+            ]
+            not_stored += kept.count(0.0)
+    assert not_stored
+
+
+def test_intervals_are_those_of_all_ways_to_draw_the_prompts(finished, model):
+    study, _ = finished
+    for row in study.all_records(portraits.NEURON_SCORES).to_dict("records"):
+        fact = next(one for one in tiny_facts() if one.key == row["key"])
+        scores = attributed(model, fact).scores[:, row["layer"], row["index"]].tolist()
+        means = np.array([np.mean(drawn) for drawn in product(scores, repeat=len(scores))])
+        slack, rounding = 4 * math.sqrt(0.025 * 0.975 / SETTINGS.n_resamples), 1e-12
+        for end, beyond in (("low", means < row["low"] - rounding), ("high", means > row["high"] + rounding)):
+            inside = means > row["low"] + rounding if end == "low" else means < row["high"] - rounding
+            assert beyond.mean() <= 0.025 + slack
+            assert inside.mean() <= 0.975 + slack
+
+
+def test_one_prompt_tells_no_interval(model, tmp_path):
+    one = kn.FactSet([kn.Fact(fact.subject, fact.relation, fact.object, fact.templates[:1]) for fact in tiny_facts()])
+    settings = Settings.of("paper", attr_threshold=0.5, n_steps=2)
+    with open_study(model, one, tmp_path, settings) as study:
+        tables = run(study, [portraits.NEURON_SCORES], lambda state: None)
+        records = study.all_records(portraits.NEURON_SCORES)
+    assert len(records) and records[["low", "high"]].isna().all(axis=None) and (records["share"] == 1).all()
+    assert set(tables["neuron_scores"]["measure"]) == {"mean score", "share of prompts"}
+
+
+def test_scores_are_summed_up_fact_by_fact(finished):
+    study, tables = finished
+    records = study.all_records(portraits.NEURON_SCORES)
+    expected = records.groupby(["relation", "key"])["share"].mean().groupby("relation").mean().mean()
+    table = tables["neuron_scores"].set_index("measure")
+    assert table.loc["share of prompts", "value"] == pytest.approx(expected, rel=1e-12)
+    assert (table["low"] <= table["value"]).all() and (table["value"] <= table["high"]).all()
+    sure = (records["low"] > 0).groupby([records["relation"], records["key"]]).mean().groupby("relation").mean().mean()
+    assert table.loc["interval above 0", "value"] == pytest.approx(sure, rel=1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_read_out_is_what_the_head_makes_of_the_row_alone(family):
+    model = tiny_model(family)
+    host = kn.host_of(model)
+    tokens = torch.ones(1, 2, dtype=torch.long)
+    mask, read_pos = torch.ones_like(tokens), torch.tensor([1])
+
+    def head(row):
+        """Read the logits of a whole pass whose last block is made to leave the row."""
+        hook = (host.resid_post(host.n_layers - 1), lambda value, hook: row.expand_as(value))
+        with torch.no_grad():
+            return host.logits(tokens, mask, read_pos, [hook])[0]
+
+    neurons = kn.NeuronSet([(2, 3), (0, 5), (2, 0)])
+    found = list(readouts.read_out(host, neurons, k=4))
+    assert [neuron for neuron, *_ in found] == list(neurons)
+    for neuron, top, logits in found:
+        raised = head(host.W_out(neuron.layer)[neuron.index]) - head(torch.zeros(host.d_model, dtype=host.dtype))
+        best = raised.topk(4)
+        torch.testing.assert_close(logits, best.values, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(raised[top], best.values, rtol=1e-6, atol=1e-9)
+
+
+def test_read_outs_do_not_depend_on_how_many_fit(model, monkeypatch):
+    host, neurons = kn.host_of(model), kn.NeuronSet((0, index) for index in range(5))
+    whole = list(readouts.read_out(host, neurons))
+    monkeypatch.setattr(readouts, "LOGITS_AT_ONCE", 2 * host.d_vocab)
+    for (one, tokens, logits), (same, same_tokens, same_logits) in zip(
+        whole, readouts.read_out(host, neurons), strict=True
+    ):
+        assert one == same and tokens.equal(same_tokens)
+        torch.testing.assert_close(logits, same_logits, rtol=1e-9, atol=0)
+
+
+def test_every_found_neuron_is_read_out_once(finished, model):
+    study, _ = finished
+    records = study.records("readouts", Shard(ALL))
+    sets = [found for relation in study.relations() for found in study.neurons("found", relation).values()]
+    every = kn.NeuronSet(neuron for found in sets for neuron in found)
+    assert list(zip(records["layer"], records["index"], strict=True)) == [(one.layer, one.index) for one in every]
+    for (neuron, top, logits), row in zip(
+        readouts.read_out(study.host, every), records.to_dict("records"), strict=True
+    ):
+        assert row["n_facts"] == sum(neuron in found for found in sets)
+        assert row["tokens"].tolist() == [study.host.tokenizer.decode([token]) for token in top.tolist()]
+        assert row["logits"].tolist() == logits.tolist() == sorted(logits.tolist(), reverse=True)
+
+
+def test_answers_are_looked_for_among_the_top_tokens(finished, model):
+    study, tables = finished
+    records = study.all_records(readouts.ANSWER_READOUTS)
+    for row in records.to_dict("records"):
+        fact = next(one for one in tiny_facts() if one.key == row["key"])
+        neurons = study.neurons(row["neurons"], fact.relation)[fact]
+        answer = set(kn.make_prompts(model, fact).target_ids.tolist())
+        saying = [set(top.tolist()) & answer for _, top, _ in readouts.read_out(study.host, neurons)]
+        assert (row["n_neurons"], row["n_saying"]) == (len(neurons), sum(map(bool, saying)))
+    table = tables["answer_readouts"].set_index("neurons")
+    assert list(table.index) == ["found", "activation", "random"]
+    assert (table["control"] == table.loc["random", "value"]).all()
+    assert records["n_saying"].sum()
