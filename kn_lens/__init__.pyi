@@ -2,6 +2,7 @@
 
 from . import figures as figures
 from .attribution import Attribution, attribute, attribute_in_parts
+from .compare import Comparison, compare_runs
 from .edit_effects import erase_effects, update_effects
 from .edit_questions import Question, inverse_questions, reworded
 from .edit_tables import edit_table
@@ -45,6 +46,7 @@ __all__ = [
     "Amplify",
     "ArgumentError",
     "Attribution",
+    "Comparison",
     "DataError",
     "EditError",
     "Fact",
@@ -69,6 +71,7 @@ __all__ = [
     "attribute_in_parts",
     "attribute_to_file",
     "coarse",
+    "compare_runs",
     "controlled_effects",
     "edit_table",
     "effect_table",
