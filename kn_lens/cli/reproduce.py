@@ -156,7 +156,7 @@ def _settings(preset: str, changes: Sequence[str] | None, **given: Any) -> Any:
             value = text
         if not equals or name in (*given, "preset"):
             raise ArgumentError(f"--set {change!r}; expected NAME=VALUE, such as attr_threshold=0.3.")
-        changed[name] = tuple(value) if isinstance(value, list) else value
+        changed[name] = value
     return Settings.of(preset, **changed, **given)
 
 

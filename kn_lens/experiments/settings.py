@@ -17,15 +17,18 @@ code runs. Where the last two differ from ours, and from each other:
 0.5), and are many more.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.experiments.corpora import digest_of_texts
 from kn_lens.experiments.minimal_pairs import digest_of_pairs
+from kn_lens.quadrature import RULES
 
 Baseline = Literal["matched", "refined"]
+Scaling = Literal["norm", "plain"]
 
 MORE_THAN = 1e-4
 """Added to a share makes "at least" of it "more than", for facts of up to 500 prompts and shares in steps of 0.05."""
@@ -101,7 +104,7 @@ class Settings:
     update_facts: int = 10
     update_others: int = 20
     lambdas: tuple[float, float] = (1.0, 8.0)
-    update_scaling: Literal["norm", "plain"] = "norm"
+    update_scaling: Scaling = "norm"
     max_share: float = 0.1
     inverses: tuple[str, ...] = ("P36=P1376", "P1376=P36")
     synonyms: tuple[str, ...] = ()
@@ -120,14 +123,30 @@ class Settings:
     syntax_facts: int = 40
 
     def __post_init__(self) -> None:
-        """Refuse pairs that are none."""
+        """Refuse what a stage would stumble over later.
+
+        Raises:
+            ArgumentError: a value of another type or out of its range, or scores that would be read and are not stored.
+        """
+        for field in fields(self):
+            value = getattr(self, field.name)
+            expected = "" if value is None and field.default is None else _expected(field.name, value)
+            if expected:
+                raise ArgumentError(f"{field.name} is {value!r}; expected {expected}")
+        if self.quadrature == "adaptive" and self.n_steps is not None:
+            raise ArgumentError(f"n_steps is {self.n_steps}, but adaptive quadrature chooses it: set n_steps=null.")
+        if self.attr_threshold < self.keep:
+            raise ArgumentError(
+                f"attr_threshold is {self.attr_threshold}, but only scores from keep={self.keep} times the prompt's "
+                "largest on are stored; lower keep likewise."
+            )
         for text in (*self.inverses, *self.synonyms):
             if not all(text.partition("=")):
                 raise ArgumentError(f"{text!r} is no pair; expected such as 'P36=P1376' (inverses) or 'Tokyo=Edo'.")
 
     @classmethod
     def of(cls, preset: str = "kn_lens", **changed: Any) -> "Settings":
-        """Return the settings of a preset, with some of them changed.
+        """Return the settings of a preset, with some of them changed; lists may stand for tuples, as in JSON.
 
         Raises:
             ArgumentError: no such preset or setting.
@@ -148,11 +167,53 @@ class Settings:
             changed["texts_digest"] = digest_of_texts(texts)
         if syntax := changed.get("syntax"):
             changed["syntax_digest"] = digest_of_pairs(syntax)
+        changed = {name: tuple(value) if isinstance(value, list) else value for name, value in changed.items()}
         return cls(**{"preset": preset, **PRESETS[preset], **changed})
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON has them."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+COUNTS = {
+    **dict.fromkeys(("seed", "held_out", "max_moves", "across_samples"), 0),
+    **dict.fromkeys(("limit", "n_steps", "min_prompts", "n_resamples", "check_draws", "erase_top"), 1),
+    **dict.fromkeys(("dose_facts", "update_facts", "update_others", "erase_others", "text_sentences"), 1),
+    **dict.fromkeys(("check_facts", "syntax_forms", "syntax_sentences", "syntax_facts"), 1),
+}
+"""The least that whole numbers may be."""
+SHARES = ("keep", "attr_threshold", "share_threshold", "baseline_threshold", "max_share")
+POSITIVE = ("tolerance", "share_step")
+NUMBERS = {"doses": None, "lambdas": 2}
+"""Lists of numbers, and how many they hold."""
+TEXTS = ("relations", "inverses", "synonyms")
+CHOICES = {"quadrature": ("adaptive", *RULES), "baseline": get_args(Baseline), "update_scaling": get_args(Scaling)}
+
+
+def _expected(name: str, value: Any) -> str:
+    """Return what was expected of a setting, empty where the value is that."""
+    if name in COUNTS:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return "" if whole and value >= COUNTS[name] else f"a whole number from {COUNTS[name]}."
+    if name in SHARES:
+        return "" if _is_number(value) and 0 <= value <= 1 else "a share from 0 to 1."
+    if name in POSITIVE:
+        return "" if _is_number(value) and value > 0 else "a positive number."
+    if name in NUMBERS:
+        fitting = isinstance(value, tuple) and value and all(map(_is_number, value))
+        expected = f"{NUMBERS[name] or ''} numbers, such as [0.5, 2].".lstrip()
+        return "" if fitting and len(value) == (NUMBERS[name] or len(value)) else expected
+    if name in TEXTS:
+        texts = isinstance(value, tuple) and all(isinstance(one, str) for one in value)
+        return "" if texts else "a list of texts."
+    if name in CHOICES:
+        known = CHOICES[name]
+        return "" if value in known else f"one of {', '.join(known)}.{did_you_mean(str(value), known)}"
+    return "" if isinstance(value, str) else "a text."
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
