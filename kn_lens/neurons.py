@@ -316,6 +316,15 @@ def matched_neurons(attr: Attribution, neurons_by_fact: Mapping[Fact, NeuronSet]
     """Return for each fact as many neurons, those of highest mean score over its prompts: two methods at equal count.
 
     Raises:
+        ArgumentError: as ``highest_neurons``.
+    """
+    return highest_neurons(attr, {fact: len(neurons) for fact, neurons in neurons_by_fact.items()})
+
+
+def highest_neurons(attr: Attribution, n_by_fact: Mapping[Fact, int]) -> dict[Fact, NeuronSet]:
+    """Return for each fact so many neurons, those of highest mean score over its prompts.
+
+    Raises:
         ArgumentError: a fact without prompts, or with fewer scores than neurons; or thresholded scores, whose missing
             ones would be missing from the means.
     """
@@ -325,19 +334,19 @@ def matched_neurons(attr: Attribution, neurons_by_fact: Mapping[Fact, NeuronSet]
             "expected an attribution with keep=None."
         )
     prompts_of = prompts_by_fact(attr.prompts)
-    matched = {}
-    for fact, neurons in neurons_by_fact.items():
+    highest = {}
+    for fact, n in n_by_fact.items():
         if fact not in prompts_of:
             raise ArgumentError(
                 f"The attribution has no prompts of {fact.key}."
                 + did_you_mean(fact.key, (other.key for other in prompts_of))
             )
         means = rearrange(attr.scores[prompts_of[fact]].mean(0), "n_layers d_mlp -> (n_layers d_mlp)")
-        if len(neurons) > (~means.isnan()).sum():
-            raise ArgumentError(f"{fact.key} has {len(neurons)} neurons; the attribution has fewer scores for it.")
-        highest = torch.where(means.isnan(), -torch.inf, means).topk(len(neurons)).indices
-        matched[fact] = NeuronSet(divmod(place, attr.scores.shape[-1]) for place in highest.tolist())
-    return matched
+        if n > (~means.isnan()).sum():
+            raise ArgumentError(f"{fact.key} has {n} neurons; the attribution has fewer scores for it.")
+        places = torch.where(means.isnan(), -torch.inf, means).topk(n).indices
+        highest[fact] = NeuronSet(divmod(place, attr.scores.shape[-1]) for place in places.tolist())
+    return highest
 
 
 def _without_negatives(neurons: dict[Fact, NeuronSet], negatives: Mapping[Fact, NeuronSet]) -> dict[Fact, NeuronSet]:
