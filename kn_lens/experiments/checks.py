@@ -5,13 +5,16 @@ thresholds and other quadratures, and compares with the set of the settings: the
 control is that of the set with the set of another fact of the relation: what facts have in common anyway.
 
 ``methods`` takes as many neurons of highest mean score by other methods as were found, and switches them off: the truth
-that scores stand for. Its control are random neurons of the same layers.
+that scores stand for. Its control are random neurons of the same layers. Methods that need a pass for every neuron
+(``NEURON_BY_NEURON``) choose among candidates: those found, and of each other method ``CANDIDATES`` times as many.
 
 Records of ``stability``, one a comparison: ``relation``, ``key``, ``varied``, ``jaccard``, ``n_neurons`` of the varied
 set. Of ``methods``, one a fact and method: ``relation``, ``key``, ``neurons`` (the method), ``n_neurons``,
 ``n_prompts``, ``before`` and ``after``, mean probabilities of the answer.
 """
 
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +34,9 @@ from kn_lens.experiments.sweep import COST_OF_POINT
 from kn_lens.facts import Fact
 from kn_lens.interventions import Suppress
 from kn_lens.neuron_sets import NeuronSet
-from kn_lens.neurons import coarse, matched_neurons
+from kn_lens.neurons import coarse, highest_neurons
 from kn_lens.overlap import jaccard
+from kn_lens.prompts import PromptBatch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +48,10 @@ THRESHOLDS = {"attr_threshold": (0.1, 0.3), "share_threshold": (0.5, 0.9)}
 RULES = {"left": 20, "right": 20, "midpoint": 20, "gauss-legendre": 10}
 """Other quadratures, by number of points."""
 METHODS = ("integrated_gradients", "gradient_x_activation", "activation")
+NEURON_BY_NEURON = ("ablation", "log_prob_gain")
+CANDIDATES = 4
+PASSES = 100
+"""Forward passes a row that ``methods`` takes beside gradients, more or less: most of them for candidates."""
 
 STABILITY_SCHEMA = pa.schema(
     [
@@ -119,19 +127,13 @@ def _refined(cells: Bool[Tensor, "prompt n_layers d_mlp"], share: float, least: 
 
 def _make_methods(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
     found = study.neurons("found", shard.relation)
-    sets = {"random": study.neurons("random", shard.relation)}
     facts = [fact for fact in _chosen(study, shard.relation) if found[fact]]
     rows = []
     if facts:
         prompts = study.ask(facts)
-        wanted = {fact: found[fact] for fact in facts}
-        mine = {fact: chosen.cpu().numpy() for fact, chosen in prompts_by_fact(prompts).items()}
-        kinds = {"refined": found}
-        for number, method in enumerate(METHODS):
-            attr = attribute(study.host.model, prompts, method=method, memory_budget=study.memory_budget)
-            kinds[method] = matched_neurons(attr, wanted)
-            tick(1 + number, 1 + len(METHODS))
-        for kind, of_fact in {**kinds, **sets}.items():
+        mine = {fact: chosen.tolist() for fact, chosen in prompts_by_fact(prompts).items()}
+        others = _by_other_methods(study, prompts, {fact: found[fact] for fact in facts}, tick)
+        for kind, of_fact in {"refined": found, **others, "random": study.neurons("random", shard.relation)}.items():
             neurons = [of_fact[prompts.fact(prompt)] for prompt in range(len(prompts))]
             effect = measure(study.host.model, prompts, Suppress(neurons), memory_budget=study.memory_budget)
             for fact, chosen in mine.items():
@@ -139,6 +141,30 @@ def _make_methods(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
                 rows.append((fact.relation, fact.key, kind, len(of_fact[fact]), len(chosen), *means))
     columns = {name: [row[place] for row in rows] for place, name in enumerate(METHODS_SCHEMA.names)}
     write_records(path, columns, METHODS_SCHEMA)
+
+
+def _by_other_methods(
+    study: Study, prompts: PromptBatch, found: Mapping[Fact, NeuronSet], tick: Tick
+) -> dict[str, dict[Fact, NeuronSet]]:
+    """Return as many neurons as were found, of highest mean score by each other method."""
+    host = study.host
+    how: dict[str, Any] = {"memory_budget": study.memory_budget}
+    n_found = {fact: len(neurons) for fact, neurons in found.items()}
+    n_more = {fact: min(CANDIDATES * n, host.n_layers * host.d_mlp) for fact, n in n_found.items()}
+    n_steps = len(METHODS) + len(NEURON_BY_NEURON) * len(found) + 1
+    candidates = dict(found)
+    by_method: dict[str, dict[Fact, NeuronSet]] = {}
+    for done, method in enumerate(METHODS, start=1):
+        attr = attribute(host.model, prompts, method=method, **how)
+        by_method[method] = highest_neurons(attr, n_found)
+        candidates = {fact: candidates[fact] | more for fact, more in highest_neurons(attr, n_more).items()}
+        tick(done, n_steps)
+    prompts_of = prompts_by_fact(prompts)
+    for done, (method, fact) in enumerate(product(NEURON_BY_NEURON, found), start=1 + len(METHODS)):
+        attr = attribute(host.model, prompts.select(prompts_of[fact]), method=method, neurons=candidates[fact], **how)
+        by_method.setdefault(method, {}).update(highest_neurons(attr, {fact: n_found[fact]}))
+        tick(done, n_steps)
+    return by_method
 
 
 def _chosen(study: Study, relation: str) -> list[Fact]:
@@ -169,10 +195,10 @@ def _methods_tables(study: Study) -> "dict[str, pd.DataFrame]":
     return {"methods": table.sort_values("value", kind="stable", ignore_index=True)}
 
 
-def _cost(points: int, study: Study, shard: Shard) -> float:
+def _cost(study: Study, shard: Shard, *, points: int, passes: int) -> float:
     n_asked = max(1, len(study.asked_facts(shard.relation)))
     rows = study.n_rows(shard.relation) * min(study.settings.check_facts, n_asked) / n_asked
-    return rows * (10 + COST_OF_POINT * points * study.host.n_layers)
+    return rows * (passes + COST_OF_POINT * points * study.host.n_layers)
 
 
 STABILITY = Stage(
@@ -186,7 +212,7 @@ STABILITY = Stage(
         "seed", "quadrature", "n_steps", "tolerance", "attr_threshold", "share_threshold", "min_prompts",
         "check_facts", "check_draws",
     ),
-    cost=lambda study, shard: _cost(5 + sum(RULES.values()), study, shard),
+    cost=lambda study, shard: _cost(study, shard, points=5 + sum(RULES.values()), passes=10),
 )  # fmt: skip
 METHODS_STAGE = Stage(
     name="methods",
@@ -196,5 +222,6 @@ METHODS_STAGE = Stage(
     shown={"methods": Shown("Other methods: change of P(answer), relative, with as many of their neurons off")},
     needs=(refining.STAGE,),
     settings=("seed", "check_facts"),
-    cost=lambda study, shard: _cost(6, study, shard),
+    version=2,
+    cost=lambda study, shard: _cost(study, shard, points=6, passes=PASSES),
 )

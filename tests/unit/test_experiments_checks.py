@@ -7,7 +7,7 @@ from kn_lens.experiments import checks
 from kn_lens.experiments.reproduction import open_study
 from kn_lens.experiments.running import run
 from kn_lens.experiments.settings import Settings
-from tests.tiny import tiny_model
+from tests.tiny import D_MLP, tiny_model
 from tests.unit.test_experiments import tiny_facts
 
 SETTINGS = Settings.of(check_facts=3, check_draws=2, min_prompts=2, max_moves=0, n_resamples=20)
@@ -74,6 +74,31 @@ def test_methods_are_judged_by_switching_their_neurons_off(finished, model):
                 assert mine.loc[kind, "after"] == pytest.approx(effect["after"].mean(), rel=1e-9)
             assert (mine["n_neurons"] == len(found)).all()
     table = tables["methods"]
-    assert set(table["neurons"]) == {"refined", "random", *checks.METHODS}
+    assert set(table["neurons"]) == {"refined", "random", *checks.METHODS, *checks.NEURON_BY_NEURON}
     assert table["value"].is_monotonic_increasing
     assert (table["control"] == table.set_index("neurons").loc["random", "value"]).all()
+
+
+@pytest.mark.parametrize("method", checks.NEURON_BY_NEURON)
+def test_methods_by_the_neuron_choose_the_best_of_the_candidates(finished, model, method):
+    study, _ = finished
+    records = study.all_records(checks.METHODS_STAGE).query("neurons == @method").set_index("key")
+    n_left_out = 0
+    for fact in tiny_facts():
+        if fact.key in records.index:
+            found = study.neurons("found", fact.relation)[fact]
+            prompts = kn.make_prompts(model, fact)
+            candidates = set(found)
+            for other in checks.METHODS:
+                means = kn.attribute(model, prompts, method=other).scores.mean(0).flatten()
+                candidates |= neurons_at(means.argsort(descending=True)[: checks.CANDIDATES * len(found)])
+            means = kn.attribute(model, prompts, method=method).scores.mean(0)
+            chosen = sorted(candidates, key=lambda one: -means[one.layer, one.index])[: len(found)]
+            effect = kn.measure(model, prompts, kn.Suppress(kn.NeuronSet(chosen)))
+            assert records.loc[fact.key, "after"] == pytest.approx(effect["after"].mean(), rel=1e-9)
+            n_left_out += means.numel() - len(candidates)
+    assert n_left_out
+
+
+def neurons_at(places):
+    return set(kn.NeuronSet(divmod(place, D_MLP) for place in places.tolist()))
