@@ -44,7 +44,7 @@ from kn_lens.effects import measure
 from kn_lens.experiments import refining, sweep
 from kn_lens.experiments.bootstrap import interval, mean_of, summed_up
 from kn_lens.experiments.run_directory import Shard
-from kn_lens.experiments.study import Stage, Study, Tick, write_records
+from kn_lens.experiments.study import Shown, Stage, Study, Tick, write_records
 from kn_lens.facts import Fact
 from kn_lens.interventions import Suppress
 from kn_lens.neuron_sets import NeuronSet
@@ -169,6 +169,7 @@ NEURON_SCORES = Stage(
     title="How sure each fact's neurons are",
     make=_make_scores,
     tables=_score_tables,
+    shown={"neuron_scores": Shown("How sure neurons are: mean score, prompts that have them, intervals above 0")},
     needs=(sweep.ATTRIBUTIONS, refining.STAGE),
     settings=("seed", "n_resamples", "attr_threshold", "quadrature", "n_steps", "tolerance"),
     cost=lambda study, shard: (

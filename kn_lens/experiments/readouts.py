@@ -32,7 +32,7 @@ from torch import Tensor
 from kn_lens.experiments import refining
 from kn_lens.experiments.bootstrap import mean_of, summed_up, with_control
 from kn_lens.experiments.run_directory import Shard
-from kn_lens.experiments.study import ALL, Stage, Study, Tick, write_records
+from kn_lens.experiments.study import ALL, Shown, Stage, Study, Tick, write_records
 from kn_lens.facts import Fact
 from kn_lens.hosts import Host
 from kn_lens.neuron_sets import Neuron, NeuronSet
@@ -175,6 +175,7 @@ ANSWER_READOUTS = Stage(
     title="Whether neurons say their fact's answer",
     make=_make_answers,
     tables=_tables,
+    shown={"answer_readouts": Shown(f"Share of a fact's neurons that have its answer in the {TOP} tokens they say")},
     needs=(refining.STAGE,),
     cost=lambda study, shard: len(KINDS) * _n_neurons(study, [shard.relation]) / study.host.n_layers,
 )
