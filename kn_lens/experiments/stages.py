@@ -6,10 +6,12 @@ from kn_lens.experiments import (
     checks,
     editing,
     modulation,
+    phenomena,
     portraits,
     readouts,
     refining,
     sweep,
+    syntax,
     texts,
 )
 from kn_lens.experiments.study import Stage
@@ -31,4 +33,7 @@ STAGES: tuple[Stage, ...] = (
     editing.ERASURES,
     checks.STABILITY,
     checks.METHODS_STAGE,
+    phenomena.STAGE,
+    syntax.NEURONS,
+    syntax.STAGE,
 )
