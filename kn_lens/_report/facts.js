@@ -46,14 +46,16 @@ class Facts {
       what: "facts",
       columns: there(FACT_COLUMNS, facts),
       rows: this.rows,
-      text: (fact) => [fact.key, fact.subject, fact.relation, fact.object, ...(fact.neurons ?? []).map(neuronName), ""].join(" ").toLowerCase(),
+      texts: (fact) => [fact.subject, fact.relation, fact.object],
+      names: (fact) => [fact.key, ...(fact.neurons ?? []).map(neuronName)],
     });
     this.neurons = new LongTable(element("neurons-table"), {
       caption: "Neurons",
       what: "neurons",
       columns: there(NEURON_COLUMNS, neurons),
       rows: rowsOf(neurons),
-      text: (one) => `${neuronName([one.layer, one.index])} ${(one.tokens ?? []).join(" ")}`.toLowerCase(),
+      texts: (one) => one.tokens ?? [],
+      names: (one) => [neuronName([one.layer, one.index])],
     });
   }
 
@@ -114,13 +116,14 @@ class Facts {
       { title: "Prompt", long: true, cell: (row) => row.text },
       { title: "P before", number: true, cell: (row) => probability(row.before) },
       { title: "P after", number: true, cell: (row) => probability(row.after) },
-      { title: "Place before", number: true, cell: (row) => place(row.rank_before) },
-      { title: "Place after", number: true, cell: (row) => place(row.rank_after) },
+      { title: "Rank before", number: true, cell: (row) => place(row.rank_before) },
+      { title: "Rank after", number: true, cell: (row) => place(row.rank_after) },
       { title: "Says before", cell: (row) => row.top_before },
       { title: "Says after", cell: (row) => row.top_after },
     ];
     const numbered = rows.map((row, number) => ({ ...row, number: number + 1 }));
-    section.append(drawn, plainTable("Predictions", columnsShown, numbered));
+    const meaning = "P: probability of the answer. Rank: its place among all tokens, 1 for the most probable. Says: the most probable token.";
+    section.append(drawn, plainTable("Predictions", columnsShown, numbered), make("p", { class: "small" }, meaning));
     plot(drawn, figure);
     return section;
   }
@@ -152,6 +155,10 @@ class Facts {
       { title: "Writes to", long: true, when: tokens(rows[0]), cell: (row) => quoted(tokens(row) ?? []) },
     ].filter((column) => column.when);
     section.append(plainTable("Neurons of the fact", shown, rows));
+    if (columns) {
+      const meaning = "Attribution: mean over the prompts, in probability, with the interval of drawing the prompts anew. In prompts: the share of the prompts that the neuron stands out in.";
+      section.append(make("p", { class: "small" }, meaning));
+    }
     if (!tokens(rows[0])) section.append(this.lacking("readouts", "Read-outs of the neurons"));
     return section;
   }

@@ -8,7 +8,7 @@ const ROWS_SHOWN = 50;
  * `number` where it holds numbers; `long` where it holds sentences.
  */
 function cellOf(column, row) {
-  return make("td", { class: column.number ? "number" : column.long ? "long" : null }, column.cell(row));
+  return make("td", { class: column.number ? "number" : column.long ? "long" : "text" }, column.cell(row));
 }
 
 const valueOf = (column, row) => (column.value ? column.value(row) : column.cell(row));
@@ -31,9 +31,9 @@ function plainTable(caption, columns, rows) {
 
 /** A table of any number of rows, of which a page is in the document at a time. */
 class LongTable {
-  /** `text(row)`: what is searched, in lower case; `what`: the rows, in the plural. */
-  constructor(into, { caption, what, columns, rows, text }) {
-    Object.assign(this, { columns, rows, what, page: 0, sorted: null, descending: false, text });
+  /** `texts(row)`: what is searched; `names(row)`: words that are found when given in full; `what`: the rows, in the plural. */
+  constructor(into, { caption, what, columns, rows, texts, names }) {
+    Object.assign(this, { columns, rows, what, page: 0, sorted: null, descending: false, texts, names });
     this.shown = rows;
     this.search = make("input", { type: "search", autocomplete: "off", spellcheck: "false", oninput: () => this.find(this.search.value) });
     const save = make("button", { type: "button", onclick: () => this.save() }, "CSV");
@@ -71,12 +71,18 @@ class LongTable {
     this.draw();
   }
 
-  /** Show the rows that hold all words. */
+  /** Show the rows that have all words, somewhere. */
   find(query) {
     this.search.value = query;
     const words = query.toLowerCase().split(/\s+/).filter(Boolean);
-    this.texts ??= this.rows.map(this.text);
-    this.shown = this.rows.filter((_, number) => words.every((word) => this.texts[number].includes(word)));
+    this.searched ??= this.rows.map((row) => ({
+      text: this.texts(row).join(" ").toLowerCase(),
+      names: new Set(this.names(row).map((name) => name.toLowerCase())),
+    }));
+    this.shown = this.rows.filter((_, number) => {
+      const { text, names } = this.searched[number];
+      return words.every((word) => names.has(word) || text.includes(word));
+    });
     this.order();
   }
 
@@ -108,7 +114,7 @@ class LongTable {
     const all = this.shown.length === this.rows.length ? "" : ` found among ${whole(this.rows.length)}`;
     this.status.textContent = rows.length
       ? `${whole(first + 1)} to ${whole(first + rows.length)} of ${whole(this.shown.length)} ${this.what}${all}`
-      : `None of the ${whole(this.rows.length)} ${this.what} holds these words.`;
+      : `None of the ${whole(this.rows.length)} ${this.what} has these words.`;
     this.heads.forEach((head, number) => {
       if (number === this.sorted) head.setAttribute("aria-sort", this.descending ? "descending" : "ascending");
       else head.removeAttribute("aria-sort");

@@ -1,0 +1,214 @@
+"""The report in a real browser: read, sorted, searched, switched to dark, printed, attacked."""
+
+import csv
+from urllib.parse import quote
+
+import pytest
+
+from kn_lens.report import write_report
+from tests.browser import browsing, opened
+from tests.synthetic_run import write_run
+
+PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+ATTACKS = (
+    "javascript:alert(1)",
+    "</script><script>alert(2)</script>",
+    "<img src=x onerror=alert(3)><b>bold</b> &lt;",
+    "<!--<script> {{7*7}} ${alert(4)} %{x} '\"",
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with browsing() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    return write_report(write_run(tmp_path_factory.mktemp("report") / "run", n_relations=3, n_facts=40))
+
+
+def rows(page, table):
+    return page.locator(f"#{table}-table tbody tr").evaluate_all(
+        "rows => rows.map(row => [...row.cells].map(cell => cell.innerText))"
+    )
+
+
+def test_a_table_is_sorted_by_its_buttons_and_paged(browser, report):
+    with opened(browser, report) as page:
+        assert len(rows(page, "facts")) == 50
+        assert "1 to 50 of 120 facts" in page.inner_text("#facts-table .pages")
+        head = page.locator("#facts-table th", has_text="P off").first
+        for expected in ("descending", "ascending"):
+            head.locator("button").press("Enter")
+            assert head.get_attribute("aria-sort") == expected
+            values = [float(row[5]) for row in rows(page, "facts")]
+            assert values == sorted(values, reverse=expected == "descending")
+            assert values[0] == page.evaluate(
+                f"Math.{'max' if expected == 'descending' else 'min'}(...facts.rows.map(fact => Number(fact.off.toFixed(3))))"
+            )
+        first = rows(page, "facts")[0]
+        page.locator("#facts-table .pages button", has_text="Last").click()
+        assert len(rows(page, "facts")) == 20 and "101 to 120 of 120" in page.inner_text("#facts-table .pages")
+        page.locator("#facts-table .pages button", has_text="First").click()
+        assert rows(page, "facts")[0] == first
+
+
+def test_a_fact_is_found_opened_and_left_with_the_keyboard_alone(browser, report):
+    with opened(browser, report) as page:
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.className") == "skip"
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "main"
+        page.locator("#facts-table input").focus()
+        page.keyboard.type("P2 subject 33")
+        assert [row[:3] for row in rows(page, "facts")] == [["subject 33", "P2", "object 33"]]
+        page.locator("#facts-table td a").first.focus()
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#page:not([hidden])")
+        assert page.inner_text("h1:visible") == "subject 33: object 33" and page.title() == "subject 33: object 33"
+        assert page.evaluate("document.activeElement.id") == "page-title"
+        fact = page.evaluate("facts.rows.find(fact => fact.relation === 'P2' && fact.subject === 'subject 33')")
+        details = page.evaluate(f"facts.details({page.evaluate('facts.places.get(' + repr(fact['key']) + ')')})")
+        shown = page.locator("#page table").first.locator("tbody tr")
+        assert shown.count() == len(details["predictions"]["text"]) == 5
+        assert shown.first.locator("td").nth(1).inner_text() == details["predictions"]["text"][0]
+        assert page.locator("#page table").nth(1).locator("tbody tr").count() == fact["n_neurons"]
+        page.go_back()
+        page.wait_for_selector("#overview:not([hidden])")
+
+
+def test_a_link_to_a_fact_opens_it_and_a_wrong_one_says_so(browser, report):
+    with opened(browser, report, "#fact=" + quote("P1/subject 0/object 0", safe="")) as page:
+        page.wait_for_selector("#page-title")
+        assert page.inner_text("#page-title") == "subject 0: object 0"
+    with opened(browser, report, "#fact=P9%2Fnobody") as page:
+        assert "There is no fact P9/nobody" in page.inner_text("#trouble")
+        assert page.is_visible("#summary")
+
+
+def test_a_neuron_leads_to_the_facts_that_have_it(browser, report):
+    with opened(browser, report) as page:
+        name, n_facts = rows(page, "neurons")[0][:2]
+        page.locator("#neurons-table td a").first.click()
+        page.wait_for_function(f"element('facts-table').querySelectorAll('tbody tr').length === {n_facts}")
+        assert all(name in row[-1].split() or "+" in row[-1] for row in rows(page, "facts"))
+
+
+def test_figures_are_drawn_with_the_numbers_of_their_tables(browser, report):
+    with opened(browser, report, viewport=DESK) as page:
+        page.evaluate("drawAll()")
+        assert page.locator(".plot .main-svg").count() >= 2 * page.locator("figure").count() > 0
+        assert page.locator("figure details table").count() == page.locator("figure").count()
+        drawn = page.evaluate(
+            "document.querySelector('[data-figure=effects_by_relation]').data.flatMap(trace => trace.x).sort()"
+        )
+        shares = page.evaluate("document.querySelector('[data-figure=layer_distribution]').data[0].y")
+        assert len(drawn) == 2 * 2 * 3 and sum(shares) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("preferred", ["light", "dark"])
+def test_the_theme_follows_the_system_and_the_button(browser, report, preferred):
+    other = {"light": "dark", "dark": "light"}[preferred]
+    with opened(browser, report, color_scheme=preferred, viewport=DESK) as page:
+        page.evaluate("drawAll()")
+
+        def seen():
+            back = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            return back, page.evaluate("document.querySelector('.js-plotly-plot')._fullLayout.paper_bgcolor")
+
+        before = seen()
+        page.click("#theme")
+        after = seen()
+        dark, light = "rgb(20, 24, 29)", "rgb(255, 255, 255)"
+        assert before == ((dark, dark) if preferred == "dark" else (light, light))
+        assert after == ((light, light) if preferred == "dark" else (dark, dark))
+        assert other in page.get_attribute("html", "data-theme")
+
+
+CONTRASTS = """() => {
+  const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
+  const light = (color) => {
+    const [r, g, b] = numbers(color).map((c) => ((c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const back = (one) => {
+    for (; one; one = one.parentElement) {
+      const color = getComputedStyle(one).backgroundColor;
+      if ((numbers(color)[3] ?? 1) > 0) return color;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  const found = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const one = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || !one.checkVisibility() || one.closest("script, :disabled")) continue;
+    const inFigure = one.closest(".js-plotly-plot");
+    if (inFigure && !one.closest("text")) continue;
+    const color = inFigure ? getComputedStyle(one.closest("text")).fill : getComputedStyle(one).color;
+    const [a, b] = [light(color), light(inFigure ? inFigure._fullLayout.paper_bgcolor : back(one))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    found.push([ratio, one.tagName, walker.currentNode.data.trim().slice(0, 40)]);
+  }
+  return found.sort((a, b) => a[0] - b[0]);
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("fragment", ["", "#fact=" + quote("P1/subject 0/object 0", safe="")])
+def test_all_text_stands_out_and_a_phone_shows_it_without_scrolling_sideways(browser, report, scheme, fragment):
+    with opened(browser, report, fragment, color_scheme=scheme, viewport=PHONE) as page:
+        page.evaluate("drawAll()")
+        page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        found = page.evaluate(CONTRASTS)
+        assert len(found) > 50 and found[0][0] >= 4.5, found[:3]
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_without_scripts_there_are_summary_tables_and_method(browser, report):
+    with opened(browser, report, java_script_enabled=False) as page:
+        assert (
+            page.is_visible(".card") and page.is_visible("#method") and "Without JavaScript" in page.inner_text("main")
+        )
+        page.click("#figure-effects summary")
+        assert page.locator("#figure-effects tbody tr").count() == 12 and not page.is_visible("#facts")
+
+
+def test_printing_draws_all_figures_and_opens_all_tables(browser, report):
+    with opened(browser, report) as page:
+        assert page.locator(".js-plotly-plot").count() < page.locator("figure").count()
+        assert page.pdf().startswith(b"%PDF")
+        assert page.locator(".js-plotly-plot").count() == page.locator("figure").count()
+        assert page.locator("details:not([open])").count() == 0
+
+
+def test_tables_are_saved_as_csv(browser, report, tmp_path):
+    with opened(browser, report) as page:
+        page.fill("#facts-table input", "P2 subject 33")
+        with page.expect_download() as download:
+            page.click("#facts-table button:has-text('CSV')")
+        download.value.save_as(tmp_path / "facts.csv")
+    with (tmp_path / "facts.csv").open(newline="") as file:
+        header, *found = csv.reader(file)
+    assert header[:3] == ["Fact", "Relation", "Answer"]
+    assert [row[:3] for row in found] == [["subject 33", "P2", "object 33"]]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_names_that_look_like_markup_stay_text(browser, tmp_path, attack):
+    run = write_run(tmp_path / "run", n_relations=2, n_facts=2, name=lambda text: f"{attack} {text}")
+    with opened(browser, write_report(run), viewport=DESK) as page:
+        page.evaluate("drawAll()")
+        labels = page.locator("#figure-effects_by_relation text").all_text_contents()
+        assert f"{attack} P1" in labels
+        assert [row[0] for row in rows(page, "facts")] == [f"{attack} subject {n}" for n in (0, 1)] * 2
+        page.fill("#facts-table input", f"{attack} P2")
+        page.locator("#facts-table td a", has_text="subject 1").last.click()
+        page.wait_for_selector("#page:not([hidden])")
+        page.evaluate("drawAll()")
+        assert page.inner_text("#page-title") == f"{attack} subject 1: {attack} object 1"
+        assert attack in page.locator("#page table").first.inner_text()
+        assert page.locator("main img, main b, main a[href^=http], main a[href^=javascript]").count() == 0
+        assert page.evaluate("document.scripts.length") == 6 + 2  # the library, ours, and the data

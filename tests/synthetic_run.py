@@ -1,0 +1,194 @@
+"""Run directories with made-up results, of any size and with any names, written by the library's own writers."""
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kn_lens.experiments.run_directory import RunDirectory, Shard, open_run
+from kn_lens.experiments.settings import Settings
+from kn_lens.facts import Fact
+
+N_LAYERS, D_MLP = 12, 3072
+LAST = ("predictions", "neuron_scores", "readouts")
+STAGES = (
+    "facts",
+    "attributions",
+    "neurons",
+    "effects",
+    "doses",
+    "answers",
+    "texts",
+    "updates",
+    "erasures",
+    "stability",
+    "methods",
+    *LAST,
+)
+MODEL = {
+    "kind": "masked",
+    "n_layers": N_LAYERS,
+    "d_model": 768,
+    "d_mlp": D_MLP,
+    "d_vocab": 28996,
+    "n_params": 108_340_804,
+}
+
+
+def write_run(
+    path: Path,
+    *,
+    n_relations: int = 3,
+    n_facts: int = 4,
+    n_prompts: int = 5,
+    stages: Sequence[str] = STAGES,
+    name: Callable[[str], str] = lambda text: text,
+    seed: int = 0,
+) -> Path:
+    """Write a run of ``n_facts`` facts for each relation.
+
+    Args:
+        path: its directory.
+        n_relations: how many relations.
+        n_facts: of each.
+        n_prompts: of each fact.
+        stages: whose records and tables are there.
+        name: makes relations, subjects, objects, prompts and tokens out of plain names.
+        seed: of all numbers.
+    """
+    random = np.random.default_rng(seed)
+    config = {"model": "bert-base-cased", "facts": "facts.jsonl", **Settings.of(limit=n_facts).as_dict()}
+    provenance = {"made_from": {"versions": {"kn_lens": "0.1.0"}}, "model": MODEL, "device": "cpu"}
+    relations = [name(f"P{number}") for number in range(1, n_relations + 1)]
+    with open_run(path, config, provenance) as run:
+        seen = pd.DataFrame({"layer": [], "index": []}, dtype=int)
+        for relation in relations:
+            facts = [Fact(name(f"subject {number}"), relation, name(f"object {number}")) for number in range(n_facts)]
+            records = _records(facts, n_prompts, name, random)
+            seen = pd.concat([seen, records["neuron_scores"][["layer", "index"]]]).drop_duplicates()
+            for stage, table in records.items():
+                if stage in stages:
+                    _write(run, stage, Shard(relation), table)
+        for stage in ("attributions", "doses", "texts", "updates", "erasures", "stability", "methods"):
+            if stage in stages:  # the report reads only their tables
+                for relation in relations:
+                    _write(run, stage, Shard(relation), pd.DataFrame({"relation": [relation]}))
+        if "readouts" in stages:
+            tokens = [[name(f"token {rank}") for rank in range(10)] for _ in range(len(seen))]
+            logits = [np.sort(random.normal(size=10))[::-1].tolist() for _ in range(len(seen))]
+            _write(run, "readouts", Shard("all"), seen.assign(tokens=tokens, logits=logits, n_facts=1))
+        for table, (stage, rows) in _tables(relations, random).items():
+            if stage in stages:
+                run.write_text(f"tables/{table}.csv", rows.to_csv(index=False))
+    return path
+
+
+def _write(run: RunDirectory, stage: str, shard: Shard, table: pd.DataFrame) -> None:
+    with run.writing(stage, shard, inputs="made up") as path:
+        table.to_parquet(path, index=False)
+
+
+def _records(
+    facts: Sequence[Fact], n_prompts: int, name: Callable[[str], str], random: np.random.Generator
+) -> dict[str, pd.DataFrame]:
+    n, relation, keys = len(facts), facts[0].relation, [fact.key for fact in facts]
+    sizes = random.integers(0, 8, n)
+    shared = random.integers(D_MLP, size=20)  # neurons that facts of the relation draw from
+    index = [sorted(random.choice(shared, size, replace=False).tolist()) for size in sizes]
+    layer = [[N_LAYERS - 1 - one % 3 for one in of_fact] for of_fact in index]
+    of_kind = {"found": index, "random": [[(one + 7) % D_MLP for one in of_fact] for of_fact in index]}
+    neurons = pd.concat(
+        [
+            pd.DataFrame({"relation": relation, "key": keys, "neurons": kind, "layer": layer, "index": indices})
+            for kind, indices in of_kind.items()
+        ]
+    )
+    before = random.beta(4, 2, n)
+    change = {("found", 0.0): 0.6, ("found", 2.0): 1.2, ("random", 0.0): 0.99, ("random", 2.0): 1.01}
+    effects = pd.concat(
+        [
+            pd.DataFrame({"factor": factor, "relation": relation, "key": keys, "neurons": kind, "facts": scope})
+            .assign(measured=keys, n_neurons=sizes, n_prompts=n_prompts, before=before)
+            .assign(after=np.minimum(1, before * (times if scope == "own" else 1)))
+            for ((kind, factor), times), scope in product(change.items(), ("own", "other"))
+        ]
+    )
+    owner = np.repeat(np.arange(n), n_prompts)
+    shown = pd.DataFrame({"relation": relation, "key": np.array(keys, dtype=object)[owner]})
+    probability = random.beta(4, 2, len(owner))
+    predictions = shown.assign(
+        text=[
+            name(f"In sentence {number % n_prompts} the {relation} of {facts[one].subject} is [MASK], they say.")
+            for number, one in enumerate(owner.tolist())
+        ],
+        before=probability,
+        after=probability * random.uniform(0.2, 1, len(owner)),
+        rank_before=random.integers(0, 3, len(owner)),
+        rank_after=random.integers(0, 2000, len(owner)),
+        top_before=[facts[one].object for one in owner.tolist()],
+        top_after=[name(f"answer {number % 50}") for number in range(len(owner))],
+    )
+    which = [(key, *pair) for key, *both in zip(keys, layer, index, strict=True) for pair in zip(*both, strict=True)]
+    scores = pd.DataFrame(which, columns=["key", "layer", "index"]).astype({"layer": int, "index": int})
+    score = random.gamma(2, 0.05, len(scores))
+    scores = scores.assign(
+        relation=relation, score=score, low=score * 0.8, high=score * 1.3, share=0.8, n_prompts=n_prompts
+    )
+    return {
+        "facts": pd.DataFrame(
+            {
+                "relation": relation,
+                "subject": [fact.subject for fact in facts],
+                "object": [fact.object for fact in facts],
+                "key": keys,
+                "n_templates": n_prompts,
+                "n_prompts": n_prompts,
+                "n_rows": n_prompts,
+                "asked": True,
+                "why": "",
+            }
+        ),
+        "neurons": neurons,
+        "effects": effects,
+        "answers": pd.DataFrame({"relation": relation, "key": keys, "object": keys, "n_prompts": n_prompts}).assign(
+            n_right=random.integers(0, n_prompts + 1, n), nll=1.0
+        ),
+        "predictions": predictions,
+        "neuron_scores": scores,
+    }
+
+
+def _tables(relations: Sequence[str], random: np.random.Generator) -> dict[str, tuple[str, pd.DataFrame]]:
+    def estimates(stage: str, **labels: Sequence) -> tuple[str, pd.DataFrame]:
+        rows = pd.DataFrame(list(product(*labels.values())), columns=list(labels))
+        value = random.normal(size=len(rows))
+        width = random.uniform(0.05, 0.2, len(rows))
+        return stage, rows.assign(value=value, low=value - width, high=value + width, n=12, control=0.01, paper=np.nan)
+
+    effect = {"factor": [0.0, 2.0], "neurons": ["found", "activation", "random"], "facts": ["own", "other"]}
+    layers = {"neurons": ["found", "baseline", "random"], "layer": range(N_LAYERS)}
+    tables = {
+        "figures4_5": estimates("effects", **effect),
+        "figures4_5_by_relation": estimates("effects", **effect, relation=relations),
+        "dose_response": estimates("doses", **{**effect, "factor": [0.0, 0.5, 1.5, 2.0, 3.0]}),
+        "figure3": estimates("neurons", **layers),
+        "table2": estimates(
+            "neurons", statistic=["neurons_per_fact", "shared_within", "shared_across"], neurons=["found", "random"]
+        ),
+        "answers": estimates("answers", measure=["accuracy", "perplexity"]),
+        "answers_by_relation": estimates("answers", measure=["accuracy", "perplexity"], relation=relations),
+        "stability": estimates("stability", varied=["50% of the prompts", "left 20"]),
+        "methods": estimates("methods", neurons=["refined", "integrated_gradients", "activation", "random"]),
+        "completeness": (
+            "attributions",
+            pd.DataFrame({"relation": relations, "n_pairs": 60, "largest_gap": 1e-4, "above_tolerance": 0}),
+        ),
+    }  # fmt: skip
+    stage, figure3 = tables["figure3"]
+    shares = figure3["value"].abs() / figure3.groupby("neurons")["value"].transform(lambda of_kind: of_kind.abs().sum())
+    tables["figure3"] = stage, figure3.assign(value=shares, low=0.9 * shares, high=1.1 * shares, n_neurons=5)
+    stage, table = tables["figures4_5"]
+    tables["figures4_5"] = stage, table.assign(paper=[-0.29 if number == 0 else np.nan for number in range(len(table))])
+    return tables
