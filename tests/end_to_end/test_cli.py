@@ -6,17 +6,15 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from typing import get_args
 
 import pandas as pd
 import pytest
 from rich.console import Console
-from transformers.utils import logging as transformers_logging
 
 import kn_lens as kn
 from kn_lens import attribution, fact_files, outputs, quadrature
-from kn_lens.cli import _app, _options, _run, _story, _terminal, demo, main
+from kn_lens.cli import _app, _options, _run, _story, _terminal, demo
 from kn_lens.neurons import match_facts
 from tests.tiny import COUNTRIES, tiny_checkpoint
 
@@ -42,30 +40,6 @@ def facts_file(folder):
     facts += [kn.Fact(capital, "P1376", country, tuple(CAPITAL_OF)) for country, capital in COUNTRIES.items()]
     kn.FactSet(facts).to_jsonl(folder / "facts.jsonl")
     return str(folder / "facts.jsonl")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_bars():
-    """Turn off the bars of transformers, as the entry point does by what is in the environment on import."""
-    transformers_logging.disable_progress_bar()
-    yield
-    transformers_logging.enable_progress_bar()
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Run the entry point in this process; returns exit code, stdout and stderr."""
-    monkeypatch.setattr("kn_lens.cli._prepare_process", lambda: None)  # it is for a process of its own
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["kn-lens", *map(str, args)])
-        capsys.readouterr()
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as exit_info:
-            main()
-        captured = capsys.readouterr()
-        return exit_info.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
@@ -579,7 +553,7 @@ def test_numbers_that_json_cannot_hold_become_null(capsys):
 
 def test_every_command_has_help(cli):
     names = [command.name or command.callback.__name__ for command in _app.app.registered_commands]
-    assert sorted(names) == ["demo", "find", "intervene", "models", "reproduce"]
+    assert {"compare", "demo", "find", "intervene", "models", "report", "reproduce", "study"} == set(names)
     for arguments in ([], *([name, "--help"] for name in names), ["data"], ["data", "check", "--help"]):
         code, out, err = cli(*arguments)
         assert (code, err) == (0, "") and "Usage: kn-lens" in out

@@ -2,16 +2,13 @@
 
 import csv
 import json
-import sys
-import warnings
+from functools import partial
 
 import pytest
 import torch
 from transformers import AutoModelForMaskedLM
-from transformers.utils import logging as transformers_logging
 
 import kn_lens as kn
-from kn_lens.cli import main
 from tests.tiny import COUNTRIES, tiny_checkpoint
 
 CAPITAL = ("The capital of [X] is [Y].", "[Y] is the capital of [X].", "In fact, [X] has its seat in [Y]", "[X], [Y].")
@@ -45,27 +42,10 @@ def neurons(folder, facts):
     return sets
 
 
-@pytest.fixture(autouse=True)
-def no_bars():
-    transformers_logging.disable_progress_bar()
-    yield
-    transformers_logging.enable_progress_bar()
-
-
 @pytest.fixture
-def cli(monkeypatch, capsys):
-    """Run ``kn-lens edit`` in this process; returns exit code, stdout and stderr."""
-    monkeypatch.setattr("kn_lens.cli._prepare_process", lambda: None)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["kn-lens", "edit", *map(str, args)])
-        capsys.readouterr()
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as exit_info:
-            main()
-        captured = capsys.readouterr()
-        return exit_info.value.code, captured.out, captured.err
-
-    return run
+def cli(cli):
+    """Run ``kn-lens edit``."""
+    return partial(cli, "edit")
 
 
 @pytest.fixture
