@@ -147,7 +147,7 @@ def _sampled(study: Study) -> Settings:
     return replace(
         study.settings,
         relations=tuple(relations),
-        limit=max(2, round(SAMPLE_ROWS * n_facts / n_rows)),
+        limit=min(max(2, round(SAMPLE_ROWS * n_facts / n_rows)), study.settings.limit or n_facts),
         doses=study.settings.doses[:2],
         **lowered,
     )
