@@ -46,6 +46,8 @@ def save_figures(
             raise ArgumentError(
                 f"Figures as {form!r}; expected some of {', '.join(FORMATS)}.{did_you_mean(form, FORMATS)}"
             )
+    if not figures:
+        return []
     folder = Path(folder)
     images = [(name, form) for form in formats if form != "html" for name in figures]
     if images:

@@ -81,7 +81,7 @@ def reproduce(
 ) -> None:  # fmt: skip
     """Run the paper's study on a model: attribution, refining, suppressing and amplifying, tables and figures.
 
-    Stop it at any time; the same command takes it up again. Records and tables are in the run directory.
+    Stop it at any time; the same command takes it up again. Records, tables and figures are in the run directory.
     """
     if neurons:
         _found(neurons, baseline or [], facts, format, n_layers, to, seed, json)
@@ -97,6 +97,7 @@ def reproduce(
     from kn_lens.experiments.reproduction import open_study, plan
     from kn_lens.experiments.running import named, run
     from kn_lens.experiments.stages import STAGES as ALL_STAGES
+    from kn_lens.report import write_figures
 
     wanted = named(ALL_STAGES, _listed(stages))
     how: dict[str, Any] = {"held_out": held_out, "memory_budget": memory_budget, "force": force}
@@ -113,6 +114,7 @@ def reproduce(
     try:
         with open_study(loaded, source, to, chosen, names=names, **how) as study, _display() as show:
             tables = run(study, wanted, show)
+            write_figures(to)
         _print(document, tables, {name: how for stage in wanted for name, how in stage.shown.items()}, to, json)
     except KeyboardInterrupt:
         print(
@@ -130,6 +132,7 @@ def _found(
     from kn_lens.experiments import refining
     from kn_lens.experiments.found_files import found_tables, read_found
     from kn_lens.experiments.run_directory import open_run
+    from kn_lens.report import write_figures
 
     source = None if facts == "world" else read_facts(facts, format, None, "all")
     sets = {"found": read_found(neurons, source)}
@@ -140,6 +143,7 @@ def _found(
     with open_run(to, {"neurons": files, "seed": seed}, {"made_from": {}}, force=True) as run:
         for name, one in tables.items():
             run.write_text(f"tables/{name}.csv", one.to_csv(index=False))
+        write_figures(to)
     _print({"command": "reproduce", "neurons": files, "out": str(to)}, tables, refining.STAGE.shown, to, json)
 
 
