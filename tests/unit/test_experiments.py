@@ -18,7 +18,9 @@ CAPITAL = ("The capital of [X] is [Y].", "[Y] is the capital of [X].", "In fact,
 CAPITAL_OF = ("[X] is the capital of [Y].", "The capital of [Y] is [X].", "[X] lies in [Y].")
 SEAT = ("The seat of government of [X] is [Y].", "[X] has its seat of government in [Y].", "[Y], seat of [X].")
 # A quarter of a layer's neurons at most, so that random ones can be drawn beside those found.
-SETTINGS = Settings.of(attr_threshold=0.5, n_resamples=40, dose_facts=2, doses=(0.0, 3.0), max_moves=2)
+SETTINGS = Settings.of(
+    attr_threshold=0.5, n_resamples=40, dose_facts=2, doses=(0.0, 3.0), max_moves=2, syntax_forms=1, syntax_facts=1
+)
 
 
 def tiny_facts(n=4):
