@@ -53,9 +53,6 @@ from kn_lens.prompts import PromptBatch
 if TYPE_CHECKING:
     import pandas as pd
 
-LACKING = 0.1
-"""Share of the prompts that have scores attributed again, more or less."""
-
 PREDICTIONS_SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("relation", "key", "text")),
@@ -172,7 +169,6 @@ NEURON_SCORES = Stage(
     shown={"neuron_scores": Shown("How sure neurons are: mean score, prompts that have them, intervals above 0")},
     needs=(sweep.ATTRIBUTIONS, refining.STAGE),
     settings=("seed", "n_resamples", "attr_threshold", "quadrature", "n_steps", "tolerance"),
-    cost=lambda study, shard: (
-        study.n_rows(shard.relation) * LACKING * (1 + sweep.COST_OF_POINT * (study.settings.n_steps or sweep.POINTS))
-    ),
+    # Reading scores and drawing prompts more than passes: hardly a score is attributed again.
+    cost=lambda study, shard: study.n_rows(shard.relation),
 )
