@@ -12,7 +12,7 @@ from kn_lens.experiments.settings import Settings
 from kn_lens.facts import Fact
 
 N_LAYERS, D_MLP = 12, 3072
-LAST = ("predictions", "neuron_scores", "readouts")
+LAST = ("predictions", "neuron_scores", "readouts", "answer_readouts", "syntax")
 STAGES = (
     "facts",
     "attributions",
@@ -71,7 +71,16 @@ def write_run(
             for stage, table in records.items():
                 if stage in stages:
                     _write(run, stage, Shard(relation), table)
-        for stage in ("attributions", "doses", "texts", "updates", "erasures", "stability", "methods"):
+        for stage in (
+            "attributions",
+            "doses",
+            "texts",
+            "updates",
+            "erasures",
+            "stability",
+            "methods",
+            "answer_readouts",
+        ):
             if stage in stages:  # the report reads only their tables
                 for relation in relations:
                     _write(run, stage, Shard(relation), pd.DataFrame({"relation": [relation]}))
@@ -181,6 +190,8 @@ def _tables(relations: Sequence[str], random: np.random.Generator) -> dict[str, 
         "answers_by_relation": estimates("answers", measure=["accuracy", "perplexity"], relation=relations),
         "stability": estimates("stability", varied=["50% of the prompts", "left 20"]),
         "methods": estimates("methods", neurons=["refined", "integrated_gradients", "activation", "random"]),
+        "answer_readouts": estimates("answer_readouts", neurons=["found", "activation", "random"]),
+        "syntax": estimates("syntax", measure=["accuracy"], factor=[0.0, 2.0], neurons=["found", "random"]),
         "completeness": (
             "attributions",
             pd.DataFrame({"relation": relations, "n_pairs": 60, "largest_gap": 1e-4, "above_tolerance": 0}),

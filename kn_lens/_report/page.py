@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 SCRIPTS = ("data.js", "table.js", "plots.js", "facts.js", "page.js")
 
 TITLES = {
+    "answer_readouts": "Whether neurons say their fact's answer",
+    "answer_readouts_by_relation": "Whether neurons say their fact's answer, by relation",
     "answers": "What the model answers",
     "answers_by_relation": "What the model answers, by relation",
     "activation_on_texts": "Activation on texts (Table 3)",
@@ -40,7 +42,13 @@ TITLES = {
     "figures4_5": "Suppressing and amplifying (Figures 4 and 5)",
     "figures4_5_by_relation": "Suppressing and amplifying, by relation",
     "methods": "Other attribution methods",
+    "neuron_scores": "Scores of the neurons",
+    "neuron_scores_by_relation": "Scores of the neurons, by relation",
     "stability": "Stability of the neurons",
+    "syntax": "Grammar: what its neurons do",
+    "syntax_against_facts": "Grammar beside facts",
+    "syntax_by_phenomenon": "Grammar: what its neurons do, by phenomenon",
+    "syntax_table2": "Grammar: neurons per form and shared",
     "table2": "Neurons per fact and shared (Table 2)",
     "table2_by_relation": "Neurons per fact and shared, by relation",
     "table5": "Erasing relations (Table 5)",
@@ -65,8 +73,12 @@ SHOWN_OF = {
     "predictions": "each fact's predictions before and after",
     "neuron_scores": "the scores of each fact's neurons, with error bars",
     "readouts": "what each neuron writes to",
+    "answer_readouts": "whether neurons write to their fact's answer",
+    "syntax": "what the same method finds for grammar",
 }
 """What the report shows of each stage."""
+BY_PHENOMENON = ("syntax",)
+"""Stages whose parts are no relations': they are complete when their table is there."""
 HIDDEN = ("paper", "control")
 """Columns of a table that are not shown where they hold nothing."""
 
@@ -109,8 +121,11 @@ def page(
     template, css = ((here / name).read_text(encoding="utf-8") for name in ("page.html", "page.css"))
     scripts = [get_plotlyjs(), *((here / name).read_text(encoding="utf-8") for name in SCRIPTS)]
     relations = run.relations()
-    missing = [stage for stage in SHOWN_OF if not run.is_complete(stage, relations)] if facts is not None else []
-    command = run.command(*missing) if len(missing) < len(SHOWN_OF) else run.command()
+    missing = [
+        stage
+        for stage in (SHOWN_OF if facts is not None else ())
+        if not (stage in tables if stage in BY_PHENOMENON else run.is_complete(stage, relations))
+    ]
     model = run.config.get("model", "")
     heading = f"Knowledge neurons in {model}" if model else "Neurons found by others"
     return (
@@ -130,7 +145,7 @@ def page(
                 {"stage": stage, "shows": SHOWN_OF[stage], "partly": run.records(stage) is not None}
                 for stage in missing
             ],
-            command=command,
+            command=run.command(*missing),
             panels=[
                 {
                     "name": panel.name,

@@ -23,7 +23,6 @@ class Panel:
         name: of the figure, and of its files.
         title: of its section.
         caption: what is to be seen, and how it was measured.
-        stage: whose records it needs.
         source: the table that it is drawn from.
         draw: from that table to the figure.
     """
@@ -31,7 +30,6 @@ class Panel:
     name: str
     title: str
     caption: str
-    stage: str
     source: str
     draw: "Callable[[pd.DataFrame], Figure]"
 
@@ -44,8 +42,16 @@ def _answers(table: "pd.DataFrame") -> "Figure":
 
 
 def _methods(table: "pd.DataFrame") -> "Figure":
-    named = table.assign(neurons=[KINDS.get(name, name.replace("_", " ")) for name in table["neurons"]])
-    return figures.estimates(named, "neurons", title="Other methods", value=figures.CHANGE, form="+.0%")
+    return figures.estimates(_named(table), "neurons", title="Other methods", value=figures.CHANGE, form="+.0%")
+
+
+def _answer_readouts(table: "pd.DataFrame") -> "Figure":
+    title = "Neurons that write to the answer"
+    return figures.estimates(_named(table), "neurons", title=title, value="share of a fact's neurons", form=".0%")
+
+
+def _named(table: "pd.DataFrame") -> "pd.DataFrame":
+    return table.assign(neurons=[KINDS.get(name, name.replace("_", " ")) for name in table["neurons"]])
 
 
 def _stability(table: "pd.DataFrame") -> "Figure":
@@ -59,7 +65,6 @@ PANELS = (
         caption="Mean over relations of the relative change of the answer's probability when a fact's neurons are "
         "switched off or doubled: filled marks on the fact itself, open marks on a random fact of another relation. "
         "The most active neurons are as many as were found; random neurons lie in the same layers.",
-        stage="effects",
         source="figures4_5",
         draw=figures.effects,
     ),
@@ -67,7 +72,6 @@ PANELS = (
         name="effects_by_relation",
         title="Effect by relation",
         caption="The same for each relation, on its own facts, with random neurons of the same layers beside it.",
-        stage="effects",
         source="figures4_5_by_relation",
         draw=figures.effects_by_relation,
     ),
@@ -75,7 +79,6 @@ PANELS = (
         name="dose_response",
         title="Dose response",
         caption="The same for more factors, on a sample of each relation's facts. At factor 1 nothing changes.",
-        stage="doses",
         source="dose_response",
         draw=figures.dose_response,
     ),
@@ -84,7 +87,6 @@ PANELS = (
         title="Where the neurons are",
         caption="Share of the neurons of all facts in each layer; a neuron counts once for each fact that has it. "
         "Layer 0 is the first.",
-        stage="neurons",
         source="figure3",
         draw=figures.layer_distribution,
     ),
@@ -93,7 +95,6 @@ PANELS = (
         title="Neurons and relations",
         caption="The neurons that most facts have, and the share of each relation's facts that have them. Empty "
         "cells: no fact has it. Off the diagonal, relations share neurons.",
-        stage="neurons",
         source=MAP,
         draw=figures.neuron_relation_map,
     ),
@@ -102,7 +103,6 @@ PANELS = (
         title="What the model knows",
         caption="Share of a relation's prompts whose most probable answer is the right one. Control: always giving the "
         "relation's most frequent answer.",
-        stage="answers",
         source="answers_by_relation",
         draw=_answers,
     ),
@@ -111,7 +111,6 @@ PANELS = (
         title="Stability of the neurons",
         caption="How much of a fact's neurons is found again from fewer prompts, with other thresholds and with other "
         "quadratures: the Jaccard index, 1 for equal sets. Control: the set of another fact of the relation.",
-        stage="stability",
         source="stability",
         draw=_stability,
     ),
@@ -120,9 +119,16 @@ PANELS = (
         title="Other attribution methods",
         caption="As many neurons of highest score by each method, switched off: the more the answer loses, the "
         "better the method found what carries it. Control: random neurons of the same layers.",
-        stage="methods",
         source="methods",
         draw=_methods,
+    ),
+    Panel(
+        name="answer_readouts",
+        title="Neurons that write to the answer",
+        caption="Share of a fact's neurons with a token of its answer among the ten that the model's head raises most "
+        "when it is given the neuron's row of W_out and nothing else. Control: random neurons of the same layers.",
+        source="answer_readouts",
+        draw=_answer_readouts,
     ),
 )
 """In the order of the report."""
