@@ -208,9 +208,9 @@ def _compared(
 # --- tables ---------------------------------------------------------------------------------------
 
 MEASURES = {
+    "accuracy": mean_of("accuracy_after", "n_prompts"),
     "change of P(right)": change_ratio(),
     "change of P(wrong)": change_ratio("wrong_before", "wrong_after"),
-    "accuracy": mean_of("accuracy_after", "n_prompts"),
 }
 
 
@@ -322,7 +322,7 @@ STAGE = Stage(
             "Grammar beside facts: change of P(answer), relative, on itself and on the others"
         ),
     },
-    needs=(NEURONS, modulation.EFFECTS),
+    needs=(phenomena.STAGE, NEURONS, refining.STAGE, modulation.EFFECTS),
     settings=("seed", "syntax_facts"),
     shards=phenomena.shards_of,
     cost=_cost,

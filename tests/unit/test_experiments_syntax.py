@@ -2,13 +2,15 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import kn_lens as kn
 from kn_lens.errors import DataError
-from kn_lens.experiments import modulation, phenomena, syntax
+from kn_lens.experiments import modulation, phenomena, refining, syntax
 from kn_lens.experiments.minimal_pairs import Pair, form_of, read_pairs, wrong_form
 from kn_lens.experiments.reproduction import open_study
 from kn_lens.experiments.run_directory import Shard
@@ -327,6 +329,21 @@ def test_pairs_of_which_none_can_be_asked_leave_no_table_but_the_coverage(tmp_pa
         tables = run(study, [syntax.STAGE], lambda state: None)
     assert [name for name in tables if name.startswith("syntax")] == ["syntax_coverage"]
     assert tables["syntax_coverage"]["not_one_word"].tolist() == [len(NAMES)]
+
+
+@pytest.mark.parametrize("needed", [phenomena.STAGE, syntax.NEURONS, refining.STAGE, modulation.EFFECTS])
+def test_a_shard_is_made_again_when_anything_that_it_reads_is_another(finished, needed, tmp_path):
+    study, model, _ = finished
+    path = shutil.copytree(study.run.path, tmp_path / "run")
+    with open_study(model, tiny_facts(), path, study.settings) as copy:
+        mine = Shard(ALL, "number")
+        assert copy.is_current(syntax.STAGE, mine)
+        shard = next(one for one in needed.shards(copy) if one.relation != ALL or one == mine)
+        record = copy.run.record(needed.name, shard)
+        turned = pq.read_table(record)[::-1]
+        with copy.run.writing(needed.name, shard, copy.run.noted(needed.name, shard)["inputs"]) as scratch:
+            pq.write_table(turned, scratch)
+        assert not copy.is_current(syntax.STAGE, mine)
 
 
 def test_what_a_shard_costs_is_counted_on_pairs(finished):
