@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 SAMPLE_RELATIONS, SAMPLE_ROWS = 2, 120
 """Relations, and about so many rows of each, that ``plan`` measures the speed on."""
-SAMPLE = {"update_facts": 1, "update_others": 5, "erase_others": 5, "check_facts": 1, "dose_facts": 2, "n_resamples": 1}
+SAMPLE = {
+    "update_facts": 1, "update_others": 5, "erase_others": 5, "check_facts": 1, "dose_facts": 2, "n_resamples": 1,
+    "syntax_forms": 1, "syntax_facts": 2,
+}  # fmt: skip
 """What the settings are lowered to for it: less of the same, so that a pass takes as long as it will."""
 
 
