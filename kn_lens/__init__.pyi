@@ -7,6 +7,7 @@ from .edit_effects import erase_effects, update_effects
 from .edit_questions import Question, inverse_questions, reworded
 from .edit_tables import edit_table
 from .edits import WeightEdit, erase_neurons, erase_relation, export, update_fact
+from .effect_plots import Effect
 from .effects import controlled_effects, effect_table, measure
 from .errors import (
     ArgumentError,
@@ -49,6 +50,7 @@ __all__ = [
     "Comparison",
     "DataError",
     "EditError",
+    "Effect",
     "Fact",
     "FactSet",
     "HookError",

@@ -26,6 +26,7 @@ from einops import einsum, rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kn_lens._plots import AttributionPlot
 from kn_lens._request import PRESETS, Method, NeuronLike, Preset, Request, check_share
 from kn_lens.baselines import BASELINES, Indices, LayerScores
 from kn_lens.engine import Site, budget_for, sites
@@ -43,8 +44,8 @@ OUTPUT_FLOOR = 1e-2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attribution:
-    """Scores of every neuron for every prompt, with their error bars.
+class Attribution(AttributionPlot):
+    """Scores of every neuron for every prompt, with their error bars; ``plot()`` draws the highest.
 
     Attributes:
         scores: in the output's unit (probability by default); NaN where only chosen neurons or layers were computed.
