@@ -33,6 +33,8 @@ from kn_lens.prompts import PromptBatch
 if TYPE_CHECKING:
     import pandas as pd
 
+    from kn_lens.effect_plots import Effect
+
 KINDS = ("found", "activation", "random")
 SCOPES = ("own", "other")
 
@@ -45,7 +47,7 @@ def measure(
     tokenizer: Any = None,
     memory_budget: float | None = None,
     progress: Progress | None = None,
-) -> "pd.DataFrame":
+) -> "Effect":
     """Read every prompt without and with interventions.
 
     Args:
@@ -57,11 +59,12 @@ def measure(
         progress: called with (done, total), counted in rows.
 
     Returns:
-        A table with one row a prompt: ``relation``, ``subject``, ``object``, ``text``; ``before``, ``after`` and
-        ``change`` (after - before) of the answer's probability; ``log_prob_before``, ``log_prob_after`` in nats;
-        ``rank_before``, ``rank_after``: the zero-based rank of the answer, for an answer of several tokens the worst of
-        theirs, so that 0 means that the model says it token by token; ``top_before``, ``top_after``: the most probable
-        token in each place of the answer, given the right ones before it. Cost: two forward passes a row.
+        A pandas table, drawn by its ``plot()``, with one row a prompt: ``relation``, ``subject``, ``object``, ``text``;
+        ``before``, ``after`` and ``change`` (after - before) of the answer's probability; ``log_prob_before``,
+        ``log_prob_after`` in nats; ``rank_before``, ``rank_after``: the zero-based rank of the answer, for an answer of
+        several tokens the worst of theirs, so that 0 means that the model says it token by token; ``top_before``,
+        ``top_after``: the most probable token in each place of the answer, given the right ones before it. Cost: two
+        forward passes a row.
 
     Raises:
         ArgumentError: neurons or prompts that do not fit the model, a prompt without a set of neurons, or a
@@ -76,7 +79,7 @@ def measure(
         >>> float(effect.change.abs().max())
         0.0
     """
-    import pandas as pd
+    from kn_lens.effect_plots import Effect
 
     host = _checked_host(model, prompts)
     budget = Budget.of(host, memory_budget)
@@ -87,7 +90,7 @@ def measure(
     after = read(host, prompts, given, budget, tick)
     tokenizer = host.tokenizer if tokenizer is None else tokenizer
     facts = [prompts.facts[i] for i in prompts.fact_index.tolist()]
-    return pd.DataFrame(
+    return Effect(
         {
             "relation": [fact.relation for fact in facts],
             "subject": [fact.subject for fact in facts],
