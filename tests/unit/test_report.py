@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from kn_lens._report.facts import FACTS_AT_ONCE
@@ -230,3 +231,24 @@ def test_a_report_of_many_facts_stays_small(tmp_path):
         sizes[2 * n_facts] = len(write_report(run).read_bytes())
     each = (sizes[1200] - sizes[200]) / 1000
     assert sizes[200] + each * 20_000 < 25e6, f"{each:.0f} bytes a fact of 10 prompts"
+
+
+def test_the_made_up_records_are_like_those_of_the_stages(run):
+    from kn_lens._report.page import SHOWN_OF
+    from kn_lens.experiments import answers, asking, modulation, portraits, readouts, refining
+    from kn_lens.experiments.stages import STAGES as ALL_STAGES
+
+    schemas = {
+        "facts": asking.SCHEMA,
+        "neurons": refining.SCHEMA,
+        "effects": modulation.SCHEMA,
+        "answers": answers.SCHEMA,
+        "predictions": portraits.PREDICTIONS_SCHEMA,
+        "neuron_scores": portraits.SCORES_SCHEMA,
+        "readouts": readouts.READOUTS_SCHEMA,
+    }
+    for stage, schema in schemas.items():
+        table = records(run, stage)
+        assert set(table) <= set(schema.names), stage
+        pa.Table.from_pandas(table, pa.schema([schema.field(name) for name in table]), preserve_index=False)
+    assert set(SHOWN_OF) <= {stage.name for stage in ALL_STAGES}
