@@ -177,7 +177,7 @@ def _display() -> "Iterator[Any]":
         TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(), TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal,
     )  # fmt: skip
-    task = bar.add_task("", total=None, rate="")
+    task = bar.add_task("Looking at what is there", total=None, rate="")
     began = last = time.perf_counter()
 
     def show(state: "State") -> None:

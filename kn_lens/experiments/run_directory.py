@@ -347,8 +347,8 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cure = "make room and" if error.errno == errno.ENOSPC else "then"
+        cure = "make room" if error.errno == errno.ENOSPC else "mend that"
         raise DataError(
-            f"{path} cannot be written: {error.strerror or error}. Everything before it is kept: {cure} give the same "
-            "command again."
+            f"{path} cannot be written: {error.strerror or error}. What was written before is kept: {cure}, and give "
+            "the same command again."
         ) from error
