@@ -1,7 +1,12 @@
-"""Reading every prompt's answer off a model, with or without interventions, in bounded passes."""
+"""Reading every prompt's answer off a model, with or without interventions, in bounded passes.
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+``read`` runs whole passes and tells all that there is to tell. ``read_changes`` tells what the answers' probabilities
+become under many interventions, from one clean pass: where an intervention changes the read position alone, a pass
+starts at the lowest layer that it changes.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -11,10 +16,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kn_lens._budget import Budget
+from kn_lens.engine import cuts
 from kn_lens.hosts import Host
-from kn_lens.interventions import Intervention
-from kn_lens.outputs import at_least_float32, target_logits
+from kn_lens.interventions import Intervention, Resumable
+from kn_lens.outputs import at_least_float32, target_log_probs, target_logits
 from kn_lens.prompts import PromptBatch
+from kn_lens.resume import CleanState, last_token_moves, narrowed, run_clean
 
 Progress = Callable[[int, int], None]
 
@@ -63,6 +70,8 @@ def read(
         part = prompts.select(chosen)
         hooks = list(chain.from_iterable(one.select(prompts, chosen).hooks(host.model, part) for one in interventions))
         n_pos = int(part.length.max())
+        if not hooks:
+            hooks = narrowed(host, part.read_pos, n_pos)
         with torch.no_grad():
             logits = host.logits(part.tokens[:, :n_pos], part.attention_mask[:, :n_pos], part.read_pos, hooks)
         return part, *_of_target(at_least_float32(logits), part.target_ids), logits.argmax(-1)
@@ -78,6 +87,141 @@ def read(
             top[there[prompt]].append(token)
         tick(part.n_rows)
     return Reading(log_prob=log_prob, rank=rank, top=top)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Change:
+    """An intervention on some prompts of a batch.
+
+    Attributes:
+        chosen: numbers of prompts, repeats allowed.
+        prompts: these prompts: ``batch.select(chosen)``.
+        intervention: on ``prompts``.
+        lowest: the lowest layer changed under each of them, where passes can start from it; else None.
+    """
+
+    chosen: Int[Tensor, " item"]
+    prompts: PromptBatch
+    intervention: Intervention
+    lowest: Int[Tensor, " item"] | None
+
+    @classmethod
+    def of(cls, host: Host, batch: PromptBatch, chosen: Int[Tensor, " item"], intervention: Intervention) -> "Change":
+        """Make it."""
+        prompts = batch.select(chosen)
+        can_resume = isinstance(intervention, Resumable)
+        lowest = intervention.lowest_layers(host, prompts) if can_resume else None
+        return cls(chosen=chosen, prompts=prompts, intervention=intervention, lowest=lowest)
+
+
+def read_changes(
+    host: Host, prompts: PromptBatch, changes: Sequence[Change], memory: float | None, tick: Ticks
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return the answers' log-probabilities without and with each change.
+
+    Args:
+        host: what runs.
+        prompts: a batch.
+        changes: of its prompts; at least one.
+        memory: bytes that passes may take; see ``attribute``.
+        tick: told the rows: those of all changes, and of all prompts that any of them is of.
+
+    Returns:
+        Those of ``prompts``, NaN where there is no change; and for each change those of its ``chosen``. Cost: a pass
+        for each row of these prompts, and for each row of each change one from its lowest layer up.
+    """
+    whole = Budget.of(host, memory)
+    after = [
+        np.full(len(change.chosen), np.nan)
+        if change.lowest is not None
+        else read(host, change.prompts, [change.intervention], whole, tick).log_prob
+        for change in changes
+    ]
+    resumable = [(number, change) for number, change in enumerate(changes) if change.lowest is not None]
+    numbers = torch.cat([change.chosen for change in changes]).unique()
+    asked = prompts.select(numbers)
+    budget = replace(whole, moving_last=last_token_moves(host, asked.attention_mask, asked.read_pos))
+
+    def run(some: Int[Tensor, " some"]) -> tuple[PromptBatch, Tensor, list[tuple[int, Tensor, Tensor]]]:
+        stretch = _Stretch.of(host, prompts, numbers[some], [change for _, change in resumable])
+        at_once = budget.rows_per_pass(int(stretch.prompts.length.max()))
+        found = [(number, *stretch.after(change, at_once)) for number, change in resumable]
+        return stretch.prompts, stretch.before, found
+
+    before = np.full(len(prompts), np.nan)
+    for some, result in budget.work_through(asked.rows_per_prompt, asked.length, budget.rows_per_stretch, run):
+        part, values, found = result
+        before[numbers[some].cpu().numpy()] = values.cpu().numpy()
+        tick(part.n_rows)
+        for number, items, values in found:
+            after[number][items.cpu().numpy()] = values.cpu().numpy()
+            tick(int(changes[number].prompts.rows_per_prompt[items].sum()))
+    return before, after
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Stretch:
+    """Prompts whose clean state is held together.
+
+    Attributes:
+        host: what runs.
+        prompts: the prompts.
+        place: for each prompt of the whole batch, where it stands here; -1 elsewhere.
+        state: the clean pass.
+        before: the answers' log-probabilities in it.
+    """
+
+    host: Host
+    prompts: PromptBatch
+    place: Int[Tensor, " batch"]
+    state: CleanState
+    before: Float[Tensor, " some"]
+
+    @classmethod
+    def of(cls, host: Host, batch: PromptBatch, numbers: Int[Tensor, " some"], changes: Sequence[Change]) -> "_Stretch":
+        """Run these prompts of a batch, and keep what the changes start from."""
+        prompts = batch.select(numbers)
+        place = numbers.new_full((len(batch),), -1)
+        place[numbers] = torch.arange(len(numbers), device=numbers.device)
+        lowest = [change.lowest[place[change.chosen] >= 0] for change in changes if change.lowest is not None]
+        layers = [layer for layer in range(host.n_layers) if any(bool((one == layer).any()) for one in lowest)]
+        state = run_clean(host, prompts.tokens, prompts.attention_mask, prompts.read_pos, layers)
+        before = _log_prob(state.logits, prompts)
+        return cls(host=host, prompts=prompts, place=place, state=state, before=before)
+
+    def after(self, change: Change, at_once: int) -> tuple[Int[Tensor, " item"], Float[Tensor, " item"]]:
+        """Return which items of a change are about these prompts, and their log-probabilities with it."""
+        assert change.lowest is not None
+        place = self.place[change.chosen]
+        items = (place >= 0).nonzero().squeeze(1)
+        items = items[place[items].argsort()]  # as the stretch is, from long to short
+        values = self.before[place[items]]
+        for layer in change.lowest[items].unique().tolist():
+            if layer == self.host.n_layers:  # nothing changes
+                continue
+            here = (change.lowest[items] == layer).nonzero().squeeze(1)
+            for some in cuts(change.prompts.rows_per_prompt[items[here]], at_once):
+                chosen = items[here[some]]
+                asked = change.prompts.select(chosen)
+                rows, _ = self.prompts.rows_and_owners(place[chosen])
+                intervention = change.intervention.select(change.prompts, chosen)
+                hooks = intervention.hooks(self.host, _read_alone(asked))
+                with torch.no_grad():
+                    values[here[some]] = _log_prob(self.state.changed(layer, rows, hooks), asked)
+        return items, values
+
+
+def _read_alone(prompts: PromptBatch) -> PromptBatch:
+    """Return prompts of one token a row, the one at the read position."""
+    tokens = prompts.tokens.gather(1, prompts.read_pos[:, None])
+    read_pos = torch.zeros_like(prompts.read_pos)
+    return replace(prompts, tokens=tokens, attention_mask=torch.ones_like(tokens), read_pos=read_pos)
+
+
+def _log_prob(logits: Float[Tensor, "row d_vocab"], prompts: PromptBatch) -> Float[Tensor, " batch"]:
+    """Return the log-probability of each prompt's answer."""
+    of_row = target_log_probs(at_least_float32(logits), prompts.target_ids).double()
+    return of_row.new_zeros(len(prompts)).index_add(0, prompts.prompt_index, of_row)
 
 
 def _of_target(

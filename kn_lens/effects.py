@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from kn_lens._budget import Budget
-from kn_lens._reading import Progress, Ticks, read
+from kn_lens._reading import Change, Progress, Ticks, read, read_changes
 from kn_lens._refining import prompts_by_fact
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact, FactSet
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from kn_lens.effect_plots import Effect
+
+Intervene = Callable[[Sequence[NeuronSet]], Intervention]
+"""Makes an intervention from one set of neurons for each prompt."""
 
 KINDS = ("found", "activation", "random")
 SCOPES = ("own", "other")
@@ -115,7 +118,7 @@ def controlled_effects(
     neurons_by_fact: Mapping[Fact, NeuronSet],
     activation_neurons: Mapping[Fact, NeuronSet] | None = None,
     *,
-    intervene: Callable[[Sequence[NeuronSet]], Intervention] = Suppress,
+    intervene: Intervene | Mapping[Any, Intervene] = Suppress,
     seed: int = 0,
     memory_budget: float | None = None,
     progress: Progress | None = None,
@@ -128,7 +131,8 @@ def controlled_effects(
         neurons_by_fact: the neurons found. Every fact needs prompts.
         activation_neurons: as many neurons of highest activation, from ``kn_lens.activation_neurons``; None leaves this
             control out.
-        intervene: makes the intervention from one set of neurons for each prompt; ``lambda n: Amplify(n, 3.0)``.
+        intervene: makes the intervention from one set of neurons for each prompt; ``lambda n: Amplify(n, 3.0)``. Or
+            several of these by name, which share all that does not depend on them.
         seed: draws the random neurons and the facts of other relations; the random neurons of a fact do not depend on
             which other facts are measured.
         memory_budget: bytes that passes may take; see ``attribute``.
@@ -138,8 +142,10 @@ def controlled_effects(
         A table with one row for each fact, ``neurons`` (``found``, ``activation``, ``random``) and ``facts`` (``own``:
         read on the fact's own prompts; ``other``: on those of a fact of another relation): ``relation``, ``subject``,
         ``object`` and ``key`` of the fact; ``measured``, the key of the fact whose prompts were read; ``n_neurons``,
-        ``n_prompts``; and ``before``, ``after``, mean probabilities over these prompts. Cost: one forward pass for each
-        row of ``prompts``, and for each kind of neurons one for each row of own and of other prompts.
+        ``n_prompts``; and ``before``, ``after``, mean probabilities over these prompts. With several interventions the
+        same for each, and ``intervention``, its name, as the first column. Cost: one forward pass for each row that is
+        read, and for each intervention and kind of neurons one for each row of own and of other prompts; from the
+        lowest layer with neurons up, where the intervention acts at the read position alone.
 
     Raises:
         ArgumentError: a fact without prompts or without activation neurons, prompts of one relation only, neurons that
@@ -149,7 +155,7 @@ def controlled_effects(
     import pandas as pd
 
     host = _checked_host(model, prompts)
-    budget = Budget.of(host, memory_budget)
+    Budget.of(host, memory_budget)  # before any work
     prompts_of = prompts_by_fact(prompts)
     pool = FactSet(prompts_of)
     facts = list(neurons_by_fact)
@@ -163,39 +169,42 @@ def controlled_effects(
     }
     readings = {"own": facts, "other": [pool[others[fact]] for fact in facts]}
 
-    runs = []
-    for scope, read_facts in readings.items():
-        chosen = torch.cat([prompts_of[fact] for fact in read_facts])
-        owner = np.repeat(np.arange(len(facts)), [len(prompts_of[fact]) for fact in read_facts])
-        part = prompts.select(chosen)
-        for kind, sets in kinds.items():
-            intervention = intervene([sets[facts[i]] for i in owner])
-            _check_hooks(host, part, [intervention])
-            runs.append((kind, scope, read_facts, sets, chosen, owner, part, intervention))
+    runs, changes = [], []
+    makers = intervene if isinstance(intervene, Mapping) else {"": intervene}
+    for name, make in makers.items():
+        for scope, read_facts in readings.items():
+            chosen = torch.cat([prompts_of[fact] for fact in read_facts]).to(prompts.tokens.device)
+            owner = np.repeat(np.arange(len(facts)), [len(prompts_of[fact]) for fact in read_facts])
+            for kind, sets in kinds.items():
+                change = Change.of(host, prompts, chosen, make([sets[facts[i]] for i in owner]))
+                _check_hooks(host, change.prompts, [change.intervention])
+                changes.append(change)
+                runs.append((name, kind, scope, read_facts, sets, owner))
 
-    tick = Ticks(progress, prompts.n_rows + sum(part.n_rows for *_, part, _ in runs))
-    clean = read(host, prompts, [], budget, tick).prob
+    n_read = len(prompts.rows_of(torch.cat([change.chosen for change in changes]).unique()))
+    tick = Ticks(progress, n_read + sum(change.prompts.n_rows for change in changes))
+    clean, after = read_changes(host, prompts, changes, memory_budget, tick)
     tables = []
-    for kind, scope, read_facts, sets, chosen, owner, part, intervention in runs:
-        after = read(host, part, [intervention], budget, tick).prob
+    for (name, kind, scope, read_facts, sets, owner), change, log_prob in zip(runs, changes, after, strict=True):
         n_prompts = np.bincount(owner)
-        tables.append(
-            pd.DataFrame(
-                {
-                    "relation": [fact.relation for fact in facts],
-                    "subject": [fact.subject for fact in facts],
-                    "object": [fact.object for fact in facts],
-                    "key": [fact.key for fact in facts],
-                    "neurons": kind,
-                    "facts": scope,
-                    "measured": [fact.key for fact in read_facts],
-                    "n_neurons": [len(sets[fact]) for fact in facts],
-                    "n_prompts": n_prompts,
-                    "before": np.bincount(owner, weights=clean[chosen.numpy()]) / n_prompts,
-                    "after": np.bincount(owner, weights=after) / n_prompts,
-                }
-            )
+        table = pd.DataFrame(
+            {
+                "relation": [fact.relation for fact in facts],
+                "subject": [fact.subject for fact in facts],
+                "object": [fact.object for fact in facts],
+                "key": [fact.key for fact in facts],
+                "neurons": kind,
+                "facts": scope,
+                "measured": [fact.key for fact in read_facts],
+                "n_neurons": [len(sets[fact]) for fact in facts],
+                "n_prompts": n_prompts,
+                "before": np.bincount(owner, weights=np.exp(clean[change.chosen.cpu().numpy()])) / n_prompts,
+                "after": np.bincount(owner, weights=np.exp(log_prob)) / n_prompts,
+            }
         )
+        if isinstance(intervene, Mapping):
+            table.insert(0, "intervention", name)
+        tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 

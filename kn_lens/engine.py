@@ -102,7 +102,7 @@ class Site:
     ) -> Iterator[tuple[Int[Tensor, " some"], Float[Tensor, "row d_model"]]]:
         n_rows = self.prompts.rows_per_prompt[batch]
         end = n_rows.cumsum(0)
-        for some in _cuts(n_rows, self.rows_per_pass):
+        for some in cuts(n_rows, self.rows_per_pass):
             first, last = int(some[0]), int(some[-1])
             yield batch[some], mlp_out[int(end[first] - n_rows[first]) : int(end[last])]
 
@@ -152,7 +152,7 @@ def _read(
     return output(logits, prompts.target_ids[rows], contrast_ids, owner, int(owner[-1]) + 1)
 
 
-def _cuts(n_rows: Int[Tensor, " some"], most: int) -> Iterator[Int[Tensor, " fewer"]]:
+def cuts(n_rows: Int[Tensor, " some"], most: int) -> Iterator[Int[Tensor, " fewer"]]:
     """Cut positions 0, 1, ... into runs of at most ``most`` rows, each at least one position long."""
     start = rows = 0
     for stop, n in enumerate(n_rows.tolist()):

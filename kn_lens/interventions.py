@@ -52,6 +52,19 @@ class Intervention(Protocol):
         ...
 
 
+@runtime_checkable
+class Resumable(Intervention, Protocol):
+    """An intervention that may let passes start above what it leaves as it is; its ``hooks`` take a ``Host`` too."""
+
+    def lowest_layers(self, model: Any, prompts: PromptBatch) -> Int[Tensor, " batch"] | None:
+        """Return the lowest layer that is changed under each prompt, ``n_layers`` where nothing is; or None.
+
+        Layers promise that all its hooks are on ``hook_post``, change the read position alone, treat rows by
+        themselves, and read no more of the prompts than that; None promises nothing.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class _Change:
     """What the interventions share; a subclass says what becomes of the activations."""
@@ -93,6 +106,16 @@ class _Change:
             (host.hook_post(layer), self._hook(layer, rows, index, host, prompts))
             for layer, (rows, index) in _places(_resolve(self.neurons, host, prompts), prompts).items()
         ]
+
+    def lowest_layers(self, model: Any, prompts: PromptBatch) -> Int[Tensor, " batch"] | None:
+        """Return the lowest layer with neurons of each prompt, ``n_layers`` without any; None for all positions."""
+        if self.position == "all":
+            return None
+        host = model if isinstance(model, Host) else host_of(model)
+        sets = _resolve(self.neurons, host, prompts)
+        each = [sets] * len(prompts) if isinstance(sets, NeuronSet) else sets
+        lowest = [next((neuron.layer for neuron in one), host.n_layers) for one in each]
+        return torch.tensor(lowest, device=prompts.tokens.device)
 
     def select(self, prompts: PromptBatch, chosen: Int[Tensor, " some"]) -> "_Change":
         """Return the intervention on ``prompts.select(chosen)``."""

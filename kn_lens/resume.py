@@ -8,8 +8,11 @@ the same numbers as full passes give. A resumed pass
 2. runs the blocks above. In a causal model, read at its last token, nothing before the read position can see the
    change: the keys and values of the tokens before are kept, and one token is run. In a masked model every position
    may change, with two exceptions: block l + 1 still finds the kept queries, keys and values at all other positions,
-   and of the last block nothing is needed at other positions but keys and values;
+   and of the last block nothing is needed at other positions but keys and values (the clean pass leaves that out too);
 3. runs the head at the read position.
+
+What is changed is either what ``W_out`` of layer l writes (``resumed``), or the activations before it and any above
+(``changed``).
 """
 
 from collections.abc import Sequence
@@ -23,8 +26,6 @@ from torch import Tensor
 from kn_lens._splicing import at, index_of, put_into
 from kn_lens.hosts import HookFn, Host, Part, Prefix
 from kn_lens.outputs import at_least_float32
-
-QKV: tuple[Part, ...] = ("attn.q", "attn.k", "attn.v")
 
 
 @runtime_checkable
@@ -56,6 +57,19 @@ class CleanState(Protocol):
             rows: repeats allowed.
             mlp_out: their new outputs; gradients flow back into it.
             early: read the logits off the residual stream that leaves this layer, with the layers above left out.
+        """
+        ...
+
+    def changed(
+        self, layer: int, rows: Int[Tensor, " some"], hooks: Sequence[tuple[str, HookFn]]
+    ) -> Float[Tensor, "some d_vocab"]:
+        """Return the logits of some rows with activations changed, at the read position, from a layer on.
+
+        Args:
+            layer: one of those asked for; nothing below it changes.
+            rows: repeats allowed.
+            hooks: on ``hook_post`` of this layer and of others above it. Each gets the activations of just these rows
+                at the read position, ``[row, 1, d_mlp]``, and treats every row by itself.
         """
         ...
 
@@ -143,13 +157,14 @@ class _Rows:
         attn_out = {layer: keep(host.hook_attn_out(layer), read_pos) for layer in layers}
         above = {layer: host.resid_pre(layer + 1) for layer in layers if layer < host.n_layers - 1}
         projected: dict[int, dict[Part, str]] = {
-            layer: {part: keep(host.linear(layer + 1, part)[1]) for part in QKV} if host.kind == "masked" else {}
-            for layer in above
+            layer: {part: keep(host.linear(layer + 1, part)[1]) for part in _kept(host, layer + 1)} for layer in above
         }
         for name in above.values():
             if name not in resid_pre.values():
                 keep(name)
         every_row = torch.arange(len(tokens), device=tokens.device)
+        if prefix is None:
+            hooks += narrowed(host, read_pos, tokens.shape[1])
         logits = host.logits(
             tokens, attention_mask, read_pos, hooks, prefix=None if prefix is None else prefix.select(every_row)
         )
@@ -176,18 +191,30 @@ class _Rows:
     def resumed(
         self, layer: int, rows: Int[Tensor, " some"], mlp_out: Float[Tensor, "some d_model"], *, early: bool = False
     ) -> Float[Tensor, "some d_vocab"]:
+        host = self.host
+        replacing = host.hook_mlp_out(layer), lambda _, hook: mlp_out[:, None].to(host.dtype)
+        return self._from(layer, rows, [replacing], early=early)
+
+    def changed(
+        self, layer: int, rows: Int[Tensor, " some"], hooks: Sequence[tuple[str, HookFn]]
+    ) -> Float[Tensor, "some d_vocab"]:
+        read_pos = self.read_pos[rows]
+        return self._from(layer, rows, [(name, _at_read(hook_fn, read_pos)) for name, hook_fn in hooks])
+
+    def _from(
+        self, layer: int, rows: Int[Tensor, " some"], hooks: list[tuple[str, HookFn]], *, early: bool = False
+    ) -> Float[Tensor, "some d_vocab"]:
+        """Run the read position through what follows the layer's attention, and the blocks above."""
         host, entry, read_pos = self.host, self.entry[layer], self.read_pos[rows]
         tokens, attention_mask = self.tokens[rows], self.attention_mask[rows]
         n_pos = tokens.shape[1]
         if self.prefix is None:  # else the rows are of one length
             n_pos = int(attention_mask.any(0).nonzero().max()) + 1  # beyond it, all of these rows are padding
             tokens, attention_mask = tokens[:, :n_pos], attention_mask[:, :n_pos]
-        hooks: list[tuple[str, HookFn]] = [(host.hook_mlp_out(layer), lambda _, hook: mlp_out[:, None].to(host.dtype))]
         above = None if early else entry.above
         if above is not None:
             hooks.append((host.resid_pre(layer + 1), put_into(above[rows, :n_pos], read_pos)))
-            if host.kind == "masked":
-                hooks += self._only_needed(layer, rows, n_pos)
+            hooks += self._only_needed(layer, rows, n_pos)
         with host.resumed(layer, entry.resid_pre[rows], entry.attn_out[rows], alone=early):
             return host.logits(
                 tokens,
@@ -200,18 +227,11 @@ class _Rows:
     def _only_needed(self, layer: int, rows: Int[Tensor, " some"], n_pos: int) -> list[tuple[str, HookFn]]:
         """Return hooks under which blocks do no work that has been done, or that nothing reads, in a masked model."""
         host, read_pos = self.host, self.read_pos[rows]
-        last = host.n_layers - 1
-        only = at(read_pos)
         hooks: list[tuple[str, HookFn]] = []
         for part, clean in self.entry[layer].projected.items():
             before, after = host.linear(layer + 1, part)
-            hooks += [(before, only), (after, put_into(clean[rows, :n_pos], read_pos))]
-        # Adding one position to the residual stream broadcasts: the stream is right where it is read, that is enough.
-        hooks += [(host.linear(last, "attn.o")[0], only), (host.linear(last, "mlp.in")[0], only)]
-        if layer + 1 < last:
-            before, after = host.linear(last, "attn.q")
-            hooks += [(before, only), (after, lambda query, hook: query.expand(-1, n_pos, *query.shape[2:]))]
-        return hooks
+            hooks += [(before, at(read_pos)), (after, put_into(clean[rows, :n_pos], read_pos))]
+        return hooks + narrowed(host, read_pos, n_pos)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,15 +266,81 @@ class _ByLength:
             logits.append(self.parts[number].resumed(layer, place[mine], mlp_out[mine], early=early))
         return self._in_order(logits, group)
 
+    def changed(
+        self, layer: int, rows: Int[Tensor, " some"], hooks: Sequence[tuple[str, HookFn]]
+    ) -> Float[Tensor, "some d_vocab"]:
+        group, place = self.group[rows], self.place[rows]
+        logits = []
+        for number in group.unique().tolist():
+            mine = (group == number).nonzero().squeeze(1)
+            of_mine = [(name, _among(hook_fn, mine, len(rows))) for name, hook_fn in hooks]
+            logits.append(self.parts[number].changed(layer, place[mine], of_mine))
+        return self._in_order(logits, group)
+
     @staticmethod
     def _in_order(parts: list[Float[Tensor, "_ d"]], group: Int[Tensor, " row"]) -> Float[Tensor, "row d"]:
         """Undo the sorting of rows by group."""
         return torch.cat(parts)[group.argsort(stable=True).argsort()]
 
 
+def narrowed(host: Host, read_pos: Int[Tensor, " row"], n_pos: int) -> list[tuple[str, HookFn]]:
+    """Return hooks under which the last block of a masked model does nothing for other positions but keys and values.
+
+    Adding one position to the residual stream broadcasts: the stream is right where it is read, that is enough.
+    Other hooks of the block see one position, the one read.
+    """
+    if not host.has_linear_hooks:
+        return []
+    last, only = host.n_layers - 1, at(read_pos)
+    before, after = host.linear(last, "attn.q")
+    hooks: list[tuple[str, HookFn]] = [(before, only), (after, lambda query, hook: _spread(query, n_pos))]
+    return [*hooks, *((host.linear(last, part)[0], only) for part in ("attn.o", "mlp.in"))]
+
+
+def _spread(query: Float[Tensor, "row 1 *d"], n_pos: int) -> Float[Tensor, "row pos *d"]:
+    """Repeat the query of the read position: what attends at the others is not read.
+
+    As a copy: products of stacks of matrices that overlap in memory are taken one matrix at a time.
+    """
+    return query.expand(-1, n_pos, *query.shape[2:]).contiguous()
+
+
+def _kept(host: Host, layer: int) -> tuple[Part, ...]:
+    """Return the maps of a block whose clean results later passes find."""
+    if not host.has_linear_hooks:
+        return ()
+    return ("attn.k", "attn.v") if layer == host.n_layers - 1 else ("attn.q", "attn.k", "attn.v")
+
+
+def _at_read(hook_fn: HookFn, read_pos: Int[Tensor, " row"]) -> HookFn:
+    """Return a hook that hands on the read position alone; where there is one position it is that one."""
+
+    def hook(value: Float[Tensor, "row pos d_mlp"], hook: object) -> Float[Tensor, "row pos d_mlp"] | None:
+        if value.shape[1] == 1:
+            return hook_fn(value, hook)
+        index = index_of(read_pos, value)
+        changed = hook_fn(value.gather(1, index), hook)
+        return None if changed is None else value.scatter(1, index, changed)
+
+    return hook
+
+
+def _among(hook_fn: HookFn, mine: Int[Tensor, " some"], n_rows: int) -> HookFn:
+    """Return a hook on some rows that calls one on all of them, the others being zero."""
+
+    def hook(value: Float[Tensor, "some 1 d_mlp"], hook: object) -> Float[Tensor, "some 1 d_mlp"] | None:
+        changed = hook_fn(value.new_zeros(n_rows, *value.shape[1:]).index_copy(0, mine, value), hook)
+        return None if changed is None else changed[mine]
+
+    return hook
+
+
 def _keep(seen: dict[str, Tensor], name: str, read_pos: Int[Tensor, " row"] | None) -> HookFn:
     def hook_fn(value: Float[Tensor, "row pos *d"], hook: object) -> None:
         value = value.detach()
-        seen[name] = value if read_pos is None else value.gather(1, index_of(read_pos, value)).squeeze(1)
+        if read_pos is None:
+            seen[name] = value
+        else:  # of the last block there may be one position, the one read
+            seen[name] = value[:, 0] if value.shape[1] == 1 else value.gather(1, index_of(read_pos, value)).squeeze(1)
 
     return hook_fn

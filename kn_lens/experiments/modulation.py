@@ -20,17 +20,15 @@ from kn_lens.effects import controlled_effects, effect_table
 from kn_lens.experiments import refining
 from kn_lens.experiments.paper import CHANGE_RATIO
 from kn_lens.experiments.run_directory import Shard
-from kn_lens.experiments.study import Stage, Study, Tick, write_records
+from kn_lens.experiments.study import Shown, Stage, Study, Tick, write_records
 from kn_lens.facts import Fact, FactSet
 from kn_lens.interventions import Amplify, Suppress
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PARTS = {"suppress": 0.0, "amplify": 2.0}
-"""The parts of ``effects``, by name."""
-READINGS = 7
-"""Forward passes a row for each factor, more or less: three kinds of neurons on own and other facts, and before."""
+FACTORS = (0.0, 2.0)
+"""Of ``effects``: suppressed and amplified."""
 
 SCHEMA = pa.schema(
     [
@@ -43,8 +41,7 @@ SCHEMA = pa.schema(
 
 
 def _make_effects(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
-    facts = study.asked_facts(shard.relation)
-    _measure(study, shard.relation, facts, [PARTS[shard.part]], path, tick)
+    _measure(study, shard.relation, study.asked_facts(shard.relation), FACTORS, path, tick)
 
 
 def _make_doses(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
@@ -62,32 +59,21 @@ def _dosed(study: Study, relation: str) -> list[Fact]:
 def _measure(
     study: Study, relation: str, facts: Sequence[Fact], factors: Sequence[float], path: Path, tick: Tick
 ) -> None:
-    import pandas as pd
-
     baseline = "activation" if study.settings.baseline == "matched" else "baseline"
     sets = {kind: study.neurons(kind, relation) for kind in ("found", baseline)}
     found, active = ({fact: of_kind[fact] for fact in facts} for of_kind in sets.values())
-    pool = study.ask([*facts, *_others(study, relation, len(facts))])
-    measured = []
-    for number, factor in enumerate(factors):
-
-        def show(done: int, total: int, number: int = number) -> None:
-            tick(number * total + done, len(factors) * total)
-
-        effects = controlled_effects(
-            study.host.model,
-            pool,
-            found,
-            active,
-            intervene=partial(Amplify, factor=factor) if factor else Suppress,
-            seed=study.settings.seed,
-            memory_budget=study.memory_budget,
-            progress=show,
-        )
-        kinds = effects["neurons"].replace("activation", baseline)
-        measured.append(effects.assign(factor=factor, neurons=kinds))
-    table = pd.concat(measured, ignore_index=True)
-    write_records(path, {name: table[name] for name in SCHEMA.names}, SCHEMA)
+    effects = controlled_effects(
+        study.host.model,
+        study.ask([*facts, *_others(study, relation, len(facts))]),
+        found,
+        active,
+        intervene={factor: partial(Amplify, factor=factor) if factor else Suppress for factor in factors},
+        seed=study.settings.seed,
+        memory_budget=study.memory_budget,
+        progress=tick,
+    )
+    effects = effects.rename(columns={"intervention": "factor"}).replace({"neurons": {"activation": baseline}})
+    write_records(path, {name: effects[name] for name in SCHEMA.names}, SCHEMA)
 
 
 def _others(study: Study, relation: str, n: int) -> FactSet:
@@ -95,6 +81,11 @@ def _others(study: Study, relation: str, n: int) -> FactSet:
     rest = FactSet(fact for fact in study.source if fact.relation != relation and fact.templates)
     chosen = study.generator("others", relation).choice(len(rest), size=min(n, len(rest)), replace=False)
     return FactSet(rest[i] for i in sorted(chosen.tolist()))
+
+
+def _cost(study: Study, shard: Shard, n_factors: int, share: float) -> float:
+    """Own and other facts as they are, and for each factor under three kinds of neurons: half-way up on average."""
+    return 2 * (1 + 3 * n_factors / 2) * share * study.n_rows(shard.relation)
 
 
 def _effect_tables(study: Study) -> "dict[str, pd.DataFrame]":
@@ -139,24 +130,25 @@ EFFECTS = Stage(
     title="Suppressing and amplifying; Figures 4 and 5",
     make=_make_effects,
     tables=_effect_tables,
+    shown={"figures4_5": Shown("Figures 4 and 5: change of P(answer), relative, with neurons off (0) and doubled (2)")},
     needs=(refining.STAGE,),
     settings=("baseline", "seed"),
     across=True,
-    shards=lambda study: [Shard(relation, part) for relation in study.relations() for part in PARTS],
-    cost=lambda study, shard: READINGS * study.n_rows(shard.relation),
+    cost=lambda study, shard: _cost(study, shard, len(FACTORS), 1.0),
 )
 DOSES = Stage(
     name="doses",
     title="Dose-response curve",
     make=_make_doses,
     tables=_dose_tables,
+    shown={"dose_response": Shown("Dose-response: the same with neurons multiplied by other factors")},
     needs=(refining.STAGE,),
     settings=("baseline", "seed", "doses", "dose_facts"),
     across=True,
-    cost=lambda study, shard: (
-        READINGS
-        * len(study.settings.doses)
-        * study.n_rows(shard.relation)
-        * min(1.0, study.settings.dose_facts / max(1, len(study.asked_facts(shard.relation))))
+    cost=lambda study, shard: _cost(
+        study,
+        shard,
+        len(study.settings.doses),
+        min(1.0, study.settings.dose_facts / max(1, len(study.asked_facts(shard.relation)))),
     ),
 )

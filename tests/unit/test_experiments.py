@@ -73,9 +73,10 @@ def test_own_effects_are_those_measured_alone(finished, model):
     study, _ = finished
     fact = study.asked_facts("P36")[1]
     prompts = kn.make_prompts(model, fact)
-    for part, make in (("suppress", kn.Suppress), ("amplify", kn.Amplify)):
-        records = study.records("effects", Shard("P36", part))
-        mine = records[(records["key"] == fact.key) & (records["facts"] == "own")].set_index("neurons")
+    records = study.records("effects", Shard("P36"))
+    for factor, make in ((0.0, kn.Suppress), (2.0, kn.Amplify)):
+        mine = records[(records["key"] == fact.key) & (records["facts"] == "own") & (records["factor"] == factor)]
+        mine = mine.set_index("neurons")
         for kind in ("found", "activation"):
             effect = kn.measure(model, prompts, make(study.neurons(kind, "P36")[fact]))
             assert mine.loc[kind, "before"] == pytest.approx(effect["before"].mean(), rel=1e-9)
