@@ -1,0 +1,134 @@
+"""A study on Ray, really started here: the files of the in-process engine, whatever dies on the way."""
+
+import os
+import signal
+import sys
+import time
+
+import psutil
+import pytest
+
+import kn_lens as kn
+from kn_lens._ray_cluster import connected
+from kn_lens._ray_engine import RayEngine
+from kn_lens.errors import ArgumentError, DataError
+from kn_lens.study import run_study
+from kn_lens.study_config import FactsEntry, ModelEntry, StudyConfig
+from tests.tiny import tiny_checkpoint
+from tests.unit.test_experiments import tiny_facts
+from tests.unit.test_study import SETTINGS, contents
+
+FACTS = {"tiny": tiny_facts(2)}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for name, architecture in (("bert", "BertForMaskedLM"), ("gpt2", "GPT2LMHeadModel")):
+        tiny_checkpoint(architecture, folder / name)
+    (folder / "empty").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """Ray on this machine, for all tests of the module."""
+    with connected(None, 2, threads=1, gpus=0.0, runs=2) as cluster:
+        yield cluster
+
+
+def config_of(models, *names, stages=("effects",), seeds=(0,)):
+    entries = [ModelEntry(name=name, model=str(models / name), dtype="float64") for name in names]
+    facts = (FactsEntry(name="tiny"),)
+    return StudyConfig(models=entries, facts=facts, stages=stages, seeds=seeds, settings=SETTINGS)
+
+
+def workers():
+    """Return the processes of the actors."""
+    processes = psutil.Process().children(recursive=True)
+    return [one for one in processes if "ShardMaker" in " ".join(one.cmdline()[:1])]
+
+
+class Killing:
+    """Kills a worker as soon as one has made a shard of the attributions, and counts what is made of each run."""
+
+    def __init__(self):
+        self.killed, self.made = [], []
+
+    def __call__(self, job, state):
+        if state is None or not state.finished:
+            return
+        self.made.append((job.name, state.stage.name, state.shard))
+        if state.stage.name == "attributions" and not self.killed:
+            (process, *_) = workers()
+            self.killed.append(process.pid)
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def test_records_are_those_of_the_other_engine_though_a_worker_is_killed(models, ray, tmp_path):
+    config = config_of(models, "bert", "empty", "gpt2")
+    here = run_study(config, FACTS, tmp_path / "here")
+    watch = Killing()
+    there = run_study(config, FACTS, tmp_path / "there", engine=RayEngine(workers=2), watch=watch)
+    assert len(watch.killed) == 1 and not psutil.pid_exists(watch.killed[0])
+    assert len(set(watch.made)) == len(watch.made)  # nothing is recorded twice
+    assert here.to_dict() == there.to_dict() and list(here["state"]) == ["done", "failed", "done"]
+    one, other = contents(tmp_path / "here"), contents(tmp_path / "there")
+    assert one.keys() == other.keys() and sum(name.endswith(".parquet") for name in one) > 20
+    assert [name for name in one if one[name] != other[name]] == ["failures/empty+tiny+0.json"]  # its trace
+
+
+def test_workers_help_each_other_and_a_study_is_taken_up(models, ray, tmp_path):
+    config = config_of(models, "bert", stages=("neurons",))
+    stopped = []
+
+    def stop(job, state):
+        if state is not None and state.finished and state.stage.name == "activations":
+            stopped.append(state.shard)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(config, FACTS, tmp_path / "there", engine=RayEngine(workers=1), watch=stop)
+    made = []
+    run_study(
+        config, FACTS, tmp_path / "there", engine=RayEngine(workers=2),
+        watch=lambda job, state: made.append(state.shard) if state is not None and state.finished else None,
+    )  # fmt: skip
+    run_study(config, FACTS, tmp_path / "here")
+    assert stopped and made and contents(tmp_path / "there") == contents(tmp_path / "here")
+
+
+def test_what_kills_every_worker_fails_its_run_alone(models, ray, tmp_path):
+    begun = []
+
+    def kill(job, state):
+        if state is None and job.model.name == "bert":
+            begun.append(job.name)
+            for process in workers():
+                os.kill(process.pid, signal.SIGKILL)
+
+    config = config_of(models, "gpt2", "bert", stages=("facts",))
+    rows = run_study(config, FACTS, tmp_path / "out", engine=RayEngine(workers=1), watch=kill)
+    assert begun == ["bert+tiny+0"] * 3
+    assert list(rows["state"]) == ["done", "failed"] and "3 workers died" in rows["reason"][1]
+
+
+def test_a_cluster_that_does_not_answer_is_told_at_once(models, tmp_path):
+    began = time.monotonic()
+    for address, error in (("127.0.0.1:1", DataError), ("nowhere.invalid", DataError), ("a:b", ArgumentError)):
+        with pytest.raises(error, match=address.partition(":")[0]):
+            run_study(config_of(models, "bert"), FACTS, tmp_path / "out", engine=RayEngine(address=address))
+    assert time.monotonic() - began < 30
+    assert not (tmp_path / "out/runs").exists()
+
+
+def test_a_cluster_without_room_is_told(models, ray, tmp_path):
+    with pytest.raises(DataError, match=r"Each worker needs 1 CPUs and 3 GPUs; Ray has 2 CPUs and 0 GPUs"):
+        run_study(config_of(models, "bert"), FACTS, tmp_path / "out", engine=RayEngine(gpus=3))
+
+
+def test_without_ray_it_is_told_how_to_install_it(models, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(DataError, match=r"pip install 'kn-lens\[ray\]'"):
+        run_study(config_of(models, "bert"), FACTS, tmp_path / "out", engine=RayEngine())
+    assert kn.run_study is run_study
