@@ -116,7 +116,8 @@ def test_tables_are_those_of_the_files(finished):
 
 @pytest.mark.parametrize(("preset", "quadrature"), [("paper", "right"), ("official", "left")])
 def test_presets_run(model, tmp_path, preset, quadrature):
-    settings = Settings.of(preset, attr_threshold=0.5, n_resamples=5, n_steps=2, doses=(0.0,), dose_facts=1)
+    fewer = {"doses": (0.0,), "dose_facts": 1, "syntax_forms": 1, "syntax_facts": 1}
+    settings = Settings.of(preset, attr_threshold=0.5, n_resamples=5, n_steps=2, **fewer)
     with open_study(model, tiny_facts(2), tmp_path, settings) as study:
         tables = run(study, STAGES, lambda state: None)
     assert settings.quadrature == quadrature
