@@ -85,7 +85,10 @@ def write_run(
                 for relation in relations:
                     _write(run, stage, Shard(relation), pd.DataFrame({"relation": [relation]}))
         if "readouts" in stages:
-            tokens = [[name(f"token {rank}") for rank in range(10)] for _ in range(len(seen))]
+            words = [name(f"word {number}") for number in range(MODEL["d_vocab"])]
+            tokens = [
+                [words[one] for one in of_neuron] for of_neuron in random.integers(len(words), size=(len(seen), 10))
+            ]
             logits = [np.sort(random.normal(size=10))[::-1].tolist() for _ in range(len(seen))]
             _write(run, "readouts", Shard("all"), seen.assign(tokens=tokens, logits=logits, n_facts=1))
         for table, (stage, rows) in _tables(relations, random).items():
@@ -104,8 +107,13 @@ def _records(
 ) -> dict[str, pd.DataFrame]:
     n, relation, keys = len(facts), facts[0].relation, [fact.key for fact in facts]
     sizes = random.integers(0, 8, n)
-    shared = random.integers(D_MLP, size=20)  # neurons that facts of the relation draw from
-    index = [sorted(random.choice(shared, size, replace=False).tolist()) for size in sizes]
+    shared = random.choice(D_MLP, 20, replace=False)  # a neuron of a fact is one of these as often as not
+    drawn = [
+        np.where(random.random(size) < 0.5, random.choice(shared, size), random.integers(D_MLP, size=size))
+        for size in sizes
+    ]
+    index = [sorted(set(of_fact.tolist())) for of_fact in drawn]
+    sizes = [len(of_fact) for of_fact in index]
     layer = [[N_LAYERS - 1 - one % 3 for one in of_fact] for of_fact in index]
     of_kind = {"found": index, "random": [[(one + 7) % D_MLP for one in of_fact] for of_fact in index]}
     neurons = pd.concat(

@@ -190,7 +190,7 @@ def _data(drawn: "Mapping[str, Figure]", facts: FactPages | None) -> dict[str, A
     if facts is not None:
         core |= {
             "facts": as_columns(facts.facts),
-            "neurons": as_columns(facts.neurons),
+            "neurons": as_columns(facts.neurons.drop(columns="logits", errors="ignore")),
             "at_once": FACTS_AT_ONCE,
             "patterns": {name: _figure(figure) for name, figure in _patterns().items()},
         }
