@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kn_lens._families import Kind
 from kn_lens._loading import check_finite
 from kn_lens._prefix import Prefix
-from kn_lens._splicing import at, forwards, plain_norms, returning
+from kn_lens._splicing import at, forwards, norms_in, plain_norms, returning
 from kn_lens.errors import ArgumentError, HookError, did_you_mean
 
 HookFn = Callable[..., Tensor | None]
@@ -141,7 +141,7 @@ class Host:
         self.check_hooks(name for name, _ in hooks)
         if read_pos is not None:
             hooks.append((self._head_entry, at(read_pos)))
-        with self.model.hooks(fwd_hooks=hooks):
+        with self.model.hooks(fwd_hooks=hooks), forwards(plain_norms(self._norms)):
             logits = self._run(tokens, attention_mask, prefix)
         return logits if read_pos is None else logits.squeeze(1)
 
@@ -212,7 +212,7 @@ class Host:
             instead[blocks[layer].attn] = lambda *_, **__: of_attn(attn_out)
         if alone:
             instead |= {block: lambda entering, *_, **__: of_block(entering) for block in blocks[layer + 1 :]}
-        with forwards(instead | plain_norms(self.model)):
+        with forwards(instead):
             yield
 
     def check_finite(self) -> None:
@@ -230,6 +230,10 @@ class Host:
         if prefix is not None:
             options = {"use_cache": True, "past_key_values": prefix.cache}
         return self.model(tokens, attention_mask=attention_mask, **options)
+
+    @cached_property
+    def _norms(self) -> list[nn.Module]:
+        return norms_in(self.model)
 
     @cached_property
     def _head_entry(self) -> str:

@@ -1,6 +1,6 @@
 """Running parts of a TransformerLens model: some modules return what they are told, or do without their hooks."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,22 +29,26 @@ def returning(output: Any) -> Callable[[Tensor], Any]:
     return lambda value: (value, *beside)
 
 
-def plain_norms(model: nn.Module) -> dict[Any, Callable[..., Any]]:
+def norms_in(model: nn.Module) -> list[Any]:
+    """Return the norms of a model that wrap the checkpoint's own."""
+    from transformer_lens.model_bridge.generalized_components.normalization import NormalizationBridge
+
+    return [module for module in model.modules() if isinstance(module, NormalizationBridge)]
+
+
+def plain_norms(norms: Iterable[Any]) -> dict[Any, Callable[..., Any]]:
     """Return the checkpoint's own norms, for ``forwards``, where TransformerLens calls them and nobody listens.
 
     To show what is inside, TransformerLens takes such a norm apart beside calling it, in half a dozen operations that
     cost about as much as an activation function. (Other norms it computes itself: they are left alone, for the same
     numbers to the bit.)
     """
-    from transformer_lens.model_bridge.generalized_components.normalization import NormalizationBridge
-
-    norms = {}
-    for module in model.modules():
-        if isinstance(module, NormalizationBridge) and module.use_native_layernorm_autograd:
-            points = (module.hook_in, module.hook_scale, module.hook_normalized, module.hook_out)
-            if not any(point.fwd_hooks or point.bwd_hooks for point in points):
-                norms[module] = module.original_component.forward  # pyright: ignore[reportOptionalMemberAccess]
-    return norms
+    plain = {}
+    for module in norms:
+        points = (module.hook_in, module.hook_scale, module.hook_normalized, module.hook_out)
+        if module.use_native_layernorm_autograd and not any(point.fwd_hooks or point.bwd_hooks for point in points):
+            plain[module] = module.original_component.forward
+    return plain
 
 
 def at(read_pos: Int[Tensor, " row"]) -> Callable[..., Tensor]:
