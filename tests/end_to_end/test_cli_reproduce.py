@@ -1,35 +1,44 @@
 """``kn-lens reproduce``: from a command to tables, resumed, planned, refused, and without a model."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
-import warnings
+from functools import partial
 
 import pandas as pd
 import pytest
 
 import kn_lens as kn
-from kn_lens.cli import main
+from kn_lens.experiments.stages import STAGES
 
-FEW = ("--relations", "P36,P30", "--limit", "2", "--set", "dose_facts=1", "--set", "n_resamples=20")
+FEW = (
+    "--relations", "P36,P30", "--limit", "2", "--set", "n_resamples=50", "--set", "doses=[0.5]",
+    "--set", "dose_facts=1", "--set", "update_facts=1", "--set", "update_others=2", "--set", "erase_others=2",
+    "--set", "check_facts=1", "--set", "text_sentences=3", "--set", "syntax_forms=1",
+    "--set", "syntax_sentences=6", "--set", "syntax_facts=1",
+)  # fmt: skip
+RUNS = {
+    "world-bert": ("--model", "world-bert", *FEW),
+    "world-gpt2": ("--model", "world-gpt2", "--split", "trained", *FEW),
+    "paper": ("--preset", "paper", "--split", "held_out", *FEW),
+    "official": ("--preset", "official", "--split", "held_out", *FEW),
+}
+PAPER = {
+    "table2": ("statistic == 'neurons_per_fact'", 4.13),
+    "figures4_5": ("factor == 0 and facts == 'own'", -0.2903),
+    "table6": ("asked == 'own wording' and measure == 'changed'", 0.485),
+    "activation_on_texts": ("texts == 'head and tail'", 0.485),
+}
+"""A row of found neurons, and what Dai et al. (2022) have there."""
 
 
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Run ``kn-lens reproduce`` in this process; returns exit code, stdout and stderr."""
-    monkeypatch.setattr("kn_lens.cli._prepare_process", lambda: None)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["kn-lens", "reproduce", *map(str, args)])
-        capsys.readouterr()
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as exit_info:
-            main()
-        captured = capsys.readouterr()
-        return exit_info.value.code, captured.out, captured.err
-
-    return run
+@pytest.fixture(scope="module")
+def cli(cli):
+    """Run ``kn-lens reproduce``."""
+    return partial(cli, "reproduce")
 
 
 @pytest.fixture(scope="module")
@@ -37,28 +46,90 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("reproduce")
 
 
-@pytest.mark.parametrize("model", ["world-bert", "world-gpt2"])
-def test_the_whole_command_runs_on_the_embedded_models_and_resumes(cli, folder, model):
-    code, out, err = cli("--out", folder / model, "--model", model, *FEW)
-    assert code == 0, err
-    assert "table2" in out and "figures4 5" in out and f"All tables are in {folder / model}" in out
-    before = {path: path.read_bytes() for path in (folder / model).rglob("*.*") if path.is_file()}
-    code, out, err = cli("--out", folder / model, "--model", model, *FEW, "--json")
-    assert code == 0, err
-    document = json.loads(out)
-    assert {path: path.read_bytes() for path in (folder / model).rglob("*.*") if path.is_file()} == before
-    effects = pd.DataFrame(document["tables"]["figures4_5"])
-    off = effects.query("factor == 0 and facts == 'own'").set_index("neurons")["value"]
+@pytest.fixture(scope="module")
+def ran(cli, folder):
+    """Run all stages under one of the names of ``RUNS``, once; returns what was printed."""
+    printed = {}
+
+    def run(name):
+        if name not in printed:
+            code, printed[name], err = cli("--out", folder / name, *RUNS[name])
+            assert code == 0, err
+        return printed[name]
+
+    return run
+
+
+def tables_of(path):
+    return {file.stem: pd.read_csv(file) for file in (path / "tables").iterdir()}
+
+
+def contents(path):
+    return {file: file.read_bytes() for file in path.rglob("*.*") if file.is_file()}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_all_tables_make_sense(ran, folder, name):
+    ran(name)
+    tables = tables_of(folder / name)
+    for title, table in tables.items():
+        assert len(table), title
+        if "value" not in table:
+            continue
+        known = table.dropna(subset="value")
+        assert len(known) and (known["n"] > 0).all(), title
+        room = 1e-9 * (1 + known["value"].abs())
+        assert (known["low"] <= known["value"] + room).all() and (known["value"] <= known["high"] + room).all(), title
+        if "neurons" in table:
+            kinds = table.groupby("neurons")["n"].max()
+            assert "random" in kinds and "control" in table and table["control"].notna().any(), title
+    for title, (row, value) in PAPER.items():
+        assert tables[title].query(f"{row} and neurons == 'found'")["paper"].tolist() == [value], title
+    coverage = tables["coverage"].set_index("relation")
+    assert coverage["facts_asked"].to_dict() == {"P36": 2, "P30": 2}
+
+
+@pytest.mark.parametrize("name", ["world-bert", "world-gpt2"])
+def test_what_is_found_does_more_than_random_neurons(ran, folder, name):
+    ran(name)
+    tables = tables_of(folder / name)
+    off = tables["figures4_5"].query("factor == 0 and facts == 'own'").set_index("neurons")["value"]
     assert off["found"] < -0.1 < off["random"]
+    own = tables["table6"].query("asked == 'own wording' and measure == 'perplexity_growth'").set_index("neurons")
+    assert own.loc["found", "value"] > own.loc["random", "value"]
 
 
-def test_a_dry_run_says_what_would_run_and_writes_nothing(cli, folder):
-    code, out, err = cli("--out", folder / "new", *FEW, "--dry-run", "--json")
+@pytest.mark.parametrize("name", ["world-bert", "world-gpt2"])
+def test_a_finished_run_is_only_read(cli, ran, folder, name):
+    ran(name)
+    before = contents(folder / name)
+    code, out, err = cli("--out", folder / name, *RUNS[name], "--json")
+    assert (code, err) == (0, "") and contents(folder / name) == before
+    document = json.loads(out)
+    assert set(document["tables"]) == {file.stem for file in before if file.suffix == ".csv"}
+
+
+def test_people_see_every_main_table_whole(ran, folder):
+    out = ran("world-bert")
+    assert max(map(len, out.splitlines())) <= max(80, len(f"All tables {folder}") + 80) and "…" not in out
+    captions = {name: how.caption for stage in STAGES for name, how in stage.shown.items()}
+    plain = " ".join(out.split())
+    for title, table in tables_of(folder / "world-bert").items():
+        if "value" in table and "_by_" not in title:
+            assert captions[title] in plain, f"{title} is not among the tables that its stage shows"
+    assert re.search(r"0 own -0\.\d{3} \[-0\.\d{3}, -0\.\d{3}\] -0\.290", plain)
+    assert "Asked: 4 of 4 facts, in 120 prompts." in out
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(cli, ran, folder):
+    stages = ("--stages", "effects,methods")
+    code, out, err = cli("--out", folder / "new", *RUNS["world-bert"], *stages, "--dry-run", "--json")
     assert code == 0 and not (folder / "new").exists(), err
     planned = pd.DataFrame(json.loads(out)["plan"]).set_index("stage")
     assert (planned["done"] == 0).all() and planned.loc["attributions", "passes"] > 1000
-    assert (planned.drop("facts")["seconds"] > 0).all()
-    code, out, err = cli("--out", folder / "world-bert", *FEW, "--dry-run", "--json")
+    assert (planned.query("passes > 0")["seconds"] > 0).all()
+    ran("world-bert")
+    code, out, err = cli("--out", folder / "world-bert", *RUNS["world-bert"], "--dry-run", "--json")
     planned = pd.DataFrame(json.loads(out)["plan"])
     assert code == 0 and (planned["done"] == planned["shards"]).all() and (planned["seconds"] == 0).all()
 
@@ -76,7 +147,8 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(cli, folder):
         (("--baseline", "some.json"), "--neurons"),
     ],
 )
-def test_bad_input_is_one_line(cli, folder, args, message):
+def test_bad_input_is_one_line(cli, ran, folder, args, message):
+    ran("world-bert")
     code, out, err = cli("--out", folder / "world-bert", *FEW, *args)
     assert code == 2 and out == "" and message in " ".join(err.split()) and "Traceback" not in err
 
@@ -121,4 +193,4 @@ def test_an_interrupted_run_says_how_to_go_on(folder):
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "takes" in err and "up again" in err and "Traceback" not in err
+    assert process.returncode == 130 and "is kept" in err and "Traceback" not in err

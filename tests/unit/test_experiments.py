@@ -192,9 +192,9 @@ def test_a_bad_template_stops_the_run_before_any_pass(model, tmp_path):
 
 
 def test_sets_of_more_than_half_a_layer_have_controls(model, tmp_path):
-    settings = Settings.of(
-        keep=0.0, attr_threshold=0.0, share_threshold=0.0, max_moves=0, n_resamples=5, doses=(0.0,), relations=("P36",)
-    )
+    # All neurons with a positive score under any prompt, which are most of them.
+    any_prompt = {"keep": 0.0, "attr_threshold": 0.0, "share_threshold": 0.0, "max_moves": 0, "min_prompts": 1}
+    settings = Settings.of(**any_prompt, n_resamples=5, doses=(0.0,), relations=("P36",))
     with open_study(model, tiny_facts(2), tmp_path, settings) as study:
         run(study, STAGES, lambda state: None)
         found, random = (study.neurons(kind, "P36") for kind in ("found", "random"))
