@@ -1,0 +1,74 @@
+"""What Ray costs: the same study in this process and on two workers, in processor time and by the clock.
+
+    HF_HUB_OFFLINE=1 python -m tests.benchmarks.study [--models world-bert world-gpt2 ...] [--limit N] [--stages ...]
+
+Processor time is that of this process and of every process that it has started, Ray's own included. The clock says
+something only on a machine with nothing else to do. Both studies are compared file by file.
+"""
+
+import argparse
+import os
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
+
+import kn_lens as kn
+from kn_lens._ray_engine import RayEngine
+from kn_lens.engines import InProcess
+from kn_lens.study import run_study
+from kn_lens.study_config import ModelEntry, StudyConfig
+
+
+class Clock:
+    """Adds up the processor time of this process and all below it, also of those that have ended since."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._before = psutil.Process().cpu_times()
+        self._spent: dict[tuple[int, float], float] = {}
+
+    def look(self, *args: object) -> None:
+        """See what the processes below have spent until now."""
+        for process in psutil.Process().children(recursive=True):
+            try:
+                times = process.cpu_times()
+                self._spent[process.pid, process.create_time()] = times.user + times.system
+            except psutil.NoSuchProcess:
+                continue
+
+    def read(self) -> tuple[float, float]:
+        """Return seconds of processors, and by the clock."""
+        now = psutil.Process().cpu_times()
+        mine = now.user + now.system - self._before.user - self._before.system
+        return mine + sum(self._spent.values()), time.perf_counter() - self._began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--models", nargs="+", default=["world-bert", "world-gpt2"])
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--stages", nargs="+", default=["effects", "answers"])
+    given = parser.parse_args()
+    settings = {} if given.limit is None else {"limit": given.limit}
+    models = [ModelEntry(name=Path(one).name, model=one) for one in given.models]
+    config = StudyConfig(models=models, stages=given.stages, settings=settings)
+    facts = {"world": kn.FactSet.world()}
+    print(f"{len(models)} models, {len(facts['world'])} facts, {given}; {os.cpu_count()} processors")
+    with TemporaryDirectory() as folder:
+        files = []
+        for name, engine in (("in-process", InProcess()), ("ray", RayEngine(workers=2))):
+            clock = Clock()
+            rows = run_study(config, facts, Path(folder, name), engine=engine, watch=clock.look)
+            assert (rows["state"] == "done").all(), rows["reason"].tolist()
+            processors, seconds = clock.read()
+            print(f"{name:10}  {processors:7.0f} s of processors  {seconds:7.0f} s", flush=True)
+            there = Path(folder, name).rglob("*")
+            files.append({one.relative_to(Path(folder, name)): one.read_bytes() for one in there if one.is_file()})
+        differing = [str(one) for one in files[0] if one.name != "lock" and files[0][one] != files[1].get(one)]
+        print(f"{len(files[0])} files, {len(differing)} differ", *differing[:5])
+
+
+if __name__ == "__main__":
+    main()
