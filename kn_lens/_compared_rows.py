@@ -122,13 +122,17 @@ def distance_rows(by: Estimator, facts: str, pair: Pair, keys: Sequence[str]) ->
 
 def correlation_rows(by: Estimator, facts: str, pair: Pair, keys: Sequence[str]) -> Iterator[Row]:
     """Yield the rank correlations of the effects on facts in one model with those in another."""
-    how = {"n_resamples": by.n_resamples, "n_permutations": by.n_permutations, "seed": by.seed}
+    n_permutations = {"found": by.n_permutations, "random": 1}  # the control is not tested
     for statistic in RANKED if keys else ():
-        kinds = ("found", "random")
-        ratios = {kind: [run.change_ratios(keys, statistic, kind) for run in pair] for kind in kinds}
+        ratios = {kind: [run.change_ratios(keys, statistic, kind) for run in pair] for kind in n_permutations}
         there = ~np.isnan([one for both in ratios.values() for one in both]).any(0)
         relations = by.relations(keys)[there]
-        found, random = (paired.rank_correlation(x[there], y[there], relations, **how) for x, y in ratios.values())
+        found, random = (
+            paired.rank_correlation(
+                x[there], y[there], relations, n_resamples=by.n_resamples, n_permutations=n, seed=by.seed
+            )
+            for (x, y), n in zip(ratios.values(), n_permutations.values(), strict=True)
+        )
         about = {"facts": facts, "statistic": statistic, **_about(pair)}
         yield {**about, **found, "n": int(there.sum()), "control": random["value"]}
 

@@ -74,7 +74,8 @@ def means(
 
 def drawn(n_facts: int, n_resamples: int, generator: np.random.Generator) -> Float[np.ndarray, "draw fact"]:
     """Return how often each fact is drawn; in the first row once each: the facts as they are."""
-    counts = generator.multinomial(n_facts, np.full(n_facts, 1 / n_facts), size=n_resamples)
+    chosen = generator.integers(n_facts, size=(n_resamples, n_facts)) + n_facts * np.arange(n_resamples)[:, None]
+    counts = np.bincount(chosen.ravel(), minlength=n_resamples * n_facts).reshape(n_resamples, n_facts)
     return np.concatenate([np.ones((1, n_facts)), counts])
 
 
