@@ -85,6 +85,8 @@ def test_all_tables_make_sense(ran, folder, name):
             assert "random" in kinds and "control" in table and table["control"].notna().any(), title
     for title, (row, value) in PAPER.items():
         assert tables[title].query(f"{row} and neurons == 'found'")["paper"].tolist() == [value], title
+    beside = "baseline" if name in ("paper", "official") else "activation"
+    assert set(tables["figures4_5"]["neurons"]) == {"found", beside, "random"}
     coverage = tables["coverage"].set_index("relation")
     assert coverage["facts_asked"].to_dict() == {"P36": 2, "P30": 2}
 

@@ -114,16 +114,6 @@ def test_tables_are_those_of_the_files(finished):
             assert np.allclose(there[column], table[column], rtol=1e-15, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize(("preset", "quadrature"), [("paper", "right"), ("official", "left")])
-def test_presets_run(model, tmp_path, preset, quadrature):
-    fewer = {"doses": (0.0,), "dose_facts": 1, "syntax_forms": 1, "syntax_facts": 1}
-    settings = Settings.of(preset, attr_threshold=0.5, n_resamples=5, n_steps=2, **fewer)
-    with open_study(model, tiny_facts(2), tmp_path, settings) as study:
-        tables = run(study, STAGES, lambda state: None)
-    assert settings.quadrature == quadrature
-    assert set(tables["figures4_5"]["neurons"]) == {"found", "baseline", "random"}
-
-
 def test_presets_are_those_of_the_paper_and_its_code():
     paper, official = Settings.of("paper"), Settings.of("official")
     assert (paper.quadrature, paper.n_steps, paper.min_prompts) == ("right", 20, 1)
