@@ -58,7 +58,8 @@ def _effect(tables: "Mapping[str, pd.DataFrame]", factor: float, title: str, wha
         title=title,
         value=_percent(own["value"]),
         interval=_interval(own, _percent),
-        meaning=f"change of the answer's probability with the fact's neurons {what}, mean over relations",
+        meaning=f"change of the answer's probability with the fact's neurons {what}; mean over relations, "
+        f"{own['n']:,.0f} facts",
         beside=tuple(beside),
         verdict=_verdict(own),
     )
