@@ -1,0 +1,80 @@
+"""``kn-lens study``: from a file to runs and tables, taken up again, and refused."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from tests.tiny import tiny_checkpoint
+from tests.unit.test_experiments import tiny_facts
+
+STUDY = """
+stages = ["neurons"]
+[settings]
+attr_threshold = 0.5
+n_resamples = 5
+[[models]]
+model = "bert"
+dtype = "float64"
+tags = { size = "tiny" }
+[[models]]
+model = "late"
+dtype = "float64"
+[[facts]]
+source = "facts.jsonl"
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    tiny_checkpoint("BertForMaskedLM", folder / "bert")
+    (folder / "late").mkdir()
+    rows = [
+        {"subject": fact.subject, "relation": fact.relation, "object": fact.object, "templates": fact.templates}
+        for fact in tiny_facts(2).of("P36", "P1376")
+    ]
+    (folder / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "study.toml").write_text(STUDY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def told(cli, folder):
+    """What the command returned when one of the models was not there yet."""
+    return cli("study", folder / "study.toml", "--out", folder / "out")
+
+
+def test_a_study_is_run_told_and_taken_up_again(cli, folder, told):
+    code, out, err = told
+    assert code == 1 and "1 of 2 runs failed" in err, err
+    words = " ".join(out.split())
+    assert "bert+facts+0 done" in words and "holds no configuration" in words
+    tiny_checkpoint("BertForMaskedLM", folder / "late", seed=1)
+    code, out, err = cli("study", folder / "out/study.toml", "--out", folder / "out", "--json")  # which is resolved
+    assert code == 0, err
+    assert [row["state"] for row in json.loads(out)["runs"]] == ["done", "done"]
+    assert set(pd.read_csv(folder / "out/tables/table2.csv")["run"]) == {"bert+facts+0", "late+facts+0"}
+    assert pd.read_csv(folder / "out/tables/runs.csv")["tag_size"].tolist()[0] == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("change", "args", "message"),
+    [
+        (("dtype", "dtpye"), (), "unknown key 'dtpye' in [[models]] number 1. Did you mean 'dtype'?"),
+        (('"late"', '"bert"'), (), "a model twice: bert"),
+        (('"neurons"', '"neuron"'), (), "Did you mean 'neurons'"),
+        (("facts.jsonl", "fact.jsonl"), (), "fact.jsonl"),
+        (("[[facts]]", '[[facts]]\nformat = "jsno"'), (), "expected one of"),
+        (("0.5", "0.6"), (), "holds another study (attr_threshold: 0.5, now 0.6)"),
+        (("", ""), ("--workers", "2"), "are for --engine ray"),
+        (("", ""), ("--engine", "rya"), "Did you mean 'ray'"),
+        (("", ""), ("--engine", "ray", "--address", "127.0.0.1:1"), "No cluster of Ray answers at 127.0.0.1:1"),
+    ],
+)
+def test_bad_input_is_one_line(cli, folder, told, change, args, message):
+    (folder / "bad.toml").write_text(STUDY.replace(*change))
+    there = {path: path.read_bytes() for path in (folder / "out").rglob("*.*")}
+    code, out, err = cli("study", folder / "bad.toml", "--out", folder / "out", *args)
+    assert code == 2 and out == "" and message in " ".join(err.split()) and "Traceback" not in err
+    assert {path: path.read_bytes() for path in (folder / "out").rglob("*.*")} == there
