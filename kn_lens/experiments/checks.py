@@ -49,8 +49,8 @@ RULES = {"left": 20, "right": 20, "midpoint": 20, "gauss-legendre": 10}
 """Other quadratures, by number of points."""
 METHODS = ("integrated_gradients", "gradient_x_activation", "activation")
 NEURON_BY_NEURON = ("ablation", "log_prob_gain")
-CANDIDATES = 4
-PASSES = 100
+CANDIDATES = 2
+PASSES = 60
 """Forward passes a row that ``methods`` takes beside gradients, more or less: most of them for candidates."""
 
 STABILITY_SCHEMA = pa.schema(
