@@ -1,6 +1,8 @@
 """How much goes through the model at a time: as many rows as a memory budget holds, fewer when memory runs out."""
 
+import ctypes
 import gc
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from numbers import Real
@@ -150,6 +152,14 @@ def free_memory(device: torch.device) -> float:
     import psutil
 
     return min(psutil.virtual_memory().available, _free_in_container())
+
+
+def give_back_memory() -> None:
+    """Let the system have what was freed. glibc keeps it, in pieces that the next large tensors do not fit into."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have no such thing
+        if trim is not None:
+            trim(0)
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

@@ -102,9 +102,9 @@ class ShardMaker:
             for record in needed:
                 with study.run.writing(record.stage, record.shard, record.inputs) as path:
                     path.write_bytes(record.content)
-            (make,) = (one.make for one in STAGES if one.name == stage)
+            (wanted,) = (one for one in STAGES if one.name == stage)
             with study.run.writing(stage, shard, inputs) as path:
-                make(study, shard, path, lambda done, total: None)
+                wanted.write(study, shard, path, lambda done, total: None)
             return study.run.record(stage, shard).read_bytes()
         except Exception as error:
             return Failure.of(error, f"{stage} of {shard.name}")

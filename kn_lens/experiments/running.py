@@ -139,7 +139,7 @@ def _make(study: Study, stage: Stage, shard: Shard, tell: Callable[[int, int, st
     inputs = study.inputs(stage, shard)
     assert inputs is not None  # the stages that it needs are done
     with study.run.writing(stage.name, shard, inputs) as path:
-        stage.make(study, shard, path, lambda done, total: tell(done, total, ""))
+        stage.write(study, shard, path, lambda done, total: tell(done, total, ""))
 
 
 def _tell(watch: Callable[[State], None], state: State, cost: float, done: int, total: int, note: str) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kn_lens._budget import give_back_memory
 from kn_lens.experiments.run_directory import RunDirectory, Shard, digest_of_json
 from kn_lens.experiments.settings import Settings
 from kn_lens.facts import Fact, FactSet
@@ -73,6 +74,11 @@ class Stage:
     shards: "Callable[[Study], Sequence[Shard]]" = lambda study: [Shard(relation) for relation in study.relations()]
     cost: "Callable[[Study, Shard], float]" = lambda study, shard: 0.0
     version: int = 1
+
+    def write(self, study: "Study", shard: Shard, path: Path, tick: Tick) -> None:
+        """Make the records of a shard, and give back the memory that it took: the next one is of another size."""
+        self.make(study, shard, path, tick)
+        give_back_memory()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -234,3 +234,25 @@ def test_thresholded_scores_are_the_whole_ones_from_the_threshold_on():
     some = kn.attribute(model, prompts, layers=[1])
     assert some.total[:, 0].isnan().all() and some.total.shape == (12, N_LAYERS)
     assert (some.thresholded().scores.indices()[1] == 1).all()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="what is resident is read in Linux' way")
+def test_freed_memory_is_given_back():
+    """Small pieces that are freed all over the heap stay with the process; the last one keeps its end from shrinking."""
+    program = """
+import ctypes
+from kn_lens._budget import give_back_memory
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+def resident(): return int(open("/proc/self/statm").read().split()[1]) * 4096
+pieces = [libc.malloc(60_000) for _ in range(2000)]
+for piece in pieces: ctypes.memset(piece, 1, 60_000)
+held = resident()
+for piece in pieces[:-1]: libc.free(piece)
+freed = resident()
+give_back_memory()
+print(held - freed, freed - resident())
+"""
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    kept, given = map(int, output.split())
+    assert kept < 10e6 and given > 100e6
