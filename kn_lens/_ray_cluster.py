@@ -18,6 +18,8 @@ OBJECT_STORE = 512 << 20
 """Bytes for results on their way, where Ray is started on this machine; beyond, Ray uses the disk."""
 PORTS = {"": 6379, "ray://": 10001}
 """Ray's own defaults."""
+STARTS = 3
+"""Times to start Ray here: it gives its processes half a minute each time, which is short on a busy machine."""
 POLL = 1.0
 """Seconds to wait for a result at a time."""
 
@@ -136,18 +138,22 @@ def _connect(
     folder = stack.enter_context(TemporaryDirectory(prefix="kn-ray-", dir="/tmp", ignore_cleanup_errors=True))
     stack.enter_context(_environment(RAY_USAGE_STATS_ENABLED="0"))
     stack.callback(ray.shutdown)
-    try:
-        with _silent():
-            ray.init(
-                num_cpus=(workers or max(1, min(n_cpus // threads, runs))) * threads,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE,
-                _temp_dir=folder,
-                _node_ip_address="127.0.0.1",
-                **quiet,
-            )
-    except Exception as error:
-        raise DataError(f"Ray cannot be started on this machine: {_first_line(error)}.") from error
+    for left in reversed(range(STARTS)):
+        try:
+            with _silent():
+                ray.init(
+                    num_cpus=(workers or max(1, min(n_cpus // threads, runs))) * threads,
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE,
+                    _temp_dir=folder,
+                    _node_ip_address="127.0.0.1",
+                    **quiet,
+                )
+            break
+        except Exception as error:
+            ray.shutdown()
+            if not left:
+                raise DataError(f"Ray cannot be started on this machine: {_first_line(error)}.") from error
     return folder
 
 

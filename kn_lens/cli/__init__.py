@@ -1,8 +1,8 @@
 """The ``kn-lens`` command: the main job and its parts, from a shell.
 
 Results go to stdout, as tables for people or with ``--json`` as one document for machines; progress and messages go to
-stderr. Exit codes: 0 done, 2 bad input (one line says what and how to cure it), 130 interrupted; 1,
-silently, when nobody reads stdout any more.
+stderr. Exit codes: 0 done, 2 bad input (one line says what and how to cure it), 130 interrupted; 1
+when some runs of a study failed, and, silently, when nobody reads stdout any more.
 
 The commands import PyTorch and TransformerLens when they run, so that ``--help`` need not wait for them.
 """
