@@ -86,7 +86,7 @@ def edit_table(
         One row for each ``neurons``, ``dose`` (of updates), ``asked``, (``relation``) and ``measure``: its ``value``
         and the interval ``low`` to ``high``; ``n_facts``, the rows of ``effects`` behind it. The measures of the new
         answer (``success``, ``top5``, ``rank``, ``mrr``) are there where a question should get one. ``changed`` is NaN
-        where a relation has no prompt that was right before.
+        for a relation without a prompt that was right before; a mean over relations leaves such a relation out.
 
     Raises:
         ArgumentError: an empty table or one without the columns needed, or a number out of range.
@@ -121,7 +121,8 @@ def edit_table(
         for part, names in parts:
             for measure in groups[names[0]]:
                 # The first value is that of the facts as they are, the others are of those drawn anew.
-                values = np.mean([groups[name][measure] for name in names], axis=0)
+                known = [name for name in names if not np.isnan(groups[name][measure][0])] or names
+                values = np.mean([groups[name][measure] for name in known], axis=0)
                 rows.append(
                     {
                         **about,
@@ -129,7 +130,7 @@ def edit_table(
                         "measure": measure,
                         "value": float(values[0]),
                         **_interval(values[1:], level),
-                        "n_facts": int(n_facts[names].sum()),
+                        "n_facts": int(n_facts[known].sum()),
                     }
                 )
     return pd.DataFrame(rows)

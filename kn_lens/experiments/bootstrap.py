@@ -75,7 +75,8 @@ def summed_up(
 
     Returns:
         One row a cell, in the order of the records: the labels, (``relation``,) ``value``, ``low`` and ``high`` (the
-        middle 95%), and ``n``, rows of the records behind it.
+        middle 95%), and ``n``, rows of the records behind it. A relation for which the statistic is NaN is left out of
+        a mean over relations.
 
     >>> import pandas as pd
     >>> records = pd.DataFrame({"relation": ["a", "a", "b"], "kind": "found", "x": [0.0, 2.0, 4.0]})
@@ -91,6 +92,7 @@ def summed_up(
         sizes = part["relation"].value_counts()
         groups = [({"relation": name}, [name]) for name in values] if by_relation else [({}, list(values))]
         for about, names in groups:
+            names = [name for name in names if not np.isnan(values[name][0])] or names
             mean = np.mean([values[name] for name in names], axis=0)
             row = {**part.iloc[0][list(labels)].to_dict(), **about, "value": float(mean[0])}
             rows.append({**row, **interval(mean[1:]), "n": int(sizes[names].sum())})

@@ -460,6 +460,15 @@ def test_what_was_never_right_cannot_change(effects):
     assert never.drop("changed").notna().all(axis=None)
 
 
+def test_a_relation_that_was_never_right_is_left_out_of_the_mean(effects):
+    cell = effects.query("neurons == 'found' and asked == 'own wording'")
+    cell = cell[cell["dose"] == cell["dose"].iloc[0]]
+    unknown = cell["relation"] == cell["relation"].iloc[0]
+    some = cell.assign(right_before=cell["right_before"].mask(unknown, 0.0), lost=cell["lost"].mask(unknown, 0.0))
+    mixed, rest = (kn.edit_table(part).set_index("measure").loc["changed"] for part in (some, cell[~unknown]))
+    assert mixed["value"] == pytest.approx(rest["value"]) and mixed["n_facts"] == rest["n_facts"] == (~unknown).sum()
+
+
 @pytest.mark.parametrize(
     "change, options, message",
     [

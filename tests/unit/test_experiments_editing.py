@@ -201,3 +201,11 @@ def test_means_over_relations_and_their_controls():
         ["a", 1.0, 3],
         ["b", 5.0, 1],
     ]
+
+
+def test_a_relation_without_a_value_is_left_out_of_the_mean():
+    records = pd.DataFrame({"relation": ["a", "a", "b"], "neurons": "found", "x": [1.0, 3.0, 9.0], "n": [1, 1, 0]})
+    table = summed_up(records, ["neurons"], mean_of("x", "n"), n_resamples=10)
+    assert table[["value", "n"]].values.tolist() == [[2.0, 2]]
+    by_relation = summed_up(records, ["neurons"], mean_of("x", "n"), by_relation=True, n_resamples=10)
+    assert by_relation["value"].isna().tolist() == [False, True]
