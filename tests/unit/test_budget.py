@@ -238,7 +238,7 @@ def test_thresholded_scores_are_the_whole_ones_from_the_threshold_on():
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="what is resident is read in Linux' way")
 def test_freed_memory_is_given_back():
-    """Small pieces that are freed all over the heap stay with the process; the last one keeps its end from shrinking."""
+    """Small pieces freed all over the heap stay with the process, as the last one keeps its end from shrinking."""
     program = """
 import ctypes
 from kn_lens._budget import give_back_memory
