@@ -33,7 +33,7 @@ import torch
 from jaxtyping import Float
 
 from kn_lens._budget import Budget
-from kn_lens._reading import Ticks, read
+from kn_lens._reading import Change, Ticks, read, read_changes
 from kn_lens._refining import prompts_by_fact
 from kn_lens.attribution import attribute
 from kn_lens.experiments import modulation, phenomena, refining
@@ -53,8 +53,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KINDS = ("found", "random")
-FACTORS = (0.0, 2.0)
-"""Those of the stage ``effects``."""
+FACTORS = modulation.FACTORS
 SYNTAX, FACTS = "syntax", "facts"
 READINGS = ((SYNTAX, SYNTAX), (SYNTAX, FACTS), (FACTS, SYNTAX))
 """Whose neurons, and on what they are read."""
@@ -134,10 +133,10 @@ class _Asked:
         """Return the answers of each fact while these neurons are multiplied."""
         sizes = [len(self.of[fact]) for fact, _ in changes]
         sets = [neurons for (_, neurons), size in zip(changes, sizes, strict=True) for _ in range(size)]
-        part = self.prompts.select(torch.cat([self.of[fact] for fact, _ in changes]).to(self.prompts.tokens.device))
-        budget = Budget.of(study.host, study.memory_budget)
-        probabilities = read(study.host, part, [Amplify(sets, factor=factor)], budget, tick).prob
-        return np.split(probabilities, np.cumsum(sizes)[:-1])
+        chosen = torch.cat([self.of[fact] for fact, _ in changes]).to(self.prompts.tokens.device)
+        change = Change.of(study.host, self.prompts, chosen, Amplify(sets, factor=factor))
+        _, (log_prob,) = read_changes(study.host, self.prompts, [change], study.memory_budget, tick)
+        return np.split(np.exp(log_prob), np.cumsum(sizes)[:-1])
 
 
 def _make(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
@@ -163,7 +162,8 @@ def _measured(
     known = _Asked.by(study, facts, facts, ticks)
     asked = {SYNTAX: (right, wrong), FACTS: (known,)}
     n_own = right.prompts.n_rows + wrong.prompts.n_rows
-    n_each = n_own * (1 + len(facts)) + known.prompts.n_rows * len(forms)
+    # Each reading has a clean pass of its own, and a changed one of every row for everything that is done to it.
+    n_each = n_own * (2 + 1 + len(facts)) + known.prompts.n_rows * (1 + len(forms))
     ticks.total = ticks.done + len(KINDS) * len(FACTORS) * n_each
     records = study.records(NEURONS.name, shard)
     for kind in KINDS:
@@ -291,8 +291,9 @@ def _cost(study: Study, shard: Shard) -> float:
     counts = [len(study.asked_facts(relation)) for relation in study.relations()]
     n_facts = min(sum(counts), study.settings.syntax_facts)
     rows = n_facts * sum(study.n_rows(relation) for relation in study.relations()) / max(1, sum(counts))
-    changed = 2 * n_prompts * (1 + n_facts) + rows * n_forms
-    return 2 * n_prompts + rows + len(KINDS) * len(FACTORS) * changed
+    clean = 2 * n_prompts + rows
+    changed = (2 * n_prompts * (1 + n_facts) + rows * n_forms) / 2  # from half-way up on average
+    return clean + len(KINDS) * len(FACTORS) * (clean + 2 * n_prompts + changed)
 
 
 NEURONS = Stage(
