@@ -146,7 +146,6 @@ def _connect(
                     include_dashboard=False,
                     object_store_memory=OBJECT_STORE,
                     _temp_dir=folder,
-                    _node_ip_address="127.0.0.1",
                     **quiet,
                 )
             break
