@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VENV3 := .venv-tl3
+BIN3 := $(VENV3)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-tl3 lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/kn-lens demo
@@ -12,17 +14,30 @@ test: $(VENV)/.test
 	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
+# The same promises on TransformerLens 3, the newest that SAELens takes, with SAELens, nnsight and circuitsvis beside it; attribution in
+# float64 alone, as `make test` looks at the rounding of float32.
+test-tl3: $(VENV3)/.test
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN3)/python -m pytest -n 2 --dist worksteal -k "not float32" tests/interop tests/parity \
+		tests/unit/test_edits.py tests/unit/test_hooked.py tests/unit/test_hosts.py tests/unit/test_interventions.py
+
 lint: $(VENV)/.test
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# The pages land in build/docs; a warning is an error.
+docs: $(VENV)/.docs
+	HF_HUB_OFFLINE=1 $(BIN)/sphinx-build -W --keep-going -b html docs build/docs
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV3)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
+
+$(VENV3)/bin/python:
+	$(PYTHON) -m venv $(VENV3)
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
@@ -30,4 +45,12 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+$(VENV3)/.test: $(VENV3)/bin/python pyproject.toml constraints-tl3.txt
+	$(BIN3)/pip install --quiet --disable-pip-version-check --constraint constraints-tl3.txt --editable '.[tl3]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	touch $@
