@@ -95,7 +95,7 @@ class Change:
 
     Attributes:
         chosen: numbers of prompts, repeats allowed.
-        prompts: these prompts: ``batch.select(chosen)``.
+        prompts: ``batch.select(chosen)``.
         intervention: on ``prompts``.
         lowest: the lowest layer changed under each of them, where passes can start from it; else None.
     """
@@ -106,9 +106,8 @@ class Change:
     lowest: Int[Tensor, " item"] | None
 
     @classmethod
-    def of(cls, host: Host, batch: PromptBatch, chosen: Int[Tensor, " item"], intervention: Intervention) -> "Change":
-        """Make it."""
-        prompts = batch.select(chosen)
+    def of(cls, host: Host, chosen: Int[Tensor, " item"], prompts: PromptBatch, intervention: Intervention) -> "Change":
+        """Make it, of ``batch.select(chosen)``, which changes can share."""
         can_resume = isinstance(intervention, Resumable)
         lowest = intervention.lowest_layers(host, prompts) if can_resume else None
         return cls(chosen=chosen, prompts=prompts, intervention=intervention, lowest=lowest)

@@ -14,6 +14,7 @@ given the right ones before it.
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -171,15 +172,15 @@ def controlled_effects(
 
     runs, changes = [], []
     makers = intervene if isinstance(intervene, Mapping) else {"": intervene}
-    for name, make in makers.items():
-        for scope, read_facts in readings.items():
-            chosen = torch.cat([prompts_of[fact] for fact in read_facts]).to(prompts.tokens.device)
-            owner = np.repeat(np.arange(len(facts)), [len(prompts_of[fact]) for fact in read_facts])
-            for kind, sets in kinds.items():
-                change = Change.of(host, prompts, chosen, make([sets[facts[i]] for i in owner]))
-                _check_hooks(host, change.prompts, [change.intervention])
-                changes.append(change)
-                runs.append((name, kind, scope, read_facts, sets, owner))
+    for scope, read_facts in readings.items():
+        chosen = torch.cat([prompts_of[fact] for fact in read_facts]).to(prompts.tokens.device)
+        owner = np.repeat(np.arange(len(facts)), [len(prompts_of[fact]) for fact in read_facts])
+        part = prompts.select(chosen)
+        for (name, make), (kind, sets) in product(makers.items(), kinds.items()):
+            intervention = make([sets[facts[i]] for i in owner])
+            _check_hooks(host, part, [intervention])
+            changes.append(Change.of(host, chosen, part, intervention))
+            runs.append((name, kind, scope, read_facts, sets, owner))
 
     n_read = len(prompts.rows_of(torch.cat([change.chosen for change in changes]).unique()))
     tick = Ticks(progress, n_read + sum(change.prompts.n_rows for change in changes))

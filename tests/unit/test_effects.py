@@ -332,7 +332,7 @@ def test_changes_are_read_as_measure_reads_them(case):
     values = torch.randn(part.n_rows, N_LAYERS, D_MLP, dtype=torch.float64, generator=torch.manual_seed(0))
     intervention = kn.SetTo(neurons, values)
     memory = memory_for(5, model, prompts, gradient=False)
-    change = Change.of(host, prompts, chosen, intervention)
+    change = Change.of(host, chosen, part, intervention)
     before, (after,) = read_changes(host, prompts, [change], memory, Ticks(None, 0))
     expected = kn.measure(model, part, intervention)
     assert np.allclose(before[chosen], expected.log_prob_before, rtol=1e-9, atol=0)
