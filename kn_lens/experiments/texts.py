@@ -80,13 +80,14 @@ def _fitting(study: Study, facts: Sequence[Fact]) -> Iterator[list[Cloze]]:
     corpus = corpus_of(settings.texts, facts, study.source)
     usable = _Usable(study)
     for fact in facts:
-        if fact not in corpus.passages:
+        passages = corpus.passages.get(fact)
+        if passages is None or not (passages.both and passages.head):
             continue
-        passages, generator = corpus.passages[fact], study.generator("texts", fact.key)
+        generator = study.generator("texts", fact.key)
         clozes = {BOTH: [], HEAD: [], RANDOM: []}
         for texts, sentences in ((BOTH, passages.both), (HEAD, passages.head), (RANDOM, corpus.sentences)):
             wanted = len(clozes[BOTH]) if texts == RANDOM else settings.text_sentences
-            for number in generator.permutation(len(sentences)).tolist():
+            for number in generator.permutation(len(sentences)):
                 if len(clozes[texts]) == wanted:
                     break
                 sentence = sentences[number]
