@@ -3,6 +3,7 @@
 import gc
 import json
 import shutil
+import weakref
 from dataclasses import replace
 
 import fsspec
@@ -50,17 +51,24 @@ def contents(path):
 
 
 class Watch:
-    """Remembers which shards were made of which run, and the most models that were in memory."""
+    """Remembers which shards were made of which run, and the most models that were in memory at once, not counting
+    those that other tests keep.
+    """
 
     def __init__(self):
         self.made, self.most_models = [], 0
+        self.of_others = weakref.WeakSet(models_in_memory())
 
     def __call__(self, job, state):
         if state is None or not state.finished:
             return
         self.made.append((job.name, state.stage.name, state.shard.relation))
         if state.stage.name == "facts":
-            self.most_models = max(self.most_models, sum(type(one) is BertForMaskedLM for one in gc.get_objects()))
+            self.most_models = max(self.most_models, sum(one not in self.of_others for one in models_in_memory()))
+
+
+def models_in_memory():
+    return [one for one in gc.get_objects() if type(one) is BertForMaskedLM]
 
 
 @pytest.fixture(scope="module")
