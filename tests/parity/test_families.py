@@ -29,7 +29,7 @@ def full_pass(model, prompts, row, layer, post):
     return logits[0, read_pos].softmax(-1)[prompts.target_ids[row]], seen[0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("architecture", MASKED + CAUSAL)
 def test_attribution_equals_full_passes_one_by_one(architecture, dtype):
     model = tiny_model(architecture, dtype=dtype)
