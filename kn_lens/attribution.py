@@ -158,8 +158,8 @@ def attribute(
         progress: called with (done, total), counted in (prompt, layer) pairs.
 
     Returns:
-        An ``Attribution``. Cost: one forward pass per row, then for each (prompt, layer) ``n_points`` forward passes
-        with a backward pass through the layers above; ``ablation`` and ``log_prob_gain`` one forward pass per neuron.
+        An ``Attribution``. Cost: one forward pass per row; for each (prompt, layer) ``n_points`` from there up, each
+        with a backward pass (one for all layers at alpha = 1); for ``ablation`` and ``log_prob_gain`` one per neuron.
 
     Raises:
         ArgumentError: an argument out of range, or two that exclude each other.
@@ -352,8 +352,8 @@ def _integrate(
 
     ``writes`` is what the moving neurons write to the residual stream: ``w @ W_out`` of the joint path. Ever finer
     levels are tried until ``writes . gradient``, the sum of the moving neurons' scores, is within the tolerance of a
-    prompt. A level's nodes begin with those of the level before; a gradient is added, with its weights, to the sums
-    of all levels that have its node, so that the gradients themselves need not be kept.
+    prompt. A level's nodes begin with those of the level before; a gradient is added, with its weights, to the sums of
+    all levels that have its node, so that none need be kept. The one at alpha = 1 is found for all layers at once.
     """
     allowed = _absolute(tolerance, site.clean)
     left = site.everyone  # prompts still above the tolerance
@@ -362,23 +362,30 @@ def _integrate(
     for number, level in enumerate(levels):
         weights[number, : len(level)] = weights.new_tensor(level.weights)
     sums = site.mlp_out.new_zeros(len(writes), n_levels, writes.shape[-1])
-    gradient = torch.zeros_like(writes)
-    total, expected = torch.zeros_like(site.clean), torch.zeros_like(site.clean)
+    if 1.0 in finest.nodes:  # levels without it give it no weight
+        at_one = weights[:, finest.nodes.index(1.0)]
+        sums += einsum(site.clean_gradient, at_one, "row d_model, level -> row level d_model")
+    gradient, total, expected = torch.zeros_like(writes), torch.zeros_like(site.clean), torch.zeros_like(site.clean)
     n_points = torch.zeros_like(left)
     for number, level in enumerate(levels):
         first = len(levels[number - 1]) if number else 0
-        nodes = weights.new_tensor(level.nodes[first:])
+        inner = [place for place in range(first, len(level)) if level.nodes[place] != 1]
         rows, owner = site.prompts.rows_and_owners(left)
-        alpha = rearrange(nodes, "step -> step 1 1")
-        points = rearrange(site.mlp_out[rows] + (alpha - 1) * writes[rows], "step row d_model -> (step row) d_model")
-        outputs, at_nodes = site.gradients(repeat(left, "prompt -> (step prompt)", step=len(nodes)), points)
-        at_nodes = rearrange(at_nodes, "(step row) d_model -> row step d_model", step=len(nodes))
-        here = weights[number:, first : len(level)]
-        sums[rows, number:] += einsum(at_nodes, here, "row step d_model, level step -> row level d_model")
+        outputs = None
+        if inner:
+            alpha = rearrange(weights.new_tensor(level.nodes)[inner], "step -> step 1 1")
+            points = site.mlp_out[rows] + (alpha - 1) * writes[rows]
+            outputs, at_nodes = site.gradients(
+                repeat(left, "prompt -> (step prompt)", step=len(inner)),
+                rearrange(points, "step row d_model -> (step row) d_model"),
+            )
+            at_nodes = rearrange(at_nodes, "(step row) d_model -> row step d_model", step=len(inner))
+            sums[rows, number:] += einsum(
+                at_nodes, weights[number:, inner], "row step d_model, level step -> row level d_model"
+            )
         if number == 0:  # everyone is left: find P at alpha = 0
-            at_zero = outputs[: len(left)] if nodes[0] == 0 else site.outputs(left, site.mlp_out - writes)
-            expected = site.clean - at_zero
-
+            has_zero = outputs is not None and level.nodes[inner[0]] == 0
+            expected = site.clean - (outputs[: len(left)] if has_zero else site.outputs(left, site.mlp_out - writes))
         gradient[rows] = sums[rows, number]
         total[left] = torch.zeros_like(total[left]).index_add(0, owner, (writes * gradient)[rows].sum(-1))
         n_points[left] = len(level)

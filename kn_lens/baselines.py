@@ -43,10 +43,12 @@ def activation(site: Site, indices: Indices) -> LayerScores:
 
 
 def gradient_x_activation(site: Site, indices: Indices) -> LayerScores:
-    """Score by the gradient at the clean activation, times the activation; two forward passes and one backward."""
-    _, gradient = site.gradients(site.everyone, site.mlp_out)
+    """Score by the gradient at the clean activation, times the activation.
+
+    A forward pass per layer, and for all layers together one with its backward pass.
+    """
     silent = site.outputs(site.everyone, site.mlp_out - site.post @ site.W_out)
-    scores = site.per_prompt(site.post * (gradient @ site.W_out.T))
+    scores = site.per_prompt(site.post * (site.clean_gradient @ site.W_out.T))
     return LayerScores(scores=scores, expected=site.clean - silent, n_points=1)
 
 

@@ -8,8 +8,9 @@ A pass holds at most ``rows_per_pass`` rows; a row is one prompt (or one answer 
 so that memory does not depend on the number of prompts or points. How many those are follows from a memory budget.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -36,6 +37,7 @@ class Site:
         W_out: the layer's value rows, in the precision of ``post``.
         output: what is read from the logits.
         state: the clean pass, shared by the sites of all layers.
+        at_clean: gradients at the clean output, shared likewise.
         rows_per_pass: upper bound on the rows of a pass. An answer of more tokens than this still goes in whole.
     """
 
@@ -47,7 +49,13 @@ class Site:
     W_out: Float[Tensor, "d_mlp d_model"]
     output: Output
     state: CleanState
+    at_clean: "CleanGradients"
     rows_per_pass: int
+
+    @property
+    def clean_gradient(self) -> Float[Tensor, "row d_model"]:
+        """What ``gradients`` returns for ``mlp_out`` of every prompt; one backward pass finds it for all layers."""
+        return self.at_clean.of_layer[self.layer]
 
     @property
     def everyone(self) -> Int[Tensor, " batch"]:
@@ -107,6 +115,39 @@ class Site:
             yield batch[some], mlp_out[int(end[first] - n_rows[first]) : int(end[last])]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CleanGradients:
+    """Gradients of each prompt's output at the clean output of ``W_out``, of all layers from one pass; once asked for.
+
+    Attributes:
+        prompts: what is asked.
+        output: what is read from the logits.
+        mlp_out: the clean output, of each layer.
+        state: the clean pass.
+        rows_per_pass: upper bound on the rows of a pass.
+    """
+
+    prompts: PromptBatch
+    output: Output
+    mlp_out: Mapping[int, Float[Tensor, "row d_model"]]
+    state: CleanState
+    rows_per_pass: int
+
+    @cached_property
+    def of_layer(self) -> dict[int, Float[Tensor, "row d_model"]]:
+        """The gradients, by layer. Cost: a forward and a backward pass per row, from the lowest layer up."""
+        parts = []
+        for some in cuts(self.prompts.rows_per_prompt, self.rows_per_pass):
+            rows, owner = self.prompts.rows_and_owners(some)
+            with torch.enable_grad():
+                shifts = {
+                    layer: torch.zeros_like(clean[rows]).requires_grad_() for layer, clean in self.mlp_out.items()
+                }
+                value = _read(self.output, self.prompts, rows, owner, self.state.shifted(rows, shifts))
+                parts.append(torch.autograd.grad(value.sum(), list(shifts.values())))
+        return dict(zip(self.mlp_out, map(torch.cat, zip(*parts, strict=True)), strict=True))
+
+
 def budget_for(host: Host, prompts: PromptBatch, memory: float | None) -> Budget:
     """Return the budget of the passes that the sites of these prompts run.
 
@@ -125,6 +166,13 @@ def sites(host: Host, prompts: PromptBatch, output: Output, layers: Sequence[int
     state = run_clean(host, prompts.tokens, prompts.attention_mask, prompts.read_pos, layers)
     rows = torch.arange(prompts.n_rows, device=host.device)
     clean = _read(output, prompts, rows, prompts.prompt_index, state.logits)
+    at_clean = CleanGradients(
+        prompts=prompts,
+        output=output,
+        mlp_out={layer: state.mlp_out[layer] for layer in layers},
+        state=state,
+        rows_per_pass=rows_per_pass,
+    )
     return [
         Site(
             layer=layer,
@@ -135,6 +183,7 @@ def sites(host: Host, prompts: PromptBatch, output: Output, layers: Sequence[int
             W_out=at_least_float32(host.W_out(layer)),
             output=output,
             state=state,
+            at_clean=at_clean,
             rows_per_pass=rows_per_pass,
         )
         for layer in layers

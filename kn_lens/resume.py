@@ -11,11 +11,11 @@ the same numbers as full passes give. A resumed pass
    and of the last block nothing is needed at other positions but keys and values (the clean pass leaves that out too);
 3. runs the head at the read position.
 
-What is changed is either what ``W_out`` of layer l writes (``resumed``), or the activations before it and any above
-(``changed``).
+What is changed is either what ``W_out`` of layer l writes (``resumed``) or of any above too (``shifted``), or the
+activations before it and any above (``changed``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -57,6 +57,18 @@ class CleanState(Protocol):
             rows: repeats allowed.
             mlp_out: their new outputs; gradients flow back into it.
             early: read the logits off the residual stream that leaves this layer, with the layers above left out.
+        """
+        ...
+
+    def shifted(
+        self, rows: Int[Tensor, " some"], shifts: Mapping[int, Float[Tensor, "some d_model"]]
+    ) -> Float[Tensor, "some d_vocab"]:
+        """Return the logits of some rows with something added to what ``W_out`` of layers writes at the read position.
+
+        Args:
+            rows: repeats allowed.
+            shifts: for each layer, of those asked for, what is added; gradients flow back into it. One backward pass
+                from here finds what resumed passes, one a layer, find at the clean output.
         """
         ...
 
@@ -195,6 +207,13 @@ class _Rows:
         replacing = host.hook_mlp_out(layer), lambda _, hook: mlp_out[:, None].to(host.dtype)
         return self._from(layer, rows, [replacing], early=early)
 
+    def shifted(
+        self, rows: Int[Tensor, " some"], shifts: Mapping[int, Float[Tensor, "some d_model"]]
+    ) -> Float[Tensor, "some d_vocab"]:
+        host, read_pos = self.host, self.read_pos[rows]
+        hooks = [(host.hook_mlp_out(layer), _added(shift, read_pos)) for layer, shift in shifts.items()]
+        return self._from(min(shifts), rows, hooks)
+
     def changed(
         self, layer: int, rows: Int[Tensor, " some"], hooks: Sequence[tuple[str, HookFn]]
     ) -> Float[Tensor, "some d_vocab"]:
@@ -266,6 +285,17 @@ class _ByLength:
             logits.append(self.parts[number].resumed(layer, place[mine], mlp_out[mine], early=early))
         return self._in_order(logits, group)
 
+    def shifted(
+        self, rows: Int[Tensor, " some"], shifts: Mapping[int, Float[Tensor, "some d_model"]]
+    ) -> Float[Tensor, "some d_vocab"]:
+        group, place = self.group[rows], self.place[rows]
+        logits = []
+        for number in group.unique().tolist():
+            mine = group == number
+            of_mine = {layer: shift[mine] for layer, shift in shifts.items()}
+            logits.append(self.parts[number].shifted(place[mine], of_mine))
+        return self._in_order(logits, group)
+
     def changed(
         self, layer: int, rows: Int[Tensor, " some"], hooks: Sequence[tuple[str, HookFn]]
     ) -> Float[Tensor, "some d_vocab"]:
@@ -310,6 +340,16 @@ def _kept(host: Host, layer: int) -> tuple[Part, ...]:
     if not host.has_linear_hooks:
         return ()
     return ("attn.k", "attn.v") if layer == host.n_layers - 1 else ("attn.q", "attn.k", "attn.v")
+
+
+def _added(shift: Float[Tensor, "row d_model"], read_pos: Int[Tensor, " row"]) -> HookFn:
+    """Return a hook that adds something at the read position; where there is one position it is that one."""
+
+    def hook(value: Float[Tensor, "row pos d_model"], hook: object) -> Float[Tensor, "row pos d_model"]:
+        added = shift[:, None].to(value.dtype)
+        return value + added if value.shape[1] == 1 else value.scatter_add(1, index_of(read_pos, value), added)
+
+    return hook
 
 
 def _at_read(hook_fn: HookFn, read_pos: Int[Tensor, " row"]) -> HookFn:
