@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VENV3 := .venv-tl3
 BIN3 := $(VENV3)/bin
 
-.PHONY: demo test test-tl3 lint clean
+.PHONY: demo test test-tl3 docs lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/kn-lens demo
