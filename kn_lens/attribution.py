@@ -380,12 +380,12 @@ def _integrate(
                 rearrange(points, "step row d_model -> (step row) d_model"),
             )
             at_nodes = rearrange(at_nodes, "(step row) d_model -> row step d_model", step=len(inner))
-            sums[rows, number:] += einsum(
-                at_nodes, weights[number:, inner], "row step d_model, level step -> row level d_model"
-            )
+            here = weights[number:, inner]
+            sums[rows, number:] += einsum(at_nodes, here, "row step d_model, level step -> row level d_model")
         if number == 0:  # everyone is left: find P at alpha = 0
-            has_zero = outputs is not None and level.nodes[inner[0]] == 0
-            expected = site.clean - (outputs[: len(left)] if has_zero else site.outputs(left, site.mlp_out - writes))
+            if outputs is None or level.nodes[inner[0]] != 0:
+                outputs = site.outputs(left, site.mlp_out - writes)
+            expected = site.clean - outputs[: len(left)]
         gradient[rows] = sums[rows, number]
         total[left] = torch.zeros_like(total[left]).index_add(0, owner, (writes * gradient)[rows].sum(-1))
         n_points[left] = len(level)
