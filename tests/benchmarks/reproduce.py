@@ -1,6 +1,6 @@
 """How long a reproduction takes, and how much memory: the numbers of docs/reproduction.md.
 
-    OMP_NUM_THREADS=2 python -m tests.benchmarks.reproduce ../shared/pararel [--limit N]
+    OMP_NUM_THREADS=2 python -m tests.benchmarks.reproduce pararel/ [--limit N]
 
 The model is ``world-bert`` with the words of ParaRel added to its vocabulary, their embeddings drawn from those of
 its own words: of the size of the embedded models, with answers of one token, and knowing nothing. With ``--limit`` the
