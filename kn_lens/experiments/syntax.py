@@ -134,7 +134,7 @@ class _Asked:
         sizes = [len(self.of[fact]) for fact, _ in changes]
         sets = [neurons for (_, neurons), size in zip(changes, sizes, strict=True) for _ in range(size)]
         chosen = torch.cat([self.of[fact] for fact, _ in changes]).to(self.prompts.tokens.device)
-        change = Change.of(study.host, self.prompts, chosen, Amplify(sets, factor=factor))
+        change = Change.of(study.host, chosen, self.prompts.select(chosen), Amplify(sets, factor=factor))
         _, (log_prob,) = read_changes(study.host, self.prompts, [change], study.memory_budget, tick)
         return np.split(np.exp(log_prob), np.cumsum(sizes)[:-1])
 
