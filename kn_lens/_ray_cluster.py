@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,6 +14,8 @@ from kn_lens.errors import ArgumentError, DataError
 
 ANSWER_WITHIN = 5.0
 """Seconds that a cluster has to answer."""
+CLOSE_WITHIN = 5.0
+"""Seconds that an actor on a cluster has to end."""
 OBJECT_STORE = 512 << 20
 """Bytes for results on their way, where Ray is started on this machine; beyond, Ray uses the disk."""
 PORTS = {"": 6379, "ray://": 10001}
@@ -58,7 +60,10 @@ class Cluster:
         return self._ray.remote(cls).options(max_restarts=0, **self._takes).remote(self._folder)
 
     def stop(self, handle: Any) -> None:
-        """Stop an actor, whether it lives or not."""
+        """Stop an actor, whether it lives or not, after it had a moment to remove what is temporary."""
+        if self._folder is None:  # else it goes with the folder
+            with suppress(self._ray.exceptions.RayError):  # dead, or busy for longer
+                self._ray.get(handle.close.remote(), timeout=CLOSE_WITHIN)
         self._ray.kill(handle, no_restart=True)
 
     def wait(self, refs: Sequence[Any]) -> list[Any]:
