@@ -21,6 +21,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -122,11 +123,15 @@ class RunDirectory:
             finally:
                 scratch.unlink(missing_ok=True)
             self.settled(path)
-            self.write_text(_note(path), json.dumps(noted) + "\n")
+            self.write_text(_note(path).relative_to(self.path), json.dumps(noted) + "\n")
         self._checked[path] = noted
 
     def write_text(self, path: Path | str, text: str) -> None:
         """Write a file of the run, whole or not at all, unless it holds this text already.
+
+        Args:
+            path: where in the run.
+            text: what it is to hold.
 
         Raises:
             DataError: it cannot be written.
@@ -221,13 +226,27 @@ def digest_of_json(value: Any) -> str:
 
 
 def as_toml(config: Mapping[str, Any]) -> str:
-    """Return settings as TOML, one a line; their values are written as in JSON, which for these types is the same.
+    """Return settings as TOML, one a line.
 
     >>> print(as_toml({"seed": 0, "relations": ["P36"], "limit": None}), end="")
     seed = 0
     relations = ["P36"]
     """
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items() if value is not None)
+    return "".join(f"{key} = {toml_value(value)}\n" for key, value in config.items() if value is not None)
+
+
+def toml_value(value: Any) -> str:
+    """Return a text, a number, a truth value or a list of them as TOML, which but for NaN and infinities is JSON too.
+
+    >>> toml_value(["Zürich", 1e999, True])
+    '["Zürich", inf, true]'
+    """
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(toml_value, value))}]"
+    if isinstance(value, float):
+        return repr(value)
+    # TOML takes no pairs of surrogates, and neither lone ones (file names can have them) nor DEL as they are.
+    return re.sub("[\x7f\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def from_toml(text: str) -> dict[str, Any]:
@@ -236,7 +255,7 @@ def from_toml(text: str) -> dict[str, Any]:
     >>> from_toml(as_toml({"seed": 0, "relations": ["P36"], "limit": None}))
     {'seed': 0, 'relations': ['P36']}
     """
-    entries = (line.partition(" = ") for line in text.splitlines())
+    entries = (line.partition(" = ") for line in text.split("\n") if line)  # texts may hold what else ends a line
     return {key: json.loads(value) for key, _, value in entries}
 
 

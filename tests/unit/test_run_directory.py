@@ -36,6 +36,15 @@ def test_a_record_is_current_while_its_inputs_are(path):
         assert not run.is_current("stage", SHARD, "made from that") and not run.damaged("stage", SHARD)
 
 
+def test_a_relative_path_is_as_good(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open_run("run", CONFIG, PROVENANCE) as run:
+        write(run)
+    with open_run("run", CONFIG, PROVENANCE) as run:
+        assert run.is_current("stage", SHARD, "made from this")
+    assert not (tmp_path / "run" / "run").exists()
+
+
 def test_an_error_while_writing_leaves_what_was_there(path):
     with open_run(path, CONFIG, PROVENANCE) as run:
         write(run)
