@@ -1,34 +1,16 @@
-"""What the pages of the documentation show is what happens."""
+"""The pages of the documentation leave nothing out: public names, errors, modules. What they show, test_pages.py runs."""
 
 import ast
-import doctest
 import re
 from pathlib import Path
 
-import pytest
+from tests.pages import DOCS, PAGES, ROOT
 
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in (ROOT / "kn_lens").rglob("*.py")
     if path != ROOT / "kn_lens" / "__init__.py"
 }
-
-
-def blocks(page: str, language: str) -> list[str]:
-    """The fenced code of a page in one language."""
-    text = (DOCS / page).read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
-
-
-@pytest.mark.parametrize("page", [path.name for path in sorted(DOCS.glob("*.md")) if blocks(path.name, "pycon")])
-def test_examples_print_what_the_page_says(page):
-    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
-    example = doctest.DocTestParser().get_doctest("\n".join(blocks(page, "pycon")), {}, page, page, 0)
-    report: list[str] = []
-    failed, attempted = doctest.DocTestRunner(optionflags=flags, verbose=False).run(example, out=report.append)
-    assert attempted and not failed, "".join(report)
 
 
 def test_every_public_name_is_in_the_reference():
@@ -39,19 +21,14 @@ def test_every_public_name_is_in_the_reference():
 
 
 def test_every_page_is_in_the_table_of_contents():
-    text = (DOCS / "index.md").read_text(encoding="utf-8")
-    listed = [name for block in re.findall(r"^```\{toctree\}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-              for name in block.split("\n") if name and not name.startswith(":")]  # fmt: skip
-    pages = {path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.glob("*.md")}
-    assert set(listed) >= pages - {"index"}
-
-
-@pytest.mark.parametrize("number", range(3))
-def test_examples_of_extending_run_and_are_short(number, tmp_path, monkeypatch):
-    examples = blocks("extending.md", "python")
-    assert len(examples) == 3 and examples[number].count("\n") < 50
-    monkeypatch.chdir(tmp_path)
-    exec(compile(examples[number], f"extending.md, example {number}", "exec"), {"__name__": "example"})
+    listed: set[str] = set()
+    for path in PAGES:
+        for block in re.findall(
+            r"^```\{toctree\}\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        ):
+            names = [name for name in block.split("\n") if name and not name.startswith(":")]
+            listed |= {(path.parent / name).relative_to(DOCS).as_posix() for name in names}
+    assert listed == {path.relative_to(DOCS).with_suffix("").as_posix() for path in PAGES} - {"index"}
 
 
 def imported(path: Path) -> set[str]:

@@ -1,0 +1,57 @@
+"""What the pages of the documentation show is what happens: all their code runs, and prints what they say.
+
+The README's Python has a test of its own, as it cannot hold comments for this one.
+"""
+
+import pytest
+
+from tests.pages import LANGUAGES, PAGES, ROOT, blocks, commands, inline_commands, parse, read_toml, run_page
+
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in [*PAGES, ROOT / "README.md"]}
+BLOCKS = {name: blocks(text) for name, text in TEXTS.items()}
+CODE = {"python", "pycon", "console"}
+RUN = [name for name, found in BLOCKS.items() if name != "README.md" and {block.language for block in found} & CODE]
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_code_prints_what_the_page_says(name, cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_page(ROOT / name, cli)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_block_has_a_language_and_every_exception_a_reason(name):
+    for block in BLOCKS[name]:
+        assert block.language in LANGUAGES, f"{name}:{block.line}"
+        assert block.language != "toml" or read_toml(block)
+        assert not block.not_run or len(block.not_run.split()) > 2, f"{name}:{block.line}"
+
+
+@pytest.mark.parametrize("name", [name for name, text in TEXTS.items() if "kn-lens" in text])
+def test_commands_can_be_given(name):
+    for block in BLOCKS[name]:
+        for command in commands(block):
+            parse(command)
+    for command in inline_commands(TEXTS[name]):
+        parse(command, whole=False)
+
+
+def test_commands_that_cannot_be_given_are_seen():
+    for wrong in ("kn-lens find --modle world-bert", "kn-lens find --method guess", "kn-lens fnd", "kn-lens report"):
+        with pytest.raises(Exception, match="(?i)no such|not one of|missing"):
+            parse(wrong)
+
+
+def test_what_a_page_prints_is_compared(cli, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nx = 1\n```\n\n```pycon\n>>> x\n1\n```\n", encoding="utf-8")
+    assert run_page(page, cli)["x"] == 1
+    for wrong in ("```pycon\n>>> 1 + 1\n3\n```\n", "```console\n$ kn-lens --version\nkn-lens 7\n```\n"):
+        page.write_text(wrong, encoding="utf-8")
+        with pytest.raises(AssertionError, match=r"(?i)expected"):
+            run_page(page, cli)
+
+
+def test_examples_of_extending_are_short():
+    examples = [block.code for block in BLOCKS["docs/extending.md"] if block.language == "python"]
+    assert len(examples) == 3 and all(example.count("\n") < 50 for example in examples)
