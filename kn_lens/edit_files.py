@@ -97,7 +97,7 @@ def read_edit(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import safe_open
 
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's, false for names that cannot be
         beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"There is no file {path}.{did_you_mean(path.name, beside)}")
     try:

@@ -7,6 +7,7 @@ object are removed, since they would change the tokens; nothing else is altered.
 
 import csv
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import StringIO
@@ -81,7 +82,7 @@ def read_pararel(root: Path, relations: Iterable[str] | None, min_templates: int
 
 def read_patterns(path: Path) -> dict[str, tuple[str, ...]]:
     """Read templates by relation: a folder of ParaRel's ``P*.jsonl`` files, or LAMA's one ``relations.jsonl``."""
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path's, false for names that cannot be
         return _patterns(path)
     return {text_of(row, "relation", place): (text_of(row, "template", place),) for place, row in json_lines(path)}
 
@@ -111,7 +112,7 @@ def read_official(path: Path) -> Iterator[Record]:
 
 def read_lama(path: Path, templates: Templates | None, relations: Iterable[str] | None) -> Iterator[Record]:
     """Read LAMA's T-REx lines, from one file or a folder of ``P*.jsonl``."""
-    files = _relation_files(path) if path.is_dir() else {path.stem: path}
+    files = _relation_files(path) if os.path.isdir(path) else {path.stem: path}
     for name in files if relations is None else _chosen(relations, files, path):
         records = (_lama_record(place, row, name) for place, row in json_lines(files[name]))
         yield from records if templates is None else _with_templates(records, templates)
@@ -230,6 +231,8 @@ def _read(path: Path) -> str:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from error
+    except ValueError as error:  # a path with a null character
+        raise DataError(f"{path}: cannot be read: {error}.") from error
 
 
 def _parse(text: str, place: str) -> Any:
@@ -272,7 +275,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _relation_files(folder: Path) -> dict[str, Path]:
     """Return the folder's ``P*.jsonl`` by relation, in order of the relations' numbers."""
-    files = {file.stem: file for file in folder.glob("P*.jsonl") if file.stem[1:].isdecimal()}
+    found = folder.glob("P*.jsonl") if os.path.isdir(folder) else ()
+    files = {file.stem: file for file in found if file.stem[1:].isdecimal()}
     if not files:
         raise DataError(f"{folder}: no files of the form P36.jsonl there.")
     return dict(sorted(files.items(), key=lambda item: int(item[0][1:])))

@@ -14,6 +14,7 @@ Read, and told apart by their shape:
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
@@ -136,8 +137,8 @@ def _scores(results: Any, metric: str, place: str) -> dict[Pair, float]:
     scores = {}
     for entry in results[metric] if isinstance(results[metric], list) else [results[metric]]:
         pair = _pair(entry, place)
-        if len(entry) != 3 or type(entry[2]) not in (int, float):
-            raise DataError(f"{place}: got {_short(entry)}; expected [layer, index, score].")
+        if len(entry) != 3 or type(entry[2]) not in (int, float) or not abs(entry[2]) <= sys.float_info.max:
+            raise DataError(f"{place}: got {_short(entry)}; expected [layer, index, score], a finite number.")
         scores[pair] = entry[2]
     return scores
 
@@ -156,7 +157,7 @@ def _opened(path: Path) -> Iterator[TextIO]:
     except FileNotFoundError as error:
         beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"There is no file {path}.{did_you_mean(path.name, beside)}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a null character
         raise DataError(f"{path} cannot be read: {error}.") from error
 
 
@@ -173,6 +174,8 @@ def _parse(text: str, place: str) -> Any:
         return json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise DataError(f"{place} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError(f"{place} cannot be read: {error}.") from error
     except RecursionError as error:
         raise DataError(f"{place} is nested too deeply to hold neuron sets.") from error
 

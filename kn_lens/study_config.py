@@ -26,7 +26,7 @@
 Paths are relative to the file. There is a run for each model, fact set and seed.
 """
 
-import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
+from kn_lens.experiments.run_directory import toml_value
 from kn_lens.experiments.settings import Settings
 
 if sys.version_info >= (3, 11):
@@ -44,6 +45,9 @@ else:
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 STEP_DIRECTORIES = ("step{}", "checkpoint-{}", "step_{}")
 """Where the directory of a model may keep its state after so many steps of training."""
+
+MEMORY_AT_MOST = 2**30
+"""GiB: more is a slip of the pen."""
 
 PATHS = ("texts", "syntax")
 """Settings that are paths; a digest of what is there stands beside each."""
@@ -128,8 +132,9 @@ class StudyConfig:
         _once("seed", [(one, str(one)) for one in self.seeds])
         if "seed" in self.settings or "preset" in self.settings:
             raise ArgumentError("seeds and preset stand beside the settings, not among them.")
-        if self.threads < 1 or not (self.memory is None or self.memory > 0) or min(self.seeds) < 0:
-            raise ArgumentError("threads and memory are positive, and seeds are not negative.")
+        fitting = self.memory is None or 0 < self.memory <= MEMORY_AT_MOST
+        if self.threads < 1 or not fitting or min(self.seeds) < 0:
+            raise ArgumentError("threads and memory (in GiB) are positive numbers, and seeds are not negative.")
         self.settings_for(self.seeds[0])
 
     def settings_for(self, seed: int) -> Settings:
@@ -150,7 +155,7 @@ def read_study(path: str | Path) -> StudyConfig:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: no TOML in UTF-8: {error}") from error
     try:
         _check("", table, _TOP)
@@ -288,7 +293,7 @@ def _at_step(entry: ModelEntry, step: int, *, named: bool) -> ModelEntry:
         name=entry.name if named else f"{entry.name}-step{step}",
         tags={"step": step, **entry.tags},
     )
-    if not Path(entry.model).is_dir():
+    if not os.path.isdir(entry.model):  # unlike Path's, false for names that cannot be
         return replace(found, revision=f"step{step}")
     places = [Path(entry.model, name.format(step)) for name in STEP_DIRECTORIES]
     for place in places:
@@ -307,8 +312,8 @@ def _facts(folder: Path, table: Mapping[str, Any]) -> FactsEntry:
 
 def _place(folder: Path, name: str) -> str:
     """Return the absolute path of what lies in the folder of the file, and any other name as it is."""
-    place = folder / Path(name).expanduser()
-    return str(place.resolve()) if place.exists() and name != WORLD else name
+    place = folder / os.path.expanduser(name)
+    return str(place.resolve()) if os.path.exists(place) and name != WORLD else name
 
 
 def _once(what: str, named: Iterable[tuple[Any, str]]) -> None:
@@ -329,7 +334,5 @@ def _lines(table: Mapping[str, Any]) -> list[str]:
 
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_value(key)} = {_value(one)}" for key, one in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)  # which is TOML, for texts, numbers and truth values
+        return "{" + ", ".join(f"{toml_value(key)} = {toml_value(one)}" for key, one in value.items()) + "}"
+    return toml_value(value)

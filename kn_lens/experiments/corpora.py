@@ -5,6 +5,7 @@ section 4.4, which got them from a search engine).
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -62,7 +63,7 @@ def corpus_of(path: str | Path | None, facts: Iterable[Fact], source: Iterable[F
     >>> corpus_of(None, [ireland], [ireland, europe]).passages[ireland]
     Passages(both=['The capital of Ireland is Dublin.'], head=['Ireland lies in Europe.'])
     """
-    if path is not None and Path(path).is_dir():
+    if path is not None and os.path.isdir(path):
         return _bingrel(Path(path), facts)
     if path is not None:
         sentences = _plain(Path(path))
@@ -79,12 +80,13 @@ def digest_of_texts(path: str | Path) -> str:
         DataError: there is neither.
     """
     path = Path(path)
-    if path.is_dir():
-        return digest_of_json([[str(one.relative_to(path)), digest_of(one)] for one in sorted(path.rglob("*.json"))])
-    if not path.is_file():
+    if os.path.isdir(path):  # unlike Path's, false for names that cannot be
+        files = [one for one in sorted(path.rglob("*.json")) if one.is_file()]
+        return digest_of_json([[str(one.relative_to(path)), _digest_of(one)] for one in files])
+    if not os.path.isfile(path):
         near = did_you_mean(path.name, (one.name for one in path.parent.glob("*")))
         raise DataError(f"{path}: no such file or folder of texts.{near}")
-    return digest_of(path)
+    return _digest_of(path)
 
 
 def place_of(name: str, sentence: str) -> tuple[int, int] | None:
@@ -119,10 +121,17 @@ def _matched(sentences: Iterable[str], facts: Iterable[Fact]) -> dict[Fact, Pass
     return passages
 
 
+def _digest_of(path: Path) -> str:
+    try:
+        return digest_of(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}.") from error
+
+
 def _plain(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a null character
         raise DataError(f"{path}: cannot be read as text in UTF-8 ({error}).") from error
     parts = (part.strip() for line in text.splitlines() for part in _SENTENCE_END.split(line))
     return [part for part in dict.fromkeys(parts) if part]
@@ -134,6 +143,8 @@ def _bingrel(folder: Path, facts: Iterable[Fact]) -> Corpus:
     if not beside:
         raise DataError(f"{folder}: there is no {PAIRS} in it or beside it; expected BingRel, or a file of plain text.")
     pairs = _json(beside[0])
+    if not isinstance(pairs, dict) or not all(isinstance(of_relation, list) for of_relation in pairs.values()):
+        raise DataError(f"{beside[0]}: expected an object with a list of pairs of head and tail for each relation.")
     facts_of: dict[tuple[str, str, str], list[Fact]] = {}
     for fact in facts:
         facts_of.setdefault((fact.relation, fact.subject, fact.object), []).append(fact)
@@ -143,7 +154,7 @@ def _bingrel(folder: Path, facts: Iterable[Fact]) -> Corpus:
         relation = path.stem.removeprefix("final_distant_allbags_").removesuffix("_new")
         if path.name == PAIRS:
             continue
-        if not isinstance(pairs, dict) or relation not in pairs:
+        if relation not in pairs:
             raise DataError(f"{path}: {beside[0].name} has no relation {relation!r}.{did_you_mean(relation, pairs)}")
         bags = _json(path)
         if not isinstance(bags, list) or len(bags) != len(pairs[relation]):
@@ -151,10 +162,12 @@ def _bingrel(folder: Path, facts: Iterable[Fact]) -> Corpus:
         for number, (bag, pair) in enumerate(zip(bags, pairs[relation], strict=True)):
             try:
                 head, tail = pair
-                mine = Passages(both=[*bag["th_bags"]], head=[*bag["h_bags"]])
+                mine = Passages(both=bag["th_bags"], head=bag["h_bags"])
+                if not all(isinstance(texts, list) for texts in (mine.both, mine.head)):
+                    raise TypeError("the sentences are no list")
+                if not all(isinstance(one, str) for one in (head, tail, *mine.both, *mine.head)):
+                    raise TypeError("a sentence or a name is no text")
                 sentences.update(dict.fromkeys((*mine.both, *mine.head)))
-                if not all(isinstance(one, str) for one in (*mine.both, *mine.head)):
-                    raise TypeError("a sentence is no text")
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError(
                     f"{path}[{number}]: expected {{'th_bags': [text, ...], 'h_bags': [text, ...]}} and a pair of head "
@@ -168,5 +181,5 @@ def _bingrel(folder: Path, facts: Iterable[Fact]) -> Corpus:
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}).") from error

@@ -6,6 +6,7 @@ and "are" where "is" is. It is asked like a fact: its paraphrases are the right 
     form     Fact(subject="", relation=phenomenon, object=right, uid=wrong)
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -92,7 +93,7 @@ def read_pairs(path: str | Path | None) -> list[Pair]:
     if path is None:
         return list(_embedded())
     path = Path(path)
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    files = sorted(path.glob("*.jsonl")) if os.path.isdir(path) else [path]
     pairs = [_pair(place, row) for file in files for place, row in json_lines(file)]
     if not pairs:
         raise DataError(f"{path}: no pairs there; expected JSON lines, in a file or in the files *.jsonl of a folder.")

@@ -17,7 +17,7 @@ code runs. Where the last two differ from ours, and from each other:
 0.5), and are many more.
 """
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
@@ -213,7 +213,8 @@ def _expected(name: str, value: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Return whether a value is a number that a float holds."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

@@ -1,0 +1,143 @@
+"""How often the sweep tries: a little in every run of the tests, and as often as ``KN_LENS_FUZZ`` says by hand.
+
+    KN_LENS_FUZZ=10000 python -m pytest tests/reliability
+
+The inputs of every run of the tests are the same; those by hand are other ones each time. What was tried is counted by
+kind, and printed at the end by ``conftest.py``.
+"""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+from kn_lens.errors import KNLensError
+
+BY_HAND = int(os.environ.get("KN_LENS_FUZZ", "0"))
+AT_MOST_SECONDS = 10.0
+"""Of the processor, for one input of a few kilobytes: more is a hang."""
+
+TRIED: Counter[tuple[str, str]] = Counter()
+"""Inputs by kind, and what became of them: ``taken`` or ``refused``."""
+
+T = TypeVar("T")
+
+
+def fuzz(usually: int, share: float = 1.0) -> settings:
+    """Settings of a property: so many inputs usually, and of those by hand this share."""
+    return settings(
+        max_examples=max(usually, round(share * BY_HAND)),
+        derandomize=not BY_HAND,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+
+
+def taken_or_refused(kind: str, call: Callable[[], T]) -> T | None:
+    """Return what a call makes of an input, or None where it refuses it as the library refuses things: in words."""
+    result: Any = None
+    with timed(kind):
+        try:
+            result = call()
+        except KNLensError as error:
+            assert str(error).strip()
+            TRIED[kind, "refused"] += 1
+        else:
+            TRIED[kind, "taken"] += 1
+    return result
+
+
+@contextmanager
+def timed(kind: str) -> Iterator[None]:
+    """Fail where one input takes as long as if it hung."""
+    began = time.process_time()
+    yield
+    took = time.process_time() - began
+    assert took < AT_MOST_SECONDS, f"{kind}: one input took {took:.1f} s"
+
+
+# --- what goes wrong in files and texts ------------------------------------------------------------------------------
+
+NASTY = [
+    b"\xef\xbb\xbf", b"\x00", b"\xed\xa0\x80", b"\xff\xfe", b'"\\ud800"', b"NaN", b"-Infinity", b"1e999", b"-1", b"1.0",
+    b"9" * 5000, b"9" * 400, b"[" * 5000, b'{"a":' * 2000, b"[" * 900 + b"]" * 900, b"\r", b"\r\n", b"\n\n",
+    "\u2028".encode(), b'""', b"null", b"true", b"{}", b"[]", b"[X]", b"[Y]", b"[MASK]", b"../../x", b"~nobody/x",
+    b"'", b'"', b",", b"\\", b"/" * 5000, b"a" * 5000,
+]  # fmt: skip
+
+TEXTS = st.one_of(
+    st.text(max_size=30),
+    st.text(st.characters(codec=None, categories=("Cs", "Cc", "Cf", "Co", "Cn", "Mn", "Zs")), max_size=8),
+    st.sampled_from(
+        ["", " ", "[X]", "[Y]", "[X] [Y]", "[MASK]", "<mask>", "</s>", "<|endoftext|>", "../../x", "..", "/etc/x",
+         "a\0b", "~nobody/x", "x" * 5000, "é" * 200, "NaN", "\u2028", "\ufeff", "\U0001f600", "%s%n{}", "CON"]
+    ),
+)  # fmt: skip
+
+NUMBERS = st.one_of(
+    st.integers(), st.floats(), st.sampled_from([0, -1, 1, 2**31, 2**63, 10**30, 10**400, 1e308, 5e-324, -0.0])
+)
+
+JSON = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@st.composite
+def damaged(draw: Any, valid: bytes) -> bytes:
+    """A valid file after a few accidents: cut, spliced, overwritten, doubled, with other ends of lines or encoding."""
+    content = bytearray(valid)
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, len(content)))
+        to = min(len(content), at + draw(st.integers(0, 40)))
+        accident = draw(st.sampled_from(["cut", "insert", "replace", "delete", "double", "ends", "recode"]))
+        if accident == "cut":
+            del content[at:]
+        elif accident in ("insert", "replace"):
+            content[at : at if accident == "insert" else to] = draw(st.sampled_from(NASTY) | st.binary(max_size=12))
+        elif accident == "delete":
+            del content[at:to]
+        elif accident == "double":
+            content[at:at] = content[at:to]
+        elif accident == "ends":
+            content = bytearray(content.replace(b"\n", draw(st.sampled_from([b"\r\n", b"\r", b"\x85", b"\n\r", b""]))))
+        else:
+            content = bytearray(
+                content.decode("utf-8", "replace").encode(draw(st.sampled_from(["utf-16", "utf-8-sig"])))
+            )
+    return bytes(content)
+
+
+def places_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place inside a JSON value."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from places_in(inner, (*path, key))
+
+
+def with_changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    """The JSON value with another one at a place."""
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = with_changed(value[path[0]], path[1:], new)
+    return copy
+
+
+@st.composite
+def changed(draw: Any, valid: Any) -> Any:
+    """A JSON value with one value in it exchanged, as often as not for another of its type."""
+    place = draw(st.sampled_from([place for place in places_in(valid) if place]))
+    old = valid
+    for step in place:
+        old = old[step]
+    of_type = TEXTS if isinstance(old, str) else NUMBERS if isinstance(old, (int, float)) else JSON
+    return with_changed(valid, place, draw(of_type | JSON))
