@@ -5,10 +5,10 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from kn_lens._driver import Died
 from kn_lens.engines import Failure
 from kn_lens.errors import ArgumentError, DataError
 
@@ -26,24 +26,8 @@ POLL = 1.0
 """Seconds to wait for a result at a time."""
 
 
-@dataclass(frozen=True)
-class Died:
-    """What an actor returns that can return nothing any more.
-
-    Attributes:
-        reason: as Ray tells it.
-    """
-
-    reason: str
-
-
-class Cluster:
-    """Processors to start actors on.
-
-    Attributes:
-        n_workers: actors that there are to be.
-        needs: what each takes, for people.
-    """
+class RayCluster:
+    """Processors that Ray has, to start actors on; see ``Cluster``."""
 
     def __init__(self, ray: Any, n_workers: int, threads: int, gpus: float, folder: str | None) -> None:
         self.n_workers, self._ray, self._folder = n_workers, ray, folder
@@ -59,12 +43,16 @@ class Cluster:
         """Start an actor of a class that takes a folder for what is temporary."""
         return self._ray.remote(cls).options(max_restarts=0, **self._takes).remote(self._folder)
 
-    def stop(self, handle: Any) -> None:
+    def ask(self, worker: Any, method: str, *args: Any) -> Any:
+        """Have an actor call a method of its own."""
+        return getattr(worker, method).remote(*args)
+
+    def stop(self, worker: Any) -> None:
         """Stop an actor, whether it lives or not, after it had a moment to remove what is temporary."""
         if self._folder is None:  # else it goes with the folder
             with suppress(self._ray.exceptions.RayError):  # dead, or busy for longer
-                self._ray.get(handle.close.remote(), timeout=CLOSE_WITHIN)
-        self._ray.kill(handle, no_restart=True)
+                self._ray.get(worker.close.remote(), timeout=CLOSE_WITHIN)
+        self._ray.kill(worker, no_restart=True)
 
     def wait(self, refs: Sequence[Any]) -> list[Any]:
         """Return those of some results that are there, after ``POLL`` seconds at most."""
@@ -90,7 +78,9 @@ class Cluster:
 
 
 @contextmanager
-def connected(address: str | None, workers: int | None, *, threads: int, gpus: float, runs: int) -> Iterator[Cluster]:
+def connected(
+    address: str | None, workers: int | None, *, threads: int, gpus: float, runs: int
+) -> Iterator[RayCluster]:
     """Connect to a cluster, or start Ray on this machine until the block is left.
 
     Where this process is connected to a cluster already and no address is given, that is used.
@@ -118,7 +108,7 @@ def connected(address: str | None, workers: int | None, *, threads: int, gpus: f
         room = int(has.get("CPU", 0) // threads)
         if gpus:
             room = min(room, int(has.get("GPU", 0) / gpus))
-        cluster = Cluster(ray, workers or min(room, runs), threads, gpus, folder)
+        cluster = RayCluster(ray, workers or min(room, runs), threads, gpus, folder)
         if room < 1:
             raise DataError(f"Each worker needs {cluster.needs}; Ray has {cluster.resources()}.")
         yield cluster

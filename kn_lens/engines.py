@@ -1,4 +1,4 @@
-"""Who computes the runs of a study: this process, or actors of Ray on one machine or many.
+"""Who computes the runs of a study: this process, others on this machine, or actors of Ray on one machine or many.
 
 An engine takes jobs, each a model with facts and settings, and carries them to their ends. Whatever it is, it is this
 process alone that writes run directories, and the records are the same. A job that fails is an outcome like any other,
@@ -9,10 +9,10 @@ import gc
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -24,6 +24,9 @@ from kn_lens.experiments.stages import STAGES
 from kn_lens.experiments.study import Stage, Study
 from kn_lens.hosts import load_model
 from kn_lens.study_config import ModelEntry
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LOADING = "loading the model"
 
@@ -91,10 +94,12 @@ class Outcome:
     Attributes:
         job: which.
         failure: None when it is done.
+        tables: of the stages that are done, by name.
     """
 
     job: Job
     failure: Failure | None = None
+    tables: "Mapping[str, pd.DataFrame]" = field(default_factory=dict)
 
 
 Watch = Callable[[Job, State | None], None]
@@ -126,14 +131,14 @@ class InProcess:
             for _, same_model in groupby(jobs, key=lambda job: job.model):
                 lost: Failure | None = None  # what keeps the model from being loaded; once is enough
                 for job in same_model:
-                    failure = lost or _run(job, holder, home, watch)
-                    lost = failure if failure is not None and failure.where == LOADING else None
-                    yield Outcome(job=job, failure=failure)
+                    outcome = _run(job, holder, home, watch) if lost is None else Outcome(job=job, failure=lost)
+                    lost = outcome.failure if outcome.failure and outcome.failure.where == LOADING else None
+                    yield outcome
         finally:
             holder.free()
 
 
-def _run(job: Job, holder: "ModelHolder", home: Home, watch: Watch) -> Failure | None:
+def _run(job: Job, holder: "ModelHolder", home: Home, watch: Watch) -> Outcome:
     where = LOADING
 
     def tell(state: State) -> None:
@@ -147,10 +152,10 @@ def _run(job: Job, holder: "ModelHolder", home: Home, watch: Watch) -> Failure |
             study, config, provenance = holder.prepared(job, Path())
             where = "opening the run directory"
             with home(job, config, provenance) as directory:
-                run(replace(study, run=directory), job.wanted(), tell)
+                tables = run(replace(study, run=directory), job.wanted(), tell)
     except Exception as error:
-        return Failure.of(error, where)
-    return None
+        return Outcome(job=job, failure=Failure.of(error, where))
+    return Outcome(job=job, tables=tables)
 
 
 class ModelHolder:

@@ -58,6 +58,7 @@ def reproduce(
                      rich_help_panel=METHOD),
     ] = None,
     stages: Annotated[str | None, option(STAGES, "NAME,...", "Only these, and those that they need.")] = None,
+    workers: Annotated[int, option(STAGES, "N", "Processes that share the work, each with the model.", min=1)] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run, and how long; write nothing.", rich_help_panel=STAGES)
     ] = False,
@@ -94,10 +95,15 @@ def reproduce(
     held_out = read_facts(facts, format, templates, "held_out") if split == "trained" else None
     loaded = load(model, device, dtype)
 
+    from torch import get_num_threads
+
+    from kn_lens._processes import run_shared
+    from kn_lens.engines import on_threads
     from kn_lens.experiments.reproduction import open_study, plan
     from kn_lens.experiments.running import named, run
     from kn_lens.experiments.stages import STAGES as ALL_STAGES
     from kn_lens.report import write_figures
+    from kn_lens.study_config import ModelEntry
 
     wanted = named(ALL_STAGES, _listed(stages))
     how: dict[str, Any] = {"held_out": held_out, "memory_budget": memory_budget, "force": force}
@@ -112,8 +118,16 @@ def reproduce(
         return
     names = {"model": model, "facts": facts, "templates": None if templates is None else str(templates)}
     try:
-        with open_study(loaded, source, to, chosen, names=names, **how) as study, _display() as show:
-            tables = run(study, wanted, show)
+        with (
+            on_threads(max(1, get_num_threads() // workers)),
+            open_study(loaded, source, to, chosen, names=names, **how) as study,
+            _display() as show,
+        ):
+            if workers == 1:
+                tables = run(study, wanted, show)
+            else:
+                entry = ModelEntry(name=model, model=model, dtype=dtype, device=device)
+                tables = run_shared(study, wanted, entry, workers, show)
             write_figures(to)
         _print(document, tables, {name: how for stage in wanted for name, how in stage.shown.items()}, to, json)
     except KeyboardInterrupt:

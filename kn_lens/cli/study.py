@@ -1,4 +1,4 @@
-"""``kn-lens study``: the paper's study on many models, one after another or on Ray."""
+"""``kn-lens study``: the paper's study on many models, one after another, in several processes, or on Ray."""
 
 import sys
 import time
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kn_lens.experiments.running import State
     from kn_lens.study_config import StudyConfig
 
-ENGINES = ("in-process", "ray")
+ENGINES = ("in-process", "processes", "ray")
 RUN, RAY = "What is run", "With --engine ray"
 LINE_EVERY = 10.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -44,7 +44,9 @@ def study(
         str | None,
         option(RAY, "HOST", "Of a cluster: auto, HOST:PORT or ray://HOST:PORT; this machine, unless given."),
     ] = None,
-    workers: Annotated[int | None, option(RAY, "N", "Models at a time; as many as fit, a run each.", min=1)] = None,
+    workers: Annotated[
+        int | None, option(RUN, "N", "Models at a time, with processes or ray; as many as fit, a run each.", min=1)
+    ] = None,
     gpus: Annotated[float, option(RAY, "SHARE", "GPUs of each worker, such as 1 or 0.5.", min=0)] = 0.0,
     json: options.Json = False,
 ) -> None:  # fmt: skip
@@ -55,8 +57,10 @@ def study(
     """
     from kn_lens.study_config import read_study
 
-    if engine != "ray" and (address or workers or gpus):
-        raise ArgumentError("--address, --workers and --gpus are for --engine ray.")
+    if engine != "ray" and (address or gpus):
+        raise ArgumentError("--address and --gpus are for --engine ray.")
+    if engine == "in-process" and workers:
+        raise ArgumentError("--workers is for --engine processes and ray.")
     read = read_study(config)
     facts, held_out = _read_facts(read)
 
@@ -102,6 +106,10 @@ def _engine(name: str, address: str | None, workers: int | None, gpus: float) ->
         from kn_lens._ray_engine import RayEngine
 
         return RayEngine(address=address, workers=workers, gpus=gpus)
+    if name == "processes":
+        from kn_lens._processes import Processes
+
+        return Processes(workers=workers)
     from kn_lens.engines import InProcess
 
     return InProcess()

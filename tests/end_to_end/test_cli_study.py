@@ -5,8 +5,10 @@ import json
 import pandas as pd
 import pytest
 
+import kn_lens as kn
 from tests.tiny import tiny_checkpoint
 from tests.unit.test_experiments import tiny_facts
+from tests.unit.test_study import contents
 
 STUDY = """
 stages = ["neurons"]
@@ -67,7 +69,8 @@ def test_a_study_is_run_told_and_taken_up_again(cli, folder, told):
         (("facts.jsonl", "fact.jsonl"), (), "fact.jsonl"),
         (("[[facts]]", '[[facts]]\nformat = "jsno"'), (), "expected one of"),
         (("0.5", "0.6"), (), "holds another study (attr_threshold: 0.5, now 0.6)"),
-        (("", ""), ("--workers", "2"), "are for --engine ray"),
+        (("", ""), ("--workers", "2"), "is for --engine processes and ray"),
+        (("", ""), ("--engine", "processes", "--gpus", "1"), "are for --engine ray"),
         (("", ""), ("--engine", "rya"), "Did you mean 'ray'"),
         (("", ""), ("--engine", "ray", "--address", "127.0.0.1:1"), "No cluster of Ray answers at 127.0.0.1:1"),
     ],
@@ -78,3 +81,25 @@ def test_bad_input_is_one_line(cli, folder, told, change, args, message):
     code, out, err = cli("study", folder / "bad.toml", "--out", folder / "out", *args)
     assert code == 2 and out == "" and message in " ".join(err.split()) and "Traceback" not in err
     assert {path: path.read_bytes() for path in (folder / "out").rglob("*.*")} == there
+
+
+def test_reproduce_shares_its_work_among_processes(cli, folder):
+    for workers in (1, 2):
+        code, out, err = cli(
+            "reproduce", "--model", folder / "bert", "--facts", folder / "facts.jsonl", "--dtype", "float64",
+            "--set", "attr_threshold=0.5", "--set", "n_resamples=5", "--stages", "neurons,effects", "--workers", workers,
+            "--out", folder / f"run-{workers}",
+        )  # fmt: skip
+        assert code == 0, err
+        assert "Table 2" in out and "Figures 4 and 5" in out
+    one, two = (contents(folder / f"run-{workers}") for workers in (1, 2))
+    assert one == two and sum(name.endswith(".parquet") for name in one) == 10
+
+
+def test_a_model_that_a_process_cannot_load_ends_reproduce_with_the_reason(cli, folder, monkeypatch):
+    monkeypatch.setattr("kn_lens.cli.reproduce.load", lambda name, device, dtype: kn.load_model("world-bert"))
+    code, _, err = cli(
+        "reproduce", "--model", "nowhere/to-be-found", "--facts", folder / "facts.jsonl", "--stages", "facts",
+        "--workers", 2, "--out", folder / "other",
+    )  # fmt: skip
+    assert code == 2 and "loading the model: " in " ".join(err.split()) and "Traceback" not in err

@@ -1,6 +1,6 @@
-"""What an actor of Ray does for a study: it holds a model, and makes shards of records with it.
+"""What a worker does for a study: it holds a model, and makes shards of records with it.
 
-It knows nothing of Ray, and writes nothing but a run directory of its own in a temporary place.
+It knows nothing of how it is asked, and writes nothing but a run directory of its own in a temporary place.
 """
 
 import os

@@ -1,0 +1,159 @@
+"""A study in several processes of this machine: the files of the in-process engine, whatever dies on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from kn_lens._driver import Died
+from kn_lens._processes import Pipes, Processes
+from kn_lens.engines import Failure
+from kn_lens.study import run_study
+from kn_lens.study_config import FactsEntry, ModelEntry, StudyConfig
+from tests.tiny import tiny_checkpoint
+from tests.unit.test_experiments import tiny_facts
+from tests.unit.test_study import SETTINGS, contents
+
+FACTS = {"tiny": tiny_facts(2)}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for name, architecture in (("bert", "BertForMaskedLM"), ("gpt2", "GPT2LMHeadModel")):
+        tiny_checkpoint(architecture, folder / name)
+    (folder / "empty").mkdir()
+    return folder
+
+
+def config_of(models, *names, stages=("neurons",)):
+    entries = [ModelEntry(name=name, model=str(models / name), dtype="float64") for name in names]
+    return StudyConfig(models=entries, facts=(FactsEntry(name="tiny"),), stages=stages, settings=SETTINGS)
+
+
+class Echo:
+    """Stands for what a process does its work with."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def back(self, value):
+        return os.getpid(), value
+
+    def fail(self):
+        raise ValueError("a reason")
+
+    def sleep(self):
+        time.sleep(60)
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def pipes(tmp_path):
+    return Pipes(1, 1, str(tmp_path))
+
+
+def result_of(pipes, ref):
+    deadline = time.monotonic() + 60
+    while not pipes.wait([ref]):
+        assert time.monotonic() < deadline
+    return pipes.get(ref)
+
+
+def alive(pid):
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_process_does_what_it_is_asked_in_order_however_large(pipes):
+    worker = pipes.start(Echo)
+    large = os.urandom(1 << 22)  # more than a pipe holds: neither end may wait for the other
+    refs = [pipes.ask(worker, "back", value) for value in (1, large, "two")]
+    (pid, one), (_, same), (_, two) = (result_of(pipes, ref) for ref in refs)
+    assert pid != os.getpid() and (one, same, two) == (1, large, "two")
+    failure = result_of(pipes, pipes.ask(worker, "fail"))
+    assert isinstance(failure, Failure) and (failure.kind, failure.reason) == ("ValueError", "a reason")
+    pipes.stop(worker)
+    assert not alive(pid)
+
+
+def test_what_a_killed_process_was_asked_is_told_to_be_lost(pipes):
+    worker = pipes.start(Echo)
+    pid, _ = result_of(pipes, pipes.ask(worker, "back", None))
+    asleep, behind = pipes.ask(worker, "sleep"), pipes.ask(worker, "back", 2)
+    os.kill(pid, signal.SIGKILL)
+    assert result_of(pipes, asleep) == result_of(pipes, behind) == Died("killed by SIGKILL")
+    assert result_of(pipes, pipes.ask(worker, "back", 3)) == Died("killed by SIGKILL")
+    pipes.stop(worker)
+
+
+def test_a_busy_process_is_stopped_and_an_interrupt_is_none_of_its_business(pipes):
+    worker = pipes.start(Echo)
+    pid, _ = result_of(pipes, pipes.ask(worker, "back", None))
+    os.kill(pid, signal.SIGINT)
+    assert result_of(pipes, pipes.ask(worker, "back", 1)) == (pid, 1)
+    pipes.ask(worker, "sleep")
+    began = time.monotonic()
+    pipes.stop(worker)
+    assert not alive(pid) and time.monotonic() - began < 30
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are killed with signals")
+def test_processes_end_with_the_one_that_they_work_for_however_it_ended(tmp_path):
+    program = (
+        "import sys\n"
+        "from kn_lens._processes import Pipes\n"
+        "from tests.unit.test_processes import Echo, result_of\n"
+        "pipes = Pipes(1, 1, sys.argv[1])\n"
+        "worker = pipes.start(Echo)\n"
+        "pid, _ = result_of(pipes, pipes.ask(worker, 'back', None))\n"
+        "pipes.ask(worker, 'sleep')\n"
+        "print(pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        pid = int(parent.stdout.readline())
+        assert alive(pid)
+        parent.kill()
+        parent.wait()
+    deadline = time.monotonic() + 30
+    while alive(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+class Killing:
+    """Kills a process that makes shards as soon as one of the attributions is there."""
+
+    def __init__(self):
+        self.killed, self.made = [], []
+
+    def __call__(self, job, state):
+        if state is None or not state.finished:
+            return
+        self.made.append((job.name, state.stage.name, state.shard))
+        if state.stage.name == "attributions" and not self.killed:
+            children = [one for one in psutil.Process().children(recursive=True) if "forkserver" in str(one.cmdline())]
+            (process, *_) = [one for one in children if one.ppid() != os.getpid()]
+            self.killed.append(process.pid)
+            process.kill()
+
+
+def test_records_are_those_of_the_other_engine_though_a_process_is_killed(models, tmp_path):
+    config = config_of(models, "bert", "empty", "gpt2", stages=("effects",))
+    here = run_study(config, FACTS, tmp_path / "here")
+    watch = Killing()
+    there = run_study(config, FACTS, tmp_path / "there", engine=Processes(workers=2), watch=watch)
+    assert len(watch.killed) == 1 and not alive(watch.killed[0])
+    assert len(set(watch.made)) == len(watch.made)  # nothing is recorded twice
+    assert here.to_dict() == there.to_dict() and list(here["state"]) == ["done", "failed", "done"]
+    one, other = contents(tmp_path / "here"), contents(tmp_path / "there")
+    assert one.keys() == other.keys() and sum(name.endswith(".parquet") for name in one) > 20
+    assert [name for name in one if one[name] != other[name]] == ["failures/empty+tiny+0.json"]  # its trace
