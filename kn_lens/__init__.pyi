@@ -37,6 +37,7 @@ from .neurons import (
 from .outputs import Output
 from .prompts import PromptBatch, make_prompts, predict
 from .report import write_figures, write_report, write_tables
+from .reproduction import reproduce
 from .score_files import attribute_to_file, read_attribution
 from .study import run_study
 from .study_config import StudyConfig, read_study
@@ -96,6 +97,7 @@ __all__ = [
     "refine",
     "refine_by_relation",
     "refine_released",
+    "reproduce",
     "reworded",
     "run_study",
     "update_effects",

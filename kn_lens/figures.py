@@ -108,13 +108,14 @@ def effects(table: "pd.DataFrame") -> "Figure":
     """Draw what switching neurons off and turning them up does, on the fact itself and on others.
 
     Args:
-        table: ``figures4_5``, or several tables of ``effect_table`` with a ``factor``: ``factor``, ``neurons``,
-            ``facts``, ``value`` (change ratio), ``low``, ``high``, and ``paper`` where there is one.
+        table: ``figures4_5``, or what ``effect_table`` returns, one or more of them, with the ``factor`` put in:
+            ``factor``, ``neurons``, ``facts``, ``value`` or ``change_ratio``, ``low``, ``high``; ``paper`` where there
+            is one.
 
     Raises:
         ArgumentError: a column is missing.
     """
-    check_columns(table, "factor", "neurons", "facts", "value", "low", "high")
+    table = _of_effects(table)
     kinds, factors = kinds_of(table), sorted(table["factor"].unique().tolist())
     figure = panels_of("Effect of the neurons", [FACTORS.get(one, f"factor {one:g}") for one in factors])
     height = {kind: len(kinds) - place for place, kind in enumerate(kinds)}
@@ -141,6 +142,13 @@ def effects(table: "pd.DataFrame") -> "Figure":
     return with_zero(figure)
 
 
+def _of_effects(table: "pd.DataFrame", *columns: str) -> "pd.DataFrame":
+    """Return a table of effects as runs have it, where ``effect_table`` says ``change_ratio``."""
+    table = table.rename(columns={"change_ratio": "value"})
+    check_columns(table, "factor", "neurons", "facts", *columns, "value", "low", "high")
+    return table
+
+
 def effects_by_relation(table: "pd.DataFrame") -> "Figure":
     """Draw the effect on the facts themselves for each relation, beside that of random neurons.
 
@@ -150,7 +158,7 @@ def effects_by_relation(table: "pd.DataFrame") -> "Figure":
     Raises:
         ArgumentError: a column is missing.
     """
-    check_columns(table, "factor", "neurons", "facts", "relation", "value", "low", "high")
+    table = _of_effects(table, "relation")
     own = table.loc[(table["facts"] == "own") & table["neurons"].isin(["found", "random"])]
     figure = blank("Effect by relation", CHANGE, None)
     factors = sorted(own["factor"].unique().tolist())
@@ -182,7 +190,7 @@ def dose_response(table: "pd.DataFrame") -> "Figure":
     """
     import pandas as pd
 
-    check_columns(table, "factor", "neurons", "facts", "value", "low", "high")
+    table = _of_effects(table)
     figure = blank("Dose response", "factor of the activations", CHANGE, height=420)
     for kind in kinds_of(table):
         for scope, name in SCOPES.items():

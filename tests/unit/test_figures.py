@@ -6,6 +6,7 @@ import pytest
 
 from kn_lens import figures
 from kn_lens._figure_parts import BLUE, GREEN, GREY, ORANGE, PURPLE
+from kn_lens.effects import effect_table
 from kn_lens.errors import ArgumentError
 from tests.synthetic_run import write_run
 
@@ -47,6 +48,18 @@ def test_marks_and_error_bars_are_the_values_and_intervals_of_the_table(tables, 
     source, axis, rows = CASES[name]
     figure = getattr(figures, name)(tables[source])
     assert np.allclose(marks(figure, axis), expected(rows(tables[source])))
+
+
+def test_what_effect_table_returns_is_drawn_as_it_is():
+    row = {"relation": "P36", "n_neurons": 4, "n_prompts": 10, "before": 0.5}
+    cells = [("found", "own", 0.2), ("found", "own", 0.3), ("found", "other", 0.5), ("random", "own", 0.45)]
+    records = pd.DataFrame([{**row, "neurons": kind, "facts": scope, "after": after} for kind, scope, after in cells])
+    table = effect_table(records)
+    drawn = marks(figures.effects(table.assign(factor=0.0)))
+    assert np.allclose(drawn, expected(table.rename(columns={"change_ratio": "value"})))
+    assert np.allclose(drawn[:, 0], [-0.5, -0.1, 0.0])
+    by_relation = effect_table(records, by_relation=True).assign(factor=2.0)
+    assert np.allclose(marks(figures.effects_by_relation(by_relation))[:, 0], [-0.5, -0.1])
 
 
 def test_a_dose_response_passes_through_no_change_at_factor_one(tables):
