@@ -12,7 +12,7 @@ from statistics import NormalDist
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from kn_lens.experiments.bootstrap import LEVEL, interval
+from kn_lens._draws import LEVEL, interval
 
 EXACT_UP_TO = 12
 """So many signs or fewer are gone through in all their patterns."""

@@ -6,8 +6,10 @@ Every measure of a relation is a ratio of sums over the prompts of its facts, or
     success, top5, rank, mrr, and accuracy_before, accuracy_after      means over prompts
     perplexity         exp(mean(-log P(answer)))
     perplexity_growth  perplexity_after / perplexity_before - 1 = exp(mean(log P_before - log P_after)) - 1
+    perplexity_rise    perplexity_after - perplexity_before
 
-and over several relations the mean of theirs.
+Over several relations it is the mean of theirs, each counting alike; but perplexities are of all their prompts
+together: their mean would be that of the relation that the model knows least.
 """
 
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from kn_lens._draws import interval, mean_of_known
 from kn_lens.edit_questions import OWN, SCOPES
 from kn_lens.effects import KINDS
 from kn_lens.errors import ArgumentError, did_you_mean
@@ -24,29 +27,45 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class _Ratio(NamedTuple):
-    """A measure: the mean of one column over prompts, over that of another, and what is made of it."""
+class _Measure(NamedTuple):
+    """What is made of sums over prompts.
 
-    numerator: str
-    denominator: str | None = None
-    transform: Callable[[np.ndarray], np.ndarray] = np.asarray
+    Attributes:
+        columns: of means over a fact's prompts.
+        of_means: the measure, from the means of these over all prompts.
+        pooled: whether that of several relations is of their prompts together, instead of the mean of theirs.
+    """
+
+    columns: tuple[str, ...]
+    of_means: Callable[..., np.ndarray] = np.asarray
+    pooled: bool = False
+
+    def is_in(self, sums: "_Sums") -> bool:
+        """Return whether a relation has what it is made from."""
+        return all(column in sums for column in self.columns)
 
 
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+
+
+_NLL = ("nll_before", "nll_after")
 MEASURES = {
-    "changed": _Ratio("lost", "right_before"),
-    "success_before": _Ratio("new_right_before"),
-    "success": _Ratio("new_right_after"),
-    "top5_before": _Ratio("new_top5_before"),
-    "top5": _Ratio("new_top5_after"),
-    "rank_before": _Ratio("new_rank_before"),
-    "rank": _Ratio("new_rank_after"),
-    "mrr_before": _Ratio("new_mrr_before"),
-    "mrr": _Ratio("new_mrr_after"),
-    "accuracy_before": _Ratio("right_before"),
-    "accuracy_after": _Ratio("right_after"),
-    "perplexity_before": _Ratio("nll_before", transform=np.exp),
-    "perplexity_after": _Ratio("nll_after", transform=np.exp),
-    "perplexity_growth": _Ratio("nll_growth", transform=np.expm1),
+    "changed": _Measure(("lost", "right_before"), _share),
+    "success_before": _Measure(("new_right_before",)),
+    "success": _Measure(("new_right_after",)),
+    "top5_before": _Measure(("new_top5_before",)),
+    "top5": _Measure(("new_top5_after",)),
+    "rank_before": _Measure(("new_rank_before",)),
+    "rank": _Measure(("new_rank_after",)),
+    "mrr_before": _Measure(("new_mrr_before",)),
+    "mrr": _Measure(("new_mrr_after",)),
+    "accuracy_before": _Measure(("right_before",)),
+    "accuracy_after": _Measure(("right_after",)),
+    "perplexity_before": _Measure(("nll_before",), np.exp, pooled=True),
+    "perplexity_after": _Measure(("nll_after",), np.exp, pooled=True),
+    "perplexity_growth": _Measure(_NLL, lambda before, after: np.expm1(after - before), pooled=True),
+    "perplexity_rise": _Measure(_NLL, lambda before, after: np.exp(after) - np.exp(before), pooled=True),
 }
 _NEEDED = (
     "relation",
@@ -73,11 +92,13 @@ def edit_table(
 
     The facts of each edited relation (of an erased one: the facts measured) are drawn anew, with replacement,
     ``n_resamples`` times; the interval holds the middle ``level`` of what comes out. It says how much depends on which
-    facts were taken, the relations being given; a relation with one fact adds nothing to it.
+    facts were taken, the relations being given; a relation with one fact adds nothing to it. It may lie lopsided about
+    the value of a ratio, where few facts make up most of what is divided by.
 
     Args:
         effects: the table, or several of one kind concatenated.
-        by_relation: rows for each edited relation, instead of their mean.
+        by_relation: rows for each edited relation, instead of one for all: the mean of the relations, but perplexities
+            of all prompts together.
         n_resamples: bootstrap samples.
         level: of the interval.
         seed: of the bootstrap.
@@ -86,7 +107,8 @@ def edit_table(
         One row for each ``neurons``, ``dose`` (of updates), ``asked``, (``relation``) and ``measure``: its ``value``
         and the interval ``low`` to ``high``; ``n_facts``, the rows of ``effects`` behind it. The measures of the new
         answer (``success``, ``top5``, ``rank``, ``mrr``) are there where a question should get one. ``changed`` is NaN
-        for a relation without a prompt that was right before; a mean over relations leaves such a relation out.
+        for a relation without a prompt that was right before; a mean over relations leaves such a relation out. There
+        is no interval (NaN) where more than 1 - ``level`` of the draws have no value.
 
     Raises:
         ArgumentError: an empty table or one without the columns needed, or a number out of range.
@@ -109,27 +131,28 @@ def edit_table(
         raise ArgumentError(
             f"n_resamples={n_resamples}, level={level}; expected at least 1 sample and a level between 0 and 1."
         )
-    effects = effects.assign(nll_growth=effects["nll_after"] - effects["nll_before"])
     keys = [key for key in ("neurons", "dose", "asked") if key in effects]
     generator = np.random.default_rng(seed)
     rows = []
     for _, cell in _ordered(effects).groupby(keys, observed=True):
         about = cell[keys].iloc[0].to_dict()
-        groups = {name: _values(group, n_resamples, generator) for name, group in cell.groupby("relation", sort=False)}
+        groups = cell.groupby("relation", sort=False)
+        sums = {str(name): _summed(group, n_resamples, generator) for name, group in groups}
         n_facts = cell["relation"].value_counts()
-        parts = [({"relation": name}, [name]) for name in groups] if by_relation else [({}, list(groups))]
+        parts = [({"relation": name}, [name]) for name in sums] if by_relation else [({}, list(sums))]
         for part, names in parts:
-            for measure in groups[names[0]]:
-                # The first value is that of the facts as they are, the others are of those drawn anew.
-                known = [name for name in names if not np.isnan(groups[name][measure][0])] or names
-                values = np.mean([groups[name][measure] for name in known], axis=0)
+            for measure in MEASURES:
+                those = {name: sums[name] for name in names if MEASURES[measure].is_in(sums[name])}
+                if not those:
+                    continue
+                values, known = _values(MEASURES[measure], those)
                 rows.append(
                     {
                         **about,
                         **part,
                         "measure": measure,
                         "value": float(values[0]),
-                        **_interval(values[1:], level),
+                        **interval(values[1:], level),
                         "n_facts": int(n_facts[known].sum()),
                     }
                 )
@@ -147,25 +170,28 @@ def _ordered(effects: "pd.DataFrame") -> "pd.DataFrame":
     )
 
 
-def _values(
-    group: "pd.DataFrame", n_resamples: int, generator: np.random.Generator
-) -> dict[str, Float[np.ndarray, " 1+n_resamples"]]:
-    """Return each measure of a relation, for its facts and then for resampled ones."""
+_Sums = dict[str, Float[np.ndarray, " 1+n_resamples"]]
+"""Of a relation: columns summed up over prompts, and ``n_prompts``; of its facts as they are, then of those drawn."""
+
+
+def _summed(group: "pd.DataFrame", n_resamples: int, generator: np.random.Generator) -> _Sums:
     n_facts = len(group)
     drawn = generator.multinomial(n_facts, np.full(n_facts, 1 / n_facts), size=n_resamples)
     counts = np.concatenate([np.ones((1, n_facts)), drawn]) * group["n_prompts"].to_numpy()
-    values = {}
-    for name, (numerator, denominator, transform) in MEASURES.items():
-        if numerator in group and group[numerator].notna().all():
-            over = 1.0 if denominator is None else group[denominator].to_numpy()
-            total = counts @ np.broadcast_to(over, n_facts)
-            ratio = np.full(total.shape, np.nan)
-            np.divide(counts @ group[numerator].to_numpy(), total, out=ratio, where=total > 0)
-            values[name] = transform(ratio)
-    return values
+    names = dict.fromkeys(name for measure in MEASURES.values() for name in measure.columns)
+    there = [name for name in names if name in group and group[name].notna().all()]
+    return {"n_prompts": counts.sum(1), **{name: counts @ group[name].to_numpy(dtype=float) for name in there}}
 
 
-def _interval(values: Float[np.ndarray, " n_resamples"], level: float) -> dict[str, float]:
-    known = values[~np.isnan(values)]
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2]) if len(known) else (np.nan, np.nan)
-    return {"low": float(low), "high": float(high)}
+def _values(measure: _Measure, sums: dict[str, _Sums]) -> tuple[Float[np.ndarray, " 1+n_resamples"], list[str]]:
+    """Return a measure of relations, for their facts as they are and then for those drawn; and who has a value."""
+
+    def of_sums(one: _Sums) -> Float[np.ndarray, " 1+n_resamples"]:
+        return measure.of_means(*(one[column] / one["n_prompts"] for column in measure.columns))
+
+    alone = {relation: of_sums(one) for relation, one in sums.items()}
+    known = [relation for relation, values in alone.items() if not np.isnan(values[0])] or list(alone)
+    if not measure.pooled:
+        return mean_of_known(np.stack([alone[relation] for relation in known])), known
+    columns = ("n_prompts", *measure.columns)
+    return of_sums({column: np.sum([sums[one][column] for one in known], axis=0) for column in columns}), known

@@ -15,7 +15,7 @@ from kn_lens._budget import Budget
 from kn_lens._reading import Ticks, read
 from kn_lens._refining import prompts_by_fact
 from kn_lens.experiments import asking
-from kn_lens.experiments.bootstrap import mean_of, summed_up
+from kn_lens.experiments.bootstrap import mean_of, perplexity, summed_up
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import Shown, Stage, Study, Tick, write_records
 from kn_lens.facts import Fact
@@ -55,18 +55,17 @@ def _make(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
 
 
 def _tables(study: Study) -> "dict[str, pd.DataFrame]":
-    """Return accuracy and perplexity; the control of accuracy is to give always the relation's most frequent object."""
+    """Return accuracy, the mean of the relations, and the perplexity of all prompts.
+
+    The control of accuracy is to give always the relation's most frequent object.
+    """
     import pandas as pd
 
     records = study.all_records(STAGE)
     records["accuracy"] = records["n_right"].div(records["n_prompts"])
     majority = {relation: _most_frequent(group) for relation, group in records.groupby("relation", sort=False)}
     how = {"n_resamples": study.settings.n_resamples, "seed": study.settings.seed}
-    nll = mean_of("nll", "n_prompts")
-    measures = {
-        "accuracy": mean_of("accuracy", "n_prompts"),
-        "perplexity": lambda group, draws: np.exp(nll(group, draws)),
-    }
+    measures = {"accuracy": mean_of("accuracy", "n_prompts"), "perplexity": perplexity()}
     tables = {}
     for name, by_relation in (("answers", False), ("answers_by_relation", True)):
         parts = []

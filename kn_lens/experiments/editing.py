@@ -25,7 +25,7 @@ from kn_lens.edit_tables import edit_table
 from kn_lens.edits import update_fact
 from kn_lens.errors import EditError, NoPromptError
 from kn_lens.experiments import answers, refining
-from kn_lens.experiments.bootstrap import Draws, mean_of, summed_up, with_control
+from kn_lens.experiments.bootstrap import with_control
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import Shown, Stage, Study, Tick, write_records
 from kn_lens.facts import Fact, FactSet
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 N_KINDS = 3
 
 RISE = "perplexity_rise"
-"""perplexity_after - perplexity_before, what Table 6 has; ``edit_table`` has the growth, its share of the former."""
+"""What Table 6 has; Table 5 has the growth, its share of the perplexity before."""
 
 TABLE_6 = {
     (OWN, "changed"): {"found": 0.485, "random": 0.047},
@@ -233,18 +233,12 @@ def _table_6(study: Study, records: "pd.DataFrame", by_relation: bool) -> "pd.Da
         edit_table(group.dropna(axis="columns", how="all"), **how) for _, group in records.groupby("asked", sort=False)
     ]
     table = pd.concat(parts, ignore_index=True).rename(columns={"n_facts": "n"})
-    rise = summed_up(records.assign(measure=RISE), ["neurons", "asked", "measure"], _rise, **how)
-    table = with_control(pd.concat([table, rise], ignore_index=True))
+    table = with_control(table)
     cells = zip(table["asked"], table["measure"], table["neurons"], strict=True)
     table["paper"] = [
         np.nan if by_relation else TABLE_6.get((asked, measure), {}).get(kind, np.nan) for asked, measure, kind in cells
     ]
     return table
-
-
-def _rise(group: "pd.DataFrame", draws: Draws) -> np.ndarray:
-    before, after = (mean_of(f"nll_{when}", "n_prompts")(group, draws) for when in ("before", "after"))
-    return np.exp(after) - np.exp(before)
 
 
 # --- erasing ----------------------------------------------------------------------------------------------

@@ -237,7 +237,7 @@ def _tables(study: Study) -> "dict[str, pd.DataFrame]":
     effects = study.all_records(modulation.EFFECTS)
     compared = pd.concat([_of_forms(records), _of_facts(records, effects)], ignore_index=True)
     measures = {one: change_ratio(f"before_{one}", f"after_{one}", f"n_prompts_{one}") for one in (OWN, OTHER)}
-    measures[SPECIFIC] = lambda group, draws: measures[OWN](group, draws) - measures[OTHER](group, draws)
+    measures[SPECIFIC] = measures[OWN] - measures[OTHER]
     parts = [
         summed_up(compared.assign(read_on=read_on), ["factor", "neurons_of", "neurons", "read_on"], measure, **how)
         for read_on, measure in measures.items()

@@ -1,6 +1,7 @@
 """What edits do: against plain loops over prompts, and suppression; and that nothing of them is left behind."""
 
 import functools
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -405,10 +406,11 @@ def naive_measures(part):
         "perplexity_before": before,
         "perplexity_after": after,
         "perplexity_growth": after / before - 1,
+        "perplexity_rise": after - before,
     }
 
 
-def test_a_table_is_made_of_ratios_over_prompts_and_means_over_relations(effects):
+def test_a_table_is_made_of_ratios_over_prompts_and_of_relations_or_all_prompts_together(effects):
     table = kn.edit_table(effects, by_relation=True).set_index(["neurons", "dose", "asked", "relation", "measure"])
     mean = kn.edit_table(effects).set_index(["neurons", "dose", "asked", "measure"])
     for (kind, asked), cell in effects.groupby(["neurons", "asked"]):
@@ -423,7 +425,10 @@ def test_a_table_is_made_of_ratios_over_prompts_and_means_over_relations(effects
                 assert row.value == pytest.approx(values[measure])
                 assert row.low <= row.value <= row.high and row.low < row.high
                 assert row.n_facts == (cell.relation == relation).sum()
-            assert mean.value[where] == pytest.approx(np.mean([values[measure] for values in expected.values()]))
+            together = np.mean([values[measure] for values in expected.values()])
+            if measure.startswith("perplexity"):
+                together = naive_measures(cell)[measure]
+            assert mean.value[where] == pytest.approx(together)
             assert mean.low[where] < mean.value[where] < mean.high[where] and mean.n_facts[where] == 9
     order = list(dict.fromkeys(zip(mean.reset_index().neurons, mean.reset_index().asked, strict=True)))
     assert order == [
@@ -446,6 +451,45 @@ def test_intervals_are_those_of_resampled_facts(effects):
     ]
     row = kn.edit_table(cell, n_resamples=4000, level=0.8).set_index("measure").loc["mrr"]
     assert [row.low, row.high] == pytest.approx(np.quantile(samples, [0.1, 0.9]).tolist(), abs=0.02)
+
+
+def test_the_interval_of_a_perplexity_is_that_of_all_prompts_of_facts_drawn_within_relations(effects):
+    """Against drawing facts one sample at a time, with other random numbers."""
+    cell = effects[(effects.neurons == "found") & (effects.asked == "inverse")]
+    groups = [part for _, part in cell.groupby("relation")]
+    draw = np.random.default_rng(1)
+    samples: dict[str, list[float]] = {"perplexity_after": [], "perplexity_growth": [], "perplexity_rise": []}
+    for _ in range(600):
+        drawn = naive_measures(pd.concat([one.iloc[draw.integers(len(one), size=len(one))] for one in groups]))
+        for measure, values in samples.items():
+            values.append(drawn[measure])
+    table = kn.edit_table(cell, n_resamples=4000, level=0.8).set_index("measure")
+    for measure, values in samples.items():
+        expected = np.quantile(values, [0.1, 0.9])
+        assert table.loc[measure, ["low", "high"]].tolist() == pytest.approx(expected.tolist(), rel=0.05), measure
+
+
+def test_a_relation_that_is_hardly_known_has_no_more_weight_than_its_prompts():
+    row = {"neurons": "found", "asked": "same relation", "right_before": 1.0, "right_after": 1.0, "lost": 0.0}
+    facts = [{**row, "relation": "known", "n_prompts": 99, "nll_before": 0.0, "nll_after": 0.0}]
+    facts += [{**row, "relation": "unknown", "n_prompts": 1, "nll_before": 10.0, "nll_after": 20.0}]
+    value = kn.edit_table(pd.DataFrame(facts)).set_index("measure")["value"]
+    assert value["perplexity_before"] == pytest.approx(math.exp(0.1))
+    assert value["perplexity_growth"] == pytest.approx(math.exp(0.1) - 1)
+
+
+def test_there_is_no_interval_where_draws_often_have_nothing_to_divide_by(effects):
+    """Of three facts one was right: 8 of 27 draws are without it."""
+    cell = effects.query("neurons == 'found' and asked == 'own wording' and relation == 'P30'")
+    first = np.arange(len(cell)) == 0
+    some = cell.assign(right_before=cell["right_before"].where(first, 0.0), lost=cell["lost"].where(first, 0.0))
+    table = kn.edit_table(some).set_index("measure")
+    assert table.loc["changed", "value"] == pytest.approx(some["lost"].iloc[0] / some["right_before"].iloc[0])
+    assert table.loc["changed", ["low", "high"]].isna().all() and table.drop("changed").notna().all(axis=None)
+    # Beside another relation there is a value in every draw: that of the other where this one has none.
+    both = pd.concat([some, effects.query("neurons == 'found' and asked == 'own wording' and relation == 'P36'")])
+    row = kn.edit_table(both).set_index("measure").loc["changed"]
+    assert row["low"] < row["value"] < row["high"]
 
 
 def test_tables_are_deterministic_and_one_fact_has_no_spread(effects):

@@ -10,7 +10,7 @@ import pytest
 import kn_lens as kn
 from kn_lens.errors import ArgumentError
 from kn_lens.experiments import answers, editing
-from kn_lens.experiments.bootstrap import mean_of, summed_up, with_control
+from kn_lens.experiments.bootstrap import change_ratio, mean_of, perplexity, summed_up, with_control
 from kn_lens.experiments.reproduction import hold_out, open_study
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.running import run
@@ -139,15 +139,17 @@ def test_numbers_have_intervals_controls_and_the_papers_values(finished):
     assert success.loc["found", "value"] > success.loc["random", "value"]
 
 
-def test_the_rise_of_perplexity_is_the_mean_over_relations(finished):
+def test_perplexities_are_of_all_prompts_together(finished):
     study, tables = finished
     records = study.all_records(editing.UPDATES).query("asked == 'same relation' and neurons == 'found'")
-    rises = []
-    for _, group in records.groupby("relation"):
-        n = group["n_prompts"] / group["n_prompts"].sum()
-        rises.append(math.exp((n * group["nll_after"]).sum()) - math.exp((n * group["nll_before"]).sum()))
+    n = records["n_prompts"] / records["n_prompts"].sum()
+    before, after = (math.exp((n * records[f"nll_{when}"]).sum()) for when in ("before", "after"))
     row = tables["table6"].query("measure == 'perplexity_rise' and asked == 'same relation' and neurons == 'found'")
-    assert row["value"].item() == pytest.approx(np.mean(rises)) and row["n"].item() == len(records)
+    assert row["value"].item() == pytest.approx(after - before) and row["n"].item() == len(records)
+    known = study.all_records(answers.STAGE)
+    row = tables["answers"].query("measure == 'perplexity'")
+    assert row["value"].item() == pytest.approx(math.exp(np.average(known["nll"], weights=known["n_prompts"])))
+    assert row["n"].item() == len(known)
 
 
 def test_facts_without_neurons_of_their_own_are_listed_with_the_reason(model, tmp_path):
@@ -201,6 +203,28 @@ def test_means_over_relations_and_their_controls():
         ["a", 1.0, 3],
         ["b", 5.0, 1],
     ]
+
+
+def test_a_perplexity_is_of_the_prompts_of_all_relations():
+    """Against every draw of two facts of one relation and one of another."""
+    records = pd.DataFrame({"relation": ["a", "a", "b"], "kind": "found", "n_prompts": [1, 3, 2]})
+    records = records.assign(nll=[0.0, 1.0, 4.0])
+
+    def of(rows):
+        return math.exp(np.average(records["nll"].iloc[rows], weights=records["n_prompts"].iloc[rows]))
+
+    table = summed_up(records, ["kind"], perplexity(), n_resamples=2000)
+    values = [of([*draw, 2]) for draw in np.ndindex(2, 2)]
+    assert table["value"].item() == pytest.approx(of([0, 1, 2])) and table["n"].item() == 3
+    assert table["low"].item() == pytest.approx(min(values)) and table["high"].item() == pytest.approx(max(values))
+    by_relation = summed_up(records, ["kind"], perplexity(), by_relation=True, n_resamples=10)
+    assert by_relation["value"].tolist() == pytest.approx([math.exp(0.75), math.exp(4.0)])
+
+
+def test_there_is_no_interval_where_more_than_a_twentieth_of_the_draws_has_no_value():
+    records = pd.DataFrame({"relation": "a", "kind": "found", "before": [0.5, 0.0, 0.0], "after": 0.0, "n_prompts": 1})
+    table = summed_up(records, ["kind"], change_ratio())
+    assert table["value"].tolist() == [-1.0] and table[["low", "high"]].isna().all(axis=None)
 
 
 def test_a_relation_without_a_value_is_left_out_of_the_mean():
