@@ -13,7 +13,8 @@ set. Of ``methods``, one a fact and method: ``relation``, ``key``, ``neurons`` (
 ``n_prompts``, ``before`` and ``after``, mean probabilities of the answer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from kn_lens._refining import prompts_by_fact, prompts_needed
-from kn_lens.attribution import attribute
+from kn_lens.attribution import Attribution, attribute
 from kn_lens.effects import measure
 from kn_lens.experiments import refining
 from kn_lens.experiments.bootstrap import change_ratio, mean_of, summed_up, with_control
@@ -45,8 +46,9 @@ OTHER_FACT = "another fact"
 SHARES = (0.25, 0.5, 0.75)
 """Of a fact's prompts."""
 THRESHOLDS = {"attr_threshold": (0.1, 0.3), "share_threshold": (0.5, 0.9)}
-RULES = {"left": 20, "right": 20, "midpoint": 20, "gauss-legendre": 10}
-"""Other quadratures, by number of points."""
+SUM_POINTS, GAUSS_POINTS = 20, 10
+"""Of other quadratures: left, right and midpoint sums, and Gauss-Legendre."""
+N_RULES = 4
 METHODS = ("integrated_gradients", "gradient_x_activation", "activation")
 NEURON_BY_NEURON = ("ablation", "log_prob_gain")
 CANDIDATES = 2
@@ -77,16 +79,18 @@ def _make_stability(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
     prompts = study.ask(facts)
     mine = prompts_by_fact(prompts)
 
-    def members(threshold: float, **rule: Any) -> list[Members]:
-        how = {"quadrature": settings.quadrature, "n_steps": settings.n_steps, "tolerance": settings.tolerance, **rule}
-        attr = attribute(study.host.model, prompts, memory_budget=study.memory_budget, **how)
-        return [
-            {fact: cells[chosen] for fact, chosen in mine.items()}
-            for cells in (coarse(attr, one) for one in (threshold, *THRESHOLDS["attr_threshold"]))
-        ]
+    def attributed(quadrature: str, n_steps: int | None, **how: Any) -> Attribution:
+        how = {"quadrature": quadrature, "n_steps": n_steps, "memory_budget": study.memory_budget, **how}
+        return attribute(study.host.model, prompts, **how)
 
-    standard, *thresholds = members(settings.attr_threshold)
-    tick(1, 1 + len(RULES))
+    def members(attr: Attribution, threshold: float) -> Members:
+        cells = coarse(attr, threshold)
+        return {fact: cells[chosen] for fact, chosen in mine.items()}
+
+    attr = attributed(settings.quadrature, settings.n_steps, tolerance=settings.tolerance)
+    standard = members(attr, settings.attr_threshold)
+    tick(1, 1 + N_RULES)
+    thresholds = {threshold: members(attr, threshold) for threshold in THRESHOLDS["attr_threshold"]}
     share, least = settings.share_threshold, settings.min_prompts
     reference = {fact: _refined(cells, share, least) for fact, cells in standard.items()}
     rows: list[tuple[Fact, str, NeuronSet]] = []
@@ -99,15 +103,15 @@ def _make_stability(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
                 rows.append((fact, f"{part:.0%} of the prompts", _refined(cells[drawn], share, least)))
         for other in THRESHOLDS["share_threshold"]:
             rows.append((fact, f"share_threshold {other}", _refined(cells, other, least)))
-        for threshold, varied in zip(THRESHOLDS["attr_threshold"], thresholds, strict=True):
+        for threshold, varied in thresholds.items():
             rows.append((fact, f"attr_threshold {threshold}", _refined(varied[fact], share, least)))
         others = [one for one in reference if one != fact]
         if others:
             rows.append((fact, OTHER_FACT, reference[others[generator.integers(len(others))]]))
-    for number, (rule, n_steps) in enumerate(RULES.items()):
-        varied, *_ = members(settings.attr_threshold, quadrature=rule, n_steps=n_steps)
-        rows += [(fact, f"{rule} {n_steps}", _refined(cells, share, least)) for fact, cells in varied.items()]
-        tick(2 + number, 1 + len(RULES))
+    for number, (rule, attr) in enumerate(_by_other_rules(attributed)):
+        varied = members(attr, settings.attr_threshold)
+        rows += [(fact, rule, _refined(cells, share, least)) for fact, cells in varied.items()]
+        tick(2 + number, 1 + N_RULES)
     compared = [row for row in rows if reference[row[0]]]
     columns = {
         "relation": [fact.relation for fact, *_ in compared],
@@ -117,6 +121,19 @@ def _make_stability(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
         "n_neurons": [len(neurons) for *_, neurons in compared],
     }
     write_records(path, columns, STABILITY_SCHEMA)
+
+
+def _by_other_rules(attributed: Callable[[str, int], Attribution]) -> Iterator[tuple[str, Attribution]]:
+    """Yield the attributions by other quadratures.
+
+    The left sum and the right one of as many points have all but an end in common: one follows from the other.
+    """
+    left = attributed("left", SUM_POINTS)
+    yield f"left {SUM_POINTS}", left
+    at_start, at_end = (attributed(end, 1).scores for end in ("left", "right"))
+    yield f"right {SUM_POINTS}", replace(left, scores=left.scores + (at_end - at_start) / SUM_POINTS)
+    yield f"midpoint {SUM_POINTS}", attributed("midpoint", SUM_POINTS)
+    yield f"gauss-legendre {GAUSS_POINTS}", attributed("gauss-legendre", GAUSS_POINTS)
 
 
 def _refined(cells: Bool[Tensor, "prompt n_layers d_mlp"], share: float, least: int) -> NeuronSet:
@@ -212,7 +229,7 @@ STABILITY = Stage(
         "seed", "quadrature", "n_steps", "tolerance", "attr_threshold", "share_threshold", "min_prompts",
         "check_facts", "check_draws",
     ),
-    cost=lambda study, shard: _cost(study, shard, points=5 + sum(RULES.values()), passes=10),
+    cost=lambda study, shard: _cost(study, shard, points=5 + 2 * SUM_POINTS + 2 + GAUSS_POINTS, passes=10),
 )  # fmt: skip
 METHODS_STAGE = Stage(
     name="methods",

@@ -31,6 +31,7 @@ def finished(model, tmp_path_factory):
         ("attr_threshold 0.3", {}, {"attr_threshold": 0.3}),
         ("share_threshold 0.9", {}, {"share_threshold": 0.9}),
         ("left 20", {"quadrature": "left", "n_steps": 20}, {}),
+        ("right 20", {"quadrature": "right", "n_steps": 20}, {}),
     ],
 )
 def test_varied_sets_are_those_of_the_library(finished, model, varied, attributed, refined):
