@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ALL = "all"
 """The relation of a shard that is about all of them."""
-OPTIONS = ("model", "facts", "templates", "preset", "seed", "limit", "relations")
+OPTIONS = ("model", "facts", "format", "templates", "split", "preset", "seed", "limit", "relations")
 """Entries of a configuration that are options of their own; the others are given with ``--set``."""
 LABELS = frozenset(
     "relation key text texts word why neurons facts statistic measure varied asked end subject object".split()
@@ -121,7 +121,7 @@ class RunRecords:
         words = ["kn-lens", "reproduce"]
         for name in OPTIONS:
             value = config.get(name)
-            if value and value != {"preset": "kn_lens"}.get(name):
+            if value and value != {"preset": "kn_lens", "split": "all"}.get(name):
                 words += [f"--{name}", ",".join(value) if isinstance(value, list) else str(value)]
         preset = config.get("preset", "kn_lens")
         usual = Settings.of(preset).as_dict() if preset in PRESETS else {}

@@ -108,7 +108,13 @@ def jobs_of(config: StudyConfig, facts: Mapping[str, FactSet], held_out: Mapping
             data=data[entry.name, seed],
             settings=settings[seed],
             stages=stages,
-            names={"model": model.model, "facts": entry.source, "templates": entry.templates},
+            names={
+                "model": model.model,
+                "facts": entry.source,
+                "format": entry.format,
+                "templates": entry.templates,
+                "split": entry.split,
+            },
             threads=config.threads,
             memory_budget=None if config.memory is None else config.memory * 2**30,
         )

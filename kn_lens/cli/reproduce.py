@@ -116,7 +116,8 @@ def reproduce(
         out.print(_plan_table(planned))
         out.print(f"In all {_duration(planned['seconds'].sum())}, at the rates measured on a few facts.")
         return
-    names = {"model": model, "facts": facts, "templates": None if templates is None else str(templates)}
+    where = None if templates is None else str(templates)
+    names = {"model": model, "facts": facts, "format": format, "templates": where, "split": split}
     try:
         with (
             on_threads(max(1, get_num_threads() // workers)),

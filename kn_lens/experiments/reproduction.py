@@ -56,7 +56,7 @@ def open_study(
         settings: see ``Settings``.
         held_out: the same facts in wordings that nothing is found with; the setting ``held_out`` takes some of the
             facts' own instead.
-        names: what the user calls model and facts, for ``config.toml``.
+        names: what the user calls model and facts, and how these are read, for ``config.toml``.
         memory_budget: bytes that passes may take; see ``attribute``.
         force: take up a directory of other settings; see ``open_run``.
 

@@ -259,7 +259,7 @@ def from_toml(text: str) -> dict[str, Any]:
     return {key: json.loads(value) for key, _, value in entries}
 
 
-NAMES = ("model", "facts", "templates")
+NAMES = ("model", "facts", "format", "templates", "split")
 """Settings that name what the provenance describes; two names of one thing are no difference."""
 
 

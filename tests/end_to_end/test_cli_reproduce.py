@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 
 import kn_lens as kn
+from kn_lens._run_records import RunRecords
 from kn_lens.experiments.stages import STAGES
 
 FEW = (
@@ -109,6 +111,13 @@ def test_a_finished_run_is_only_read(cli, ran, folder, name):
     assert (code, err) == (0, "") and contents(folder / name) == before
     document = json.loads(out)
     assert set(document["tables"]) == {file.stem for file in before if file.suffix == ".csv"}
+
+
+def test_the_configuration_says_how_the_facts_were_read(ran, folder):
+    ran("world-gpt2")
+    assert RunRecords.read(folder / "world-gpt2").config["split"] == "trained"
+    words = shlex.split(RunRecords.read(folder / "world-gpt2").command())
+    assert words[words.index("--split") + 1] == "trained" and "--format" not in words
 
 
 def test_people_see_every_main_table_whole(ran, folder):

@@ -136,6 +136,7 @@ def test_the_command_gives_back_the_settings(run):
 
     records = RunRecords.read(run)
     changed = {**records.config, "attr_threshold": 0.3, "relations": ["P1", "P 2"], "doses": [0.0, 3.0], "seed": 5}
+    changed |= {"format": "lama", "split": "trained"}
     words = shlex.split(RunRecords(run, changed, records.provenance).command("effects"))
     given = dict(zip(words[2::2], words[3::2], strict=True))
     sets = [value for name, value in zip(words[2::2], words[3::2], strict=True) if name == "--set"]
@@ -144,8 +145,10 @@ def test_the_command_gives_back_the_settings(run):
         relations=tuple(given["--relations"].split(",")),
     )  # fmt: skip
     assert {name: value for name, value in settings.as_dict().items() if value is not None} == {
-        name: value for name, value in changed.items() if name not in ("model", "facts")
+        name: value for name, value in changed.items() if name not in ("model", "facts", "format", "split")
     }
+    assert (given["--format"], given["--split"]) == ("lama", "trained")
+    assert "--split" not in RunRecords(run, {**changed, "split": "all"}, records.provenance).command()
 
 
 def test_damage_is_named_and_not_reported_around(tmp_path):
