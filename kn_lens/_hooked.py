@@ -25,7 +25,7 @@ from kn_lens._loading import check_placed, tokenizer_of
 from kn_lens.errors import ArgumentError, UnsupportedModelError
 
 CENTRED = 1e-3
-"""Mean over its numbers of a row of ``W_out``, in standard deviations, below which all rows have been centred."""
+"""Mean over its numbers of a row of ``W_O``, in standard deviations, below which all rows have been centred."""
 
 
 _POST_NORM = (
@@ -267,6 +267,6 @@ def _check_blocks(model: Any, name: str) -> None:
 
 def _processed(model: Any) -> bool:
     """Return whether TransformerLens has folded norms into weights, or centred what writes to the residual stream."""
-    W_out = model.blocks[0].mlp.W_out.detach().float()
-    centred = bool((W_out.mean(-1).abs() < CENTRED * W_out.std(-1)).all())
+    W_O = model.blocks[0].attn.W_O.detach().float()  # centred with W_out, and not edited
+    centred = bool((W_O.mean(-1).abs() < CENTRED * W_O.std(-1)).all())
     return centred or str(model.cfg.normalization_type).endswith("Pre")

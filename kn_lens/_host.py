@@ -40,7 +40,7 @@ class Host:
         dtype: of the weights.
         tokenizer: the checkpoint's own, as it came; None when the model was handed over without one.
         raw: False after TransformerLens has processed the weights (``enable_compatibility_mode``): ``W_out`` then no
-            longer holds the checkpoint's rows, and edits would not refer to the checkpoint.
+            longer holds the checkpoint's rows, and edits can do no more than erase them.
         norm_after_mlp: True where the block normalises what ``W_out`` writes before adding it to the residual stream
             (Gemma 2, Gemma 3, OLMo 2). Scaling all neurons of such a layer changes nothing until they are almost zero.
     """

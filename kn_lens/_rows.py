@@ -26,6 +26,7 @@ class Checkpoint:
         d_mlp: rows of ``W_out``.
         d_model: their width.
         dtype: of the weights: ``"float32"``.
+        raw: False where TransformerLens has processed the weights: of such rows edits can only make zeros.
     """
 
     name: str
@@ -34,10 +35,11 @@ class Checkpoint:
     d_mlp: int
     d_model: int
     dtype: str
+    raw: bool = True
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            kind = "text" if field.type is str else "whole number"
+            kind = {str: "text", int: "whole number", bool: "truth value"}[field.type]
             if type(getattr(self, field.name)) is not field.type:
                 raise ArgumentError(
                     f"{field.name} of a checkpoint is {getattr(self, field.name)!r}; expected a {kind}."
@@ -46,14 +48,13 @@ class Checkpoint:
     @classmethod
     def of(cls, host: Host) -> "Checkpoint":
         """Describe a hosted model."""
-        return cls(
-            **{field.name: getattr(host, field.name) for field in fields(cls)[:-1]}, dtype=dtype_name(host.dtype)
-        )
+        same = {field.name: getattr(host, field.name) for field in fields(cls) if field.name != "dtype"}
+        return cls(**same, dtype=dtype_name(host.dtype))
 
     @property
     def kind(self) -> str:
         """Everything that has to agree for an edit to fit, in words."""
-        return f"{self.architecture}, {self.shape}, {self.dtype}"
+        return f"{self.architecture}, {self.shape}, {self.dtype}" + ("" if self.raw else ", processed")
 
     @property
     def shape(self) -> str:
@@ -77,15 +78,10 @@ class Rows:
 
         Raises:
             ArgumentError: a neuron that the model does not have.
-            EditError: no neurons, or weights that are no longer the checkpoint's.
+            EditError: no neurons.
         """
         check_not_empty(neurons)
         neurons.check(host)
-        if not host.raw:
-            raise EditError(
-                f"The weights of {host.name} were processed by TransformerLens (enable_compatibility_mode), so its "
-                "W_out no longer holds the checkpoint's rows. Load the model again with kn_lens.load_model."
-            )
         with torch.no_grad():  # views of parameters that require gradients could not be written to
             return cls(
                 tuple(
@@ -131,6 +127,38 @@ def check_not_empty(neurons: NeuronSet) -> None:
     """
     if not neurons:
         raise EditError("The edit would change no row: its set of neurons is empty. Expected at least one neuron.")
+
+
+def check_raw(host: Host, what: str) -> None:
+    """Raise where TransformerLens has processed the weights.
+
+    Args:
+        host: the model.
+        what: what cannot be done with such weights, and why.
+
+    Raises:
+        EditError: it has.
+    """
+    if not host.raw:
+        raise EditError(
+            f"The weights of {host.name} were processed by TransformerLens (norms folded, rows centred), so its W_out "
+            f"no longer holds the checkpoint's rows. {what} kn_lens.load_model keeps weights as they are."
+        )
+
+
+def check_same_processing(host: Host, made_of: Checkpoint, edit: str) -> None:
+    """Raise where an edit is of raw weights and the model's are processed, or the reverse.
+
+    Raises:
+        EditError: naming the edit.
+    """
+    if made_of.raw:
+        check_raw(host, f"The edit {edit} is of those; to erase neurons here, make the edit of this model.")
+    elif host.raw:
+        raise EditError(
+            f"The edit {edit} was made of weights that TransformerLens had processed, and those of {host.name} are "
+            "raw. Make it of this model: kn_lens.erase_neurons(model, edit.neurons)."
+        )
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -29,7 +29,7 @@ from kn_lens._budget import Budget
 from kn_lens._original import token_embeddings
 from kn_lens._reading import Ticks, read
 from kn_lens._request import check_share
-from kn_lens._rows import Checkpoint, Rows, check_not_empty
+from kn_lens._rows import Checkpoint, Rows, check_not_empty, check_raw
 from kn_lens.errors import ArgumentError, EditError, NoPromptError, did_you_mean
 from kn_lens.exporting import export
 from kn_lens.facts import Fact
@@ -86,7 +86,8 @@ def update_fact(
 
     Raises:
         EditError: the new object equals the old or is out of the vocabulary, the set is empty or nothing but neurons of
-            the relation, the model does not know the fact, or the rows would not be finite.
+            the relation, the model does not know the fact, the rows would not be finite, or TransformerLens has
+            processed the weights.
         ArgumentError: neurons that the model does not have, lambdas, scaling or share that make no sense.
         PromptError: the fact cannot be asked at all.
 
@@ -105,6 +106,7 @@ def update_fact(
             f"scaling={scaling!r}; expected 'norm' or 'plain'.{did_you_mean(str(scaling), ('norm', 'plain'))}"
         )
     check_share("max_share", max_share)
+    check_raw(host, "An update is made of their lengths and of embeddings, which were changed as well.")
     check_not_empty(neurons)
     neurons.check(host)
     own = neurons if neurons_by_fact is None else _without_shared(neurons, fact, neurons_by_fact, max_share)
@@ -205,6 +207,9 @@ def erase_relation(
 def erase_neurons(model: Any, neurons: NeuronSet, *, value: str | int = "zero", tokenizer: Any = None) -> WeightEdit:
     """Return the edit that sets the rows of neurons to one value; with zero it is their suppression at all positions.
 
+    That holds for weights that TransformerLens has processed as well, and the probabilities are those of the raw model
+    with the same neurons erased.
+
     Args:
         model: the TransformerLens model; it is only read.
         neurons: any set; random and most active ones are the controls of erasing a relation.
@@ -213,7 +218,8 @@ def erase_neurons(model: Any, neurons: NeuronSet, *, value: str | int = "zero", 
         tokenizer: instead of the model's own.
 
     Raises:
-        EditError: an empty set, a token that the vocabulary does not have, or a model without tokenizer to look it up.
+        EditError: an empty set, a token that the vocabulary does not have, or a model without tokenizer to look it up;
+            a token where TransformerLens has processed the weights, in which zero alone means the same.
         ArgumentError: neurons that the model does not have.
 
     Example:
@@ -229,6 +235,8 @@ def _erased(host: Host, neurons: NeuronSet, value: str | int, tokenizer: Any, ho
     check_not_empty(neurons)
     neurons.check(host)
     token_id = _token_id(host, value, host.tokenizer if tokenizer is None else tokenizer)
+    if token_id is not None:
+        check_raw(host, f"The embedding of {value!r} was changed as well; value='zero' means the same in both.")
     row = torch.zeros(host.d_model) if token_id is None else _mean_embedding(host, (token_id,))
     shown = value
     if value == "unk":

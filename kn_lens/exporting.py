@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kn_lens._original import plain_model
+from kn_lens._rows import check_raw
 from kn_lens.errors import ArgumentError, EditError
 from kn_lens.hosts import host_of
 from kn_lens.weight_edits import WeightEdit
@@ -36,7 +37,8 @@ def export(
         The directory. Cost: the size of the checkpoint on disk; nothing runs.
 
     Raises:
-        EditError: the directory exists, or its parent does not; an edit does not fit the model.
+        EditError: the directory exists, or its parent does not; an edit does not fit the model; the model keeps nothing
+            of its checkpoint, or TransformerLens has processed its weights.
         ArgumentError: no edits.
 
     Example:
@@ -52,6 +54,7 @@ def export(
     edits = [edits] if isinstance(edits, WeightEdit) else list(edits)
     if not edits or not all(isinstance(edit, WeightEdit) for edit in edits):
         raise ArgumentError(f"Got {edits!r} to export; expected a WeightEdit, or several.")
+    check_raw(host, "Written as a checkpoint, the others would make another model.")
     directory = Path(directory)
     check_new(directory)
     part = directory.with_name(f".{directory.name}.{os.getpid()}.part")

@@ -9,6 +9,10 @@ So edits of different rows are undone in any order, and edits of the same rows l
 checkpoint is refused; and a model comes back with the bits it came with. Without touching weights, hooks do the same:
 
     mlp_out += hook_post[..., neurons] @ (new - old)
+
+Where TransformerLens has processed the weights (folded norms, centred rows), each row has become a linear function of
+what it was. That takes zero to zero: erased neurons mean the same there. Other values do not, and are refused, and so
+are edits of raw weights for processed ones and the reverse.
 """
 
 import json
@@ -23,7 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kn_lens._rows import Checkpoint, Rows, check_not_empty, dtype_name, same_bits
+from kn_lens._rows import Checkpoint, Rows, check_not_empty, check_same_processing, dtype_name, same_bits
 from kn_lens.edit_files import canonical, digest_of, read_edit, write_edit
 from kn_lens.errors import ArgumentError, DataError, EditError, HookError, KNLensError
 from kn_lens.hosts import HookFn, Host, host_of
@@ -47,7 +51,8 @@ class WeightEdit:
         why: how it came about: JSON objects with a ``kind``, one for each step.
 
     Raises:
-        EditError: no rows, rows of another shape or type than the checkpoint's, or values that are not finite.
+        EditError: no rows, rows of another shape or type than the checkpoint's, values that are not finite, or other
+            than zero where the weights are processed.
 
     Example:
         >>> import kn_lens as kn, torch
@@ -85,6 +90,11 @@ class WeightEdit:
                     "a model loaded with a wider dtype, keep them finite."
                 )
             object.__setattr__(self, name, rows.detach().cpu().clone())
+        if not made_of.raw and self.new.any():
+            raise EditError(
+                f"{made_of.name} has weights processed by TransformerLens, where only zero means for a row "
+                "what it means in the checkpoint. kn_lens.load_model keeps weights; kn_lens.Amplify changes none."
+            )
         try:
             why = json.loads(canonical([dict(step) for step in self.why]))
         except (TypeError, ValueError) as error:
@@ -105,7 +115,7 @@ class WeightEdit:
 
         Raises:
             ArgumentError: a neuron that the model does not have.
-            EditError: as the class, or the model's weights have been processed.
+            EditError: as the class.
         """
         host = _host(model)
         old = Rows.of(host, neurons).read()
@@ -170,6 +180,7 @@ class WeightEdit:
 
     def _ready(self, host: Host, force: bool) -> tuple[Rows, "WeightEdit"]:
         """Return the rows to write to and what to write, once nothing speaks against it."""
+        check_same_processing(host, self.checkpoint, str(self))
         here = Checkpoint.of(host)
         if here.shape != self.checkpoint.shape or (here.kind != self.checkpoint.kind and not force):
             raise EditError(
@@ -193,6 +204,7 @@ class WeightEdit:
 
     def _undone(self, host: Host) -> bool:
         """Undo the edit and return True, or return False where the rows hold their old values."""
+        check_same_processing(host, self.checkpoint, str(self))
         rows = Rows.of(host, self.neurons)
         there = rows.read()
         agree = same_bits(there, self.new)
@@ -345,7 +357,8 @@ class WeightEdit:
         return f"{what!r} ({len(self.neurons)} rows)"
 
     def __repr__(self) -> str:
-        return f"WeightEdit({self}, of {self.checkpoint.name}, {self.digest[:8]})"
+        weights = "" if self.checkpoint.raw else "processed weights of "
+        return f"WeightEdit({self}, of {weights}{self.checkpoint.name}, {self.digest[:8]})"
 
     def _some(self, chosen: Tensor) -> str:
         first = list(self.neurons)[int(chosen.long().argmax())]

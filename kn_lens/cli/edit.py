@@ -263,6 +263,8 @@ def print_edit(edit: Mapping[str, Any]) -> None:
     """Print what an edit is, and a table of its rows."""
     made_of = edit["checkpoint"]
     lines = [edit["what"], f"of {made_of['name']} ({made_of['architecture']}, {made_of['dtype']})"]
+    if not made_of["raw"]:
+        lines.append("of rows that TransformerLens had processed: for models that are processed alike")
     for step in edit["why"]:
         listed = ", ".join(f"{key} {value}" for key, value in step.items() if key != "kind" and value is not None)
         lines.append(f"{step.get('kind')}: {listed}")

@@ -123,15 +123,26 @@ def test_directories_and_names_load_with_their_tokenizer(tmp_path):
 
 
 @older
-def test_processed_weights_give_the_same_scores_and_no_edits():
+@pytest.mark.parametrize("fold_ln", [True, False])
+def test_processed_weights_give_the_same_scores_and_erasures(fold_ln):
     raw, processed = (kn.load_model(tiny_hf_model("GPT2LMHeadModel"), host="hooked") for _ in range(2))
-    processed.process_weights_()
+    processed.process_weights_(fold_ln=fold_ln)
     assert kn.host_of(raw).raw and not kn.host_of(processed).raw
     prompts = prompts_of(raw)
     expected, found = (kn.attribute(model, prompts).scores for model in (raw, processed))
     torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.max()), rtol=0)  # it processes in float32
+
+    neurons = kn.NeuronSet([(0, 3), (1, 5), (1, 7)])
+    edit = kn.erase_neurons(processed, neurons)
+    assert not edit.checkpoint.raw
+    after = [kn.measure(processed, prompts, kn.Suppress(neurons, position="all"))["after"].to_numpy()]
+    with edit.applied(processed), kn.erase_neurons(raw, neurons).applied(raw):
+        assert not kn.host_of(processed).raw  # as told by weights that no edit changes
+        nothing = kn.Suppress(kn.NeuronSet())
+        after += [kn.measure(model, prompts, nothing)["after"].to_numpy() for model in (processed, raw)]
+    assert after[0] == pytest.approx(after[1], abs=ATOL) and after[1] == pytest.approx(after[2], abs=1e-5)
     with pytest.raises(EditError, match="processed by TransformerLens"):
-        kn.erase_neurons(processed, kn.NeuronSet([(0, 3)]))
+        kn.erase_neurons(raw, neurons).apply_(processed)
 
 
 @older
