@@ -14,11 +14,12 @@ with it fails its run.
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from kn_lens._cluster import Cluster, Died
 from kn_lens._shard_maker import Begun, Record, ShardMaker
 from kn_lens.engines import LOADING, Failure, Home, Job, Outcome, Watch
 from kn_lens.errors import DataError
@@ -38,54 +39,6 @@ START_WITHIN = 300.0
 """Seconds in which a worker must have started: a process that imports PyTorch."""
 
 
-@dataclass(frozen=True)
-class Died:
-    """What a worker returns that can return nothing any more.
-
-    Attributes:
-        reason: as far as it is known.
-    """
-
-    reason: str
-
-
-class Cluster(Protocol):
-    """Somewhere to start workers, which do what they are asked one after another."""
-
-    n_workers: int
-    """That there are to be."""
-    needs: str
-    """What each takes, for people."""
-
-    def resources(self) -> str:
-        """Return what there is for them, for people."""
-        ...
-
-    def start(self, cls: Callable[[str | None], Any]) -> Any:
-        """Start a worker around an object of a class that takes a folder for what is temporary."""
-        ...
-
-    def ask(self, worker: Any, method: str, *args: Any) -> Any:
-        """Have a worker call a method of its object, after those before; return what stands for the result."""
-        ...
-
-    def wait(self, refs: Sequence[Any]) -> list[Any]:
-        """Return those of some results that are there, after a moment at most."""
-        ...
-
-    def get(self, ref: Any) -> Any:
-        """Return a result that is there, or ``Died``.
-
-        Raises:
-            DataError: the cluster itself died.
-        """
-        ...
-
-    def stop(self, worker: Any) -> None:
-        """Stop a worker, whether it lives or not."""
-        ...
-
-
 @dataclass(eq=False)
 class _Run:
     """A run that was begun, and what of its present stage is to be made."""
@@ -101,8 +54,10 @@ class _Run:
     busy: dict[Shard, str] = field(default_factory=dict)
     """Shards that workers have, with the digests of their inputs."""
     deaths: Counter[Shard] = field(default_factory=Counter)
+    made: list[Stage] = field(default_factory=list)
+    """Stages whose shards are all there, to be summed up while workers make the next ones."""
     tables: "dict[str, pd.DataFrame]" = field(default_factory=dict)
-    """Of the stages that are done."""
+    """Of the stages that are summed up."""
     alone: bool = False
     """Whether nobody else could load its model."""
     over: bool = False
@@ -155,7 +110,11 @@ class Driver:
             for worker in self._workers:
                 while worker.started and len(worker.tasks) < IN_FLIGHT and self._give(worker):
                     pass
-            for ref in self._cluster.wait(list(self._tasks())):
+            for run in [run for run in self._runs if run.made]:
+                self._sum_up(run)
+            yield from self._all_ended()
+            refs = list(self._tasks())
+            for ref in self._cluster.wait(refs) if refs else ():  # none where that was the end
                 self._take(ref)
                 since = time.monotonic()
             yield from self._all_ended()
@@ -309,20 +268,13 @@ class Driver:
         run.state = run.state.after(shard, run.costs[shard])
         self._watch(run.job, run.state)
         if not run.waiting and not run.busy:
-            self._sum_up(run)
+            self._stage_made(run)
 
-    def _sum_up(self, run: _Run) -> None:
-        """Write the tables of a stage that is done, and go on with the next."""
-        try:
-            run.tables |= summed_up(run.study, run.stages[0])
-        except Exception as error:
-            self._end(run, Failure.of(error, f"the tables of {run.stages[0].name}"))
-            return
-        run.stages.pop(0)
+    def _stage_made(self, run: _Run) -> None:
+        """Go on with the next stage; the tables of this one can wait until its work is given out."""
+        run.made.append(run.stages.pop(0))
         if run.stages:
             self._next_stage(run)
-        else:
-            self._end(run, None)
 
     def _next_stage(self, run: _Run) -> None:
         try:
@@ -332,7 +284,19 @@ class Driver:
             return
         run.waiting.extend(sorted(run.costs, key=lambda shard: run.costs[shard], reverse=True))
         if not run.waiting:
-            self._sum_up(run)
+            self._stage_made(run)
+
+    def _sum_up(self, run: _Run) -> None:
+        """Write the tables of stages that are made; after those of the last stage, the run is done."""
+        for stage in run.made:
+            try:
+                run.tables |= summed_up(run.study, stage)
+            except Exception as error:
+                self._end(run, Failure.of(error, f"the tables of {stage.name}"))
+                return
+        run.made.clear()
+        if not run.stages:
+            self._end(run, None)
 
     def _end(self, run: _Run, failure: Failure | None) -> None:
         run.over = True

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kn_lens._budget import SHARE_OF_FREE, free_memory
-from kn_lens._driver import Died, Driver
+from kn_lens._cluster import Died
+from kn_lens._driver import Driver
 from kn_lens.engines import Failure, Home, Job, Outcome, Watch
 from kn_lens.errors import DataError
 from kn_lens.experiments.reproduction import Data

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from kn_lens._driver import Died
+from kn_lens._cluster import Died
 from kn_lens.engines import Failure
 from kn_lens.errors import ArgumentError, DataError
 

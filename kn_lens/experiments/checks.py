@@ -75,8 +75,8 @@ Members = dict[Fact, Bool[Tensor, "prompt n_layers d_mlp"]]
 
 
 def _make_stability(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
-    settings, facts = study.settings, _chosen(study, shard.relation)
-    prompts = study.ask(facts)
+    settings = study.settings
+    prompts = study.ask(study.some_facts(shard.relation, settings.check_facts, "checks"))
     mine = prompts_by_fact(prompts)
 
     def attributed(quadrature: str, n_steps: int | None, **how: Any) -> Attribution:
@@ -144,7 +144,8 @@ def _refined(cells: Bool[Tensor, "prompt n_layers d_mlp"], share: float, least: 
 
 def _make_methods(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
     found = study.neurons("found", shard.relation)
-    facts = [fact for fact in _chosen(study, shard.relation) if found[fact]]
+    chosen = study.some_facts(shard.relation, study.settings.check_facts, "checks")
+    facts = [fact for fact in chosen if found[fact]]
     rows = []
     if facts:
         prompts = study.ask(facts)
@@ -182,14 +183,6 @@ def _by_other_methods(
         by_method.setdefault(method, {}).update(highest_neurons(attr, {fact: n_found[fact]}))
         tick(done, n_steps)
     return by_method
-
-
-def _chosen(study: Study, relation: str) -> list[Fact]:
-    """Return the facts of a relation that the checks are made on."""
-    facts = study.asked_facts(relation)
-    n = min(len(facts), study.settings.check_facts)
-    chosen = study.generator("checks", relation).choice(len(facts), size=n, replace=False)
-    return [facts[i] for i in sorted(chosen.tolist())]
 
 
 def _stability_tables(study: Study) -> "dict[str, pd.DataFrame]":

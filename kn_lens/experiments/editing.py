@@ -254,7 +254,7 @@ def _make_erasures(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
         others = _sampled(study, relation, settings.erase_others, same=False)
         table = erase_effects(
             study.host.model,
-            study.ask([*study.asked_facts(relation), *others]),
+            study.ask([*study.some_facts(relation, settings.erase_facts, "erasures"), *others]),
             found,
             active,
             top=settings.erase_top,
@@ -310,9 +310,9 @@ def _update_cost(study: Study, shard: Shard) -> float:
 
 
 def _erase_cost(study: Study, shard: Shard) -> float:
-    n_asked = max(1, len(study.asked_facts(shard.relation)))
-    others = study.settings.erase_others * study.n_rows(shard.relation) / n_asked
-    return (1 + N_KINDS) * (study.n_rows(shard.relation) + others)
+    settings, n_asked = study.settings, max(1, len(study.asked_facts(shard.relation)))
+    facts = min(settings.erase_facts, n_asked) + settings.erase_others
+    return (1 + N_KINDS) * facts * study.n_rows(shard.relation) / n_asked
 
 
 UPDATES = Stage(
@@ -335,7 +335,7 @@ ERASURES = Stage(
     tables=_erase_tables,
     shown={"table5": Shown("Table 5: relations erased", ("changed", *_PERPLEXITIES))},
     needs=(refining.STAGE,),
-    settings=("seed", "erase_top", "erase_value", "erase_others"),
+    settings=("seed", "erase_top", "erase_value", "erase_facts", "erase_others"),
     across=True,
     cost=_erase_cost,
 )

@@ -45,15 +45,8 @@ def _make_effects(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
 
 
 def _make_doses(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
-    _measure(study, shard.relation, _dosed(study, shard.relation), study.settings.doses, path, tick)
-
-
-def _dosed(study: Study, relation: str) -> list[Fact]:
-    """Return the facts of a relation that the dose-response curve is measured on."""
-    facts = study.asked_facts(relation)
-    n = min(len(facts), study.settings.dose_facts)
-    chosen = study.generator("doses", relation).choice(len(facts), size=n, replace=False)
-    return [facts[i] for i in sorted(chosen.tolist())]
+    dosed = study.some_facts(shard.relation, study.settings.dose_facts, "doses")
+    _measure(study, shard.relation, dosed, study.settings.doses, path, tick)
 
 
 def _measure(

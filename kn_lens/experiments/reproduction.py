@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 SAMPLE_RELATIONS, SAMPLE_ROWS = 2, 120
 """Relations, and about so many rows of each, that ``plan`` measures the speed on."""
 SAMPLE = {
-    "update_facts": 1, "update_others": 5, "erase_others": 5, "check_facts": 1, "dose_facts": 2, "n_resamples": 1,
-    "syntax_forms": 1, "syntax_facts": 2,
+    "update_facts": 1, "update_others": 5, "erase_facts": 5, "erase_others": 5, "check_facts": 1, "dose_facts": 2,
+    "n_resamples": 1, "syntax_forms": 1, "syntax_facts": 2,
 }  # fmt: skip
 """What the settings are lowered to for it: less of the same, so that a pass takes as long as it will."""
 
@@ -304,7 +304,7 @@ def identity(host: Host) -> dict[str, Any]:
 
 def size(host: Host) -> dict[str, Any]:
     """Return what records are compared by across models: what the model reads, and how large it is."""
-    n_params = sum(one.numel() for one in host.model.original_model.parameters())
+    n_params = sum(one.numel() for one in host.checkpoint.parameters())
     shape = {name: getattr(host, name) for name in ("kind", "n_layers", "d_model", "d_mlp", "d_vocab")}
     return {**shape, "n_params": n_params}
 

@@ -68,6 +68,7 @@ class Settings:
         synonyms: names and another name of the same, ``"Tokyo=Edo"``: updates to the first are asked for the second.
         erase_top: so many of a relation's most frequent neurons are erased.
         erase_value: what their rows become; see ``erase_neurons``.
+        erase_facts: facts of the relation that its erasure is measured on, at most.
         erase_others: facts of other relations that each erasure is measured on.
         texts: a folder in the format of BingRel or a file of plain text; None takes the facts' own sentences.
         texts_digest: of what is there; ``of`` puts it in.
@@ -102,7 +103,7 @@ class Settings:
     dose_facts: int = 20
     n_resamples: int = 1000
     update_facts: int = 10
-    update_others: int = 20
+    update_others: int = 10
     lambdas: tuple[float, float] = (1.0, 8.0)
     update_scaling: Scaling = "norm"
     max_share: float = 0.1
@@ -110,11 +111,12 @@ class Settings:
     synonyms: tuple[str, ...] = ()
     erase_top: int = 20
     erase_value: str = "zero"
+    erase_facts: int = 200
     erase_others: int = 100
     texts: str | None = None
     texts_digest: str = ""
     text_sentences: int = 10
-    check_facts: int = 10
+    check_facts: int = 5
     check_draws: int = 3
     syntax: str | None = None
     syntax_digest: str = ""
@@ -178,8 +180,8 @@ class Settings:
 COUNTS = {
     **dict.fromkeys(("seed", "held_out", "max_moves", "across_samples"), 0),
     **dict.fromkeys(("limit", "n_steps", "min_prompts", "n_resamples", "check_draws", "erase_top"), 1),
-    **dict.fromkeys(("dose_facts", "update_facts", "update_others", "erase_others", "text_sentences"), 1),
-    **dict.fromkeys(("check_facts", "syntax_forms", "syntax_sentences", "syntax_facts"), 1),
+    **dict.fromkeys(("dose_facts", "update_facts", "update_others", "erase_facts", "erase_others"), 1),
+    **dict.fromkeys(("text_sentences", "check_facts", "syntax_forms", "syntax_sentences", "syntax_facts"), 1),
 }
 """The least that whole numbers may be."""
 SHARES = ("keep", "attr_threshold", "share_threshold", "baseline_threshold", "max_share")

@@ -136,6 +136,12 @@ class Study:
         keys = set(asked["key"][asked["asked"]])
         return [fact for fact in self._of[relation] if fact.key in keys]
 
+    def some_facts(self, relation: str, n: int, what: str) -> list[Fact]:
+        """Return at most ``n`` of the asked facts of a relation, in their order, drawn at random for what is named."""
+        facts = self.asked_facts(relation)
+        chosen = self.generator(what, relation).choice(len(facts), size=min(len(facts), n), replace=False)
+        return [facts[i] for i in sorted(chosen.tolist())]
+
     def n_rows(self, relation: str) -> int:
         """Return how many rows the prompts of a relation have."""
         asked = self.asked(relation)

@@ -20,8 +20,8 @@ from tests.unit.test_experiments import tiny_facts
 
 STAGES = [answers.STAGE, editing.UPDATES, editing.ERASURES]
 SETTINGS = Settings.of(
-    relations=("P36", "P1376", "P30"), limit=4, update_facts=2, update_others=3, erase_top=5, erase_others=4,
-    max_share=1.0, synonyms=("Rome=Roma",), n_resamples=40,
+    relations=("P36", "P1376", "P30"), limit=4, update_facts=2, update_others=3, erase_top=5, erase_facts=3,
+    erase_others=4, max_share=1.0, synonyms=("Rome=Roma",), n_resamples=40,
 )  # fmt: skip
 
 
@@ -68,6 +68,14 @@ def test_updates_are_those_of_the_library(finished, model):
             effect = kn.measure(model, kn.make_prompts(model, fact), edit)
             assert row["right_after"] == (effect["rank_after"] == 0).mean()
             assert row["nll_after"] == pytest.approx(-effect["log_prob_after"].mean(), rel=1e-3)
+
+
+def test_erasures_are_measured_on_as_many_facts_as_the_settings_say(finished):
+    study, _ = finished
+    records = study.all_records(editing.ERASURES)
+    counts = records.groupby(["relation", "neurons", "asked"])["measured"].nunique().unstack()
+    assert (counts["same relation"] == SETTINGS.erase_facts).all() and SETTINGS.erase_facts < SETTINGS.limit
+    assert (counts["other relations"] == SETTINGS.erase_others).all()
 
 
 def test_controls_have_as_many_neurons(finished):

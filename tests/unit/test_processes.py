@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from kn_lens._driver import Died
+from kn_lens._cluster import Died
 from kn_lens._processes import Pipes, Processes
 from kn_lens.engines import Failure
 from kn_lens.study import run_study
