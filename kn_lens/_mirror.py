@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from kn_lens._secrets import without_secrets
 from kn_lens.errors import ArgumentError, DataError
 
 
@@ -33,7 +34,7 @@ class Mirror:
         """Bring a file, or all files of a directory, from the store, if there are any; others stay as they are.
 
         Raises:
-            DataError: the store cannot be read.
+            DataError: the store cannot be read, or holds a name that would lead elsewhere.
         """
         if self.store_at is None:
             return
@@ -41,6 +42,8 @@ class Mirror:
         with _explained(fs, f"{root}/{name}", "read"):
             for stored in fs.find(f"{root}/{name}"):
                 place = self.local / str(stored).removeprefix("/").removeprefix(f"{root.removeprefix('/')}/")
+                if not place.resolve().is_relative_to(self.local.resolve()):  # the keys of a store may be any text
+                    raise DataError(f"The name of {stored} leads out of {root}; expected files of a study alone.")
                 place.parent.mkdir(parents=True, exist_ok=True)
                 with fs.open(stored, "rb") as source, place.open("wb") as target:
                     shutil.copyfileobj(source, target)
@@ -98,7 +101,9 @@ def working_copy(out: str | Path, mark: str) -> Iterator[tuple[Path, Mirror]]:
     try:
         fs, root = fsspec.core.url_to_fs(text)
     except (ValueError, ImportError) as error:
-        raise ArgumentError(f"--out {text}: {error}.") from error
+        raise ArgumentError(without_secrets(f"--out {text}: {error}.")) from error
+    except Exception as error:  # some stores are asked for at once, and each has errors of its own
+        raise DataError(without_secrets(f"--out {text} cannot be opened: {error}.")) from error
     if "file" in ([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol):
         yield Path(root), Mirror(Path(root))
         return
@@ -106,7 +111,9 @@ def working_copy(out: str | Path, mark: str) -> Iterator[tuple[Path, Mirror]]:
     with _explained(fs, root, "read"):
         others = not fs.exists(f"{root}/{mark}") and fs.find(root)
     if others:
-        raise ArgumentError(f"--out {text} holds other files; expected a new directory, or one with a {mark}.")
+        raise ArgumentError(
+            f"--out {without_secrets(text)} holds other files; expected a new directory, or one with a {mark}."
+        )
     with TemporaryDirectory(prefix="kn-lens-") as folder:
         Path(folder, "lock").touch()  # which tells directories of ours from others
         yield Path(folder), Mirror(Path(folder), (fs, root))
@@ -116,8 +123,10 @@ def working_copy(out: str | Path, mark: str) -> Iterator[tuple[Path, Mirror]]:
 def _explained(fs: Any, name: str, done: str) -> Iterator[None]:
     try:
         yield
+    except DataError:
+        raise
     except Exception as error:  # every store has errors of its own
         raise DataError(
-            f"{name} cannot be {done} at {type(fs).__name__}: {error}. Everything before it is kept: give the same "
-            "command again."
+            without_secrets(f"{name} cannot be {done} at {type(fs).__name__}: {error}.")
+            + " Everything before it is kept: give the same command again."
         ) from error

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from kn_lens._secrets import without_secrets
 from kn_lens.experiments.reproduction import Data, prepared
 from kn_lens.experiments.run_directory import RunDirectory
 from kn_lens.experiments.running import State, run
@@ -82,9 +83,8 @@ class Failure:
     def of(cls, error: BaseException, where: str) -> "Failure":
         """Return what is told of an error. The error itself would keep alive what its frames hold: a model."""
         reason = " ".join(str(error).split()) or type(error).__name__
-        return cls(
-            where=where, kind=type(error).__name__, reason=reason, trace="".join(traceback.format_exception(error))
-        )
+        trace = "".join(traceback.format_exception(error))
+        return cls(where=where, kind=type(error).__name__, reason=without_secrets(reason), trace=without_secrets(trace))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -33,6 +33,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kn_lens._secrets import without_secrets
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 from kn_lens.experiments.run_directory import toml_value
 from kn_lens.experiments.settings import Settings
@@ -166,7 +167,13 @@ def read_study(path: str | Path) -> StudyConfig:
         settings = table.get("settings", {})
         places = {name: _place(path.parent, str(settings[name])) for name in PATHS if name in settings}
         given["settings"] = {**settings, **places}
-        return StudyConfig(**given)
+        config = StudyConfig(**given)
+        if as_toml(config) != without_secrets(as_toml(config)):
+            raise ArgumentError(
+                "it holds an address with a password or key, or a token, and would be copied into the results. "
+                "Expected none: stores and Hugging Face take them from the environment or from their own configuration."
+            )
+        return config
     except ArgumentError as error:
         raise DataError(f"{path}: {error}") from error
 

@@ -12,6 +12,7 @@ import sys
 import warnings
 from typing import Any
 
+from kn_lens._secrets import without_secrets
 from kn_lens.errors import KNLensError
 
 __all__ = ["main"]
@@ -66,7 +67,7 @@ def _is_interrupt(error: BaseException | None) -> bool:
 
 
 def _fail(message: str) -> int:
-    print("kn-lens: error:", " ".join(message.split()), file=sys.stderr)
+    print("kn-lens: error:", without_secrets(" ".join(message.split())), file=sys.stderr)
     return 2
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kn_lens._secrets import without_secrets
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import read_facts
 from kn_lens.cli._options import RESULT, choice, option
@@ -73,14 +74,14 @@ def study(
                 force=force,
             )  # fmt: skip
     except KeyboardInterrupt:
-        print(f"kn-lens: interrupted; the same command takes {to} up again.", file=sys.stderr)
+        print(f"kn-lens: interrupted; the same command takes {without_secrets(to)} up again.", file=sys.stderr)
         sys.exit(130)
-    failed = rows[rows["state"] == "failed"]
+    failed, place = rows[rows["state"] == "failed"], without_secrets(to)
     if json:
-        print_json({"command": "study", "out": to, "runs": rows.to_dict("records")})
+        print_json({"command": "study", "out": place, "runs": rows.to_dict("records")})
     else:
         out.print(_shown(rows))
-        out.print(f"Runs are in {to}/runs, the tables of all together in {to}/tables.", soft_wrap=True)
+        out.print(f"Runs are in {place}/runs, the tables of all together in {place}/tables.", soft_wrap=True)
     if len(failed):
         err.print(f"{len(failed)} of {len(rows)} runs failed; the same command tries them again.", soft_wrap=True)
         raise typer.Exit(1)

@@ -1,0 +1,136 @@
+"""Credentials stay where they are: in no file of a run, in no output, in no error."""
+
+import json
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+import kn_lens as kn
+from kn_lens._mirror import working_copy
+from kn_lens._secrets import without_secrets
+from tests.reliability.tries import TRIED
+from tests.tiny import tiny_checkpoint
+
+SECRET = "s3cr3tPassw0rd"
+TOKEN = "hf_" + "aB3" * 12
+FACTS = [
+    {"subject": country, "relation": relation, "object": answer, "templates": templates}
+    for country, capital in {"Ireland": "Dublin", "Peru": "Lima"}.items()
+    for relation, answer, templates in (
+        ("P36", capital, ["The capital of [X] is [Y].", "[X] is led from [Y].", "[X]: [Y]"]),
+        ("P9", country, ["[X] is [Y].", "[X], that is [Y]", "[X]: [Y]"]),
+    )
+]
+
+
+class Vault(MemoryFileSystem):
+    """A store whose addresses carry a name and a password, as those of many do; it fails when it is told to."""
+
+    protocol = "vault"
+    store, pseudo_dirs = {}, [""]
+    cachable = False
+    broken = False
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.rpartition("@")[2])
+
+    @staticmethod
+    def _get_kwargs_from_urls(path):
+        user, _, password = path.partition("://")[2].partition("@")[0].partition(":")
+        return {"user": user, "password": password}
+
+    def _open(self, path, mode="rb", **options):
+        if self.broken and "w" in mode:
+            raise OSError(f"403 for vault://key:{SECRET}@host/{path}?sig={SECRET}&token={TOKEN}")
+        return super()._open(path, mode, **options)
+
+
+@pytest.fixture
+def vault(monkeypatch):
+    fsspec.register_implementation("vault", Vault, clobber=True)
+    monkeypatch.setattr(Vault, "store", {})
+    monkeypatch.setattr(Vault, "pseudo_dirs", [""])
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, TOKEN)
+    return f"vault://key:{SECRET}@host/study"
+
+
+@pytest.fixture
+def study(tmp_path):
+    tiny_checkpoint("BertForMaskedLM", tmp_path / "tiny")
+    (tmp_path / "facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in FACTS))
+    path = tmp_path / "study.toml"
+    path.write_text(
+        'stages = ["answers"]\n[[facts]]\nsource = "facts.jsonl"\n[[models]]\nmodel = "tiny"\n'
+        '[[models]]\nmodel = "none-such"\ntags = { size = "small" }\n'
+    )
+    return path
+
+
+def leaks(*texts):
+    return [text for text in texts if SECRET in text or TOKEN in text]
+
+
+def test_a_study_at_an_address_with_a_password_keeps_it_to_itself(cli, vault, study, tmp_path):
+    said = [cli("study", study, "--out", vault), cli("study", study, "--out", vault, "--json")]
+    assert [code for code, _, _ in said] == [1, 1]  # one of the models is not there
+    stored = {name: bytes(file.getvalue()) for name, file in Vault.store.items()}
+    assert any(name.endswith("answers.csv") for name in stored)
+    assert not leaks(*(text for _, *streams in said for text in streams), *stored)
+    assert not leaks(*(content.decode("utf-8", "replace") for content in stored.values()))
+    assert "vault://***@host/study" in said[0][1]
+    TRIED["addresses and texts with secrets", "kept to themselves"] += 2
+
+
+def test_errors_of_a_store_do_not_repeat_it(cli, vault, study, monkeypatch):
+    monkeypatch.setattr(Vault, "broken", True)
+    code, out, err = cli("study", study, "--out", vault)
+    assert code == 2 and "403 for vault://***@host" in err and not leaks(out, err)
+    TRIED["addresses and texts with secrets", "kept to themselves"] += 1
+
+
+@pytest.mark.parametrize(
+    "address", [f"s3://key:{SECRET}@bucket/x", f"nosuch://{SECRET}@host", f"http://u:{SECRET}@[bad/x?token={TOKEN}"]
+)
+def test_addresses_that_cannot_be_opened_are_told_without_it(cli, study, address):
+    code, out, err = cli("study", study, "--out", address)
+    assert code == 2 and err.startswith("kn-lens: error:") and not leaks(out, err)
+    TRIED["addresses and texts with secrets", "kept to themselves"] += 1
+
+
+@pytest.mark.parametrize("text", [f"https://me:{SECRET}@host/model", TOKEN, f"https://host/m?access_token={SECRET}"])
+def test_a_study_does_not_take_them_in(study, text):
+    """It is copied into the results."""
+    study.write_text(study.read_text().replace('"none-such"', f'"{text}"'))
+    with pytest.raises(kn.DataError, match="would be copied into the results") as caught:
+        kn.read_study(study)
+    assert not leaks(str(caught.value))
+    TRIED["addresses and texts with secrets", "kept to themselves"] += 1
+
+
+def test_what_is_no_secret_stays():
+    for text in (
+        "/home/a@b/run",
+        "user@host.org",
+        "C:/x",
+        "memory://study",
+        "50% of 3, see https://x.org/a?page=3#key",
+    ):
+        assert without_secrets(text) == text
+
+
+@pytest.mark.parametrize("key", ["../../escaped.txt", "/../escaped.txt", "runs/../../escaped.txt"])
+def test_the_keys_of_a_store_lead_nowhere_else(vault, key, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "deep" / "temporary"))
+    (tmp_path / "deep" / "temporary").mkdir(parents=True)
+    fs, root = fsspec.core.url_to_fs(vault)
+    fs.pipe(f"{root}/study.toml", b"")
+    with working_copy(vault, "study.toml") as (_, mirror):
+        monkeypatch.setattr(Vault, "find", lambda self, path: [f"{root}/{key}"])
+        monkeypatch.setattr(Vault, "open", lambda self, *args: pytest.fail("it is opened"))
+        with pytest.raises(kn.DataError, match="leads out of"):
+            mirror.fetch("runs")
+    assert not [path for path in tmp_path.rglob("*") if "escaped" in path.name]
+    TRIED["keys of stores", "refused"] += 1
