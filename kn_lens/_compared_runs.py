@@ -203,6 +203,12 @@ def _records(run: RunRecords, stage: Stage) -> "pd.DataFrame":
     """Return the records of a stage, if they are all there and of this version."""
     schema, table = READ[stage]
     records = run.records(stage.name)
+    for version in {*run.versions(stage.name).values()} - {stage.version}:
+        told = "an unknown version" if version is None else f"version {version}"
+        raise DataError(
+            f"{run.path}: the records of stage {stage.name} are of {told}; "
+            f"this version of kn_lens writes version {stage.version}. '{run.command()} --force' makes them anew."
+        )
     if records is not None and list(records) != schema.names:
         raise DataError(
             f"{run.path}: the records of stage {stage.name} have the columns {', '.join(records)}; this version of "

@@ -259,7 +259,7 @@ class Driver:
         stage, inputs = run.stages[0], run.busy.pop(shard)
         assert run.state is not None
         try:
-            with run.study.run.writing(stage.name, shard, inputs) as path:
+            with run.study.run.writing(stage.name, shard, inputs, stage.version) as path:
                 path.write_bytes(result)
         except Exception as error:
             self._end(run, Failure.of(error, f"{stage.name} of {shard.name}"))
@@ -353,7 +353,7 @@ def _needed(study: Study, stage: Stage, shard: Shard) -> list[tuple[str, Shard]]
 def _record(study: Study, stage: str, shard: Shard) -> Record:
     noted = study.run.noted(stage, shard)
     assert noted is not None  # a stage that is needed is done
-    return Record(stage=stage, shard=shard, inputs=noted["inputs"], content=study.run.record(stage, shard).read_bytes())
+    return Record(stage=stage, shard=shard, noted=noted, content=study.run.record(stage, shard).read_bytes())
 
 
 def _died(where: str, reason: str) -> Failure:

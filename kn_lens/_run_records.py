@@ -75,11 +75,18 @@ class RunRecords:
         """Return the records of a stage's shards that are there; None where there are none.
 
         Raises:
-            DataError: a file of records is not what was written.
+            DataError: a file of records is not what was written, or they are of two versions of the stage.
         """
         import pandas as pd
 
         parts = []
+        versions = self.versions(stage)
+        if len(set(versions.values())) > 1:
+            told = ", ".join(f"{relation}: {'unknown' if one is None else one}" for relation, one in versions.items())
+            raise DataError(
+                f"{self.path} holds records of more than one version of the stage {stage} ({told}), which may differ "
+                f"in what they mean; they are made alike by: {self.command(stage)} --force"
+            )
         for shard in self._run.shards(stage):
             path = self._run.record(stage, shard)
             if self._run.noted(stage, shard) is not None:
@@ -87,6 +94,11 @@ class RunRecords:
             elif self._run.damaged(stage, shard):
                 raise DataError(f"{path} is damaged; it is made again by: {self.command(stage)}")
         return pd.concat(parts, ignore_index=True) if parts else None
+
+    def versions(self, stage: str) -> dict[str, int | None]:
+        """Return the versions of a stage that its undamaged records are of, by shard; None where none was noted."""
+        noted = {shard.name: self._run.noted(stage, shard) for shard in self._run.shards(stage)}
+        return {name: one.get("version") for name, one in noted.items() if one is not None}
 
     def is_complete(self, stage: str, relations: Sequence[str]) -> bool:
         """Return whether the records of a stage are there for these relations, in all its parts."""

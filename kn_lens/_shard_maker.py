@@ -29,13 +29,13 @@ class Record:
     Attributes:
         stage: name of the stage.
         shard: of it.
-        inputs: digest of what it was made from.
+        noted: of them; see ``RunDirectory.noted``.
         content: the file.
     """
 
     stage: str
     shard: Shard
-    inputs: str
+    noted: Mapping[str, Any]
     content: bytes
 
 
@@ -100,10 +100,11 @@ class ShardMaker:
         assert study is not None  # a run has been begun
         try:
             for record in needed:
-                with study.run.writing(record.stage, record.shard, record.inputs) as path:
+                noted = record.noted
+                with study.run.writing(record.stage, record.shard, noted["inputs"], noted.get("version", 0)) as path:
                     path.write_bytes(record.content)
             (wanted,) = (one for one in STAGES if one.name == stage)
-            with study.run.writing(stage, shard, inputs) as path:
+            with study.run.writing(stage, shard, inputs, wanted.version) as path:
                 wanted.write(study, shard, path, lambda done, total: None)
             return study.run.record(stage, shard).read_bytes()
         except Exception as error:

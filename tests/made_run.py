@@ -8,10 +8,12 @@ from kn_lens import Fact, NeuronSet
 from kn_lens.experiments import answers, asking, modulation, refining
 from kn_lens.experiments.run_directory import Shard, open_run
 from kn_lens.experiments.settings import Settings
+from kn_lens.experiments.stages import STAGES
 from kn_lens.experiments.study import digest_of_facts, write_records
 
 TEMPLATES = ("[X] has [Y].", "[Y], of [X].", "The [Y] of [X].")
 KINDS = ("found", "activation", "random")
+VERSIONS = {stage.name: stage.version for stage in STAGES}
 TABLES = ("coverage", "answers", "table2", "figures4_5")
 
 
@@ -112,5 +114,5 @@ def _fact_row(one):
 
 
 def _write(run, module, stage, relation, rows):
-    with run.writing(stage, Shard(relation), "made up") as path:
+    with run.writing(stage, Shard(relation), "made up", VERSIONS[stage]) as path:
         write_records(path, {name: [row[name] for row in rows] for name in module.SCHEMA.names}, module.SCHEMA)

@@ -3,7 +3,8 @@
     run/config.toml            the settings, resolved
     run/provenance.json        what the results were made from: versions, model, data, device
     run/records/STAGE/S.parquet   the records of one shard (usually a relation) of a stage
-    run/records/STAGE/_S.json     the digest of that file, and of all that it was made from (its inputs)
+    run/records/STAGE/_S.json     the digest of that file, and of all that it was made from (its inputs); the version
+                                  of the stage
     run/tables/*.csv           what the records say, summed up
     run/scratch/               what is being written; emptied at the start
     run/lock                   held by the process that writes
@@ -91,24 +92,33 @@ class RunDirectory:
         return [Shard.named(path.stem) for path in sorted((self.path / "records" / stage).glob("*.parquet"))]
 
     def noted(self, stage: str, shard: Shard) -> dict[str, Any] | None:
-        """Return the digests noted for a shard (``sha256``, ``inputs``), None where its file is missing or damaged."""
+        """Return what is noted of a shard, None where its file is missing or damaged.
+
+        Its digests, ``sha256`` and ``inputs``, and the ``version`` of the stage that made it, as ``writing`` was told.
+        """
         path = self.record(stage, shard)
         if path not in self._checked:
             self._checked[path] = _noted(path)
         return self._checked[path]
 
-    def is_current(self, stage: str, shard: Shard, inputs: str) -> bool:
-        """Return whether the records are there, undamaged and made from these inputs."""
+    def is_current(self, stage: str, shard: Shard, inputs: str, version: int) -> bool:
+        """Return whether the records are there, undamaged and made from these inputs by this version of the stage."""
         noted = self.noted(stage, shard)
-        return noted is not None and noted["inputs"] == inputs
+        return noted is not None and (noted["inputs"], noted.get("version")) == (inputs, version)
 
     def damaged(self, stage: str, shard: Shard) -> bool:
         """Return whether something is there that is not what was written."""
         return self.noted(stage, shard) is None and _note(self.record(stage, shard)).exists()
 
     @contextmanager
-    def writing(self, stage: str, shard: Shard, inputs: str) -> Iterator[Path]:
+    def writing(self, stage: str, shard: Shard, inputs: str, version: int) -> Iterator[Path]:
         """Yield a path to write the records of a shard to; they take their place when the block is left without error.
+
+        Args:
+            stage: name of the stage.
+            shard: of it.
+            inputs: digest of what they are made from.
+            version: of the stage.
 
         Raises:
             DataError: they cannot be written, the disk being full for instance.
@@ -118,7 +128,7 @@ class RunDirectory:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 yield scratch
-                noted = {"sha256": digest_of(scratch), "inputs": inputs}
+                noted = {"sha256": digest_of(scratch), "inputs": inputs, "version": version}
                 _settle(scratch, path)
             finally:
                 scratch.unlink(missing_ok=True)

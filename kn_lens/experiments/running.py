@@ -138,7 +138,7 @@ def _make(study: Study, stage: Stage, shard: Shard, tell: Callable[[int, int, st
     tell(0, 1, damage(study, stage, shard))
     inputs = study.inputs(stage, shard)
     assert inputs is not None  # the stages that it needs are done
-    with study.run.writing(stage.name, shard, inputs) as path:
+    with study.run.writing(stage.name, shard, inputs, stage.version) as path:
         stage.write(study, shard, path, lambda done, total: tell(done, total, ""))
 
 

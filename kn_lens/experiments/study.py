@@ -212,7 +212,7 @@ class Study:
     def is_current(self, stage: Stage, shard: Shard) -> bool:
         """Return whether a shard need not be made."""
         inputs = self.inputs(stage, shard)
-        return inputs is not None and self.run.is_current(stage.name, shard, inputs)
+        return inputs is not None and self.run.is_current(stage.name, shard, inputs, stage.version)
 
     def _digest_of_facts(self, relation: str | None) -> str:
         """Return the digest of the chosen facts of a relation (of all: ``ALL``), or of whatever else may be asked."""

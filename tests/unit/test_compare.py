@@ -329,6 +329,11 @@ def test_other_versions_are_refused(folder, runs, made, monkeypatch):
     paths = [write_run(folder / "newer", made[0], version="0.2.0"), runs["b"]]
     with pytest.raises(DataError, match=r"newer: 0\.2\.0, b: 0\.1\.0"):
         compare_runs(paths)
+    paths = broken(folder, runs, "older_stage")
+    for note in (paths[0] / "records" / "answers").glob("_*.json"):
+        note.write_text(json.dumps({**json.loads(note.read_text()), "version": 0}))
+    with pytest.raises(DataError, match=r"stage answers are of version 0; this version of kn_lens writes version 1"):
+        compare_runs(paths)
     paths = broken(folder, runs, "sizeless")
     provenance = json.loads((paths[0] / "provenance.json").read_text())
     del provenance["model"]

@@ -341,7 +341,8 @@ def test_a_shard_is_made_again_when_anything_that_it_reads_is_another(finished, 
         shard = next(one for one in needed.shards(copy) if one.relation != ALL or one == mine)
         record = copy.run.record(needed.name, shard)
         turned = pq.read_table(record)[::-1]
-        with copy.run.writing(needed.name, shard, copy.run.noted(needed.name, shard)["inputs"]) as scratch:
+        inputs = copy.run.noted(needed.name, shard)["inputs"]
+        with copy.run.writing(needed.name, shard, inputs, needed.version) as scratch:
             pq.write_table(turned, scratch)
         assert not copy.is_current(syntax.STAGE, mine)
 

@@ -165,6 +165,23 @@ def test_damage_is_named_and_not_reported_around(tmp_path):
         write_report(run)
 
 
+def test_records_of_two_versions_of_a_stage_are_refused_and_kept(tmp_path):
+    run = write_run(tmp_path / "run")
+    note = run / "records" / "effects" / "_P2.json"
+    noted = json.loads(note.read_text())
+    note.write_text(json.dumps({**noted, "version": 0}))
+    there = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(
+        DataError, match=r"more than one version of the stage effects \(.*P2: 0.*\).* by: kn-lens .*--force"
+    ):
+        write_report(run)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == there
+    del noted["version"]  # as before versions were noted
+    note.write_text(json.dumps(noted))
+    with pytest.raises(DataError, match="P2: unknown"):
+        write_report(run)
+
+
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(ArgumentError, match=r"is not there. 'kn-lens reproduce --out"):
         write_report(tmp_path / "nothing")

@@ -21,19 +21,19 @@ def path(tmp_path):
 
 
 def write(run, text="rows", inputs="made from this", shard=SHARD):
-    with run.writing("stage", shard, inputs) as scratch:
+    with run.writing("stage", shard, inputs, 1) as scratch:
         scratch.write_text(text)
     return run.record("stage", shard)
 
 
 def test_a_record_is_current_while_its_inputs_are(path):
     with open_run(path, CONFIG, PROVENANCE) as run:
-        assert not run.is_current("stage", SHARD, "made from this")
+        assert not run.is_current("stage", SHARD, "made from this", 1)
         assert write(run).read_text() == "rows"
-        assert run.is_current("stage", SHARD, "made from this")
+        assert run.is_current("stage", SHARD, "made from this", 1)
     with open_run(path, CONFIG, PROVENANCE) as run:
-        assert run.is_current("stage", SHARD, "made from this")
-        assert not run.is_current("stage", SHARD, "made from that") and not run.damaged("stage", SHARD)
+        assert run.is_current("stage", SHARD, "made from this", 1)
+        assert not run.is_current("stage", SHARD, "made from that", 1) and not run.damaged("stage", SHARD)
 
 
 def test_a_relative_path_is_as_good(tmp_path, monkeypatch):
@@ -41,18 +41,18 @@ def test_a_relative_path_is_as_good(tmp_path, monkeypatch):
     with open_run("run", CONFIG, PROVENANCE) as run:
         write(run)
     with open_run("run", CONFIG, PROVENANCE) as run:
-        assert run.is_current("stage", SHARD, "made from this")
+        assert run.is_current("stage", SHARD, "made from this", 1)
     assert not (tmp_path / "run" / "run").exists()
 
 
 def test_an_error_while_writing_leaves_what_was_there(path):
     with open_run(path, CONFIG, PROVENANCE) as run:
         write(run)
-        with pytest.raises(RuntimeError), run.writing("stage", SHARD, "new") as scratch:
+        with pytest.raises(RuntimeError), run.writing("stage", SHARD, "new", 1) as scratch:
             scratch.write_text("half")
             raise RuntimeError
         assert run.record("stage", SHARD).read_text() == "rows"
-        assert run.is_current("stage", SHARD, "made from this") and not list((path / "scratch").iterdir())
+        assert run.is_current("stage", SHARD, "made from this", 1) and not list((path / "scratch").iterdir())
 
 
 @pytest.mark.parametrize("which", ["record", "note"])
@@ -69,14 +69,14 @@ def test_every_damage_is_seen(path, which, damage):
             broken = bytearray(whole)
             broken[bit // 8] ^= 1 << bit % 8
             file.write_bytes({"flipped": broken, "truncated": whole[:-3], "emptied": b""}[damage])
-            assert not RunDirectory(path).is_current("stage", SHARD, "made from this"), bit
+            assert not RunDirectory(path).is_current("stage", SHARD, "made from this", 1), bit
         assert (
             RunDirectory(path).damaged("stage", SHARD) or damage == "flipped"
         )  # a changed name of inputs is just that
     with open_run(path, CONFIG, PROVENANCE) as run:
-        assert not run.is_current("stage", SHARD, "made from this")
+        assert not run.is_current("stage", SHARD, "made from this", 1)
         write(run)
-    assert RunDirectory(path).is_current("stage", SHARD, "made from this")
+    assert RunDirectory(path).is_current("stage", SHARD, "made from this", 1)
 
 
 def test_names_of_shards_are_file_names_and_all_different(path):
@@ -111,7 +111,7 @@ def test_other_settings_are_refused_and_named(path, config, provenance, named):
         pass
     assert named in str(info.value) and "--force" in str(info.value)
     with open_run(path, config, provenance, force=True) as run:
-        assert run.is_current("stage", SHARD, "made from this")  # whether it is stale, its inputs say
+        assert run.is_current("stage", SHARD, "made from this", 1)  # whether it is stale, its inputs say
     with open_run(path, config, provenance):  # from now on these are the settings
         pass
 
@@ -132,7 +132,7 @@ def test_damaged_settings_are_refused_until_forced(path, name):
     with pytest.raises(DataError, match=f"{name} is damaged|other settings"), open_run(path, CONFIG, PROVENANCE):
         pass
     with open_run(path, CONFIG, PROVENANCE, force=True) as run:
-        assert (path / name).read_text() == whole and run.is_current("stage", SHARD, "made from this")
+        assert (path / name).read_text() == whole and run.is_current("stage", SHARD, "made from this", 1)
 
 
 def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(path):
