@@ -1,9 +1,10 @@
-"""What Ray costs: the same study in this process and on two workers, in processor time and by the clock.
+"""What workers cost: the same study in this process, in two processes and on Ray, in processor time and by the clock.
 
     HF_HUB_OFFLINE=1 python -m tests.benchmarks.study [--models world-bert world-gpt2 ...] [--limit N] [--stages ...]
+        [--engines in-process processes ray]
 
 Processor time is that of this process and of every process that it has started, Ray's own included. The clock says
-something only on a machine with nothing else to do. Both studies are compared file by file.
+something only on a machine with nothing else to do. The studies are compared with the first one, file by file.
 """
 
 import argparse
@@ -15,10 +16,18 @@ from tempfile import TemporaryDirectory
 import psutil
 
 import kn_lens as kn
+from kn_lens._processes import Processes
 from kn_lens._ray_engine import RayEngine
-from kn_lens.engines import InProcess
+from kn_lens.engines import Engine, InProcess
 from kn_lens.study import run_study
 from kn_lens.study_config import ModelEntry, StudyConfig
+
+
+ENGINES: dict[str, Engine] = {
+    "in-process": InProcess(),
+    "processes": Processes(workers=2),
+    "ray": RayEngine(workers=2),
+}
 
 
 class Clock:
@@ -50,6 +59,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["world-bert", "world-gpt2"])
     parser.add_argument("--limit", type=int)
     parser.add_argument("--stages", nargs="+", default=["effects", "answers"])
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=[*ENGINES])
     given = parser.parse_args()
     settings = {} if given.limit is None else {"limit": given.limit}
     models = [ModelEntry(name=Path(one).name, model=one) for one in given.models]
@@ -58,16 +68,17 @@ def main() -> None:
     print(f"{len(models)} models, {len(facts['world'])} facts, {given}; {os.cpu_count()} processors")
     with TemporaryDirectory() as folder:
         files = []
-        for name, engine in (("in-process", InProcess()), ("ray", RayEngine(workers=2))):
+        for name in given.engines:
             clock = Clock()
-            rows = run_study(config, facts, Path(folder, name), engine=engine, watch=clock.look)
+            rows = run_study(config, facts, Path(folder, name), engine=ENGINES[name], watch=clock.look)
             assert (rows["state"] == "done").all(), rows["reason"].tolist()
             processors, seconds = clock.read()
             print(f"{name:10}  {processors:7.0f} s of processors  {seconds:7.0f} s", flush=True)
             there = Path(folder, name).rglob("*")
             files.append({one.relative_to(Path(folder, name)): one.read_bytes() for one in there if one.is_file()})
-        differing = [str(one) for one in files[0] if one.name != "lock" and files[0][one] != files[1].get(one)]
-        print(f"{len(files[0])} files, {len(differing)} differ", *differing[:5])
+        for name, other in zip(given.engines[1:], files[1:], strict=True):
+            differing = [str(one) for one in files[0] if one.name != "lock" and files[0][one] != other.get(one)]
+            print(f"{name}: {len(files[0])} files, {len(differing)} differ", *differing[:5])
 
 
 if __name__ == "__main__":
