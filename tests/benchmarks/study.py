@@ -22,7 +22,6 @@ from kn_lens.engines import Engine, InProcess
 from kn_lens.study import run_study
 from kn_lens.study_config import ModelEntry, StudyConfig
 
-
 ENGINES: dict[str, Engine] = {
     "in-process": InProcess(),
     "processes": Processes(workers=2),
