@@ -31,7 +31,8 @@ def save_figures(
         The files of the figures, in their order.
 
     Raises:
-        ArgumentError: an unknown format; or for images, kaleido or a Chrome or Chromium browser is not there.
+        ArgumentError: an unknown format; a name that is no file's; or for images, kaleido or a Chrome or Chromium
+            browser is not there.
         DataError: a file cannot be written.
 
     Example:
@@ -46,6 +47,9 @@ def save_figures(
             raise ArgumentError(
                 f"Figures as {form!r}; expected some of {', '.join(FORMATS)}.{did_you_mean(form, FORMATS)}"
             )
+    for name in figures:
+        if not name or set(name) & set("/\\\0") or name in (".", ".."):
+            raise ArgumentError(f"A figure is called {name!r}; expected the name of a file, without a directory.")
     if not figures:
         return []
     folder = Path(folder)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from kn_lens import fact_files
+from kn_lens._whole_files import write_whole
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 from kn_lens.fact_files import OBJECT_SLOT, SUBJECT_SLOT, Record, Split, Templates
 
@@ -213,12 +214,16 @@ class FactSet(Sequence[Fact]):
         return pd.DataFrame([[getattr(fact, name) for name in columns] for fact in self.facts], columns=columns)
 
     def to_jsonl(self, path: StrPath) -> None:
-        """Write one JSON object a line, whole or not at all; ``FactSet.from_jsonl`` reads it back."""
-        path = Path(path)
+        """Write one JSON object a line, whole or not at all; ``FactSet.from_jsonl`` reads it back.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
         lines = (json.dumps(_fields(fact), ensure_ascii=False) + "\n" for fact in self.facts)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_text("".join(lines), encoding="utf-8")
-        partial.replace(path)
+        try:
+            write_whole(Path(path), "".join(lines))
+        except (OSError, ValueError) as error:  # ValueError: a path that names no file
+            raise DataError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
 
     # --- reading ----------------------------------------------------------------------------------
 

@@ -13,7 +13,6 @@ Read, and told apart by their shape:
 """
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
+from kn_lens._whole_files import write_whole
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 
 FORMAT = "kn_lens.neurons"
@@ -80,7 +80,7 @@ def write_sets(path: Path, sets: Mapping[str, Iterable[Pair]], meta: Mapping[str
     """Write our own format, one set a line. The file appears whole or not at all.
 
     Raises:
-        ArgumentError: ``meta`` cannot be written as JSON.
+        ArgumentError: ``meta`` cannot be written as JSON, or a text is no valid Unicode.
         DataError: the file cannot be written.
     """
     try:
@@ -91,14 +91,14 @@ def write_sets(path: Path, sets: Mapping[str, Iterable[Pair]], meta: Mapping[str
         f"{json.dumps(key, ensure_ascii=False)}: {json.dumps([list(pair) for pair in pairs])}"
         for key, pairs in sets.items()
     ]
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(head[:-1] + ', "neurons": {\n' + ",\n".join(lines) + "\n}}\n", encoding="utf-8")
-        part.replace(path)
+        write_whole(path, head[:-1] + ', "neurons": {\n' + ",\n".join(lines) + "\n}}\n")
+    except UnicodeEncodeError as error:
+        raise ArgumentError(
+            f"A key or the meta data is no valid Unicode text, half of a surrogate pair: {error}."
+        ) from error
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}.") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _own(document: dict[str, Any], path: Path) -> Mapping[str, Any]:

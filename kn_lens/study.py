@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STUDY = "study.toml"
+LONGEST_NAME = 200
+"""Characters in the name of a run; files are called so too, with something behind it."""
 
 
 def run_study(
@@ -88,7 +90,7 @@ def jobs_of(config: StudyConfig, facts: Mapping[str, FactSet], held_out: Mapping
     """Return the runs of a study, those of one model together.
 
     Raises:
-        ArgumentError: a stage, relation or fact set that there is not.
+        ArgumentError: a stage, relation or fact set that there is not, or a name too long for a directory.
         DataError: a fact set of one relation only.
     """
     stages = [stage.name for stage in named(STAGES, config.stages)]
@@ -100,7 +102,7 @@ def jobs_of(config: StudyConfig, facts: Mapping[str, FactSet], held_out: Mapping
         for entry in config.facts
         for seed in config.seeds
     }
-    return [
+    jobs = [
         Job(
             name="+".join(quote(part, safe="") for part in (model.name, entry.name, str(seed))),
             model=model,
@@ -122,6 +124,13 @@ def jobs_of(config: StudyConfig, facts: Mapping[str, FactSet], held_out: Mapping
         for entry in config.facts
         for seed in config.seeds
     ]
+    for job in jobs:
+        if len(job.name) > LONGEST_NAME:
+            raise ArgumentError(
+                f"The run {job.name[:40]}... has a name of {len(job.name)} characters, more than {LONGEST_NAME}, which "
+                "no directory can have; give its model or fact set a shorter name."
+            )
+    return jobs
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.experiments import asking
-from kn_lens.experiments.run_directory import RunDirectory, check_same, open_run
+from kn_lens.experiments.run_directory import RunDirectory, Shard, check_same, open_run
 from kn_lens.experiments.running import State, run, with_needs
 from kn_lens.experiments.settings import Settings
 from kn_lens.experiments.study import Stage, Study, digest_of_facts
@@ -25,6 +25,9 @@ from kn_lens.hosts import Host, host_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
+LONGEST_NAME = 180
+"""Characters of a relation in names of files, which can have 255, with what stands around it."""
 
 SAMPLE_RELATIONS, SAMPLE_ROWS = 2, 120
 """Relations, and about so many rows of each, that ``plan`` measures the speed on."""
@@ -197,13 +200,19 @@ class Data:
 
         Raises:
             ArgumentError: a relation that there is not, or two ways to hold wordings out.
-            DataError: facts of one relation only.
+            DataError: facts of one relation only, or a relation whose name is too long for a file.
         """
         if settings.held_out:
             if held_out is not None:
                 raise ArgumentError(f"held_out={settings.held_out}, but the data have held-out wordings of their own.")
             facts, held_out = hold_out(facts, settings.held_out, settings.min_prompts, settings.seed)
         chosen = choose(facts, settings)
+        for relation in chosen.relations:
+            if len(Shard(relation).name) > LONGEST_NAME:
+                raise DataError(
+                    f"The relation {relation[:40]!r}... is too long for the name of a file (as which it has "
+                    f"{len(Shard(relation).name)} characters, of {LONGEST_NAME}); give it a shorter name."
+                )
         if len(facts.relations) < 2:
             raise DataError(
                 f"All facts are of the relation {', '.join(facts.relations)}; the controls need facts of another. Give "
