@@ -5,6 +5,7 @@ weight that it lacks is an error, never a random matrix. Weights come from safet
 ``.bin`` files go through PyTorch's ``weights_only`` reader, which unpickles no code. Code from the hub is never run.
 """
 
+import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -81,8 +82,9 @@ def read_checkpoint(
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
     name = str(source)
-    location = EMBEDDED_DIR / name if name in embedded_models() else Path(source).expanduser()
-    if location.is_dir():
+    location = EMBEDDED_DIR / name if name in embedded_models() else Path(os.path.expanduser(source))
+    here = os.path.isdir(location)  # unlike Path's, false for names that cannot be
+    if here:
         if revision is not None:
             raise ArgumentError(f"revision= is for names on the Hugging Face hub; {name!r} is on this machine.")
         _check_directory(location, needs_tokenizer=tokenizer is None)
@@ -100,7 +102,7 @@ def read_checkpoint(
         config = AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
     except Exception as error:
         reason = _first_line(error)
-        message = f"{name!r} cannot be loaded: {reason}" if location.is_dir() else _not_found(name, reason)
+        message = f"{name!r} cannot be loaded: {reason}" if here else _not_found(name, reason)
         raise UnsupportedModelError(message) from error
     kind = check_config(config, None, name)
     auto: Any = AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM
@@ -108,7 +110,13 @@ def read_checkpoint(
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
         model, info = auto.from_pretrained(
-            where, config=config, dtype=dtype, attn_implementation="eager", output_loading_info=True, **options
+            where,
+            config=config,
+            dtype=dtype,
+            attn_implementation="eager",
+            output_loading_info=True,
+            trust_remote_code=False,
+            **options,
         )
     except Exception as error:  # damaged files fail in as many ways as there are readers
         raise UnsupportedModelError(f"{name!r} cannot be loaded: {_first_line(error)}") from error
