@@ -117,7 +117,7 @@ class PromptBatch:
 
     @property
     def n_rows(self) -> int:
-        """Number of rows: answer tokens, summed over the prompts."""
+        """Number of rows, one for each answer token of each prompt."""
         return len(self.tokens)
 
     @property

@@ -77,7 +77,7 @@ class Attribution(AttributionPlot):
 
     @property
     def completeness_gap(self) -> Float[Tensor, "batch n_layers"]:
-        """``sum_i score_i - expected``: the error bar of each (prompt, layer), signed, in the output's unit."""
+        """The error bar of each (prompt, layer), ``sum_i score_i - expected``, signed, in the output's unit."""
         return self.total - self.expected
 
     @property

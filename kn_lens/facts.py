@@ -73,7 +73,7 @@ class Fact:
 
     @property
     def key(self) -> str:
-        """The fact's name in neuron files: ``relation/subject/object``, and ``#uid`` if it has one.
+        """The fact's name in neuron files, ``relation/subject/object``, and ``#uid`` if it has one.
 
         ``/``, ``#`` and ``%`` inside a part are percent-encoded, so that different facts have different keys.
         """

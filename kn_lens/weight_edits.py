@@ -123,12 +123,12 @@ class WeightEdit:
 
     @property
     def row_hash(self) -> str:
-        """SHA-256 of the rows and their old values: what a checkpoint must hold for the edit to be for it."""
+        """SHA-256 of the rows and their old values, which a checkpoint must hold for the edit to be for it."""
         return digest_of({"neurons": _pairs(self.neurons), "old": self.old})
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the whole edit: equal edits, and only they, have equal digests."""
+        """SHA-256 of the whole edit; equal edits, and only they, have equal digests."""
         return digest_of(*self._contents())
 
     # --- applying and undoing -------------------------------------------------------------------------
