@@ -277,7 +277,7 @@ def _check_directory(path: Path, *, needs_tokenizer: bool) -> None:
         "tokenizer": _TOKENIZER_FILES,
     }.items():
         if not present.intersection(files) and (what != "tokenizer" or needs_tokenizer):
-            cure = " or pass tokenizer=" if what == "tokenizer" else ""
+            cure = ", or tokenizer=" if what == "tokenizer" else ""
             raise UnsupportedModelError(
                 f"{str(path)!r} holds no {what}; expected {' or '.join(files)} there, as written by "
                 f"save_pretrained{cure}."

@@ -1,7 +1,8 @@
 """The exceptions of kn_lens.
 
 Every message says what was got, what was expected, the nearest match where there is one, and the cure; and every one
-is raised before the model runs, so that a failed call costs nothing and changes nothing.
+is raised before the model runs, so that a failed call costs nothing and changes nothing. ``docs/errors`` has a page
+about each exception, with the messages that people meet, their causes and their cures.
 """
 
 from collections.abc import Iterable

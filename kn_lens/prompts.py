@@ -372,9 +372,9 @@ def _with_templates(
 
 
 def _none_left(left_out: Counter[str]) -> NoPromptError:
-    counts = ", ".join(f"{reason}: {number}" for reason, number in left_out.items())
+    counts, n = ", ".join(f"{reason}: {number}" for reason, number in left_out.items()), left_out.total()
     return NoPromptError(
-        f"No prompt is left of {left_out.total()} pairs of fact and template ({counts}). "
+        f"No prompt is left of {n} pair{'s' * (n != 1)} of fact and template ({counts}). "
         "Causal models need templates that end with [Y]; answers must be writable in the model's vocabulary."
     )
 

@@ -38,7 +38,7 @@ def test_commands_can_be_given(name):
 
 def test_commands_that_cannot_be_given_are_seen():
     for wrong in ("kn-lens find --modle world-bert", "kn-lens find --method guess", "kn-lens fnd", "kn-lens report"):
-        with pytest.raises(Exception, match="(?i)no such|not one of|missing"):
+        with pytest.raises(Exception, match=r"(?i)no such|not one of|missing"):
             parse(wrong)
 
 

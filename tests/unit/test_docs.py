@@ -1,4 +1,4 @@
-"""The pages of the documentation leave nothing out: public names, errors, modules. What they show, test_pages.py runs."""
+"""The pages leave nothing out: public names, errors, modules. What they show is run by ``test_pages.py``."""
 
 import ast
 import re
@@ -23,12 +23,28 @@ def test_every_public_name_is_in_the_reference():
 def test_every_page_is_in_the_table_of_contents():
     listed: set[str] = set()
     for path in PAGES:
-        for block in re.findall(
-            r"^```\{toctree\}\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-        ):
+        text = path.read_text(encoding="utf-8")
+        for block in re.findall(r"^```\{toctree\}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
             names = [name for name in block.split("\n") if name and not name.startswith(":")]
             listed |= {(path.parent / name).relative_to(DOCS).as_posix() for name in names}
-    assert listed == {path.relative_to(DOCS).with_suffix("").as_posix() for path in PAGES} - {"index"}
+    pages = {path.relative_to(DOCS).with_suffix("").as_posix() for path in PAGES} - {"index"}
+    notebooks = {f"notebooks/{path.stem}" for path in (ROOT / "examples").glob("*.ipynb")}  # copied there by conf.py
+    assert pages <= listed <= pages | notebooks
+
+
+def test_every_exception_has_a_page_that_shows_it():
+    import kn_lens
+
+    exceptions = {name for name in kn_lens.__all__ if isinstance(getattr(kn_lens, name), type)
+                  and issubclass(getattr(kn_lens, name), BaseException)}  # fmt: skip
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in (DOCS / "errors").glob("*.md")}
+    index = pages.pop("index")
+    assert set(pages) == exceptions
+    assert exceptions == set(re.findall(r"\]\((\w+)\.md\)", index))
+    for name, text in pages.items():
+        # Not the base class, which is never raised. That the messages are those of the code is tested with all pages.
+        assert name == "KNLensError" or f"kn_lens.errors.{name}: " in text
+        assert "**Cure:**" in text or name == "KNLensError"
 
 
 def imported(path: Path) -> set[str]:
