@@ -56,10 +56,10 @@ class RunRecords:
             what = "is no run directory: it has no config.toml and provenance.json" if path.exists() else "is not there"
             raise ArgumentError(f"{path} {what}. 'kn-lens reproduce --out {shlex.quote(str(path))}' makes one.")
         read = []
-        for name, parse in ((CONFIG, from_toml), (PROVENANCE, json.loads)):
+        for name, parse in ((CONFIG, _config), (PROVENANCE, _provenance)):
             try:
                 read.append(parse((path / name).read_text(encoding="utf-8")))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(
                     f"{path / name} is damaged ({error}); 'kn-lens reproduce --force' with the settings of the run "
                     "writes it anew and keeps the records."
@@ -143,6 +143,27 @@ class RunRecords:
                 words += ["--set", f"{name}={here if isinstance(here, str) else json.dumps(here)}"]
         words += ["--out", str(self.path)]
         return shlex.join(words + (["--stages", ",".join(stages)] if stages else []))
+
+
+def _config(text: str) -> dict[str, Any]:
+    """Return the settings, of which all that is read here has the type it was written with."""
+    config = from_toml(text)
+    for name, kind in (("model", str), ("facts", str), ("preset", str), ("neurons", list), ("relations", list)):
+        value = config.get(name, kind())
+        if not isinstance(value, kind) or not all(isinstance(one, str) for one in value):
+            raise ValueError(f"{name} is {value!r}")
+    return config
+
+
+def _provenance(text: str) -> dict[str, Any]:
+    """Return what a run was made from, likewise."""
+    provenance = json.loads(text)
+    if not isinstance(provenance, dict):
+        raise ValueError("it is no object")
+    for name in ("made_from", "model"):
+        if not isinstance(provenance.get(name, {}), dict):
+            raise ValueError(f"{name} is no object")
+    return provenance
 
 
 def _numbers(column: "pd.Series") -> "pd.Series":

@@ -290,7 +290,7 @@ def check_same(path: Path, config: Mapping[str, Any], provenance: Mapping[str, A
         try:
             there = (path / name).read_text(encoding="utf-8")
             before, now = (_flat(name, one) for one in (there, text))
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{path / name} is damaged ({error}). --force writes it anew and keeps every record that was made with "
                 "the settings given now."

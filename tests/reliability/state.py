@@ -1,0 +1,105 @@
+"""All of a model, and of torch, that a call of the library could leave changed."""
+
+import hashlib
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def bits(tensor: torch.Tensor | None) -> str | None:
+    """A digest of a tensor's bits."""
+    if tensor is None:
+        return None
+    return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def state_of(model: torch.nn.Module) -> dict[str, Any]:
+    """Weights, gradients, modes, hooks and exchanged methods of every module, by name."""
+    found: dict[str, Any] = {}
+    for name, weight in [*model.named_parameters(), *model.named_buffers()]:
+        found[f"{name}: weight"] = (bits(weight), weight.dtype, weight.data_ptr(), weight.requires_grad)
+        found[f"{name}: grad"] = bits(weight.grad)
+    for name, module in model.named_modules():
+        kept = vars(module)
+        found[f"{name}: mode"] = module.training
+        found[f"{name}: methods"] = sorted(key for key, value in kept.items() if inspect.isroutine(value))
+        found[f"{name}: contexts"] = kept.get("context_level")
+        found[f"{name}: hooks"] = {
+            key: len(value)
+            for key, value in kept.items()
+            if "hooks" in key and isinstance(value, (dict, list)) and value
+        }
+    return found
+
+
+def state_of_torch() -> dict[str, Any]:
+    """What is of the process: modes, defaults, random generators (the tests' type checker draws from Python's)."""
+    return {
+        "gradients": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "dtype": torch.get_default_dtype(),
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "anomaly": torch.is_anomaly_enabled(),
+        "torch's random numbers": bits(torch.get_rng_state()),
+        "NumPy's random numbers": repr(np.random.get_state()),
+    }
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The entries that differ, with both values."""
+    return {
+        key: (before.get(key), after.get(key)) for key in before | after if before.get(key) != after.get(key)
+    }  # fmt: skip
+
+
+@contextmanager
+def unchanged(model: torch.nn.Module) -> Iterator[None]:
+    """Fail where the block leaves anything changed, however it ends."""
+    before, of_torch = state_of(model), state_of_torch()
+    try:
+        yield
+    finally:
+        left = differences(before, state_of(model)) | differences(of_torch, state_of_torch())
+        assert not left, left
+
+
+class Passes:
+    """Counts passes through a model's last MLP, forward and backward, and stops at one of them.
+
+    Attributes:
+        seen: so many.
+        stop_at: the number of the pass that raises, from 1; 0 for none.
+        error: what it raises.
+    """
+
+    def __init__(self) -> None:
+        self.seen, self.stop_at, self.error = 0, 0, RuntimeError
+
+    def tick(self, *_: Any) -> None:
+        self.seen += 1
+        if self.seen == self.stop_at:
+            raise self.error("stopped in the middle of a pass")
+
+    def on(self, model: Any) -> None:
+        """Watch a model, by a hook that stays."""
+
+        def watch(module: Any, args: Any, output: torch.Tensor) -> None:
+            self.tick()
+            if output.requires_grad:
+                output.register_hook(self.tick)
+
+        model.blocks[-1].mlp.out.register_forward_hook(watch)
+
+    @contextmanager
+    def stopping(self, at: int, error: type[BaseException]) -> Iterator[None]:
+        """Stop at a pass, counted from here on."""
+        self.seen, self.stop_at, self.error = 0, at, error
+        try:
+            yield
+        finally:
+            self.stop_at = 0

@@ -1,0 +1,91 @@
+"""Whatever is typed, a command ends with its exit code and, where something is wrong, one line; never with a trace."""
+
+from collections.abc import Iterator
+
+import typer
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from kn_lens.cli._app import app
+from tests.reliability.tries import TRIED, fuzz, timed
+
+MODELS = ["./none", "~nobody/x", "world-brt", "", ".", "x" * 5000, "-"]
+"""None is there: what is tried is what comes before a model runs."""
+VALUES = [
+    *("", " ", "-1", "0", "1", "3", "0.5", "nan", "inf", "-inf", "1e400", "9" * 400, "9" * 5000, "x", "x" * 5000),
+    *(
+        "~nobody/x",
+        "P36",
+        "world",
+        "missing.jsonl",
+        "facts.jsonl",
+        "facts.csv",
+        "study.toml",
+        "neurons.json",
+        "run",
+        ".",
+    ),
+    *("none/such", "a=b", "doses=[1e999]", "doses=[]", "n_steps=0", "tolerance=" + "9" * 400, "limit=null", "--", "-"),
+    *("texts=~nobody", "syntax=" + "x" * 5000, "relations=[[]]", "\udcff", "P36,P30", "Ireland", "Ireland/P36", "html"),
+    *("effects", "memory://x", "nosuch://x", "none::memory://x", "L1N2", "a=run", "[X]", "\N{PILE OF POO}", "%s", "{}"),
+]
+
+
+def leaves(command, words=()) -> Iterator[tuple[tuple[str, ...], object]]:
+    """All commands, with the words that name them."""
+    inner = getattr(command, "commands", None)
+    if inner:
+        for name, one in inner.items():
+            yield from leaves(one, (*words, name))
+    else:
+        yield words, command
+
+
+COMMANDS = dict(leaves(typer.main.get_command(app)))
+
+
+@st.composite
+def command_lines(draw) -> list[str]:
+    """A command with some of its arguments and options, mostly known ones, and any values."""
+    words = draw(st.sampled_from(sorted(COMMANDS)))
+    given_words, options = [], []
+    for parameter in COMMANDS[words].params:
+        value = draw(st.sampled_from(VALUES))
+        if parameter.param_type_name == "argument":
+            given_words += draw(st.sampled_from([[value], [value], [value], [], [value, value]]))
+        elif "--model" in parameter.opts:
+            options += ["--model", draw(st.sampled_from(MODELS))]
+        elif draw(st.integers(0, 3)) == 0 and "--help" not in parameter.opts:
+            options += [parameter.opts[0]] if getattr(parameter, "is_flag", False) else [parameter.opts[0], value]
+    return [*words, *given_words, *options]
+
+
+def files_in(folder):
+    return {path.relative_to(folder) for path in folder.rglob("*")}
+
+
+@fuzz(usually=150)
+@given(line=command_lines())
+@example(line=["reproduce", "--out", "run", "--set", "tolerance=" + "9" * 400, "--model", "./none"])
+@example(line=["find", "--model", "~nobody/x"])
+@example(line=["find", "--model", "x" * 5000])
+@example(line=["data", "read", "x" * 5000 + ".jsonl"])
+@example(line=["data", "read", "x" * 5000])
+@example(line=["data", "convert", "world", "--out", "x" * 5000])
+def test_any_command_line_ends_in_words(cli, line, tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    work.mkdir(exist_ok=True)
+    monkeypatch.chdir(work)
+    (work / "facts.jsonl").write_text(
+        '{"subject": "Peru", "relation": "P36", "object": "Lima", "template": "[X] [Y]"}\n'
+    )
+    (work / "study.toml").write_text('[[models]]\nmodel = "./none"\n')
+    (work / "neurons.json").write_text('{"P36/Peru/Lima": [[0, 1]]}')
+    with timed("command lines"):
+        code, out, err = cli(*line)
+    assert code in (0, 1, 2), (code, err)
+    assert "Traceback" not in out + err
+    if code == 2:
+        assert err.splitlines()[-1].startswith("kn-lens: error: "), err
+    assert {path.parts[0] for path in files_in(tmp_path)} == {"work"}
+    TRIED["command lines", {0: "done", 1: "some runs failed", 2: "refused"}[code]] += 1
