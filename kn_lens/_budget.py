@@ -28,6 +28,9 @@ LARGEST_PASS_ELSEWHERE = 65536
 TOKENS_WITH_KEYS = 4
 """What a token that brings the keys and values of those before along counts for."""
 
+KEPT_FREED = 128 * 2**20
+"""Bytes by which a process may grow, over what it still uses, before it is seen to that freed memory is given back."""
+
 PASSES_PER_STRETCH = 4
 """Prompts whose clean state is held together, in passes: enough that the few that need a finer quadrature fill one."""
 
@@ -97,6 +100,7 @@ class Budget:
             RuntimeError: as it came, when one item at a time does not fit either.
         """
         left = length.argsort(descending=True, stable=True)
+        resident = resident_memory()
         while len(left):
             some = left[: _fitting(n_rows[left], rows(int(length[left[0]])))]
             try:
@@ -106,7 +110,11 @@ class Budget:
                     raise
             else:
                 yield some, result
+                del result
                 left = left[len(some) :]
+                if self.host.device.type == "cpu" and resident_memory() > resident + KEPT_FREED:
+                    give_back_memory()
+                    resident = resident_memory()
                 continue
             # Outside of the handler, where the error no longer keeps the frames of the pass and their tensors alive,
             # unless they refer to it in turn.
@@ -152,6 +160,13 @@ def free_memory(device: torch.device) -> float:
     import psutil
 
     return min(psutil.virtual_memory().available, _free_in_container())
+
+
+def resident_memory() -> int:
+    """Return the bytes of this process that are in memory."""
+    import psutil
+
+    return psutil.Process().memory_info().rss
 
 
 def give_back_memory() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kn_lens._budget import Budget
 from kn_lens.engine import cuts
-from kn_lens.hosts import Host
+from kn_lens.hosts import HookFn, Host
 from kn_lens.interventions import Intervention, Resumable
 from kn_lens.outputs import at_least_float32, target_log_probs, target_logits
 from kn_lens.prompts import PromptBatch
@@ -144,7 +144,8 @@ def read_changes(
     def run(some: Int[Tensor, " some"]) -> tuple[PromptBatch, Tensor, list[tuple[int, Tensor, Tensor]]]:
         stretch = _Stretch.of(host, prompts, numbers[some], [change for _, change in resumable])
         at_once = budget.rows_per_pass(int(stretch.prompts.length.max()))
-        found = [(number, *stretch.after(change, at_once)) for number, change in resumable]
+        after = stretch.after([change for _, change in resumable], at_once) if resumable else []
+        found = [(number, *one) for (number, _), one in zip(resumable, after, strict=True)]
         return stretch.prompts, stretch.before, found
 
     before = np.full(len(prompts), np.nan)
@@ -188,26 +189,77 @@ class _Stretch:
         before = _log_prob(state.logits, prompts)
         return cls(host=host, prompts=prompts, place=place, state=state, before=before)
 
-    def after(self, change: Change, at_once: int) -> tuple[Int[Tensor, " item"], Float[Tensor, " item"]]:
-        """Return which items of a change are about these prompts, and their log-probabilities with it."""
-        assert change.lowest is not None
-        place = self.place[change.chosen]
-        items = (place >= 0).nonzero().squeeze(1)
-        items = items[place[items].argsort()]  # as the stretch is, from long to short
-        values = self.before[place[items]]
-        for layer in change.lowest[items].unique().tolist():
+    def after(
+        self, changes: Sequence[Change], at_once: int
+    ) -> list[tuple[Int[Tensor, " _"], Float[Tensor, " _"]]]:
+        """Return for each change which of its items are about these prompts, and their log-probabilities with it.
+
+        Changes share passes: those of one change from one layer on are too few to fill them.
+        """
+        items = [self._items(change) for change in changes]
+        values = [self.before[self.place[change.chosen[mine]]] for change, mine in zip(changes, items, strict=True)]
+        owner = torch.cat([torch.full_like(mine, number) for number, mine in enumerate(items)])
+        spot = torch.cat([torch.arange(len(mine), device=owner.device) for mine in items])
+        rows = torch.cat([one.prompts.rows_per_prompt[mine] for one, mine in zip(changes, items, strict=True)])
+        lowest = torch.cat([_lowest(change)[mine] for change, mine in zip(changes, items, strict=True)])
+        for layer in lowest.unique().tolist():
             if layer == self.host.n_layers:  # nothing changes
                 continue
-            here = (change.lowest[items] == layer).nonzero().squeeze(1)
-            for some in cuts(change.prompts.rows_per_prompt[items[here]], at_once):
-                chosen = items[here[some]]
-                asked = change.prompts.select(chosen)
-                rows, _ = self.prompts.rows_and_owners(place[chosen])
-                intervention = change.intervention.select(change.prompts, chosen)
-                hooks = intervention.hooks(self.host, _read_alone(asked))
-                with torch.no_grad():
-                    values[here[some]] = _log_prob(self.state.changed(layer, rows, hooks), asked)
-        return items, values
+            here = (lowest == layer).nonzero().squeeze(1)
+            for some in cuts(rows[here], at_once):
+                chosen = here[some]
+                shared = {number: spot[chosen[owner[chosen] == number]] for number in owner[chosen].unique().tolist()}
+                together = [(changes[number], items[number][spots]) for number, spots in shared.items()]
+                for (number, spots), found in zip(shared.items(), self._changed(layer, together), strict=True):
+                    values[number][spots] = found
+        return list(zip(items, values, strict=True))
+
+    def _items(self, change: Change) -> Int[Tensor, " item"]:
+        """Return the numbers of the items of a change that are about these prompts, from long to short as they are."""
+        place = self.place[change.chosen]
+        items = (place >= 0).nonzero().squeeze(1)
+        return items[place[items].argsort()]
+
+    def _changed(
+        self, layer: int, together: Sequence[tuple[Change, Int[Tensor, " _"]]]
+    ) -> list[Float[Tensor, " _"]]:
+        """Return the log-probabilities of some items of changes, all from one pass that starts at a layer."""
+        rows, asked, n_rows = [], [], 0
+        hooks: dict[str, list[tuple[slice, HookFn]]] = {}
+        for change, items in together:
+            prompts = change.prompts.select(items)
+            rows.append(self.prompts.rows_and_owners(self.place[change.chosen[items]])[0])
+            mine = slice(n_rows, n_rows + prompts.n_rows)
+            for name, hook_fn in change.intervention.select(change.prompts, items).hooks(
+                self.host, _read_alone(prompts)
+            ):
+                hooks.setdefault(name, []).append((mine, hook_fn))
+            asked.append((mine, prompts))
+            n_rows = mine.stop
+        with torch.no_grad():
+            logits = self.state.changed(
+                layer, torch.cat(rows), [(name, _side_by_side(of_name)) for name, of_name in hooks.items()]
+            )
+            return [_log_prob(logits[mine], prompts) for mine, prompts in asked]
+
+
+def _lowest(change: Change) -> Int[Tensor, " item"]:
+    assert change.lowest is not None  # passes can start from it
+    return change.lowest
+
+
+def _side_by_side(parts: Sequence[tuple[slice, HookFn]]) -> HookFn:
+    """Return a hook that calls each of some hooks on rows of its own."""
+
+    def hook_fn(value: Float[Tensor, "row 1 d_mlp"], hook: object) -> Float[Tensor, "row 1 d_mlp"]:
+        value = value.clone()
+        for rows, of_rows in parts:
+            changed = of_rows(value[rows], hook)
+            if changed is not None:
+                value[rows] = changed
+        return value
+
+    return hook_fn
 
 
 def _read_alone(prompts: PromptBatch) -> PromptBatch:
