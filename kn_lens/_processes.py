@@ -189,7 +189,7 @@ def _serve(pipe: Connection, cls: Callable[[str | None], Any], folder: str) -> N
     worker = cls(folder)
     asked: SimpleQueue[tuple[int, str, tuple[Any, ...]]] = SimpleQueue()
     # Beside the work, so that neither end waits for the other, and that its closing is noticed at once.
-    Thread(target=_listen, args=(pipe, asked, worker), daemon=True).start()
+    Thread(target=_listen, args=(pipe, asked, worker, folder), daemon=True).start()
     while True:
         number, method, args = asked.get()
         try:
@@ -200,10 +200,12 @@ def _serve(pipe: Connection, cls: Callable[[str | None], Any], folder: str) -> N
             pipe.send((number, result))
 
 
-def _listen(pipe: Connection, asked: "SimpleQueue[Any]", worker: Any) -> None:
+def _listen(pipe: Connection, asked: "SimpleQueue[Any]", worker: Any, folder: str) -> None:
     try:
         while True:
             asked.put(pipe.recv())
     except (EOFError, OSError):
         worker.close()
+        with suppress(OSError):  # others are still in it, or who made it has removed it
+            os.rmdir(folder)
         os._exit(0)

@@ -105,6 +105,7 @@ def test_a_busy_process_is_stopped_and_an_interrupt_is_none_of_its_business(pipe
 
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are killed with signals")
 def test_processes_end_with_the_one_that_they_work_for_however_it_ended(tmp_path):
+    (tmp_path / "temporary").mkdir()
     program = (
         "import sys\n"
         "from kn_lens._processes import Pipes\n"
@@ -117,7 +118,7 @@ def test_processes_end_with_the_one_that_they_work_for_however_it_ended(tmp_path
         "sys.stdin.read()\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, str(tmp_path / "temporary")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as parent:
         pid = int(parent.stdout.readline())
         assert alive(pid)
@@ -127,6 +128,7 @@ def test_processes_end_with_the_one_that_they_work_for_however_it_ended(tmp_path
     while alive(pid):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    assert not (tmp_path / "temporary").exists()
 
 
 class Killing:
