@@ -117,9 +117,8 @@ def test_processes_end_with_the_one_that_they_work_for_however_it_ended(tmp_path
         "print(pid, flush=True)\n"
         "sys.stdin.read()\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path / "temporary")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as parent:
+    command = [sys.executable, "-c", program, str(tmp_path / "temporary")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
         pid = int(parent.stdout.readline())
         assert alive(pid)
         parent.kill()
