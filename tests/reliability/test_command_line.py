@@ -64,7 +64,7 @@ def files_in(folder):
     return {path.relative_to(folder) for path in folder.rglob("*")}
 
 
-@fuzz(usually=150)
+@fuzz(usually=100)
 @given(line=command_lines())
 @example(line=["reproduce", "--out", "run", "--set", "tolerance=" + "9" * 400, "--model", "./none"])
 @example(line=["find", "--model", "~nobody/x"])

@@ -1,0 +1,119 @@
+"""Names from data stay names: whatever facts, relations and models are called, files are where they belong."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import kn_lens as kn
+from kn_lens.experiments.run_directory import Shard
+from kn_lens.study_config import ModelEntry
+from tests.reliability.tries import TRIED
+from tests.tiny import COUNTRIES, tiny_checkpoint, tiny_model
+
+NAMES = [
+    "../../x",
+    "/etc/x",
+    "..",
+    ".",
+    "a\0b",
+    "CON",
+    "nul.txt",
+    "P36",
+    "p36",
+    "a+b",
+    "%2e",
+    "a\nb",
+    "é" * 30,
+    "~",
+    "-rf",
+]
+TEMPLATES = ("The capital of [X] is [Y].", "In fact, [X] has its seat of government in [Y]", "[X] is led from [Y].")
+FACTS = kn.FactSet(
+    kn.Fact(country, name, capital, TEMPLATES) for name in NAMES for country, capital in list(COUNTRIES.items())[:1]
+)
+
+
+def everything_in(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("BertForMaskedLM")
+
+
+def test_a_run_stays_in_its_directory_and_tells_relations_apart(model, tmp_path):
+    run = tmp_path / "deep" / "down" / "run"
+    run.parent.mkdir(parents=True)
+    kn.reproduce(model, FACTS, run, stages=["neurons"], n_resamples=2, attr_threshold=0.5, quadrature="left", n_steps=2)
+    kn.write_report(run)
+    kn.write_tables(run)
+    kn.write_figures(run)
+    assert {path.parts[:3] for path in everything_in(tmp_path) if len(path.parts) > 2} == {("deep", "down", "run")}
+    for stage in ("facts", "neurons"):
+        assert {path.stem for path in (run / "records" / stage).glob("*.parquet")} == {
+            Shard(name).name for name in NAMES
+        }
+    TRIED["names in data", "kept in their place"] += len(NAMES)
+
+
+def test_a_relation_whose_name_is_too_long_for_a_file_is_told_before_anything_runs(model, tmp_path):
+    facts = kn.FactSet([*FACTS, kn.Fact("Peru", "é" * 300, "Lima", TEMPLATES)])
+    with pytest.raises(kn.DataError, match="too long for the name of a file"):
+        kn.reproduce(model, facts, tmp_path / "run")
+    assert not everything_in(tmp_path)
+    TRIED["names in data", "refused"] += 1
+
+
+def test_models_and_fact_sets_of_a_study_are_no_paths(tmp_path):
+    """The model is not there, so that every run fails, and is told of in a file of its name."""
+    study = tmp_path / "deep" / "down" / "study"
+    study.parent.mkdir(parents=True)
+    models = [ModelEntry(name=name, model=f"./none{number}") for number, name in enumerate(NAMES)]
+    rows = kn.run_study(kn.StudyConfig(models=models, stages=["facts"]), {"world": FACTS}, study)
+    assert len(rows) == len(NAMES) and set(rows["state"]) == {"failed"}
+    assert {path.parts[:3] for path in everything_in(tmp_path) if len(path.parts) > 2} == {("deep", "down", "study")}
+    assert len(list((study / "failures").iterdir())) == len(NAMES)
+    TRIED["names in data", "kept in their place"] += len(NAMES)
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", "a\\b", "", "..", "a\0b"])
+def test_figures_are_files_of_their_folder(name, tmp_path):
+    import pandas as pd
+
+    drawn = kn.figures.neuron_scores(
+        pd.DataFrame({"layer": [3], "index": [7], "score": [0.5], "low": [0.4], "high": [1]})
+    )
+    with pytest.raises(kn.ArgumentError, match="name of a file"):
+        kn.figures.save_figures({name: drawn}, tmp_path / "figures")
+    assert not everything_in(tmp_path)
+    TRIED["names in data", "refused"] += 1
+
+
+def test_neuron_files_keep_any_key(tmp_path):
+    sets = {kn.Fact("s", name, "o").key: kn.NeuronSet([(0, 1)]) for name in NAMES}
+    kn.NeuronSet.write_many(tmp_path / "found.json", sets)
+    assert kn.NeuronSet.read_many(tmp_path / "found.json") == sets and len(sets) == len(NAMES)
+    with pytest.raises(kn.KNLensError, match="surrogate"):
+        kn.NeuronSet.write_many(tmp_path / "other.json", {"\ud800": kn.NeuronSet()})
+    assert everything_in(tmp_path) == {Path("found.json")}
+
+
+def test_a_failed_write_of_facts_leaves_nothing(tmp_path):
+    for path in (tmp_path / "none" / "facts.jsonl", tmp_path, tmp_path / ("x" * 300)):
+        with pytest.raises(kn.DataError, match="cannot be written"):
+            FACTS.to_jsonl(path)
+    assert not everything_in(tmp_path)
+    FACTS.to_jsonl(tmp_path / "facts.jsonl")
+    assert kn.FactSet.from_jsonl(tmp_path / "facts.jsonl") == FACTS
+
+
+def test_weights_of_a_checkpoint_elsewhere_are_not_fetched_by_name(tmp_path):
+    """An index of shards names files; one that leads out of the directory is no way to read others as weights."""
+    checkpoint = tiny_checkpoint("BertForMaskedLM", tmp_path / "checkpoint")
+    (checkpoint / "model.safetensors").rename(tmp_path / "outside.txt")
+    index = {"metadata": {}, "weight_map": {"bert.embeddings.word_embeddings.weight": "../outside.txt"}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(kn.UnsupportedModelError):
+        kn.load_model(checkpoint)
