@@ -15,12 +15,12 @@ CAUSAL = ("GPT2LMHeadModel", "LlamaForCausalLM", "GemmaForCausalLM")
 N_CTX = 64
 
 WORDS = st.sampled_from([*COUNTRIES, *COUNTRIES.values(), "Paris and Rome", "Dublin.", "(Lima)", "Côte d'Ivoire"])
-NAMES = st.one_of(WORDS, TEXTS, st.lists(WORDS | TEXTS, max_size=4).map("".join))
+NAMES = st.one_of(WORDS, WORDS, TEXTS, st.lists(WORDS | TEXTS, max_size=4).map("".join))
 PIECES = st.sampled_from(["[X]", "[Y]", "The capital of ", " is ", ".", ", ", "'s", " ", "", "[MASK]", "<mask>", "\n"])
-TEMPLATES = st.one_of(
-    st.sampled_from(["The capital of [X] is [Y].", "[Y] is the capital of [X].", "[X][Y]", "[Y]", "[X] is [Y] ?!"]),
-    st.lists(PIECES | TEXTS, max_size=6).map("".join),
+USUAL = st.sampled_from(
+    ["The capital of [X] is [Y].", "[Y] is the capital of [X].", "[X] [Y]", "[X] is [Y] ?!", "In fact, [X]:\n[Y]"]
 )
+TEMPLATES = st.booleans().flatmap(lambda usual: USUAL if usual else st.lists(PIECES | TEXTS, max_size=6).map("".join))
 
 
 def asked(tokenizer, masked, fact):

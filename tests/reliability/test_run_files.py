@@ -59,7 +59,7 @@ def test_another_run_in_a_damaged_directory_is_refused(copy):
 
 
 @pytest.mark.parametrize("name", FILES)
-@fuzz(usually=60)
+@fuzz(usually=40, share=0.1)
 @given(data=st.data())
 def test_settings_and_provenance_after_accidents(run, copy, name, data):
     content = data.draw(damaged((run / name).read_bytes()) | st.sampled_from(NASTY))
@@ -67,7 +67,7 @@ def test_settings_and_provenance_after_accidents(run, copy, name, data):
     taken_or_refused("run directories", lambda: read(copy))
 
 
-@fuzz(usually=40)
+@fuzz(usually=25, share=0.1)
 @given(data=st.data())
 def test_records_and_their_digests_after_accidents(run, copy, data):
     names = sorted(path.relative_to(run) for path in (run / "records").rglob("*") if path.is_file())
