@@ -1,5 +1,11 @@
 """How Sphinx builds these pages: ``make docs``."""
 
+from collections.abc import Callable
+from typing import Any
+
+import latex2mathml.converter
+from docutils.nodes import SkipNode
+
 import kn_lens
 
 project = "kn_lens"
@@ -24,3 +30,18 @@ autoclass_content = "class"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # a dataclass' fields are told once, where its docstring tells them
+
+html_math_renderer = "mathml"  # which browsers draw themselves: the pages need no script from elsewhere
+
+
+def _math(display: str) -> Callable[[Any, Any], None]:
+    def visit(translator: Any, node: Any) -> None:
+        translator.body.append(latex2mathml.converter.convert(node.astext(), display=display))
+        raise SkipNode
+
+    return visit
+
+
+def setup(app: Any) -> None:
+    """Let Sphinx write formulas as MathML."""
+    app.add_html_math_renderer("mathml", (_math("inline"), None), (_math("block"), None))
