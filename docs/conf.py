@@ -1,12 +1,15 @@
 """How Sphinx builds these pages: ``make docs``."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import latex2mathml.converter
 from docutils.nodes import SkipNode
 
 import kn_lens
+
+HERE = Path(__file__).parent
 
 project = "kn_lens"
 author = "The kn_lens developers"
@@ -16,12 +19,20 @@ version = release = kn_lens.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 
+# Sphinx reads nothing outside of this directory, and the notebooks are in examples/, with links from there.
+for notebook in sorted((HERE.parent / "examples").glob("*.ipynb")):
+    copy, text = HERE / "notebooks" / notebook.name, notebook.read_text(encoding="utf-8").replace("](../docs/", "](../")
+    if not copy.exists() or copy.read_text(encoding="utf-8") != text:
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(text, encoding="utf-8")
+
 html_theme = "furo"
 html_title = "kn_lens"
 
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # code in the pages is run by the tests, where its output is compared
+suppress_warnings = ["mystnb.unknown_mime_type"]  # figures are stored as Plotly's JSON too, for Jupyter
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
