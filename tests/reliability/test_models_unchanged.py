@@ -100,8 +100,8 @@ CALLS: dict[str, list[Callable[[Case], Any]]] = {
     "export": [lambda case: kn.export(case.model, case.edit, case.folder / "exported")],
     "reproduce": [
         lambda case: kn.reproduce(
-            case.model, FACTS, case.folder / "run", stages=["effects", "updates"], n_resamples=3, attr_threshold=0.5,
-            min_prompts=1, update_facts=1, update_others=2,
+            case.model, FACTS, case.folder / "run", stages=["effects"], n_resamples=3, attr_threshold=0.5,
+            min_prompts=1, quadrature="left", n_steps=2,
         )
     ],
     "Suppress.hooks": [lambda case: run_hooked(case, kn.Suppress(NEURONS))],
