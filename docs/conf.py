@@ -28,6 +28,8 @@ for notebook in sorted((HERE.parent / "examples").glob("*.ipynb")):
 
 html_theme = "furo"
 html_title = "kn_lens"
+html_static_path = ["_static"]
+html_css_files = ["notebooks.css"]
 
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
