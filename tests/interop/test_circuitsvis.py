@@ -2,12 +2,12 @@
 
 import json
 
-import pytest
 import torch
 
 import kn_lens as kn
+from tests.interop.tools import tool
 
-tokens = pytest.importorskip("circuitsvis", reason="circuitsvis is in the environment of `make test-tl3` only").tokens
+tokens = tool("circuitsvis").tokens
 
 
 def test_a_neurons_activations_over_the_tokens_of_a_prompt(model, prompts, neurons):

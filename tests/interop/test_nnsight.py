@@ -1,12 +1,12 @@
 """nnsight on the checkpoint that an edit was exported to."""
 
-import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import kn_lens as kn
+from tests.interop.tools import tool
 
-nnsight = pytest.importorskip("nnsight", reason="nnsight is in the environment of `make test-tl3` only")
+nnsight = tool("nnsight")
 
 
 def test_nnsight_traces_an_exported_edit(model, prompts, neurons, tmp_path):

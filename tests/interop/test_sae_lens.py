@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import kn_lens as kn
+from tests.interop.tools import tool
 
-sae_lens = pytest.importorskip("sae_lens", reason="SAELens needs TransformerLens 3: `make test-tl3` has it")
+sae_lens = tool("sae_lens")
 
 
 @pytest.fixture(params=["bridge", "hooked"])

@@ -1,14 +1,17 @@
 """The older model classes of TransformerLens 3 as hosts: the same numbers as on a TransformerBridge."""
 
 import importlib.metadata
+from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
 import kn_lens as kn
-from kn_lens.errors import ArgumentError, EditError, UnsupportedModelError
+from kn_lens.errors import ArgumentError, DataError, EditError, UnsupportedModelError
 from kn_lens.resume import run_clean
-from tests.tiny import tiny_checkpoint, tiny_hf_model, tiny_model
+from tests.reliability.test_models_unchanged import CALLS, FACTS, SOME, Case
+from tests.tiny import tiny_checkpoint, tiny_hf_model, tiny_model, tiny_tokenizer
 
 VERSION = importlib.metadata.version("transformer-lens")
 older = pytest.mark.skipif(not VERSION.startswith("3."), reason="TransformerLens 4 has these classes no longer")
@@ -98,6 +101,60 @@ def test_interventions_and_edits_agree(both):
     assert after[1] == pytest.approx(after[0], abs=ATOL)
     assert all(value.equal(before[name]) for name, value in hooked.state_dict().items())
     assert not any(point.fwd_hooks or point.bwd_hooks for point in hooked.hook_dict.values())
+
+
+@pytest.fixture(scope="module", params=CLASSES)
+def cases(request):
+    """A bridge and a model of the older class, with what every public function needs to be called on them."""
+    hooked = kn.load_model(tiny_hf_model(request.param), tokenizer=tiny_tokenizer(request.param), host="hooked")
+    return [case_of(model) for model in (tiny_model(request.param), hooked)]
+
+
+def case_of(model):
+    prompts = kn.make_prompts(model, FACTS, unknown_answers="leave_out")
+    rows = torch.full((len(SOME), kn.host_of(model).d_model), 0.25)
+    return Case(model=model, prompts=prompts, edit=kn.WeightEdit.of(model, SOME, rows), folder=None)
+
+
+ELSEWHERE = ("host_of", "load_model", "export", "reproduce", "update_effects")
+"""Tested apart, as attribution and hooks are; the last, slow, is no more than ``update_fact`` and ``measure``."""
+
+
+@older
+@pytest.mark.parametrize(
+    "name",
+    [name for name in CALLS if name not in ELSEWHERE and not name.startswith("attribute") and "hooks" not in name],
+)
+def test_every_public_function_does_the_same(cases, name, tmp_path):
+    for call in CALLS[name]:
+        assert_alike(*(call(replace(case, folder=tmp_path)) for case in cases))
+
+
+@older
+def test_a_study_finds_the_same(cases, tmp_path):
+    """And its run directory says that the models are not the same, bit by bit."""
+    how = {"preset": "paper", "stages": ["effects"], "n_resamples": 3, "attr_threshold": 0.5, "min_prompts": 1}
+    tables = [kn.reproduce(case.model, FACTS, tmp_path / str(number), **how) for number, case in enumerate(cases)]
+    assert len(tables[0]) > 3 and any(len(table) for table in tables[0].values())
+    assert_alike(*tables)
+    with pytest.raises(DataError, match=r"other settings \(model.weights"):
+        kn.reproduce(cases[0].model, FACTS, tmp_path / "1", **how)
+
+
+def assert_alike(one, other):
+    """Numbers to rounding, everything else equal; what has neither is looked at no further."""
+    assert type(one) is type(other)
+    if isinstance(one, pd.DataFrame):
+        pd.testing.assert_frame_equal(one, other, rtol=1e-6, atol=1e-9)
+    elif isinstance(one, torch.Tensor):
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-6, equal_nan=True)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_alike(one[key], other[key])
+    elif isinstance(one, kn.WeightEdit):
+        assert_alike(one.old, other.old)
+        assert_alike(one.new, other.new)
 
 
 @older
