@@ -87,8 +87,8 @@ def test_reproduce_shares_its_work_among_processes(cli, folder):
     for workers in (1, 2):
         code, out, err = cli(
             "reproduce", "--model", folder / "bert", "--facts", folder / "facts.jsonl", "--dtype", "float64",
-            "--set", "attr_threshold=0.5", "--set", "n_resamples=5", "--stages", "neurons,effects", "--workers", workers,
-            "--out", folder / f"run-{workers}",
+            "--set", "attr_threshold=0.5", "--set", "n_resamples=5", "--stages", "neurons,effects",
+            "--workers", workers, "--out", folder / f"run-{workers}",
         )  # fmt: skip
         assert code == 0, err
         assert "Table 2" in out and "Figures 4 and 5" in out
