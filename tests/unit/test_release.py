@@ -30,7 +30,7 @@ def built(tmp_path_factory):
         "--directory",
         folder,
     ]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(command, cwd=ROOT, check=True)
     return folder
 
 
