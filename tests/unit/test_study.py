@@ -17,7 +17,7 @@ import kn_lens as kn
 from kn_lens import engines
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.experiments.reproduction import open_study
-from kn_lens.experiments.run_directory import locked
+from kn_lens.experiments.run_directory import NAMES, locked
 from kn_lens.experiments.running import named, run
 from kn_lens.experiments.stages import STAGES
 from kn_lens.study import run_study
@@ -95,8 +95,7 @@ def test_runs_are_those_made_alone(finished, models, tmp_path):
     told = json.loads(there.pop("provenance.json"))
     assert told.pop("tags") == {"which": "bert-1"}
     assert told == json.loads(alone.pop("provenance.json"))
-    names = ("model", "facts")
-    settings = [line for line in there.pop("config.toml").decode().splitlines() if not line.startswith(names)]
+    settings = [line for line in there.pop("config.toml").decode().splitlines() if not line.startswith(NAMES)]
     assert settings == alone.pop("config.toml").decode().splitlines()
     assert there == alone and sum(name.endswith(".parquet") for name in alone) == 8
 
