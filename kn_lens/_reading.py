@@ -189,9 +189,7 @@ class _Stretch:
         before = _log_prob(state.logits, prompts)
         return cls(host=host, prompts=prompts, place=place, state=state, before=before)
 
-    def after(
-        self, changes: Sequence[Change], at_once: int
-    ) -> list[tuple[Int[Tensor, " _"], Float[Tensor, " _"]]]:
+    def after(self, changes: Sequence[Change], at_once: int) -> list[tuple[Int[Tensor, " _"], Float[Tensor, " _"]]]:
         """Return for each change which of its items are about these prompts, and their log-probabilities with it.
 
         Changes share passes: those of one change from one layer on are too few to fill them.
@@ -220,9 +218,7 @@ class _Stretch:
         items = (place >= 0).nonzero().squeeze(1)
         return items[place[items].argsort()]
 
-    def _changed(
-        self, layer: int, together: Sequence[tuple[Change, Int[Tensor, " _"]]]
-    ) -> list[Float[Tensor, " _"]]:
+    def _changed(self, layer: int, together: Sequence[tuple[Change, Int[Tensor, " _"]]]) -> list[Float[Tensor, " _"]]:
         """Return the log-probabilities of some items of changes, all from one pass that starts at a layer."""
         rows, asked, n_rows = [], [], 0
         hooks: dict[str, list[tuple[slice, HookFn]]] = {}
