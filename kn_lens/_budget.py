@@ -28,7 +28,7 @@ LARGEST_PASS_ELSEWHERE = 65536
 TOKENS_WITH_KEYS = 4
 """What a token that brings the keys and values of those before along counts for."""
 
-KEPT_FREED = 128 * 2**20
+KEPT_FREED = 64 * 2**20
 """Bytes by which a process may grow, over what it still uses, before it is seen to that freed memory is given back."""
 
 PASSES_PER_STRETCH = 4
@@ -170,7 +170,9 @@ def resident_memory() -> int:
 
 
 def give_back_memory() -> None:
-    """Let the system have what was freed. glibc keeps it, in pieces that the next large tensors do not fit into."""
+    """Let the system have what was freed, which Arrow keeps, and glibc, in pieces that the next tensors do not fit."""
+    if "pyarrow" in sys.modules:
+        sys.modules["pyarrow"].default_memory_pool().release_unused()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have no such thing
         if trim is not None:

@@ -9,8 +9,8 @@ import numpy as np
 
 from kn_lens import _paired as paired
 from kn_lens._compared_runs import ComparedRun
+from kn_lens._draws import interval
 from kn_lens.errors import DataError
-from kn_lens.experiments.bootstrap import interval
 from kn_lens.experiments.overlap_tables import STATISTICS as OF_SETS
 from kn_lens.experiments.overlap_tables import exact_and_drawn
 

@@ -6,6 +6,17 @@ from jaxtyping import Float
 LEVEL = 0.95
 
 
+def resampled(n_facts: int, n_resamples: int, generator: np.random.Generator) -> Float[np.ndarray, "draw fact"]:
+    """Return how often each fact is drawn; in the first row once each: the facts as they are.
+
+    >>> resampled(3, 2, np.random.default_rng(0)).sum(1).tolist()
+    [3.0, 3.0, 3.0]
+    """
+    chosen = generator.integers(n_facts, size=(n_resamples, n_facts)) + n_facts * np.arange(n_resamples)[:, None]
+    counts = np.bincount(chosen.ravel(), minlength=n_resamples * n_facts).reshape(n_resamples, n_facts)
+    return np.concatenate([np.ones((1, n_facts)), counts])
+
+
 def mean_of_known(values: Float[np.ndarray, "relation draw"]) -> Float[np.ndarray, " draw"]:
     """Return the mean over the relations that have a value, NaN where none has.
 

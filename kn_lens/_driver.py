@@ -107,9 +107,10 @@ class Driver:
     def _outcomes(self) -> Iterator[Outcome]:
         since = time.monotonic()
         while self._queue or self._runs or any(task.job for task in self._tasks().values()):
-            for worker in self._workers:
-                while worker.started and len(worker.tasks) < IN_FLIGHT and self._give(worker):
-                    pass
+            for n_tasks in range(1, IN_FLIGHT + 1):  # one for each, before any has another
+                for worker in self._workers:
+                    while worker.started and len(worker.tasks) < n_tasks and self._give(worker):
+                        pass
             for run in [run for run in self._runs if run.made]:
                 self._sum_up(run)
             yield from self._all_ended()
@@ -158,7 +159,7 @@ class Driver:
             self._join(worker, orphans[0])
         elif self._queue:
             self._begin(worker)
-        elif helped := [run for run in self._runs if len(run.waiting) > 1 and not run.alone]:
+        elif helped := [run for run in self._runs if run.waiting and not run.alone]:
             self._join(worker, max(helped, key=lambda run: len(run.waiting)))
         else:
             return False

@@ -7,6 +7,7 @@ weight that it lacks is an error, never a random matrix. Weights come from safet
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,16 @@ def wrap(hf_model: Any, *, name: str) -> Any:
             raise UnsupportedModelError(f"TransformerLens cannot host {name!r}: {_first_line(error)}") from error
     bridge.requires_grad_(False)  # after building: families with joint QKV get new parameters then
     return bridge
+
+
+def import_all() -> None:
+    """Import now what reading a model would import."""
+    with quiet_imports():
+        import transformers.models.auto.modeling_auto
+        import transformers.models.bert.modeling_bert  # noqa: F401
+
+        with suppress(ImportError):  # before TransformerLens 4
+            import transformer_lens.model_bridge.sources  # noqa: F401
 
 
 def _place(mapping: Any, paths: Mapping[str, str | None]) -> None:

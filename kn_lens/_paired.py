@@ -12,7 +12,7 @@ from statistics import NormalDist
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from kn_lens._draws import LEVEL, interval
+from kn_lens._draws import LEVEL, interval, resampled
 
 EXACT_UP_TO = 12
 """So many signs or fewer are gone through in all their patterns."""
@@ -63,20 +63,13 @@ def means(
     tops, bottoms = np.zeros_like(mean), np.zeros_like(mean)
     for place, number in enumerate(numbers):
         mine = np.flatnonzero(relations == number)
-        draws = drawn(len(mine), n_resamples, np.random.default_rng([seed, place]))
+        draws = resampled(len(mine), n_resamples, np.random.default_rng([seed, place]))
         above, below = draws @ top[mine], draws @ bottom[mine]
         mean += _ratio(above, below) / len(numbers)
         tops, bottoms = tops + above, bottoms + below
         parts[mine] = _ratio(top[mine], np.broadcast_to(below[0], (len(mine), n_columns))) * n_facts / len(numbers)
     parts[:, together] = (_ratio(top, np.broadcast_to(bottoms[0], top.shape)) * n_facts)[:, together]
     return Means(drawn=np.where(together, _ratio(tops, bottoms), mean), parts=parts)
-
-
-def drawn(n_facts: int, n_resamples: int, generator: np.random.Generator) -> Float[np.ndarray, "draw fact"]:
-    """Return how often each fact is drawn; in the first row once each: the facts as they are."""
-    chosen = generator.integers(n_facts, size=(n_resamples, n_facts)) + n_facts * np.arange(n_resamples)[:, None]
-    counts = np.bincount(chosen.ravel(), minlength=n_resamples * n_facts).reshape(n_resamples, n_facts)
-    return np.concatenate([np.ones((1, n_facts)), counts])
 
 
 def sign_flip_p(
@@ -169,7 +162,7 @@ def rank_correlation(
     for place, number in enumerate(np.unique(relations)):
         mine = np.flatnonzero(relations == number)
         generator = np.random.default_rng([seed, place])
-        draws = drawn(len(mine), n_resamples, generator)
+        draws = resampled(len(mine), n_resamples, generator)
         ranks_x, ranks_y = (_ranks(values[mine], draws) for values in (x, y))
         pairs = ((ranks_x, ranks_y), (ranks_x, ranks_x), (ranks_y, ranks_y))
         products += [(draws * one * other).sum(1) for one, other in pairs]

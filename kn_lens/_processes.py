@@ -124,7 +124,7 @@ class Pipes:
         # A server that has imported everything and computed nothing: its copies start at once and share that memory.
         self._context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
         if sys.platform != "win32":
-            self._context.set_forkserver_preload(["kn_lens._shard_maker"])
+            self._context.set_forkserver_preload(["kn_lens._shard_maker", "kn_lens._preloaded"])
 
     def resources(self) -> str:
         """Return what the machine has."""
@@ -147,10 +147,10 @@ class Pipes:
 
     def wait(self, refs: Sequence[_Ref]) -> list[_Ref]:
         """Return those of some results that are there, after ``POLL`` seconds at most."""
-        pipes = {worker.pipe: worker for worker, _ in refs if not worker.dead}
+        asked = {worker: worker.pipe for worker, _ in refs if not worker.dead}
         known = any(_is_there(ref) for ref in refs)
-        for pipe in wait(list(pipes), 0 if known else POLL):
-            worker = pipes[pipe]  # type: ignore[index]
+        ready = wait(list(asked.values()), 0 if known else POLL)
+        for worker in [worker for worker, pipe in asked.items() if pipe in ready]:
             try:
                 number, result = worker.pipe.recv()
             except (EOFError, OSError):

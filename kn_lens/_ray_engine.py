@@ -10,7 +10,7 @@ from kn_lens.engines import Home, Job, Outcome, Watch
 
 @dataclass(frozen=True, kw_only=True)
 class RayEngine:
-    """See the module.
+    """Computes runs in actors of Ray, a shard of records at a time; see ``_driver``.
 
     Attributes:
         address: of a cluster: ``auto``, ``HOST[:PORT]`` or ``ray://HOST[:PORT]``; None starts Ray on this machine.

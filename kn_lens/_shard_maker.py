@@ -101,7 +101,7 @@ class ShardMaker:
         try:
             for record in needed:
                 noted = record.noted
-                with study.run.writing(record.stage, record.shard, noted["inputs"], noted.get("version", 0)) as path:
+                with study.run.writing(record.stage, record.shard, noted["inputs"], noted["version"]) as path:
                     path.write_bytes(record.content)
             (wanted,) = (one for one in STAGES if one.name == stage)
             with study.run.writing(stage, shard, inputs, wanted.version) as path:

@@ -12,13 +12,11 @@ Over several relations it is the mean of theirs, each counting alike; but perple
 together: their mean would be that of the relation that the model knows least.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
 
-from kn_lens._draws import interval, mean_of_known
+from kn_lens._bootstrap import Mean, Statistic, all_summed_up, share
 from kn_lens.edit_questions import OWN, SCOPES
 from kn_lens.effects import KINDS
 from kn_lens.errors import ArgumentError, did_you_mean
@@ -27,45 +25,27 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class _Measure(NamedTuple):
-    """What is made of sums over prompts.
-
-    Attributes:
-        columns: of means over a fact's prompts.
-        of_means: the measure, from the means of these over all prompts.
-        pooled: whether that of several relations is of their prompts together, instead of the mean of theirs.
-    """
-
-    columns: tuple[str, ...]
-    of_means: Callable[..., np.ndarray] = np.asarray
-    pooled: bool = False
-
-    def is_in(self, sums: "_Sums") -> bool:
-        """Return whether a relation has what it is made from."""
-        return all(column in sums for column in self.columns)
+def _means(*columns: str) -> tuple[Mean, ...]:
+    return tuple(Mean(column, "n_prompts") for column in columns)
 
 
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
-
-
-_NLL = ("nll_before", "nll_after")
+_NLL = _means("nll_before", "nll_after")
 MEASURES = {
-    "changed": _Measure(("lost", "right_before"), _share),
-    "success_before": _Measure(("new_right_before",)),
-    "success": _Measure(("new_right_after",)),
-    "top5_before": _Measure(("new_top5_before",)),
-    "top5": _Measure(("new_top5_after",)),
-    "rank_before": _Measure(("new_rank_before",)),
-    "rank": _Measure(("new_rank_after",)),
-    "mrr_before": _Measure(("new_mrr_before",)),
-    "mrr": _Measure(("new_mrr_after",)),
-    "accuracy_before": _Measure(("right_before",)),
-    "accuracy_after": _Measure(("right_after",)),
-    "perplexity_before": _Measure(("nll_before",), np.exp, pooled=True),
-    "perplexity_after": _Measure(("nll_after",), np.exp, pooled=True),
-    "perplexity_growth": _Measure(_NLL, lambda before, after: np.expm1(after - before), pooled=True),
-    "perplexity_rise": _Measure(_NLL, lambda before, after: np.exp(after) - np.exp(before), pooled=True),
+    "changed": Statistic(_means("lost", "right_before"), share),
+    "success_before": Statistic(_means("new_right_before")),
+    "success": Statistic(_means("new_right_after")),
+    "top5_before": Statistic(_means("new_top5_before")),
+    "top5": Statistic(_means("new_top5_after")),
+    "rank_before": Statistic(_means("new_rank_before")),
+    "rank": Statistic(_means("new_rank_after")),
+    "mrr_before": Statistic(_means("new_mrr_before")),
+    "mrr": Statistic(_means("new_mrr_after")),
+    "accuracy_before": Statistic(_means("right_before")),
+    "accuracy_after": Statistic(_means("right_after")),
+    "perplexity_before": Statistic(_means("nll_before"), np.exp, pooled=True),
+    "perplexity_after": Statistic(_means("nll_after"), np.exp, pooled=True),
+    "perplexity_growth": Statistic(_NLL, lambda before, after: np.expm1(after - before), pooled=True),
+    "perplexity_rise": Statistic(_NLL, lambda before, after: np.exp(after) - np.exp(before), pooled=True),
 }
 _NEEDED = (
     "relation",
@@ -120,8 +100,6 @@ def edit_table(
     >>> round(float(table.value["changed"]), 3), round(float(table.value["perplexity_growth"]), 3)
     (0.25, 0.649)
     """
-    import pandas as pd
-
     for column in _NEEDED:
         if column not in effects:
             raise ArgumentError(f"The effects have no column {column!r}.{did_you_mean(column, map(str, effects))}")
@@ -132,66 +110,16 @@ def edit_table(
             f"n_resamples={n_resamples}, level={level}; expected at least 1 sample and a level between 0 and 1."
         )
     keys = [key for key in ("neurons", "dose", "asked") if key in effects]
-    generator = np.random.default_rng(seed)
-    rows = []
-    for _, cell in _ordered(effects).groupby(keys, observed=True):
-        about = cell[keys].iloc[0].to_dict()
-        groups = cell.groupby("relation", sort=False)
-        sums = {str(name): _summed(group, n_resamples, generator) for name, group in groups}
-        n_facts = cell["relation"].value_counts()
-        parts = [({"relation": name}, [name]) for name in sums] if by_relation else [({}, list(sums))]
-        for part, names in parts:
-            for measure in MEASURES:
-                those = {name: sums[name] for name in names if MEASURES[measure].is_in(sums[name])}
-                if not those:
-                    continue
-                values, known = _values(MEASURES[measure], those)
-                rows.append(
-                    {
-                        **about,
-                        **part,
-                        "measure": measure,
-                        "value": float(values[0]),
-                        **interval(values[1:], level),
-                        "n_facts": int(n_facts[known].sum()),
-                    }
-                )
-    return pd.DataFrame(rows)
+    return all_summed_up(
+        _ordered(effects), keys, MEASURES, by_relation=by_relation, n_resamples=n_resamples, level=level, seed=seed
+    ).rename(columns={"n": "n_facts"})
 
 
 def _ordered(effects: "pd.DataFrame") -> "pd.DataFrame":
-    """Let found neurons sort before controls, and questions that an edit should change before other facts."""
-    import pandas as pd
-
+    """Put found neurons before controls, then questions that an edit should change before other facts."""
     questions = [asked for asked in effects["asked"] if asked not in SCOPES]
-    orders = {"neurons": [*KINDS, *effects["neurons"]], "asked": [OWN, *questions, *SCOPES]}
-    return effects.assign(
-        **{name: pd.Categorical(effects[name], list(dict.fromkeys(order))) for name, order in orders.items()}
-    )
-
-
-_Sums = dict[str, Float[np.ndarray, " 1+n_resamples"]]
-"""Of a relation: columns summed up over prompts, and ``n_prompts``; of its facts as they are, then of those drawn."""
-
-
-def _summed(group: "pd.DataFrame", n_resamples: int, generator: np.random.Generator) -> _Sums:
-    n_facts = len(group)
-    drawn = generator.multinomial(n_facts, np.full(n_facts, 1 / n_facts), size=n_resamples)
-    counts = np.concatenate([np.ones((1, n_facts)), drawn]) * group["n_prompts"].to_numpy()
-    names = dict.fromkeys(name for measure in MEASURES.values() for name in measure.columns)
-    there = [name for name in names if name in group and group[name].notna().all()]
-    return {"n_prompts": counts.sum(1), **{name: counts @ group[name].to_numpy(dtype=float) for name in there}}
-
-
-def _values(measure: _Measure, sums: dict[str, _Sums]) -> tuple[Float[np.ndarray, " 1+n_resamples"], list[str]]:
-    """Return a measure of relations, for their facts as they are and then for those drawn; and who has a value."""
-
-    def of_sums(one: _Sums) -> Float[np.ndarray, " 1+n_resamples"]:
-        return measure.of_means(*(one[column] / one["n_prompts"] for column in measure.columns))
-
-    alone = {relation: of_sums(one) for relation, one in sums.items()}
-    known = [relation for relation, values in alone.items() if not np.isnan(values[0])] or list(alone)
-    if not measure.pooled:
-        return mean_of_known(np.stack([alone[relation] for relation in known])), known
-    columns = ("n_prompts", *measure.columns)
-    return of_sums({column: np.sum([sums[one][column] for one in known], axis=0) for column in columns}), known
+    neurons = list(dict.fromkeys([*KINDS, *effects["neurons"]]))
+    asked = list(dict.fromkeys([OWN, *questions, *SCOPES]))
+    places = {"neurons": effects["neurons"].map(neurons.index), "asked": effects["asked"].map(asked.index)}
+    by = [key for key in ("neurons", "dose", "asked") if key in effects]
+    return effects.iloc[effects.assign(**places).reset_index(drop=True).sort_values(by, kind="stable").index]

@@ -79,3 +79,5 @@ def _prepare_process() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # Threads that wait for one another spin unless told to sleep, which on a busy machine costs far more than it saves.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Arrow's own way to allocate keeps what was freed; workers of this process inherit the setting.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")

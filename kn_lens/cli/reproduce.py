@@ -93,7 +93,6 @@ def reproduce(
     chosen = _settings(preset, changes, seed=seed, limit=limit, relations=tuple(_listed(relations)))
     source = read_facts(facts, format, templates, split)
     held_out = read_facts(facts, format, templates, "held_out") if split == "trained" else None
-    loaded = load(model, device, dtype)
 
     from torch import get_num_threads
 
@@ -105,7 +104,8 @@ def reproduce(
     from kn_lens.report import write_figures
     from kn_lens.study_config import ModelEntry
 
-    wanted = named(ALL_STAGES, _listed(stages))
+    wanted = named(ALL_STAGES, _listed(stages))  # before the model is loaded, which takes longer
+    loaded = load(model, device, dtype)
     how: dict[str, Any] = {"held_out": held_out, "memory_budget": memory_budget, "force": force}
     document = {"command": "reproduce", "model": described(loaded), "out": str(to), "settings": chosen.as_dict()}
     if dry_run:
@@ -236,7 +236,8 @@ def _covered(coverage: "pd.DataFrame") -> str:
     facts, asked, prompts = (coverage[name].sum() for name in ("facts", "facts_asked", "prompts_asked"))
     without = coverage.loc[coverage["facts_asked"] == 0, "relation"].tolist()
     names = ", ".join(without[:RELATIONS_NAMED]) + (" ..." if without[RELATIONS_NAMED:] else "")
-    none = f"; no fact of {len(without)} relations ({names}; coverage.csv says why)" if without else ""
+    relations = "relation" if len(without) == 1 else "relations"
+    none = f"; no fact of {len(without)} {relations} ({names}; coverage.csv says why)" if without else ""
     return f"Asked: {asked:,} of {facts:,} facts, in {prompts:,} prompts{none}."
 
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from kn_lens._bootstrap import mean_of, perplexity, summed_up
 from kn_lens._budget import Budget
 from kn_lens._reading import Ticks, read
 from kn_lens._refining import prompts_by_fact
 from kn_lens.experiments import asking
-from kn_lens.experiments.bootstrap import mean_of, perplexity, summed_up
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import Shown, Stage, Study, Tick, write_records
 from kn_lens.facts import Fact

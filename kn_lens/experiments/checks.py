@@ -24,11 +24,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from kn_lens._bootstrap import change_ratio, mean_of, summed_up, with_control
 from kn_lens._refining import prompts_by_fact, prompts_needed
 from kn_lens.attribution import Attribution, attribute
 from kn_lens.effects import measure
 from kn_lens.experiments import refining
-from kn_lens.experiments.bootstrap import change_ratio, mean_of, summed_up, with_control
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import Shown, Stage, Study, Tick, write_records
 from kn_lens.experiments.sweep import COST_OF_POINT

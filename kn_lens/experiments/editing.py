@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from kn_lens._bootstrap import with_control
 from kn_lens._refining import prompts_by_fact
 from kn_lens.attribution import attribute
 from kn_lens.edit_effects import erase_effects, update_effects
@@ -25,7 +26,6 @@ from kn_lens.edit_tables import edit_table
 from kn_lens.edits import update_fact
 from kn_lens.errors import EditError, NoPromptError
 from kn_lens.experiments import answers, refining
-from kn_lens.experiments.bootstrap import with_control
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import Shown, Stage, Study, Tick, write_records
 from kn_lens.facts import Fact, FactSet

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kn_lens._draws import resampled
 from kn_lens.experiments.paper import TABLE_2
 from kn_lens.experiments.study import ALL
 from kn_lens.neuron_sets import Neuron, NeuronSet
@@ -120,7 +121,7 @@ def layer_table(
         for found in of_relation.values():
             counts = np.array([one.layer_counts(n_layers) for one in found], dtype=float)
             total += counts.sum(0)
-            drawn += _draws(len(found), n_resamples, generator) @ counts
+            drawn += resampled(len(found), n_resamples, generator)[1:] @ counts
         with np.errstate(invalid="ignore"):
             share, shares = total / total.sum(), drawn / drawn.sum(1, keepdims=True)
         for layer in range(n_layers):
@@ -146,14 +147,9 @@ def exact_and_drawn(sets: SetsByRelation, n_resamples: int, seed: int) -> tuple[
     parts = []
     for start in range(0, n_resamples, RESAMPLES_AT_ONCE):
         n = min(RESAMPLES_AT_ONCE, n_resamples - start)
-        parts.append(held.statistics([_draws(len(found), n, generator) for found in sets.values()]))
+        parts.append(held.statistics([resampled(len(found), n, generator)[1:] for found in sets.values()]))
     drawn = {name: np.concatenate([part[name] for part in parts]) for name in STATISTICS}
     return {name: values[0] for name, values in exact.items()}, drawn
-
-
-def _draws(n_facts: int, n_resamples: int, generator: np.random.Generator) -> np.ndarray:
-    """Return how often each fact is drawn, ``[draw, fact]``."""
-    return generator.multinomial(n_facts, np.full(n_facts, 1 / n_facts), size=n_resamples).astype(float)
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kn_lens._bootstrap import mean_of, summed_up
+from kn_lens._draws import interval
 from kn_lens._refining import coarse_of, prompts_by_fact
 from kn_lens.attribution import attribute_in_parts
 from kn_lens.effects import measure
 from kn_lens.experiments import refining, sweep
-from kn_lens.experiments.bootstrap import interval, mean_of, summed_up
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import Shown, Stage, Study, Tick, write_records
 from kn_lens.facts import Fact

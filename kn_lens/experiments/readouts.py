@@ -29,8 +29,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kn_lens._bootstrap import mean_of, summed_up, with_control
 from kn_lens.experiments import refining
-from kn_lens.experiments.bootstrap import mean_of, summed_up, with_control
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import ALL, Shown, Stage, Study, Tick, write_records
 from kn_lens.facts import Fact

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from kn_lens._budget import give_back_memory
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import Stage, Study
@@ -61,7 +62,9 @@ def named(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
     known = {stage.name: stage for stage in stages}
     for name in names:
         if name not in known:
-            raise ArgumentError(f"--stages {name!r}; expected some of {', '.join(known)}.{did_you_mean(name, known)}")
+            raise ArgumentError(
+                f"{name!r} is no stage; expected some of {', '.join(known)}.{did_you_mean(name, known)}"
+            )
     return [known[name] for name in names or known]
 
 
@@ -125,6 +128,7 @@ def summed_up(study: Study, stage: Stage) -> "dict[str, pd.DataFrame]":
     tables = dict(stage.tables(study))
     for name, table in tables.items():
         study.run.write_text(f"tables/{name}.csv", table.to_csv(index=False))
+    give_back_memory()
     return tables
 
 

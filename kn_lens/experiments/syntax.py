@@ -32,12 +32,12 @@ import pyarrow as pa
 import torch
 from jaxtyping import Float
 
+from kn_lens._bootstrap import change_ratio, mean_of, summed_up, with_control
 from kn_lens._budget import Budget
 from kn_lens._reading import Change, Ticks, read, read_changes
 from kn_lens._refining import prompts_by_fact
 from kn_lens.attribution import attribute
 from kn_lens.experiments import modulation, phenomena, refining
-from kn_lens.experiments.bootstrap import change_ratio, mean_of, summed_up, with_control
 from kn_lens.experiments.minimal_pairs import wrong_form
 from kn_lens.experiments.overlap_tables import table_2
 from kn_lens.experiments.run_directory import Shard

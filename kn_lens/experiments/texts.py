@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from kn_lens._bootstrap import mean_of, summed_up, with_control
 from kn_lens.attribution import attribute_in_parts
 from kn_lens.experiments import refining
-from kn_lens.experiments.bootstrap import mean_of, summed_up, with_control
 from kn_lens.experiments.corpora import corpus_of, place_of, places_of
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import Shown, Stage, Study, Tick, write_records

@@ -16,6 +16,7 @@ from kn_lens.study import run_study
 from kn_lens.study_config import FactsEntry, ModelEntry, StudyConfig
 from tests.tiny import tiny_checkpoint
 from tests.unit.test_experiments import tiny_facts
+from tests.unit.test_processes import check_a_killed_worker_changes_nothing
 from tests.unit.test_study import SETTINGS, contents
 
 FACTS = {"tiny": tiny_facts(2)}
@@ -49,33 +50,8 @@ def workers():
     return [one for one in processes if "ShardMaker" in " ".join(one.cmdline()[:1])]
 
 
-class Killing:
-    """Kills a worker as soon as one has made a shard of the attributions, and counts what is made of each run."""
-
-    def __init__(self):
-        self.killed, self.made = [], []
-
-    def __call__(self, job, state):
-        if state is None or not state.finished:
-            return
-        self.made.append((job.name, state.stage.name, state.shard))
-        if state.stage.name == "attributions" and not self.killed:
-            (process, *_) = workers()
-            self.killed.append(process.pid)
-            os.kill(process.pid, signal.SIGKILL)
-
-
 def test_records_are_those_of_the_other_engine_though_a_worker_is_killed(models, ray, tmp_path):
-    config = config_of(models, "bert", "empty", "gpt2")
-    here = run_study(config, FACTS, tmp_path / "here")
-    watch = Killing()
-    there = run_study(config, FACTS, tmp_path / "there", engine=RayEngine(workers=2), watch=watch)
-    assert len(watch.killed) == 1 and not psutil.pid_exists(watch.killed[0])
-    assert len(set(watch.made)) == len(watch.made)  # nothing is recorded twice
-    assert here.to_dict() == there.to_dict() and list(here["state"]) == ["done", "failed", "done"]
-    one, other = contents(tmp_path / "here"), contents(tmp_path / "there")
-    assert one.keys() == other.keys() and sum(name.endswith(".parquet") for name in one) > 20
-    assert [name for name in one if one[name] != other[name]] == ["failures/empty+tiny+0.json"]  # its trace
+    check_a_killed_worker_changes_nothing(models, tmp_path, RayEngine(workers=2), workers)
 
 
 def test_workers_help_each_other_and_a_study_is_taken_up(models, ray, tmp_path):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ class Reader:
     name: str
     valid: Any
     read: Callable[[Path], Any]
-    beside: Mapping[str, bytes] = ()  # type: ignore[assignment]
+    beside: Mapping[str, bytes] = field(default_factory=dict)
     given: str | None = None
 
     @property

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 import kn_lens as kn
+from kn_lens._bootstrap import change_ratio, mean_of, perplexity, summed_up, with_control
 from kn_lens.errors import ArgumentError
 from kn_lens.experiments import answers, editing
-from kn_lens.experiments.bootstrap import change_ratio, mean_of, perplexity, summed_up, with_control
 from kn_lens.experiments.reproduction import hold_out, open_study
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.running import run

@@ -131,30 +131,40 @@ def test_processes_end_with_the_one_that_they_work_for_however_it_ended(tmp_path
 
 
 class Killing:
-    """Kills a process that makes shards as soon as one of the attributions is there."""
+    """Kills one of the processes that make shards as soon as one of the attributions is there."""
 
-    def __init__(self):
-        self.killed, self.made = [], []
+    def __init__(self, processes):
+        self.processes, self.killed, self.made = processes, [], []
 
     def __call__(self, job, state):
         if state is None or not state.finished:
             return
         self.made.append((job.name, state.stage.name, state.shard))
         if state.stage.name == "attributions" and not self.killed:
-            children = [one for one in psutil.Process().children(recursive=True) if "forkserver" in str(one.cmdline())]
-            (process, *_) = [one for one in children if one.ppid() != os.getpid()]
+            (process, *_) = self.processes()
             self.killed.append(process.pid)
             process.kill()
 
 
-def test_records_are_those_of_the_other_engine_though_a_process_is_killed(models, tmp_path):
+def workers():
+    """Return the processes that do the work: children of the one that copies itself, which is a child of this one."""
+    children = [one for one in psutil.Process().children(recursive=True) if "forkserver" in str(one.cmdline())]
+    return [one for one in children if one.ppid() != os.getpid()]
+
+
+def check_a_killed_worker_changes_nothing(models, folder, engine, processes):
+    """Run a study here and on another engine, one of whose processes is killed: all files are the same."""
     config = config_of(models, "bert", "empty", "gpt2", stages=("effects",))
-    here = run_study(config, FACTS, tmp_path / "here")
-    watch = Killing()
-    there = run_study(config, FACTS, tmp_path / "there", engine=Processes(workers=2), watch=watch)
+    here = run_study(config, FACTS, folder / "here")
+    watch = Killing(processes)
+    there = run_study(config, FACTS, folder / "there", engine=engine, watch=watch)
     assert len(watch.killed) == 1 and not alive(watch.killed[0])
     assert len(set(watch.made)) == len(watch.made)  # nothing is recorded twice
     assert here.to_dict() == there.to_dict() and list(here["state"]) == ["done", "failed", "done"]
-    one, other = contents(tmp_path / "here"), contents(tmp_path / "there")
+    one, other = contents(folder / "here"), contents(folder / "there")
     assert one.keys() == other.keys() and sum(name.endswith(".parquet") for name in one) > 20
     assert [name for name in one if one[name] != other[name]] == ["failures/empty+tiny+0.json"]  # its trace
+
+
+def test_records_are_those_of_the_other_engine_though_a_process_is_killed(models, tmp_path):
+    check_a_killed_worker_changes_nothing(models, tmp_path, Processes(workers=2), workers)
