@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from kn_lens._budget import Budget
+from kn_lens._draws import interval, mean_of_known
 from kn_lens._reading import Change, Progress, Ticks, read, read_changes
 from kn_lens._refining import prompts_by_fact
 from kn_lens.errors import ArgumentError, did_you_mean
@@ -223,6 +224,9 @@ def effect_table(
     ``level`` of the change ratios. It says how much depends on which facts were measured, the relations being given; a
     relation with one fact adds nothing to it.
 
+    A relation whose ``before`` are all 0 has no ratio, and is left out of the row of all relations; a draw in which
+    they become so leaves it out too.
+
     Args:
         effects: the table of ``controlled_effects``, or several of them concatenated.
         by_relation: one row for each relation too, instead of their mean.
@@ -233,7 +237,8 @@ def effect_table(
     Returns:
         One row for each ``neurons`` and ``facts`` (and ``relation``): ``change_ratio`` with its interval ``low`` to
         ``high``; ``change`` and ``before``, the mean change and the mean probability before (means over prompts,
-        then over relations); ``n_neurons``, mean per fact; ``n_facts``. A ratio is NaN where all ``before`` are 0.
+        then over relations); ``n_neurons``, mean per fact; ``n_facts``, those behind the row. A ratio is NaN where all
+        ``before`` are 0; there is no interval (NaN) where more than 1 - ``level`` of the draws have no ratio.
 
     Raises:
         ArgumentError: an empty table or one without the columns needed, or a number out of range.
@@ -303,17 +308,18 @@ def _resampled(group: "pd.DataFrame", n_resamples: int, generator: np.random.Gen
 
 
 def _row(relations: Sequence[_Relation], level: float) -> dict[str, float]:
-    """Return the mean over relations, with the interval of the resampled mean."""
-    ratios = [_ratio(np.array(one.change), np.array(one.before)) for one in relations]
-    low, high = np.quantile(np.mean([one.resampled for one in relations], axis=0), [(1 - level) / 2, (1 + level) / 2])
-    n_facts = sum(one.n_facts for one in relations)
+    """Return the mean over the relations that have a ratio, with the interval of the resampled mean."""
+    known = [one for one in relations if one.before != 0] or relations
+    ratio = np.mean([_ratio(np.array(one.change), np.array(one.before)) for one in known])
+    # Without one there is no interval: draws without the fact that is NaN would have a ratio.
+    drawn = np.full(1, np.nan) if np.isnan(ratio) else mean_of_known(np.stack([one.resampled for one in known]))
+    n_facts = sum(one.n_facts for one in known)
     return {
-        "change_ratio": float(np.mean(ratios)),
-        "low": float(low),
-        "high": float(high),
-        "change": float(np.mean([one.change for one in relations])),
-        "before": float(np.mean([one.before for one in relations])),
-        "n_neurons": sum(one.n_neurons * one.n_facts for one in relations) / n_facts,
+        "change_ratio": float(ratio),
+        **interval(drawn, level),
+        "change": float(np.mean([one.change for one in known])),
+        "before": float(np.mean([one.before for one in known])),
+        "n_neurons": sum(one.n_neurons * one.n_facts for one in known) / n_facts,
         "n_facts": n_facts,
     }
 
