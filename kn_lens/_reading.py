@@ -274,6 +274,7 @@ def _log_prob(logits: Float[Tensor, "row d_vocab"], prompts: PromptBatch) -> Flo
 def _of_target(
     logits: Float[Tensor, "row d_vocab"], target_ids: Int[Tensor, " row"]
 ) -> tuple[Float[Tensor, " row"], Int[Tensor, " row"]]:
-    """Return the log-probability of each target, and how many tokens are more probable."""
+    """Return the log-probability of each target, and how many tokens are more probable, NaN counting as more."""
     target = target_logits(logits, target_ids)
-    return (target - logits.logsumexp(-1)).double(), (logits > target[:, None]).sum(-1)
+    # Not ``logits > target``: where all are NaN, as after an overflow, the target would be the most probable token.
+    return (target - logits.logsumexp(-1)).double(), (~(logits <= target[:, None])).sum(-1)

@@ -66,10 +66,11 @@ def measure(
     Returns:
         A pandas table, drawn by its ``plot()``, with one row a prompt: ``relation``, ``subject``, ``object``, ``text``;
         ``before``, ``after`` and ``change`` (after - before) of the answer's probability; ``log_prob_before``,
-        ``log_prob_after`` in nats; ``rank_before``, ``rank_after``: the zero-based rank of the answer, for an answer of
-        several tokens the worst of theirs, so that 0 means that the model says it token by token; ``top_before``,
-        ``top_after``: the most probable token in each place of the answer, given the right ones before it. Cost: two
-        forward passes a row.
+        ``log_prob_after`` in nats; ``rank_before``, ``rank_after``: the zero-based rank of the answer, how many tokens
+        are more probable (in half precision others may be just as probable), for an answer of several tokens the worst
+        of theirs, so that 0 means that the model says it token by token; ``top_before``, ``top_after``: the most
+        probable token in each place of the answer, given the right ones before it. Where an intervention makes
+        activations overflow, probabilities are NaN and the rank is behind all tokens. Cost: two forward passes a row.
 
     Raises:
         ArgumentError: neurons or prompts that do not fit the model, a prompt without a set of neurons, or a
