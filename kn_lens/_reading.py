@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kn_lens._budget import Budget
-from kn_lens.engine import cuts
+from kn_lens.engine import check_numbers, cuts
 from kn_lens.hosts import HookFn, Host
 from kn_lens.interventions import Intervention, Resumable
 from kn_lens.outputs import at_least_float32, target_log_probs, target_logits
@@ -128,6 +128,9 @@ def read_changes(
     Returns:
         Those of ``prompts``, NaN where there is no change; and for each change those of its ``chosen``. Cost: a pass
         for each row of these prompts, and for each row of each change one from its lowest layer up.
+
+    Raises:
+        UnsupportedModelError: an answer of the unaltered model is NaN.
     """
     whole = Budget.of(host, memory)
     after = [
@@ -187,6 +190,7 @@ class _Stretch:
         layers = [layer for layer in range(host.n_layers) if any(bool((one == layer).any()) for one in lowest)]
         state = run_clean(host, prompts.tokens, prompts.attention_mask, prompts.read_pos, layers)
         before = _log_prob(state.logits, prompts)
+        check_numbers(host, prompts, before)
         return cls(host=host, prompts=prompts, place=place, state=state, before=before)
 
     def after(self, changes: Sequence[Change], at_once: int) -> list[tuple[Int[Tensor, " _"], Float[Tensor, " _"]]]:

@@ -163,7 +163,7 @@ def attribute(
 
     Raises:
         ArgumentError: an argument out of range, or two that exclude each other.
-        UnsupportedModelError: the model cannot be hosted, is in train mode, or has NaN weights.
+        UnsupportedModelError: the model cannot be hosted, is in train mode, or has NaN weights or answers.
 
     Example:
         >>> import kn_lens as kn

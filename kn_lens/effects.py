@@ -24,6 +24,7 @@ from kn_lens._budget import Budget
 from kn_lens._draws import interval, mean_of_known
 from kn_lens._reading import Change, Progress, Ticks, read, read_changes
 from kn_lens._refining import prompts_by_fact
+from kn_lens.engine import check_numbers
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact, FactSet
 from kn_lens.hosts import Host, host_of
@@ -75,7 +76,7 @@ def measure(
     Raises:
         ArgumentError: neurons or prompts that do not fit the model, a prompt without a set of neurons, or a
             budget of no memory.
-        UnsupportedModelError: the model cannot be hosted, is in train mode, or has NaN weights.
+        UnsupportedModelError: the model cannot be hosted, is in train mode, or has NaN weights or answers.
 
     Example:
         >>> import kn_lens as kn
@@ -93,6 +94,7 @@ def measure(
     _check_hooks(host, prompts, given)
     tick = Ticks(progress, 2 * prompts.n_rows)
     before = read(host, prompts, [], budget, tick)
+    check_numbers(host, prompts, torch.from_numpy(before.log_prob))
     after = read(host, prompts, given, budget, tick)
     tokenizer = host.tokenizer if tokenizer is None else tokenizer
     facts = [prompts.facts[i] for i in prompts.fact_index.tolist()]
@@ -153,7 +155,7 @@ def controlled_effects(
     Raises:
         ArgumentError: a fact without prompts or without activation neurons, prompts of one relation only, neurons that
             the model does not have, or a budget of no memory.
-        UnsupportedModelError: the model cannot be hosted, is in train mode, or has NaN weights.
+        UnsupportedModelError: the model cannot be hosted, is in train mode, or has NaN weights or answers.
     """
     import pandas as pd
 

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kn_lens._budget import Budget
+from kn_lens.errors import UnsupportedModelError
 from kn_lens.hosts import Host
 from kn_lens.outputs import Output, at_least_float32
 from kn_lens.prompts import PromptBatch
@@ -162,10 +163,14 @@ def sites(host: Host, prompts: PromptBatch, output: Output, layers: Sequence[int
     """Run the unaltered model once on a stretch of prompts, and return the site of each layer.
 
     Cost: one forward pass per row. The sites share the clean state.
+
+    Raises:
+        UnsupportedModelError: the model's output is NaN.
     """
     state = run_clean(host, prompts.tokens, prompts.attention_mask, prompts.read_pos, layers)
     rows = torch.arange(prompts.n_rows, device=host.device)
     clean = _read(output, prompts, rows, prompts.prompt_index, state.logits)
+    check_numbers(host, prompts, clean)
     at_clean = CleanGradients(
         prompts=prompts,
         output=output,
@@ -188,6 +193,22 @@ def sites(host: Host, prompts: PromptBatch, output: Output, layers: Sequence[int
         )
         for layer in layers
     ]
+
+
+def check_numbers(host: Host, prompts: PromptBatch, clean: Float[Tensor, " batch"]) -> None:
+    """Raise where the unaltered model gives no number: scores of NaN would be read as neurons that do nothing.
+
+    Raises:
+        UnsupportedModelError: naming the first such prompt.
+    """
+    bad = clean.isnan()
+    if bool(bad.any()):
+        raise UnsupportedModelError(
+            f"{host.name} gives no number (NaN) for the answer to {prompts.text[int(bad.long().argmax())]!r} and "
+            f"{int(bad.sum()) - 1} more of {len(bad)} prompts, though its weights are finite: activations overflow "
+            f"{str(host.dtype).removeprefix('torch.')}. Load it with a wider dtype, such as torch.bfloat16 or "
+            "torch.float32."
+        )
 
 
 def _read(
