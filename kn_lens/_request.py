@@ -159,13 +159,15 @@ def _check_neurons(
         return None
     if method not in ("single_path", "ablation", "log_prob_gain"):
         raise ArgumentError(f"{method} scores every neuron at once: leave neurons out, and select from the scores.")
-    chosen: dict[int, list[int]] = {layer: [] for layer in layers}
+    chosen: dict[int, set[int]] = {layer: set() for layer in layers}  # one named twice is one
     for neuron in neurons:
+        if not isinstance(neuron, NeuronLike):
+            raise ArgumentError(f"neurons holds {neuron!r}; expected neurons: NeuronSet([(9, 1234)]).")
         if neuron.layer not in chosen:
             raise ArgumentError(f"{neuron} is not in the layers to attribute, {layers}.")
         if not 0 <= neuron.index < host.d_mlp:
             raise ArgumentError(f"{neuron}: index must be between 0 and {host.d_mlp - 1} (d_mlp={host.d_mlp}).")
-        chosen[neuron.layer].append(neuron.index)
+        chosen[neuron.layer].add(neuron.index)
     return {
         layer: torch.tensor(sorted(indices), device=host.device, dtype=torch.long) for layer, indices in chosen.items()
     }

@@ -196,6 +196,12 @@ def test_single_path_equals_ablation_of_the_chosen_neurons(pair, prompts):
     )
 
 
+def test_a_neuron_named_twice_is_one(pair, prompts):
+    once, twice = (kn.attribute(pair[1], prompts, method="single_path", neurons=[kn.Neuron(1, 4)] * n) for n in (1, 2))
+    assert torch.equal(once.scores[:, 1, 4], twice.scores[:, 1, 4]) and torch.equal(once.n_points, twice.n_points)
+    assert torch.equal(once.completeness_gap[:, 1], twice.completeness_gap[:, 1]) and twice.converged.all()
+
+
 def test_gradient_x_activation_is_the_integrand_at_the_end_of_the_path(pair, prompts):
     hf, model = pair
     attr = kn.attribute(model, prompts, method="gradient_x_activation")
@@ -360,6 +366,7 @@ def test_progress_counts_every_prompt_and_layer_once(pair, prompts):
         ({"neurons": [kn.Neuron(0, 0)]}, "scores every neuron at once"),
         ({"method": "ablation", "neurons": [kn.Neuron(0, D_MLP)]}, f"d_mlp={D_MLP}"),
         ({"method": "ablation", "neurons": [kn.Neuron(9, 0)]}, "layers"),
+        ({"method": "ablation", "neurons": [(0, 1)]}, r"neurons holds \(0, 1\)"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_forward_pass(pair, prompts, arguments, words):
