@@ -38,6 +38,9 @@ Value = float | Float[Tensor, ""] | Float[Tensor, "n_layers d_mlp"] | Float[Tens
 Position = Literal["read", "all"]
 """Where neurons are changed: at each row's read position, or at every position."""
 
+Places = dict[int, tuple[Int[Tensor, "..."], Int[Tensor, "..."]]]
+"""For each layer with neurons, the rows and the indices to write to; the two broadcast."""
+
 
 @runtime_checkable
 class Intervention(Protocol):
@@ -96,15 +99,16 @@ class _Change:
             prompts: the batch that will be run, whole and in its order.
 
         Raises:
-            ArgumentError: a neuron that the model does not have, a prompt whose fact has no set, or another number of
-                sets than prompts.
+            ArgumentError: a neuron that the model does not have, a prompt whose fact has no set, another number of
+                sets than prompts, or values (of ``SetTo``) that do not fit or are not finite.
             HookError: when run, on activations of another batch.
         """
         host = model if isinstance(model, Host) else host_of(model)
-        self._check(host, prompts)
+        places = _places(_resolve(self.neurons, host, prompts), prompts)
+        self._check(host, prompts, places)
         return [
             (host.hook_post(layer), self._hook(layer, rows, index, host, prompts))
-            for layer, (rows, index) in _places(_resolve(self.neurons, host, prompts), prompts).items()
+            for layer, (rows, index) in places.items()
         ]
 
     def lowest_layers(self, model: Any, prompts: PromptBatch) -> Int[Tensor, " batch"] | None:
@@ -146,8 +150,8 @@ class _Change:
 
         return hook_fn
 
-    def _check(self, host: Host, prompts: PromptBatch) -> None:
-        """Raise when what the subclass holds does not fit the model or the prompts."""
+    def _check(self, host: Host, prompts: PromptBatch, places: Places) -> None:
+        """Raise when what the subclass holds does not fit the model, the prompts or the neurons."""
 
     def _changed(
         self, old: Float[Tensor, "..."], layer: int, rows: Int[Tensor, "..."], index: Int[Tensor, "..."]
@@ -219,6 +223,11 @@ class SetTo(_Change):
                     f"value has the shape {list(self.value.shape)}; expected one number, [n_layers, d_mlp] or "
                     "[row, n_layers, d_mlp]."
                 )
+            if self.value.is_sparse:
+                raise ArgumentError(
+                    "value is a sparse tensor, which lacks the scores that were dropped; expected an activation for "
+                    "every neuron, as of attribute(..., method='activation', keep=None)."
+                )
             return
         try:
             number = float(self.value)
@@ -235,7 +244,7 @@ class SetTo(_Change):
             return replace(narrowed, value=self.value[prompts.rows_of(chosen)])
         return narrowed
 
-    def _check(self, host: Host, prompts: PromptBatch) -> None:
+    def _check(self, host: Host, prompts: PromptBatch, places: Places) -> None:
         if not isinstance(self.value, Tensor):
             return
         expected = [prompts.n_rows, host.n_layers, host.d_mlp][-self.value.ndim :]
@@ -244,14 +253,24 @@ class SetTo(_Change):
                 f"value has the shape {list(self.value.shape)}, on {self.value.device}; expected {expected}, on "
                 f"{host.device}."
             )
+        for layer, (rows, index) in places.items():
+            if not bool(self._of(layer, rows, index).isfinite().all()):
+                raise ArgumentError(
+                    f"value holds NaN or infinity for a neuron of layer {layer}; expected finite activations. Scores "
+                    "that were not computed are NaN."
+                )
+
+    def _of(self, layer: int, rows: Int[Tensor, "..."], index: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return the values of some neurons in some rows; without rows where they are the same in all."""
+        assert isinstance(self.value, Tensor)
+        return self.value[rows, layer, index] if self.value.ndim == 3 else self.value[layer, index]
 
     def _changed(
         self, old: Float[Tensor, "..."], layer: int, rows: Int[Tensor, "..."], index: Int[Tensor, "..."]
     ) -> Float[Tensor, "..."]:
         if not isinstance(self.value, Tensor):
             return torch.full_like(old, self.value)
-        new = self.value[rows, layer, index] if self.value.ndim == 3 else self.value[layer, index]
-        new = new.to(old.dtype)
+        new = self._of(layer, rows, index).to(old.dtype)
         return new[..., None] if self.position == "all" else new
 
 
@@ -280,10 +299,8 @@ def _resolve(neurons: Neurons, host: Host, prompts: PromptBatch) -> NeuronSet | 
     return sets
 
 
-def _places(
-    sets: NeuronSet | list[NeuronSet], prompts: PromptBatch
-) -> dict[int, tuple[Int[Tensor, "..."], Int[Tensor, "..."]]]:
-    """Return, for each layer with neurons, the rows and the indices to write to; the two broadcast."""
+def _places(sets: NeuronSet | list[NeuronSet], prompts: PromptBatch) -> Places:
+    """Return where neurons are changed."""
     device = prompts.tokens.device
     if isinstance(sets, NeuronSet):
         rows = rearrange(torch.arange(prompts.n_rows, device=device), "row -> row 1")

@@ -106,7 +106,9 @@ def test_activations_as_values(case):
     """The same for all rows, at all positions; and for each row, also when only some prompts are run."""
     model, prompts = case
     torch.manual_seed(0)
-    value = torch.randn(N_LAYERS, D_MLP, dtype=torch.float64)
+    value = torch.full((N_LAYERS, D_MLP), torch.nan, dtype=torch.float64)  # what no neuron is set to is not looked at
+    for neuron in NEURONS:
+        value[neuron.layer, neuron.index] = torch.randn(())
     changed, _ = posts(model, prompts, kn.SetTo(NEURONS, value, position="all").hooks(model, prompts))
     for neuron in NEURONS:
         assert (changed[:, neuron.layer, :, neuron.index] == value[neuron.layer, neuron.index]).all()
@@ -275,6 +277,7 @@ def test_the_hook_writes_what_a_loop_would(sets, position):
         (lambda: kn.SetTo(NEURONS, float("inf")), "value=inf"),
         (lambda: kn.SetTo(NEURONS, "much"), "value='much'"),
         (lambda: kn.SetTo(NEURONS, torch.zeros(5)), r"\[n_layers, d_mlp\]"),
+        (lambda: kn.SetTo(NEURONS, torch.zeros(5, 5).to_sparse()), "keep=None"),
     ],
 )
 def test_what_an_intervention_cannot_be(make, message):
@@ -291,6 +294,7 @@ def test_what_an_intervention_cannot_be(make, message):
         (kn.Suppress([NEURONS]), "1 sets of neurons for 24 prompts"),
         (kn.SetTo(NEURONS, torch.zeros(2, D_MLP)), rf"expected \[{N_LAYERS}, {D_MLP}\]"),
         (kn.SetTo(NEURONS, torch.zeros(3, N_LAYERS, D_MLP)), r"shape \[3, "),
+        (kn.SetTo(NEURONS, torch.full((N_LAYERS, D_MLP), torch.nan)), "NaN or infinity for a neuron of layer"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_model_runs(intervention, message):
