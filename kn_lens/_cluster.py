@@ -1,8 +1,16 @@
 """Where workers are started and asked: what the driver of a study needs of processes here, or of Ray."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+
+def n_processors() -> int:
+    """Return how many processors this process may use: where it can be bound to some, those, else all."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kn_lens._budget import SHARE_OF_FREE, free_memory
-from kn_lens._cluster import Died
+from kn_lens._cluster import Died, n_processors
 from kn_lens._driver import Driver
 from kn_lens.engines import Failure, Home, Job, Outcome, Watch
 from kn_lens.errors import DataError
@@ -42,7 +42,7 @@ class Processes:
     """Computes runs in processes of this machine, a shard of records at a time; each holds one model.
 
     Attributes:
-        workers: how many; as many as the machine has processors for, one a run at most, unless given.
+        workers: how many; as many as there are processors for, one a run at most, unless given.
     """
 
     workers: int | None = None
@@ -52,7 +52,7 @@ class Processes:
         if not jobs:
             return
         threads = jobs[0].threads
-        room = max(1, (os.cpu_count() or 1) // threads)
+        room = max(1, n_processors() // threads)
         with TemporaryDirectory(prefix="kn-lens-", ignore_cleanup_errors=True) as folder:
             cluster = Pipes(self.workers or min(room, len(jobs)), threads, folder)
             yield from Driver(cluster, jobs, home, watch).outcomes()
@@ -128,7 +128,7 @@ class Pipes:
 
     def resources(self) -> str:
         """Return what the machine has."""
-        return f"{os.cpu_count()} CPUs"
+        return f"{n_processors()} CPUs"
 
     def start(self, cls: Callable[[str | None], Any]) -> _Process:
         """Start a process."""

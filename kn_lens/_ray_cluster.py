@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from kn_lens._cluster import Died
+from kn_lens._cluster import Died, n_processors
 from kn_lens.engines import Failure
 from kn_lens.errors import ArgumentError, DataError
 
@@ -128,7 +128,6 @@ def _connect(
             raise DataError(f"No cluster of Ray can be used at {address}: {_first_line(error)}.") from error
         stack.callback(ray.shutdown)
         return None
-    n_cpus = len(os.sched_getaffinity(0))
     # A short path: it holds sockets, whose names may have 107 characters.
     folder = stack.enter_context(TemporaryDirectory(prefix="kn-ray-", dir="/tmp", ignore_cleanup_errors=True))
     stack.enter_context(_environment(RAY_USAGE_STATS_ENABLED="0"))
@@ -137,7 +136,7 @@ def _connect(
         try:
             with _silent():
                 ray.init(
-                    num_cpus=(workers or max(1, min(n_cpus // threads, runs))) * threads,
+                    num_cpus=(workers or max(1, min(n_processors() // threads, runs))) * threads,
                     include_dashboard=False,
                     object_store_memory=OBJECT_STORE,
                     _temp_dir=folder,

@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from kn_lens._cluster import Died
+from kn_lens._cluster import Died, n_processors
 from kn_lens._processes import Pipes, Processes
 from kn_lens.engines import Failure
 from kn_lens.study import run_study
@@ -80,6 +80,14 @@ def test_a_process_does_what_it_is_asked_in_order_however_large(pipes):
     assert isinstance(failure, Failure) and (failure.kind, failure.reason) == ("ValueError", "a reason")
     pipes.stop(worker)
     assert not alive(pid)
+
+
+def test_processors_are_those_that_this_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {2, 5, 6}, raising=False)
+    assert n_processors() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    assert n_processors() == 8
 
 
 def test_what_a_killed_process_was_asked_is_told_to_be_lost(pipes):
