@@ -1,6 +1,7 @@
-"""The command line as these tests run it: in this process, with its streams and its exit code caught."""
+"""The command line in this process, with its streams and its exit code caught, and models and facts to give it."""
 
 import io
+import json
 import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
@@ -8,7 +9,12 @@ from contextlib import redirect_stderr, redirect_stdout
 import pytest
 from transformers.utils import logging as transformers_logging
 
+import kn_lens as kn
 from kn_lens.cli import main
+from tests.tiny import COUNTRIES, tiny_checkpoint
+
+CAPITAL = ["The capital of [X] is [Y].", "[Y] is the capital of [X].", "In fact, [X] has its seat in [Y]", "[X], [Y]."]
+CAPITAL_OF = ["[X] is the capital of [Y].", "The capital of [Y] is [X].", "[X] lies in [Y].", "The capital [X] of [Y]."]
 
 
 @pytest.fixture(scope="module")
@@ -28,3 +34,32 @@ def cli():
     transformers_logging.disable_progress_bar()
     yield run
     transformers_logging.enable_progress_bar()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(folder):
+    """A masked and a causal checkpoint, as directories."""
+    kinds = {"bert": "BertForMaskedLM", "gpt2": "GPT2LMHeadModel"}
+    return {name: str(tiny_checkpoint(kind, folder / name)) for name, kind in kinds.items()}
+
+
+@pytest.fixture(scope="module")
+def facts_file(folder):
+    facts = [kn.Fact(country, "P36", capital, tuple(CAPITAL)) for country, capital in COUNTRIES.items()]
+    facts += [kn.Fact(capital, "P1376", country, tuple(CAPITAL_OF)) for country, capital in COUNTRIES.items()]
+    kn.FactSet(facts).to_jsonl(folder / "facts.jsonl")
+    return str(folder / "facts.jsonl")
+
+
+@pytest.fixture
+def found(cli, checkpoints, facts_file, tmp_path):
+    """A neuron file of the masked checkpoint, and the document that came with it."""
+    path = tmp_path / "neurons.json"
+    code, out, err = cli("find", "-m", checkpoints["bert"], "-f", facts_file, "--out", path, "--json")
+    assert (code, err) == (0, "")
+    return path, json.loads(out)

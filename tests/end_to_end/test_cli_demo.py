@@ -1,0 +1,108 @@
+"""``kn-lens demo``: the story it tells is true of the embedded model, and readable."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from kn_lens.cli import _story, _terminal, demo
+
+
+@pytest.fixture(scope="module")
+def demo_document():
+    return {"command": "demo"} | dict(demo.story("world-bert", "Ireland/P36"))
+
+
+def test_the_demo_shows_specific_neurons(demo_document):
+    fact, evidence = demo_document["question"]["fact"], demo_document["neurons"]
+    assert fact["object"] == "Dublin" and all(
+        one["tokens"][0] == "Dublin" for one in demo_document["question"]["answers"]
+    )
+    assert evidence["neurons"] and evidence["n_unconverged"] == 0
+    assert all(one["n_prompts"] >= 0.7 * evidence["n_prompts"] for one in evidence["neurons"])
+    assert demo_document["changed"]["restored"]
+    probability = {
+        (row["condition"], one["templates"]): one["probability"]
+        for row in demo_document["changed"]["conditions"]
+        for one in row["measured"]
+    }
+    for scope in ("trained", "held-out"):
+        clean = probability["unchanged", scope]
+        off = clean - probability["knowledge neurons off", scope]
+        assert off > 0.1 * clean and off > 10 * abs(clean - probability["random off", scope])
+    ratio = {
+        (label, row["neurons"], row["facts"]): row["change_ratio"]
+        for label, rows in demo_document["specificity"]["effects"].items()
+        for row in rows
+    }
+    own = ratio["off", "found", "own"]
+    assert own < -0.1 and own < ratio["off", "activation", "own"]
+    assert abs(own) > 5 * abs(ratio["off", "found", "other"]) and abs(own) > 10 * abs(ratio["off", "random", "own"])
+    json.dumps(_terminal._plain(demo_document), allow_nan=False)
+
+
+def test_the_demo_edits_and_undoes(demo_document):
+    updated, erased = demo_document["updated"], demo_document["erased"]
+    before = demo_document["question"]["answers"][1]
+    assert updated["restored"] and {"templates": "held-out", **updated["after"]} == before
+    assert updated["during"]["tokens"][0] != "Dublin" == updated["after"]["tokens"][0]
+    rows = {(row["neurons"], row["asked"]): row for row in updated["effects"]}
+    assert rows["found", "held out"]["lost"] == 1 and rows["random", "held out"]["lost"] == 0
+    # This model's head does not read an embedding as its own token: what the demo then has to say.
+    assert rows["found", "own wording"]["new_right_after"] == 0 and updated["embedding_rank"] > 0
+    growth = {(row["neurons"], row["asked"]): row for row in erased["effects"] if row["measure"] == "perplexity_growth"}
+    own = growth["found", "same relation"]
+    assert erased["n_neurons"] == 20 and own["low"] > growth["found", "other relations"]["high"]
+    assert own["low"] > growth["random", "same relation"]["high"]
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({}, "Tokyo did not come"),
+        ({"held out": (0, 1)}, "holds in wordings that were not used"),
+        ({"own wording": (0, 1), "held out": (1, 0)}, "and not in the others"),
+        ({"own wording": (1, 0), "held out": (1, 0)}, "Dublin is still the answer"),
+        ({"held out": (0, 1), "inverse": (1, 0)}, "knows nothing of it"),
+        ({"held out": (0, 1), "inverse": (0, 1)}, "the model follows"),
+        ({"random": (0, 1)}, "Random neurons do the same"),
+        ({}, "Of 119 other facts of the relation, 25% lose"),
+    ],
+)
+def test_the_demo_says_what_became_of_an_update(changes, words):
+    shares = {"own wording": (0, 0), "held out": (0, 0)} | changes
+    effects = [{"neurons": "found", "asked": "same relation", "n_prompts": 119, "lost": 0.25}] + [
+        {
+            "neurons": "random" if asked == "random" else "found",
+            "asked": "own wording" if asked == "random" else asked,
+            "right_after": old,
+            "new_right_after": new,
+        }
+        for asked, (old, new) in ({"random": (1, 0)} | shares).items()
+    ]
+    said = _story._verdict({"new_object": "Tokyo", "embedding_rank": 7, "effects": effects}, {"object": "Dublin"})
+    assert words in said and ("7 other tokens" in said) == (shares["own wording"][1] == 0)
+
+
+def test_the_demo_is_readable_at_eighty_columns(demo_document, monkeypatch):
+    written = io.StringIO()
+    console = Console(file=written, width=80, highlight=False)
+    monkeypatch.setattr(_story, "out", console)
+    for name in [name for name in demo_document if name != "command"]:
+        _story.tell(name, demo_document)
+    text = written.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert all(
+        words in text
+        for words in (
+            "Dublin",
+            "Error bar",
+            "held-out",
+            "other facts",
+            "bit for bit",
+            "undone:",
+            "growth",
+            "kn-lens find",
+        )
+    )

@@ -1,0 +1,109 @@
+"""``kn-lens find``: what it computes is what the library computes, whole or not at all."""
+
+import json
+from typing import get_args
+
+import pytest
+
+import kn_lens as kn
+from kn_lens import attribution, fact_files, outputs, quadrature
+from kn_lens.cli import _options, _run
+from kn_lens.neurons import match_facts
+
+
+def test_find_is_the_library(found, checkpoints, facts_file):
+    path, document = found
+    model, facts = kn.load_model(checkpoints["bert"]), kn.FactSet.from_jsonl(facts_file)
+    attr = kn.attribute(model, kn.make_prompts(model, facts))
+    expected = kn.refine(attr)
+    assert any(expected.values())
+    rows = {row["key"]: row for row in document["facts"]}
+    for number, fact in enumerate(facts):
+        row, mine = rows[fact.key], attr.prompts.fact_index == number
+        assert kn.NeuronSet(map(tuple, row["neurons"])) == expected[fact]
+        assert row["n_prompts"] == len(fact.templates) == int(mine.sum())
+        assert row["largest_gap"] == pytest.approx(float(attr.completeness_gap[mine].abs().max()), abs=1e-7)
+        assert row["n_unconverged"] == int((~attr.converged[mine]).sum())
+    assert match_facts(kn.NeuronSet.read_many(path), facts) == expected
+    meta = json.loads(path.read_text())["meta"]
+    assert meta["model"]["name"] == checkpoints["bert"] and meta["settings"]["share_threshold"] == 0.7
+
+
+@pytest.mark.parametrize("by_relation", [False, True])
+def test_parts_of_any_size_give_the_same_neurons(cli, found, checkpoints, facts_file, monkeypatch, by_relation):
+    arguments = ("find", "-m", checkpoints["bert"], "-f", facts_file, "--json", *(["--by-relation"] * by_relation))
+    whole = json.loads(cli(*arguments)[1])
+    sizes = []
+    attribute = attribution.attribute
+
+    def counted(model, prompts, **how):
+        sizes.append(len(prompts))
+        return attribute(model, prompts, **how)
+
+    monkeypatch.setattr(attribution, "attribute", counted)
+    monkeypatch.setattr(_run, "SCORES_AT_ONCE", 1)
+    parts = json.loads(cli(*arguments)[1])
+    assert sizes == ([32, 32] if by_relation else [4] * 16)
+    assert [row["neurons"] for row in parts["facts"]] == [row["neurons"] for row in whole["facts"]]
+    assert parts["share_threshold_by_relation"] == whole["share_threshold_by_relation"]
+
+
+def test_by_relation_is_the_library(cli, checkpoints, facts_file):
+    code, out, _ = cli("find", "-m", checkpoints["bert"], "-f", facts_file, "--by-relation", "--json")
+    document = json.loads(out)
+    model = kn.load_model(checkpoints["bert"])
+    prompts = kn.make_prompts(model, kn.FactSet.from_jsonl(facts_file))
+    expected = kn.refine_by_relation(kn.attribute(model, prompts))
+    assert code == 0 and document["share_threshold_by_relation"] == expected.share_threshold
+    assert [kn.NeuronSet(map(tuple, row["neurons"])) for row in document["facts"]] == list(expected.neurons.values())
+
+
+def test_what_a_causal_model_cannot_be_asked_is_counted(cli, checkpoints, facts_file):
+    arguments = ("find", "-m", checkpoints["gpt2"], "-f", facts_file, "--min-prompts", 1)
+    code, out, err = cli(*arguments, "--json")
+    document = json.loads(out)
+    assert (code, err) == (0, "")
+    assert document["left_out"] == {"object not last": 16} and document["n_prompts"] == 48
+    assert "Left out: 16 prompts (object not last)" in cli(*arguments)[1]
+
+
+def test_the_table_fits_eighty_columns_and_says_what_it_leaves_out(cli, checkpoints, facts_file, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("kn_lens.cli._tables.ROWS_SHOWN", 5)
+    code, out, _ = cli("find", "-m", checkpoints["bert"], "-f", facts_file, "--preset", "paper", "--tolerance", 1e-9)
+    assert code == 0 and max(map(len, out.splitlines())) <= 80
+    text = " ".join(out.split())  # where lines break depends on the length of the checkpoint's path
+    assert "Ireland" in text and "right, 20 points" in text and "unconverged" in text
+    assert "16 facts, 64 prompts" in text and "11 more facts are not shown" in text
+
+
+@pytest.mark.parametrize("method", _options.METHODS)
+def test_every_method_runs(cli, checkpoints, facts_file, method):
+    arguments = ("-f", facts_file, "-r", "P36", "-s", "Peru", "-s", "Kenya", "--method", method)
+    code, out, err = cli("find", "-m", checkpoints["bert"], *arguments, "--json")
+    document = json.loads(out)
+    assert (code, err) == (0, "") and [row["subject"] for row in document["facts"]] == ["Kenya", "Peru"]
+    promises_a_sum = method in ("integrated_gradients", "gradient_x_activation")
+    assert all((row["largest_gap"] is not None) == promises_a_sum for row in document["facts"])
+    assert cli("find", "-m", checkpoints["bert"], *arguments)[0] == 0
+
+
+def test_the_options_are_the_librarys():
+    assert {*_options.METHODS, "single_path"} == set(get_args(attribution.Method))
+    assert tuple(outputs.OUTPUTS) == _options.OUTPUTS
+    assert ("adaptive", *quadrature.RULES) == _options.QUADRATURES
+    assert tuple(attribution.PRESETS) == _options.PRESETS
+    assert set(get_args(fact_files.Split)) == set(_options.SPLITS)
+
+
+def test_a_failure_leaves_the_old_file(cli, found, checkpoints, facts_file, monkeypatch):
+    path, _ = found
+    before = path.read_bytes()
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(attribution, "attribute", interrupted)
+    code, out, err = cli("find", "-m", checkpoints["bert"], "-f", facts_file, "-o", path)
+    assert (code, out, err) == (130, "", "kn-lens: interrupted; nothing was written.\n")
+    assert path.read_bytes() == before and [item.name for item in path.parent.iterdir()] == [path.name]
