@@ -297,7 +297,7 @@ def _without_shared(
             f"neurons_by_fact has no facts of {fact.relation}, the relation of {fact.key}."
             + did_you_mean(fact.relation, known)
         )
-    most = max(max_share * len(relation), 1)
+    most = max(round(max_share * len(relation), 6), 1)  # 0.57 * 100 is a little less than 57 in binary
     counts = _counts(relation)
     own = NeuronSet(neuron for neuron in neurons if counts[neuron] <= most)
     if not own:

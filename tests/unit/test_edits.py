@@ -415,6 +415,9 @@ def test_neurons_of_the_relation_are_left_alone():
     filtered = update(neurons_by_fact=neurons_by_fact)
     assert filtered.neurons == kn.NeuronSet([(1, 0), own]) and filtered.why[0]["n_shared"] == 1
     assert update(neurons_by_fact=neurons_by_fact, max_share=0.25).neurons == update().neurons
+    # 0.57 * 100 is a little less than 57: so many of a hundred are not more than that share.
+    many = {kn.Fact(str(i), "P36", "Dublin"): kn.NeuronSet([common] if i < 56 else []) for i in range(99)}
+    assert update(neurons_by_fact=many | {FACTS[0]: kn.NeuronSet([common])}, max_share=0.57).neurons == update().neurons
     with pytest.raises(kn.EditError, match="All 1 neurons of P36/Ireland/Dublin are in more than 10% of the 8 facts"):
         kn.update_fact(
             model, FACTS[0], "Tokyo", kn.NeuronSet([common]), neurons_by_fact=neurons_by_fact, allow_unknown=True
