@@ -152,7 +152,7 @@ def all_summed_up(
         generator = np.random.default_rng(seed)
         groups = cell.groupby("relation")
         sums = {str(one): _drawn(group, means, n_resamples, generator) for one, group in groups}
-        sizes = cell["relation"].value_counts()
+        sizes = cell["relation"].astype(str).value_counts()
         about = cell.iloc[0][list(labels)].to_dict()
         parts = [({"relation": one}, [one]) for one in sums] if by_relation else [({}, list(sums))]
         for part, names in parts:
