@@ -21,11 +21,13 @@ import pyarrow as pa
 
 from kn_lens._bootstrap import mean_of, summed_up, with_control
 from kn_lens.attribution import attribute_in_parts
+from kn_lens.errors import NoPromptError
 from kn_lens.experiments import refining
 from kn_lens.experiments.corpora import corpus_of, place_of, places_of
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import Shown, Stage, Study, Tick, write_records
 from kn_lens.facts import Fact
+from kn_lens.prompts import PromptBatch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,11 +52,8 @@ def _make(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
     sets = {kind: study.neurons(kind, shard.relation) for kind in KINDS}
     clozes = [cloze for fact in _fitting(study, facts) for cloze in fact if sets["found"][cloze[0]]]
     rows: list[dict[str, Any]] = []
-    if clozes:
-        prompts = study.ask(
-            Fact("", texts, word, (template,), uid=str(number))
-            for number, (_, texts, word, template) in enumerate(clozes)
-        )
+    prompts = _asked(study, clozes)
+    if prompts is not None:
         rows = [{} for _ in range(len(prompts))]
         parts = attribute_in_parts(
             study.host.model, prompts, method="activation", memory_budget=study.memory_budget, progress=tick
@@ -72,6 +71,17 @@ def _make(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
 
 Cloze = tuple[Fact, str, str, str]
 """A fact, the kind of text, the word that is to come, and the text with ``[Y]`` in its place."""
+
+
+def _asked(study: Study, clozes: Sequence[Cloze]) -> PromptBatch | None:
+    """Return the prompts of those clozes whose words can be answers, by their number; None where there are none."""
+    if not clozes:
+        return None
+    numbered = enumerate(clozes)
+    try:
+        return study.ask(Fact("", kind, word, (template,), uid=str(i)) for i, (_, kind, word, template) in numbered)
+    except NoPromptError:  # all of them have a word that the vocabulary lacks
+        return None
 
 
 def _fitting(study: Study, facts: Sequence[Fact]) -> Iterator[list[Cloze]]:
@@ -107,7 +117,8 @@ def _place(
     head = place_of(fact.subject, sentence)
     if (head is None) != (texts == RANDOM):
         return None
-    first = 0 if masked else 1 if head is None else head[1]
+    blank = len(sentence) - len(sentence.lstrip())  # which alone is nothing to read an answer from
+    first = 0 if masked else blank + 1 if head is None else head[1]
     places = (
         places_of(fact.object, sentence) if texts == BOTH else [one.span() for one in re.finditer(r"\w+", sentence)]
     )
@@ -118,14 +129,15 @@ def _place(
 
 
 class _Usable:
-    """Tells sentences that can be asked: no slots of templates in them, and not longer than the model's context."""
+    """Tells sentences that can be asked: no slots of templates or masks in them, and no longer than the context."""
 
     def __init__(self, study: Study) -> None:
         self.tokenizer, self.n_ctx = study.host.tokenizer, study.host.n_ctx or math.inf
+        self.reserved = ["[X]", "[Y]", *([self.tokenizer.mask_token] if study.host.kind == "masked" else [])]
 
     def __call__(self, sentence: str) -> bool:
-        slots = "[X]" in sentence or "[Y]" in sentence
-        return not slots and len(self.tokenizer(sentence, verbose=False)["input_ids"]) <= self.n_ctx
+        reserved = any(one in sentence for one in self.reserved)
+        return not reserved and len(self.tokenizer(sentence, verbose=False)["input_ids"]) <= self.n_ctx
 
 
 def examples(records: "pd.DataFrame", key: str, n: int = EXAMPLES) -> "pd.DataFrame":

@@ -153,6 +153,30 @@ def test_texts_of_others_are_read(tmp_path):
     assert set(records["texts"]) == {texts.BOTH, texts.HEAD, texts.RANDOM}
 
 
+@pytest.mark.parametrize("architecture", ["BertForMaskedLM", "GPT2LMHeadModel"])
+def test_sentences_that_cannot_be_asked_are_passed_over(architecture, tmp_path):
+    """A sentence with a mask of its own; and a word with nothing but a blank before it, for a model that reads on."""
+    folder = bingrel(tmp_path)
+    (path,) = folder.glob("*.json")
+    path.write_text(path.read_text().replace('"Nowhere."', '" Nowhere."').replace('"In ', '"[MASK] In '))
+    settings = Settings.of(**SMALL, texts=str(folder))
+    with open_study(tiny_model(architecture, seed=1), tiny_facts(), tmp_path / "run", settings) as study:
+        run(study, [texts.STAGE], lambda state: None)
+        records = study.records("texts", Shard("P36"))
+    assert len(records)
+    if architecture == "BertForMaskedLM":
+        assert not records["text"].str.contains("] In").any()
+    else:
+        assert "Nowhere" not in set(records["word"])
+
+
+def test_texts_whose_words_cannot_be_written_give_no_table(tmp_path):
+    """Each word has an accent behind it that the vocabulary lacks."""
+    path = corpus_file(tmp_path, ["Ireland, Dublin\u0301", "Ireland o\u0301", "e\u0301"])
+    with open_study(tiny_model(), tiny_facts(2), tmp_path / "run", Settings.of(**SMALL, texts=str(path))) as study:
+        assert "activation_on_texts" not in run(study, [texts.STAGE], lambda state: None)
+
+
 def test_texts_about_no_fact_give_no_table(tmp_path):
     path = corpus_file(tmp_path, ["Nobody is here.", "A sentence of no use."])
     with open_study(tiny_model(), tiny_facts(2), tmp_path / "run", Settings.of(**SMALL, texts=str(path))) as study:
