@@ -14,11 +14,11 @@ counts only while its file has the digest that was noted beside it *and* its inp
 made again. So nothing has to be cleaned up after a crash, a full disk or a damaged file, and a run that was resumed
 ends with the records of one that ran through.
 
-The lock is the kernel's (``flock``): it ends with its process, however that ends.
+The lock is the kernel's (``flock``): it ends with its process, however that ends. Windows has none such: there runs
+can be read and not written.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -174,12 +174,13 @@ def locked(path: str | os.PathLike[str], settled: Callable[[Path], None] = _unno
     """
     path = Path(path)
     _check_ours(path)
+    flock = _flock()
     with _explained(path):
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / "lock").open("a+")
     with lock:
         with _explained(path):
-            _lock(lock, path)
+            _lock(flock, lock, path)
             shutil.rmtree(path / "scratch", ignore_errors=True)
             (path / "scratch").mkdir(exist_ok=True)
         yield RunDirectory(path, settled)
@@ -332,9 +333,21 @@ def _check_ours(path: Path) -> None:
         raise ArgumentError(f"--out {path} holds other files; expected a new directory, or one of an earlier run.")
 
 
-def _lock(lock: Any, path: Path) -> None:
+def _flock() -> Callable[[Any], None]:
+    """Return what locks a file for this process, or raises BlockingIOError where another has it."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        import fcntl
+    except ImportError as error:
+        raise DataError(
+            "A run is written under a lock of the system's, which Windows does not have; expected Linux (on Windows: "
+            "WSL) or macOS. Runs that are there can be read."
+        ) from error
+    return lambda lock: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _lock(flock: Callable[[Any], None], lock: Any, path: Path) -> None:
+    try:
+        flock(lock)
     except BlockingIOError:
         lock.seek(0)
         owner = lock.read().strip() or "unknown"

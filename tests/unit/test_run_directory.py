@@ -135,6 +135,18 @@ def test_damaged_settings_are_refused_until_forced(path, name):
         assert (path / name).read_text() == whole and run.is_current("stage", SHARD, "made from this", 1)
 
 
+def test_where_there_are_no_locks_runs_are_read_and_not_written(path, monkeypatch):
+    with open_run(path, CONFIG, PROVENANCE) as run:
+        write(run)
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    for place in (path, path.with_name("new")):
+        with pytest.raises(DataError, match="lock"), open_run(place, CONFIG, PROVENANCE):
+            pass
+    assert RunDirectory(path).noted("stage", SHARD) is not None and not path.with_name("new").exists()
+    command = "import sys; sys.modules['fcntl'] = None; import kn_lens.experiments.run_directory"
+    subprocess.run([sys.executable, "-c", command], check=True, timeout=60)
+
+
 def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(path):
     code = "import sys, time; from kn_lens.experiments.run_directory import open_run\n"
     code += "with open_run(sys.argv[1], {}, {'made_from': {}}): print('open', flush=True); time.sleep(60)"
