@@ -153,8 +153,8 @@ def controlled_effects(
         lowest layer with neurons up, where the intervention acts at the read position alone.
 
     Raises:
-        ArgumentError: a fact without prompts or without activation neurons, prompts of one relation only, neurons that
-            the model does not have, or a budget of no memory.
+        ArgumentError: no facts, a fact without prompts or without activation neurons, prompts of one relation only,
+            neurons that the model does not have, no intervention, or a budget of no memory.
         UnsupportedModelError: the model cannot be hosted, is in train mode, or has NaN weights or answers.
     """
     import pandas as pd
@@ -165,6 +165,9 @@ def controlled_effects(
     pool = FactSet(prompts_of)
     facts = list(neurons_by_fact)
     _check_facts(facts, prompts_of, activation_neurons)
+    makers = intervene if isinstance(intervene, Mapping) else {"": intervene}
+    if not makers:
+        raise ArgumentError("intervene is empty; expected an intervention, or some by name: {'off': Suppress}.")
     others = dict(zip(pool, pool.paired_with_other_relations(seed), strict=True))
     kinds: dict[str, Mapping[Fact, NeuronSet]] = {"found": neurons_by_fact}
     if activation_neurons is not None:
@@ -175,7 +178,6 @@ def controlled_effects(
     readings = {"own": facts, "other": [pool[others[fact]] for fact in facts]}
 
     runs, changes = [], []
-    makers = intervene if isinstance(intervene, Mapping) else {"": intervene}
     for scope, read_facts in readings.items():
         chosen = torch.cat([prompts_of[fact] for fact in read_facts]).to(prompts.tokens.device)
         owner = np.repeat(np.arange(len(facts)), [len(prompts_of[fact]) for fact in read_facts])
