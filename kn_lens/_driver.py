@@ -9,7 +9,7 @@ A worker stays with a run while it has shards to make, then takes one that nobod
 holds first, and at last helps with another's. It has ``IN_FLIGHT`` shards at most, so that no more results than twice
 the workers wait in memory; the costliest come first, so that all are done at about the same time. When a worker dies,
 with its machine or alone, another one is started and its shards are done again; a shard that takes ``ATTEMPTS`` workers
-with it fails its run.
+with it fails its run, and so do as many that die over a model which nobody holds any more.
 """
 
 import time
@@ -58,6 +58,8 @@ class _Run:
     """Stages whose shards are all there, to be summed up while workers make the next ones."""
     tables: "dict[str, pd.DataFrame]" = field(default_factory=dict)
     """Of the stages that are summed up."""
+    lost_helpers: int = 0
+    """Workers that died over its model, which another had loaded."""
     alone: bool = False
     """Whether nobody else could load its model."""
     over: bool = False
@@ -310,9 +312,16 @@ class Driver:
 
     def _bury(self, worker: _Worker, reason: str) -> None:
         """Take back what a dead worker had, and start another."""
-        for task in reversed(worker.tasks.values()):
-            if task.shard is not None and task.run is not None and not task.run.over:
+        tasks = list(reversed(worker.tasks.values()))
+        worker.run = None
+        worker.tasks.clear()  # it attends to nothing any more
+        for task in tasks:
+            if task.run is not None and task.run.over:
+                continue
+            if task.shard is not None and task.run is not None:
                 self._put_back(task.run, task.shard, reason)
+            elif task.run is not None:
+                self._lost_helper(task.run, reason)
             elif task.job is not None:
                 self._deaths[task.job.name] += 1
                 if self._deaths[task.job.name] < ATTEMPTS:
@@ -336,6 +345,14 @@ class Driver:
             run.waiting.appendleft(shard)
         else:
             self._end(run, _died(f"{run.stages[0].name} of {shard.name}", reason))
+
+    def _lost_helper(self, run: _Run, reason: str) -> None:
+        """Leave a run to those that work on it when its model killed too many others; without any, it failed."""
+        run.lost_helpers += 1
+        if run.lost_helpers >= ATTEMPTS:
+            run.alone = True
+            if not self._attended(run):
+                self._end(run, _died(LOADING, reason))
 
 
 def _needed(study: Study, stage: Stage, shard: Shard) -> list[tuple[str, Shard]]:

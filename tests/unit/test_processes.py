@@ -8,10 +8,12 @@ import time
 
 import psutil
 import pytest
+import torch
 
 from kn_lens._cluster import Died, n_processors
+from kn_lens._driver import Driver
 from kn_lens._processes import Pipes, Processes
-from kn_lens.engines import Failure
+from kn_lens.engines import Failure, on_threads
 from kn_lens.study import run_study
 from kn_lens.study_config import FactsEntry, ModelEntry, StudyConfig
 from tests.tiny import tiny_checkpoint
@@ -176,3 +178,46 @@ def check_a_killed_worker_changes_nothing(models, folder, engine, processes):
 
 def test_records_are_those_of_the_other_engine_though_a_process_is_killed(models, tmp_path):
     check_a_killed_worker_changes_nothing(models, tmp_path, Processes(workers=2), workers)
+
+
+class Frail:
+    """Workers here, of which the first dies over its first shard, and all others over the model."""
+
+    n_workers, needs = 1, "1 CPU"
+
+    def __init__(self):
+        self.n_started = self.n_begun = 0
+        self.results = {}
+
+    def resources(self):
+        return "1 CPU"
+
+    def start(self, cls):
+        self.n_started += 1
+        assert self.n_started < 20, "it never ends"
+        return cls(None)
+
+    def ask(self, worker, method, *args):
+        self.n_begun += method == "begin"
+        dies = method == "make" or (method == "begin" and self.n_begun > 1)
+        self.results[len(self.results)] = Died("out of memory") if dies else getattr(worker, method)(*args)
+        return len(self.results) - 1
+
+    def wait(self, refs):
+        return list(refs)
+
+    def get(self, ref):
+        return self.results[ref]
+
+    def stop(self, worker):
+        worker.close()
+
+    def run(self, jobs, home, watch):
+        return Driver(self, jobs, home, watch).outcomes()
+
+
+def test_a_run_whose_model_kills_every_worker_that_takes_it_over_fails(models, tmp_path):
+    with on_threads(torch.get_num_threads()):  # a worker in this process sets its own number
+        rows = run_study(config_of(models, "bert"), FACTS, tmp_path / "study", engine=Frail())
+    assert rows["state"].tolist() == ["failed"] and rows["where"].tolist() == ["loading the model"]
+    assert "3 workers died over it" in rows["reason"][0]
