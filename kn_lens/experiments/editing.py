@@ -92,7 +92,10 @@ MISSING = {pa.string(): "", pa.int32(): 0, pa.float64(): np.nan}
 def _make_updates(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
     relation, settings = shard.relation, study.settings
     others = _others(study, relation, settings.update_others, settings.update_others)
-    new_objects, neurons, why = _planned(study, relation, others)
+    planned, neurons, why = _planned(study, relation, others)
+    own = _askable(study, {fact: Question(fact, new) for fact, new in planned.items()})
+    new_objects = {question.asked: question.answer for question in own.values()}
+    why |= {fact: f"No template takes {planned[fact]!r} too." for fact in planned if fact not in own}
     rows = [
         {**{name: getattr(fact, name) for name in ("relation", "subject", "object", "key")}, "why": reason}
         for fact, reason in why.items()
@@ -178,15 +181,23 @@ def _questions(study: Study, new_objects: Mapping[Fact, str]) -> dict[str, Quest
 
 
 def _askable(study: Study, questions: Questions) -> dict[Fact, Question]:
-    """Return the questions that can be asked of the model, for both answers."""
+    """Return the questions that can be asked of the model, in the templates that take both answers."""
     if not questions:
         return {}
     pairs = {fact: (one.asked, replace(one.asked, object=one.answer)) for fact, one in questions.items()}
     try:
-        there = prompts_by_fact(study.ask(dict.fromkeys(one for pair in pairs.values() for one in pair)))
+        prompts = study.ask(dict.fromkeys(one for pair in pairs.values() for one in pair))
     except NoPromptError:  # none of them can
         return {}
-    return {fact: questions[fact] for fact, pair in pairs.items() if all(one in there for one in pair)}
+    takes: dict[Fact, set[str]] = {}
+    for prompt, template in enumerate(prompts.template):
+        takes.setdefault(prompts.fact(prompt), set()).add(template)
+    askable: dict[Fact, Question] = {}
+    for fact, pair in pairs.items():
+        now, then = (takes.get(one, set()) for one in pair)
+        if both := tuple(one for one in pair[0].templates if one in now and one in then):
+            askable[fact] = Question(replace(pair[0], templates=both), pair[1].object)
+    return askable
 
 
 def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:

@@ -175,6 +175,19 @@ def test_facts_without_neurons_of_their_own_are_listed_with_the_reason(model, tm
     assert summary["updated"] + summary["left_out"] == summary["known"]
 
 
+def test_facts_are_updated_in_the_templates_that_take_their_answers(tmp_path):
+    """The vocabulary has no word in which a Greek letter follows a capital: that template is left out, as elsewhere."""
+    settings = Settings.of(relations=("P36",), limit=3, update_facts=1, update_others=2, max_share=1.0, n_resamples=5)
+    facts = kn.FactSet.world("held_out")
+    more = kn.FactSet(
+        dataclasses.replace(fact, templates=(*fact.templates, "The capital of [X] is [Y]\u03c9.")) for fact in facts
+    )
+    with open_study(kn.load_model("world-bert"), more, tmp_path, settings) as study:
+        run(study, [editing.UPDATES], lambda state: None)
+        own = study.records("updates", Shard("P36")).query("asked == 'own wording'")
+    assert len(own) and set(own["n_prompts"]) == {len(facts[0].templates)}
+
+
 def test_a_model_that_knows_nothing_is_not_updated(tmp_path):
     settings = Settings.of(attr_threshold=0.5, max_moves=2, n_resamples=5)
     with open_study(tiny_model(), tiny_facts(), tmp_path, settings) as study:
