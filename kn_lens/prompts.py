@@ -286,9 +286,10 @@ def _tensors(
     lengths = encoded.length[prompt_index] if form.masked else answer_pos
     tokens = encoded.ids[prompt_index, : lengths.max()]
     target_ids = encoded.ids[prompt_index, answer_pos]
-    pad_id = next(
-        (i for i in (form.tokenizer.pad_token_id, form.tokenizer.eos_token_id) if i is not None), 0
-    )  # any id will do where there is none: the attention mask hides it
+    # Any id will do where there is none: the attention mask hides it. One that was added to a tokenizer may be beyond
+    # the model's embeddings.
+    known = (form.tokenizer.pad_token_id, form.tokenizer.eos_token_id)
+    pad_id = next((i for i in known if i is not None and i < form.d_vocab), 0)
     mask = _within(tokens.shape[1], np.zeros_like(lengths), lengths)
     tokens = np.where(mask, tokens, pad_id)
     if form.masked:

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -326,6 +327,17 @@ def test_a_model_without_a_tokenizer_takes_one_or_the_users_tokens(monkeypatch):
     batch = make_prompts(model, FACTS, tokenizer=TOKENIZERS["GPT2LMHeadModel"])
     assert content(batch) == content(build("GPT2LMHeadModel", FACTS))
     assert predict(model, batch, k=1)["token"].str.isdecimal().all()
+
+
+def test_padding_that_the_model_has_no_embedding_for_is_not_put_in():
+    """As users add it to GPT-2's tokenizer, so that it can pad, without making the model's embeddings longer."""
+    model, tokenizer = tiny_model("GPT2LMHeadModel"), copy.deepcopy(TOKENIZERS["GPT2LMHeadModel"])
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == host_of(model).d_vocab
+    facts = [*FACTS, TWO_TOKENS]  # of two lengths
+    batch = make_prompts(model, facts, tokenizer=tokenizer)
+    assert not batch.attention_mask.all() and content(batch) == content(build("GPT2LMHeadModel", facts))
+    pd.testing.assert_frame_equal(predict(model, batch), predict(model, make_prompts(model, facts)))
 
 
 def test_a_fact_given_twice_is_refused():
