@@ -28,7 +28,7 @@ from kn_lens.errors import EditError, NoPromptError
 from kn_lens.experiments import answers, refining
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import Shown, Stage, Study, Tick, write_records
-from kn_lens.facts import Fact, FactSet
+from kn_lens.facts import Fact
 from kn_lens.neuron_sets import NeuronSet
 from kn_lens.neurons import activation_neurons
 from kn_lens.prompts import PromptBatch
@@ -262,7 +262,7 @@ def _make_erasures(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
     found, active = (study.neurons(kind, relation) for kind in ("found", "activation"))
     table = pd.DataFrame(columns=ERASE_SCHEMA.names)
     if any(found.values()):
-        others = _sampled(study, relation, settings.erase_others, same=False)
+        others = _other_facts(study, relation, settings.erase_others)
         table = erase_effects(
             study.host.model,
             study.ask([*study.some_facts(relation, settings.erase_facts, "erasures"), *others]),
@@ -300,17 +300,20 @@ def _erase_tables(study: Study) -> "dict[str, pd.DataFrame]":
 # --- other facts ------------------------------------------------------------------------------------------
 
 
-def _sampled(study: Study, relation: str, n: int, *, same: bool) -> list[Fact]:
-    """Return facts of the source drawn at random: of this relation, or of the others."""
-    rest = [fact for fact in study.source if (fact.relation == relation) == same and fact.templates]
-    chosen = study.generator("edits", relation, str(same)).choice(len(rest), size=min(n, len(rest)), replace=False)
-    return [rest[i] for i in sorted(chosen.tolist())]
+def _same_facts(study: Study, relation: str, n: int) -> list[Fact]:
+    """Return facts of the relation, of the source, drawn at random."""
+    mine = [fact for fact in study.source if fact.relation == relation and fact.templates]
+    chosen = study.generator("edits", relation, "True").choice(len(mine), size=min(n, len(mine)), replace=False)
+    return [mine[i] for i in sorted(chosen.tolist())]
+
+
+def _other_facts(study: Study, relation: str, n: int) -> list[Fact]:
+    return study.other_facts(relation, n, "edits", relation, "False")
 
 
 def _others(study: Study, relation: str, n_same: int, n_others: int) -> PromptBatch:
     """Return prompts of other facts, of this relation and of others."""
-    same = _sampled(study, relation, n_same, same=True)
-    return study.ask(FactSet([*same, *_sampled(study, relation, n_others, same=False)]))
+    return study.ask([*_same_facts(study, relation, n_same), *_other_facts(study, relation, n_others)])
 
 
 def _update_cost(study: Study, shard: Shard) -> float:

@@ -21,7 +21,7 @@ from kn_lens.experiments import refining
 from kn_lens.experiments.paper import CHANGE_RATIO
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import Shown, Stage, Study, Tick, write_records
-from kn_lens.facts import Fact, FactSet
+from kn_lens.facts import Fact
 from kn_lens.interventions import Amplify, Suppress
 
 if TYPE_CHECKING:
@@ -55,9 +55,11 @@ def _measure(
     baseline = "activation" if study.settings.baseline == "matched" else "baseline"
     sets = {kind: study.neurons(kind, relation) for kind in ("found", baseline)}
     found, active = ({fact: of_kind[fact] for fact in facts} for of_kind in sets.values())
+    # Of those that can be asked, "other" facts are drawn.
+    others = study.other_facts(relation, len(facts), "others", relation)
     effects = controlled_effects(
         study.host.model,
-        study.ask([*facts, *_others(study, relation, len(facts))]),
+        study.ask([*facts, *others]),
         found,
         active,
         intervene={factor: partial(Amplify, factor=factor) if factor else Suppress for factor in factors},
@@ -67,13 +69,6 @@ def _measure(
     )
     effects = effects.rename(columns={"intervention": "factor"}).replace({"neurons": {"activation": baseline}})
     write_records(path, {name: effects[name] for name in SCHEMA.names}, SCHEMA)
-
-
-def _others(study: Study, relation: str, n: int) -> FactSet:
-    """Return random facts of other relations of the source; of those that can be asked, "other" facts are drawn."""
-    rest = FactSet(fact for fact in study.source if fact.relation != relation and fact.templates)
-    chosen = study.generator("others", relation).choice(len(rest), size=min(n, len(rest)), replace=False)
-    return FactSet(rest[i] for i in sorted(chosen.tolist()))
 
 
 def _cost(study: Study, shard: Shard, n_factors: int, share: float) -> float:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kn_lens._budget import give_back_memory
+from kn_lens.errors import NoPromptError
 from kn_lens.experiments.run_directory import RunDirectory, Shard, digest_of_json
 from kn_lens.experiments.settings import Settings
 from kn_lens.facts import Fact, FactSet
@@ -141,6 +142,25 @@ class Study:
         facts = self.asked_facts(relation)
         chosen = self.generator(what, relation).choice(len(facts), size=min(len(facts), n), replace=False)
         return [facts[i] for i in sorted(chosen.tolist())]
+
+    def other_facts(self, relation: str, n: int, *names: str) -> list[Fact]:
+        """Return ``n`` facts of other relations of the source, in its order, drawn at random for what is named.
+
+        They need not all be such as the model can be asked; where none is, more are drawn.
+        """
+        rest = [fact for fact in self.source if fact.relation != relation and fact.templates]
+        while True:
+            chosen = self.generator(*names).choice(len(rest), size=min(n, len(rest)), replace=False)
+            drawn = [rest[i] for i in sorted(chosen.tolist())]
+            if n >= len(rest) or any(map(self._can_be_asked, drawn)):
+                return drawn
+            n *= 10
+
+    def _can_be_asked(self, fact: Fact) -> bool:
+        try:
+            return bool(self.ask([fact]))
+        except NoPromptError:
+            return False
 
     def n_rows(self, relation: str) -> int:
         """Return how many rows the prompts of a relation have."""

@@ -44,6 +44,17 @@ def finished(model, tmp_path_factory):
         yield study, run(study, STAGES, lambda state: None)
 
 
+def test_an_other_fact_is_found_though_hardly_any_can_be_asked(model, tmp_path):
+    """Of forty facts of the other relation, one has an answer that the vocabulary can write."""
+    others = [kn.Fact(f"subject {i}", "other", "\u03c9" if i else "Rome", CAPITAL) for i in range(40)]
+    facts = kn.FactSet([*tiny_facts(2).of("P36"), *others])
+    settings = Settings.of(attr_threshold=0.5, n_resamples=5, max_moves=2, relations=("P36",))
+    with open_study(model, facts, tmp_path, settings) as study:
+        run(study, [modulation.EFFECTS], lambda state: None)
+        effects = study.all_records(modulation.EFFECTS)
+    assert set(effects.loc[effects["facts"] == "other", "measured"]) == {others[0].key}
+
+
 def test_every_stage_leaves_its_records_and_tables(finished):
     study, tables = finished
     assert {path.stem for path in (study.run.path / "tables").iterdir()} == set(tables)
