@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PromptBatch", "make_prompts", "predict"]
 
-NOT_LAST = "object not last"
+NOT_LAST, SAME = "object not last", "same prompt as another template"
 
 
 def make_prompts(
@@ -53,8 +53,9 @@ def make_prompts(
 
     Sentence and answer are encoded together, with the special tokens of the checkpoint's own tokenizer, and the
     answer's tokens are those over its characters. For masked models they become mask tokens. For causal models the
-    prompt ends before them; templates with more than punctuation after the object are left out and counted. Words of
-    the subject that the vocabulary lacks are asked as the checkpoint reads them; the answer's never are.
+    prompt ends before them; templates with more than punctuation after the object are left out and counted, as are
+    those that ask the same as another, whose neurons would seem to be shared. Words of the subject that the vocabulary
+    lacks are asked as the checkpoint reads them; the answer's never are.
 
     Args:
         model: the TransformerLens model that the prompts are for.
@@ -210,7 +211,7 @@ def _build(form: _Form, facts: FactSet, contrast: str | Mapping[Fact, str] | Non
 
 
 def _asked(form: _Form, facts: FactSet) -> tuple[list[_Asked], Counter[str]]:
-    asked, left_out = [], Counter()
+    asked, left_out = {}, Counter()
     usable: dict[str, bool] = {}
     for number, fact in enumerate(facts):
         if not fact.templates:
@@ -223,10 +224,11 @@ def _asked(form: _Form, facts: FactSet) -> tuple[list[_Asked], Counter[str]]:
             if usable[template]:
                 # Split before the subject is put in: a subject may read "[Y]".
                 before, after = (half.replace(SUBJECT_SLOT, fact.subject) for half in template.split(OBJECT_SLOT))
-                asked.append(_Asked(number, template, before, after if form.masked else ""))
+                one = _Asked(number, template, before, after if form.masked else "")
+                left_out[SAME] += asked.setdefault((number, one.before, one.after), one) is not one
             else:
                 left_out[NOT_LAST] += 1
-    return asked, left_out
+    return list(asked.values()), +left_out  # without zeros
 
 
 def _object_is_last(template: str) -> bool:
@@ -286,8 +288,7 @@ def _tensors(
     lengths = encoded.length[prompt_index] if form.masked else answer_pos
     tokens = encoded.ids[prompt_index, : lengths.max()]
     target_ids = encoded.ids[prompt_index, answer_pos]
-    # Any id will do where there is none: the attention mask hides it. One that was added to a tokenizer may be beyond
-    # the model's embeddings.
+    # Any id will do that the model has, which one added to a tokenizer may not be: the attention mask hides it.
     known = (form.tokenizer.pad_token_id, form.tokenizer.eos_token_id)
     pad_id = next((i for i in known if i is not None and i < form.d_vocab), 0)
     mask = _within(tokens.shape[1], np.zeros_like(lengths), lengths)

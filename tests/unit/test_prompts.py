@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from kn_lens.errors import ArgumentError, DataError, PromptError
 from kn_lens.facts import Fact, FactSet
 from kn_lens.hosts import host_of
-from kn_lens.prompts import _build, _Form, make_prompts, predict
+from kn_lens.prompts import SAME, _build, _Form, make_prompts, predict
 from tests.tiny import COUNTRIES, memory_for, tiny_model, tiny_tokenizer
 
 LAST, FIRST, INSIDE = (
@@ -174,16 +174,28 @@ def test_a_lone_space_is_found_whether_or_not_offsets_are_trimmed(trim_offsets, 
 
 
 def test_only_punctuation_may_follow_the_object_of_a_causal_template():
-    patterns = ("[X]: [Y]", "[X]: [Y] .", '[X]: "[Y]".', "[X]: [Y]!\n", "[X]: [Y], and so on", "[Y]: [X]", "[X] [Y]s")
+    patterns = ("[X]: [Y]", "[X]; [Y] .", '[X]: "[Y]".', "[X] - [Y]!\n", "[X]: [Y], and so on", "[Y]: [X]", "[X] [Y]s")
     batch = build("GPT2LMHeadModel", [replace(FACTS[0], templates=patterns)])
     assert batch.template == patterns[:4] and batch.left_out == {"object not last": 3}
 
 
+def test_a_prompt_is_asked_once_though_templates_differ_behind_the_object():
+    """Else a neuron of this one wording would count as shared by three."""
+    fact = Fact("Ireland", "r", "Dublin", ("[X] has [Y].", "In [X] lies [Y]", "[X] has [Y]", "[X] has [Y]!"))
+    batch = build("GPT2LMHeadModel", [fact])
+    assert batch.template == ("[X] has [Y].", "In [X] lies [Y]") and batch.left_out == {SAME: 2}
+    assert len(build("BertForMaskedLM", [fact])) == 4  # which it reads as four
+    twice = replace(fact, templates=fact.templates[:1] * 2)
+    for name in ("GPT2LMHeadModel", "BertForMaskedLM"):
+        assert len(build(name, [twice])) == 1 and build(name, [twice]).left_out == {SAME: 1}
+
+
 def test_text_after_the_object_cannot_change_a_causal_answer():
     """'D.C..' would end in a token that holds both full stops."""
-    fact = Fact("Peru", "P36", "Lima.", (LAST, LAST.rstrip(".")))
-    batch = build("GPT2LMHeadModel", [fact])
-    assert content(batch)[0][0] == content(batch)[1][0]
+    one, other = (
+        build("GPT2LMHeadModel", [Fact("Peru", "P36", "Lima.", (template,))]) for template in (LAST, LAST.rstrip("."))
+    )
+    assert content(one)[0][0] == content(other)[0][0]
 
 
 def test_a_subject_may_read_like_a_slot():
