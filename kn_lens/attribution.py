@@ -327,8 +327,9 @@ class _Path:
 
 def _joint_path(site: Site, levels: Sequence[Quadrature], tolerance: float) -> LayerScores:
     """Integrate along ``alpha * w``; one product with ``W_out`` then gives the scores of all neurons."""
-    path = _integrate(site, site.post @ site.W_out, levels, tolerance)
-    scores = site.per_prompt(site.post * (path.gradient @ site.W_out.T))
+    W_out = site.W_out
+    path = _integrate(site, site.post @ W_out, levels, tolerance)
+    scores = site.per_prompt(site.post * (path.gradient @ W_out.T))
     return LayerScores(scores=scores, expected=path.expected, n_points=path.n_points)
 
 
@@ -337,8 +338,8 @@ def _single_path(site: Site, indices: Indices, levels: Sequence[Quadrature], tol
     assert indices is not None  # checked by `_check_neurons`
     scores = site.per_prompt(torch.full_like(site.post, float("nan")))
     expected, n_points = torch.zeros_like(site.clean), torch.zeros_like(site.everyone)
-    for index in indices.tolist():
-        path = _integrate(site, site.post[:, index, None] * site.W_out[index], levels, tolerance)
+    for index, row in zip(indices.tolist(), site.W_out[indices], strict=True):
+        path = _integrate(site, site.post[:, index, None] * row, levels, tolerance)
         scores[:, index] = path.total
         expected += path.expected
         n_points += path.n_points

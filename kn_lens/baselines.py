@@ -48,8 +48,9 @@ def gradient_x_activation(site: Site, indices: Indices) -> LayerScores:
 
     A forward pass per layer, and for all layers together one with its backward pass.
     """
-    silent = site.outputs(site.everyone, site.mlp_out - site.post @ site.W_out)
-    scores = site.per_prompt(site.post * (site.clean_gradient @ site.W_out.T))
+    W_out = site.W_out
+    silent = site.outputs(site.everyone, site.mlp_out - site.post @ W_out)
+    scores = site.per_prompt(site.post * (site.clean_gradient @ W_out.T))
     return LayerScores(scores=scores, expected=site.clean - silent, n_points=1)
 
 
@@ -89,13 +90,13 @@ def _neuron_by_neuron(
     site: Site, indices: Indices, change: Callable[[Tensor], Tensor], *, early: bool = False
 ) -> Float[Tensor, "batch d_mlp"]:
     """Return the outputs with ``change(w_i W_out[i])`` as the MLP's output for each chosen neuron i; NaN for others."""
-    n_prompts, d_mlp = len(site.clean), site.post.shape[-1]
+    W_out, n_prompts, d_mlp = site.W_out, len(site.clean), site.post.shape[-1]
     chosen = torch.arange(d_mlp, device=site.post.device) if indices is None else indices
     outputs = site.clean.new_full((n_prompts, d_mlp), float("nan"))
     # As many neurons at once as leave what they write of the size of a pass.
     at_once = max(1, site.rows_per_pass // len(site.post))
     for some in chosen.split(at_once) if len(chosen) else ():
-        written = einsum(site.post[:, some], site.W_out[some], "row neuron, neuron d_model -> neuron row d_model")
+        written = einsum(site.post[:, some], W_out[some], "row neuron, neuron d_model -> neuron row d_model")
         values = site.outputs(
             repeat(site.everyone, "batch -> (neuron batch)", neuron=len(some)),
             rearrange(change(written), "neuron row d_model -> (neuron row) d_model"),

@@ -35,7 +35,7 @@ class Site:
         post: clean ``hook_post`` at the read position, ``w``.
         mlp_out: clean ``w @ W_out + b_out``, which is what passes replace: ``W_out`` is linear, so that a change of
             ``w`` acts through it alone, and a gradient with respect to ``w`` is ``W_out`` times one with respect to it.
-        W_out: the layer's value rows, in the precision of ``post``.
+        value_rows: the layer's ``W_out``, live, in the model's precision.
         output: what is read from the logits.
         state: the clean pass, shared by the sites of all layers.
         at_clean: gradients at the clean output, shared likewise.
@@ -47,11 +47,20 @@ class Site:
     clean: Float[Tensor, " batch"]
     post: Float[Tensor, "row d_mlp"]
     mlp_out: Float[Tensor, "row d_model"]
-    W_out: Float[Tensor, "d_mlp d_model"]
+    value_rows: Float[Tensor, "d_mlp d_model"]
     output: Output
     state: CleanState
     at_clean: "CleanGradients"
     rows_per_pass: int
+
+    @property
+    def W_out(self) -> Float[Tensor, "d_mlp d_model"]:
+        """The layer's value rows in the precision of ``post``.
+
+        Of a model in half precision that is a copy, made at each call: those of all layers together could take more
+        memory than its passes.
+        """
+        return at_least_float32(self.value_rows)
 
     @property
     def clean_gradient(self) -> Float[Tensor, "row d_model"]:
@@ -185,7 +194,7 @@ def sites(host: Host, prompts: PromptBatch, output: Output, layers: Sequence[int
             clean=clean,
             post=state.post[layer],
             mlp_out=state.mlp_out[layer],
-            W_out=at_least_float32(host.W_out(layer)),
+            value_rows=host.W_out(layer),
             output=output,
             state=state,
             at_clean=at_clean,

@@ -1,5 +1,6 @@
 """Attribution against independent oracles: the definition as a loop, captum, and measured interventions."""
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -400,3 +401,21 @@ def test_in_half_precision_the_tolerance_is_what_rounding_leaves(prompts):
     attr = kn.attribute(model, prompts, tolerance=1e-9)
     assert torch.equal(attr.tolerance, 2 * 2**-7 * attr.clean.clamp(min=1e-2))
     assert attr.n_points.double().mean() < 20 and attr.scores.dtype == torch.float32
+
+
+def test_in_half_precision_no_second_copy_of_the_value_rows_is_kept():
+    """A larger model's would take more than its passes may: only the layer at hand has them in float32."""
+    model = tiny_model("BertForMaskedLM", dtype=torch.bfloat16)
+    shape = kn.host_of(model).W_out(0).shape
+
+    def n_copies():
+        tensors = (one for one in gc.get_objects() if type(one) is torch.Tensor)
+        return sum(one.shape == shape and one.dtype == torch.float32 for one in tensors)
+
+    def look(done, total):
+        if done == total:
+            held.append(n_copies())
+
+    before, held = n_copies(), []
+    kn.attribute(model, make_batch(True), progress=look)
+    assert held == [before]
