@@ -86,8 +86,9 @@ class PromptBatch:
         >>> len(batch), batch.fact(0).object
         (1, '9')
         """
-        for name, value in {"tokens": tokens, "read_pos": read_pos, "target_ids": target_ids}.items():
-            if not isinstance(value, Tensor):
+        given = {"tokens": tokens, "read_pos": read_pos, "target_ids": target_ids, "fact_index": fact_index}
+        for name, value in given.items():
+            if not isinstance(value, Tensor) and not (name == "fact_index" and value is None):
                 raise ArgumentError(f"{name} must be a tensor of whole numbers; got {type(value).__name__}.")
         n_prompts, device = len(tokens), tokens.device
         own = torch.arange(n_prompts, device=device)

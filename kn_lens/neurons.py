@@ -342,8 +342,12 @@ def highest_neurons(attr: Attribution, n_by_fact: Mapping[Fact, int]) -> dict[Fa
                 + did_you_mean(fact.key, (other.key for other in prompts_of))
             )
         means = rearrange(attr.scores[prompts_of[fact]].mean(0), "n_layers d_mlp -> (n_layers d_mlp)")
-        if n > (~means.isnan()).sum():
-            raise ArgumentError(f"{fact.key} has {n} neurons; the attribution has fewer scores for it.")
+        n_scores = int((~means.isnan()).sum())
+        if n > n_scores:
+            raise ArgumentError(
+                f"{fact.key} is to have {n} neurons, and the attribution has fewer scores for it, {n_scores}; expected "
+                "one of all layers and neurons."
+            )
         places = torch.where(means.isnan(), -torch.inf, means).topk(n).indices
         highest[fact] = NeuronSet(divmod(place, attr.scores.shape[-1]) for place in places.tolist())
     return highest

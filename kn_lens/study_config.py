@@ -135,7 +135,10 @@ class StudyConfig:
             raise ArgumentError("seeds and preset stand beside the settings, not among them.")
         fitting = self.memory is None or 0 < self.memory <= MEMORY_AT_MOST
         if self.threads < 1 or not fitting or min(self.seeds) < 0:
-            raise ArgumentError("threads and memory (in GiB) are positive numbers, and seeds are not negative.")
+            raise ArgumentError(
+                f"threads={self.threads}, memory={self.memory}, seeds={list(self.seeds)}; expected positive numbers of "
+                "threads and GiB, and seeds that are not negative."
+            )
         self.settings_for(self.seeds[0])
 
     def settings_for(self, seed: int) -> Settings:

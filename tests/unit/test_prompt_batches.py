@@ -87,6 +87,7 @@ def test_own_tokens_need_nothing_else():
         ({"read_pos": torch.zeros(2, dtype=torch.int64, device="meta")}, "one device; got .*read_pos on meta"),
         ({"target_ids": torch.tensor([9, -100])}, "target_ids of row 1 is -100"),
         ({"contrast_ids": torch.tensor([-1, 1])}, "contrast_ids of row 0 is -1"),
+        ({"fact_index": [0, 0]}, "fact_index must be a tensor of whole numbers; got list"),
         ({"facts": [FACTS[0]]}, "fact_index of prompt 1 is 1; there are 1 facts"),
         ({name: value[:0] for name, value in OWN.items()}, "no prompt in the batch"),
     ],
