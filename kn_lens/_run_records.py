@@ -139,7 +139,7 @@ class RunRecords:
         usual = Settings.of(preset).as_dict() if preset in PRESETS else {}
         for name, value in usual.items():
             here = config.get(name)
-            if name not in (*OPTIONS, "texts_digest") and here != value:
+            if name not in (*OPTIONS, "texts_digest", "syntax_digest") and here != value:
                 words += ["--set", f"{name}={here if isinstance(here, str) else json.dumps(here)}"]
         words += ["--out", str(self.path)]
         return shlex.join(words + (["--stages", ",".join(stages)] if stages else []))

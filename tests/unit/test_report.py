@@ -149,6 +149,9 @@ def test_the_command_gives_back_the_settings(run):
     }
     assert (given["--format"], given["--split"]) == ("lama", "trained")
     assert "--split" not in RunRecords(run, {**changed, "split": "all"}, records.provenance).command()
+    read = {"texts": "a.txt", "texts_digest": "1", "syntax": "b.jsonl", "syntax_digest": "2"}
+    command = RunRecords(run, {**changed, **read}, records.provenance).command()
+    assert "texts=a.txt" in command and "syntax=b.jsonl" in command and "digest" not in command
 
 
 def test_damage_is_named_and_not_reported_around(tmp_path):
