@@ -1,5 +1,6 @@
 """Options that several commands share, checked before anything heavy is imported."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,7 +48,7 @@ def help_if_bare(context: typer.Context) -> None:
         raise typer.Exit
 
 
-def check_out(path: Path | None, *others: Path | None) -> None:
+def check_out(path: Path | None, *others: Path | str | None) -> None:
     """Raise, before anything is computed, if a result could not be written to ``path``.
 
     Raises:
@@ -59,7 +60,7 @@ def check_out(path: Path | None, *others: Path | None) -> None:
         raise ArgumentError(f"--out {path}: there is no directory {path.parent}; make it first.")
     if path.is_dir():
         raise ArgumentError(f"--out {path} is a directory; expected the name of a file to write.")
-    if any(other is not None and other.exists() and path.exists() and path.samefile(other) for other in others):
+    if any(path.exists() and os.path.exists(other) and path.samefile(other) for other in others if other is not None):
         raise ArgumentError(f"--out {path} is the file that is read; expected another name.")
 
 

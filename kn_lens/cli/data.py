@@ -59,7 +59,7 @@ def convert(
     json: options.Json = False,
 ) -> None:
     """Write facts, with their templates, as JSON lines that every other command reads."""
-    check_out(to, Path(source), templates)
+    check_out(to, source, templates)
     facts = choose(read_facts(source, format, templates, split), relation, subject, limit, seed)
     facts.to_jsonl(to)
     if json:

@@ -79,7 +79,7 @@ def update(
     json: options.Json = False,
 ) -> None:
     """Give one fact, chosen by --subject and --relation, another answer."""
-    check_out(to, neurons, templates)
+    check_out(to, facts, neurons, templates)
     source = read_facts(facts, format, templates, split)
     chosen = choose(source, relation, subject, None, 0)
     if len(chosen) != 1:
@@ -127,7 +127,7 @@ def erase(
     json: options.Json = False,
 ) -> None:
     """Erase what the neurons of a relation's facts write."""
-    check_out(to, neurons, templates)
+    check_out(to, facts, neurons, templates)
     source = read_facts(facts, format, templates, split)
     members = source.of(relation)
     found = _sets(neurons, source)
@@ -176,7 +176,7 @@ def apply(
 
     The facts are those that the edits name, unless others are chosen; --out takes the answer to every prompt as CSV.
     """
-    check_out(to, templates, *edits)
+    check_out(to, facts, templates, *edits)
     read = _read(edits)
     source = read_facts(facts, format, templates, split)
     asked = source if relation or subject else _named(read, source)

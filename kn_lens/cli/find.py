@@ -66,7 +66,7 @@ def find(
     """
     _check_consistent(preset, quadrature, n_steps, tolerance, output, contrast)
     memory_budget = in_bytes(memory)
-    check_out(to, templates)
+    check_out(to, facts, templates)
     chosen = choose(read_facts(facts, format, templates, split), relation, subject, limit, seed)
     loaded = load(model, device, dtype)
     prompts = ask(loaded, chosen, leave_out=leave_out_unknown, contrast=contrast)

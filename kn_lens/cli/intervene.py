@@ -78,7 +78,7 @@ def intervene(
     """
     memory_budget = in_bytes(memory)
     label, make = _intervention(suppress, amplify, set_to, "all" if all_positions else "read")
-    check_out(to, neurons, templates)
+    check_out(to, facts, neurons, templates)
     source = read_facts(facts, format, templates, split)
     sets = _sets(neurons, source, choose(source, relation, subject, limit, seed))
     loaded = load(model, device, dtype)
