@@ -149,6 +149,10 @@ def _found(
     from kn_lens.experiments.run_directory import open_run
     from kn_lens.report import write_figures
 
+    if (to / "records").is_dir():
+        raise ArgumentError(
+            f"--out {to} is a run on a model, whose settings and tables would be replaced; name another directory."
+        )
     source = None if facts == "world" else read_facts(facts, format, None, "all")
     sets = {"found": read_found(neurons, source)}
     if baseline:

@@ -197,6 +197,15 @@ def test_own_neuron_files_and_a_baseline_stand_side_by_side(cli, folder):
     assert code == 2 and "--facts" in err
 
 
+def test_a_run_on_a_model_is_not_replaced_by_neurons_of_others(cli, folder):
+    assert cli("--out", folder / "on a model", *FEW, "--stages", "facts")[0] == 0
+    kn.NeuronSet.write_many(folder / "sets.json", {"P36/Ireland/Dublin": kn.NeuronSet([(1, 2)])})
+    before = contents(folder / "on a model")
+    code, out, err = cli("-o", folder / "on a model", "-n", folder / "sets.json")
+    assert (code, out) == (2, "") and "is a run on a model" in err
+    assert contents(folder / "on a model") == before
+
+
 def test_an_interrupted_run_says_how_to_go_on(folder):
     command = [sys.executable, "-m", "kn_lens.cli", "reproduce", "--out", str(folder / "stopped"), *FEW]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
