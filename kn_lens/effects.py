@@ -156,6 +156,15 @@ def controlled_effects(
         ArgumentError: no facts, a fact without prompts or without activation neurons, prompts of one relation only,
             neurons that the model does not have, no intervention, or a budget of no memory.
         UnsupportedModelError: the model cannot be hosted, is in train mode, or has NaN weights or answers.
+
+    Example:
+        >>> import kn_lens as kn
+        >>> model = kn.load_model("world-bert")
+        >>> facts = [kn.FactSet.world().find("Ireland", relation=one) for one in ("P36", "P30")]
+        >>> prompts = kn.make_prompts(model, facts)
+        >>> effects = kn.controlled_effects(model, prompts, {facts[0]: kn.NeuronSet([(2, 5), (3, 17)])})
+        >>> effects[["neurons", "facts", "measured"]].values.tolist()[1:3]
+        [['random', 'own', 'P36/Ireland/Dublin'], ['found', 'other', 'P30/Ireland/Europe']]
     """
     import pandas as pd
 

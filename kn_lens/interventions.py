@@ -186,6 +186,18 @@ class Amplify(_Change):
         neurons: a ``NeuronSet``, a set for each fact, or a sequence with a set for each prompt.
         factor: 2 in the paper; between 0 and 1 it weakens, below 0 it turns the sign.
         position: ``"read"`` or ``"all"``.
+
+    Raises:
+        ArgumentError: neurons of another type, another position, or a factor that is not finite.
+
+    Example:
+        >>> import kn_lens as kn
+        >>> model = kn.load_model("world-bert")
+        >>> prompts = kn.make_prompts(model, kn.FactSet.world().find("Ireland", relation="P36"))
+        >>> neurons = kn.NeuronSet([(3, 5), (3, 17)])
+        >>> off, times_0 = (kn.measure(model, prompts, one) for one in (Suppress(neurons), Amplify(neurons, 0.0)))
+        >>> bool((off.after == times_0.after).all())
+        True
     """
 
     factor: float = 2.0
@@ -211,6 +223,19 @@ class SetTo(_Change):
             ``[n_layers, d_mlp]``, or for every neuron in each row of the prompts, ``[row, n_layers, d_mlp]``. Where
             every answer has one token, the scores of ``attribute(..., method="activation")`` are of the last kind.
         position: ``"read"`` or ``"all"``; all positions get the same value.
+
+    Raises:
+        ArgumentError: neurons of another type, another position, or a value that is no finite number and no tensor of
+            these shapes; whether a tensor fits, and is finite where it is read, is seen when it meets a model.
+
+    Example:
+        >>> import kn_lens as kn
+        >>> model = kn.load_model("world-bert")
+        >>> prompts = kn.make_prompts(model, kn.FactSet.world().find("Ireland", relation="P36"))
+        >>> clean = kn.attribute(model, prompts, method="activation").scores
+        >>> as_it_was = kn.measure(model, prompts, SetTo(kn.NeuronSet([(3, 5)]), clean))
+        >>> bool(as_it_was.change.abs().max() < 1e-5)
+        True
     """
 
     value: Value

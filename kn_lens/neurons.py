@@ -173,6 +173,14 @@ def refine_by_relation(
 
     Raises:
         ArgumentError: as ``refine``, or a target, step or number of moves that makes no sense.
+
+    Example:
+        >>> import kn_lens as kn
+        >>> model = kn.load_model("world-bert")
+        >>> prompts = kn.make_prompts(model, kn.FactSet.world().of("P36")[:2])
+        >>> refinement = kn.refine_by_relation(kn.attribute(model, prompts, keep=0.1), max_moves=0)
+        >>> refinement.share_threshold
+        {'P36': 0.7}
     """
     check_thresholds(attr_threshold, share_threshold, min_prompts)
     low, high = target
@@ -303,6 +311,14 @@ def activation_neurons(activations: Attribution, neurons_by_fact: Mapping[Fact, 
 
     Raises:
         ArgumentError: scores of another method, thresholded scores, or a fact without prompts.
+
+    Example:
+        >>> import kn_lens as kn
+        >>> model = kn.load_model("world-bert")
+        >>> fact = kn.FactSet.world().find("Ireland", relation="P36")
+        >>> activations = kn.attribute(model, kn.make_prompts(model, fact), method="activation")
+        >>> len(kn.activation_neurons(activations, {fact: kn.NeuronSet([(2, 5), (3, 17)])})[fact])
+        2
     """
     if activations.method != "activation":
         raise ArgumentError(
@@ -315,8 +331,12 @@ def activation_neurons(activations: Attribution, neurons_by_fact: Mapping[Fact, 
 def matched_neurons(attr: Attribution, neurons_by_fact: Mapping[Fact, NeuronSet]) -> dict[Fact, NeuronSet]:
     """Return for each fact as many neurons, those of highest mean score over its prompts: two methods at equal count.
 
+    Args:
+        attr: scores of any method, whole, with prompts of all the facts.
+        neurons_by_fact: the sets to match in number.
+
     Raises:
-        ArgumentError: as ``highest_neurons``.
+        ArgumentError: thresholded scores, a fact without prompts, or one with fewer scores than neurons.
     """
     return highest_neurons(attr, {fact: len(neurons) for fact, neurons in neurons_by_fact.items()})
 

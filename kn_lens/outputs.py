@@ -34,6 +34,13 @@ class Output:
         term: one number a row, from its logits, its target and, where it needs one, its contrast token.
         link: applied to the sum; differentiable.
         needs_contrast: whether ``term`` reads the contrast tokens.
+
+    >>> def above_mean(logits, target_ids, contrast_ids):
+    ...     return target_logits(logits, target_ids) - logits.mean(-1)
+    >>> output = Output("logit_above_mean", above_mean, link=lambda total: total)
+    >>> first = torch.tensor([0])
+    >>> output(torch.tensor([[2.0, 0.0, 1.0]]), first, None, prompt_index=first, n_prompts=1)
+    tensor([1.])
     """
 
     name: str

@@ -3,9 +3,8 @@ r"""Quadrature rules on [0, 1]: nodes and weights for the integral over the path
     integral_0^1 f(alpha) d alpha  ~=  sum_k weights[k] * f(nodes[k])
 
 The rules of the literature are here under their own names. ``left`` with 20 points is what the released code of Dai
-et al. (2022) runs, ``right`` with 20 points is what the paper's equation 3 says; their error falls as 1/n.
-``midpoint`` and
-``trapezoid`` fall as 1/n^2, ``gauss-legendre`` and ``clenshaw-curtis`` faster than any power where the integrand is
+et al. (2022) runs, ``right`` with 20 points is what the paper's equation 3 says; their error falls as 1/n. ``midpoint``
+and ``trapezoid`` fall as 1/n^2, ``gauss-legendre`` and ``clenshaw-curtis`` faster than any power where the integrand is
 smooth.
 
 Clenshaw-Curtis is the rule behind the adaptive default. It nests (the nodes of 2m intervals contain those of m), so

@@ -66,6 +66,16 @@ def run_study(
         ArgumentError: the configuration names what there is not, or the directory is something else's.
         DataError: the directory is of another study, or made with other versions; another process has it; it cannot
             be written; or the engine cannot be had. Before any model is loaded, except for the writing.
+
+    Example:
+        >>> import tempfile
+        >>> import kn_lens as kn
+        >>> from kn_lens.study_config import ModelEntry
+        >>> models = [ModelEntry(name="bert", model="world-bert")]
+        >>> config = kn.StudyConfig(models=models, stages=["facts"], settings={"limit": 1})
+        >>> rows = kn.run_study(config, {"world": kn.FactSet.world()}, tempfile.mkdtemp())
+        >>> rows[["run", "state"]].values.tolist()
+        [['bert+world+0', 'done']]
     """
     jobs = jobs_of(config, facts, held_out or {})
     with working_copy(out, STUDY) as (path, mirror):

@@ -148,11 +148,17 @@ class StudyConfig:
 
 
 def read_study(path: str | Path) -> StudyConfig:
-    """Read a ``study.toml``.
+    r"""Read a ``study.toml``.
 
     Raises:
         DataError: it is not there, is not TOML, or has a key or a value that it must not; the nearest valid one is
             named.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "study.toml")
+    >>> _ = path.write_text("[[models]]\nmodel = 'world-bert'\ntags = {size = 'small'}")
+    >>> read_study(path).models[0].tags
+    {'size': 'small'}
     """
     path = Path(path)
     try:
