@@ -182,15 +182,19 @@ def _controlled(job: _Job, source: FactSet) -> "pd.DataFrame":
     """Measure beside random and most active neurons, on each fact and on one of another relation."""
     from kn_lens.effects import controlled_effects
 
-    active = most_active(job.model, job.prompts, job.sets, memory_budget=job.memory_budget)
     if len(source.relations) < 2:
         raise ArgumentError(
             f"The controls need facts of another relation, and these are all of {', '.join(source.relations)}: name a "
             "source with more relations (--relation chooses from it), or give --no-controls."
         )
+    n_others = max(OTHERS_AT_LEAST, len(job.sets))
     rest = FactSet(fact for fact in source if fact not in job.sets and fact.templates)
-    others = rest.sample(min(len(rest), max(OTHERS_AT_LEAST, len(job.sets))), job.seed)
+    others = rest.sample(min(len(rest), n_others), job.seed)
+    if len({fact.relation for fact in (*job.sets, *others)}) < 2:  # nearly all of the source are of one relation
+        rest = rest.of(*({fact.relation for fact in rest} - {fact.relation for fact in job.sets}))
+        others = rest.sample(min(len(rest), n_others), job.seed)
     pool = ask(job.model, [*job.sets, *others], leave_out=True)
+    active = most_active(job.model, job.prompts, job.sets, memory_budget=job.memory_budget)
     with working("Measuring", unit="prompts") as show:
         return controlled_effects(
             job.model, pool, job.sets, active, intervene=job.intervene, seed=job.seed, memory_budget=job.memory_budget,

@@ -54,6 +54,18 @@ def test_a_choice_of_facts_is_compared_with_facts_beyond_it(cli, found, checkpoi
     assert others and all(key.startswith("P1376/") for key in others)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_one_fact_of_another_relation_is_found(cli, checkpoints, facts_file, tmp_path, monkeypatch, seed):
+    facts = kn.FactSet.from_jsonl(facts_file)
+    nearly_all_of_one = kn.FactSet([*facts.of("P36"), facts.of("P1376")[0]])
+    nearly_all_of_one.to_jsonl(tmp_path / "facts.jsonl")
+    kn.NeuronSet.write_many(tmp_path / "found.json", {facts[0]: kn.NeuronSet([(1, 2)])})
+    monkeypatch.setattr("kn_lens.cli.intervene.OTHERS_AT_LEAST", 1)
+    document = intervene(cli, checkpoints, tmp_path / "facts.jsonl", tmp_path / "found.json", "--seed", seed)
+    measured = {row["measured"] for row in document["facts"] if row["facts"] == "other"}
+    assert measured == {facts.of("P1376")[0].key}
+
+
 def test_intervene_prints_a_table(cli, found, checkpoints, facts_file, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = cli("intervene", "-m", checkpoints["bert"], "-f", facts_file, "-n", found[0])
