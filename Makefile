@@ -18,7 +18,8 @@ test: $(VENV)/.test
 # float64 alone, as `make test` looks at the rounding of float32.
 test-tl3: $(VENV3)/.test
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN3)/python -m pytest -n 2 --dist worksteal -k "not float32" tests/interop tests/parity \
-		tests/unit/test_edits.py tests/unit/test_hooked.py tests/unit/test_hosts.py tests/unit/test_interventions.py
+		$(addprefix tests/unit/test_, $(addsuffix .py, \
+		edits edits_undone exporting hooked hosts interventions loading processed_weights refused_models weight_edits))
 
 lint: $(VENV)/.test
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'

@@ -4,7 +4,7 @@ A checkpoint has 3 layers of width 16 and takes a few milliseconds to run. Its t
 own class, trained on `TEXTS`, so that special tokens, leading spaces and word pieces are those of the family.
 """
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -146,6 +146,15 @@ def tiny_model(architecture: str = "BertForMaskedLM", dtype: torch.dtype = torch
         return load_model(directory, dtype=dtype, device="cpu")
 
 
+@cache
+def loaded(architecture: str = "BertForMaskedLM"):
+    """Return `tiny_model`, the same one at every call: for tests that leave it as it was."""
+    model, tokens = tiny_model(architecture), torch.tensor([[8, 9, 10]])
+    with torch.no_grad():  # TransformerLens readies some modules when they first run
+        host_of(model).logits(tokens, torch.ones_like(tokens))
+    return model
+
+
 def tiny_hf_model(architecture: str, dtype: torch.dtype = torch.float64, seed: int = 0, **config: Any) -> Any:
     """Return the Hugging Face model itself, in evaluation mode.
 
@@ -227,3 +236,8 @@ def memory_for(rows: int, model: Any, prompts: PromptBatch, *, gradient: bool = 
     host = host_of(model)
     budget = budget_for(host, prompts, 1.0) if gradient else Budget.of(host, 1.0)
     return 2.01 * rows * budget._pass_bytes(int(prompts.length.max()))
+
+
+def equal(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-10) -> None:
+    """Fail where two tensors differ by more than float64 rounds, or than the tolerance."""
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)

@@ -1,7 +1,5 @@
 """What edits do: against plain loops over prompts, and suppression; and that nothing of them is left behind."""
 
-import functools
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +10,10 @@ import pytest
 
 import kn_lens as kn
 from kn_lens.edit_questions import SCOPES
-from tests.tiny import D_MLP, N_LAYERS, memory_for, tiny_model
-from tests.unit.test_effects import CAPITAL, FACTS, INVERSE, MODELS, naive_reading
-from tests.unit.test_interventions import state
+from tests.effects import CAPITAL, FACTS, INVERSE, MODELS, naive_reading
+from tests.reliability.state import differences, state_of
+from tests.tiny import D_MLP, N_LAYERS, loaded, memory_for
 
-loaded = functools.cache(tiny_model)
 IRELAND, FRANCE, GERMANY = (fact for fact in FACTS if fact.subject in ("Ireland", "France", "Germany"))
 NEW = {IRELAND: "Tokyo", FRANCE: "Lima", GERMANY: "Paris and Rome"}  # several tokens now, and several then
 HELD_OUT = [replace(fact, templates=("The seat of government of [X] is [Y]", "[X] is led from [Y].")) for fact in NEW]
@@ -41,9 +38,9 @@ FOUND, ACTIVE = sets_of(FACTS), sets_of(FACTS, seed=1)
 def model(request):
     """A model that has to come back as it was."""
     model = loaded(request.param)
-    before = state(model)
+    before = state_of(model)
     yield model
-    assert state(model) == before
+    assert not differences(before, state_of(model))
 
 
 def all_questions():
@@ -228,7 +225,7 @@ def test_random_neurons_are_matched_and_do_not_depend_on_other_facts(model):
     assert (together.groupby("key").n_neurons.nunique() == 1).all()
 
 
-# --- erasing ----------------------------------------------------------------------------------------------
+# --- erasing ---------------------------------------------------------------------------------------------
 
 
 def test_erasing_is_suppression_at_all_positions(model):
@@ -267,7 +264,7 @@ def test_what_erased_rows_become_and_which_can_be_chosen(model):
     assert not np.allclose(tables[0].nll_after, tables[1].nll_after)
 
 
-# --- nothing is left behind, nothing runs for nothing -----------------------------------------------------
+# --- nothing is left behind, nothing runs for nothing ----------------------------------------------------
 
 
 @pytest.mark.parametrize("at", [0.2, 0.5, 0.9])
@@ -280,20 +277,6 @@ def test_an_interruption_leaves_the_model_as_it_was(model, at):
         kn.update_effects(model, NEW, FOUND, others=others_of(model), progress=interrupt)
     with pytest.raises(KeyboardInterrupt):
         kn.erase_effects(model, others_of(model), FOUND, top=4, progress=interrupt)
-
-
-@pytest.fixture
-def no_passes(monkeypatch):
-    """A model whose forward pass fails the test."""
-    model = loaded(MODELS[1])
-
-    def forward(*args, **kwargs):
-        raise AssertionError("the model ran")
-
-    monkeypatch.setattr(model.original_model, "forward", forward)
-    with pytest.raises(AssertionError, match="the model ran"):
-        kn.predict(model, kn.make_prompts(model, FACTS))
-    return model
 
 
 FAR = kn.Fact("Atlantis", "P36", "Poseidonis", CAPITAL)
@@ -365,166 +348,6 @@ def test_prompts_of_the_erased_relation_alone_have_no_others(no_passes):
 def test_a_fact_without_other_wording_is_named():
     with pytest.raises(kn.ArgumentError, match="no other wording of P36/Germany/Berlin"):
         kn.reworded(HELD_OUT[:2], NEW)
-
-
-# --- summing up -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def effects():
-    """Of two relations, with numbers that a trained model could have."""
-    draw = np.random.default_rng(0)
-    rows = []
-    for relation, n_facts in {"P36": 6, "P30": 3}.items():
-        for kind in ("random", "found"):
-            for asked in ("same answer", "inverse", "own wording"):
-                for i in range(n_facts):
-                    right, lost = draw.uniform(0.5, 1), draw.uniform(0, 0.5)
-                    row = {"relation": relation, "key": f"{relation}/{i}", "neurons": kind, "asked": asked, "dose": 1.0}
-                    row |= {"n_prompts": int(draw.integers(3, 9)), "right_before": right, "right_after": right - lost}
-                    row |= {"lost": lost, "nll_before": draw.uniform(0, 1), "nll_after": draw.uniform(0, 4)}
-                    if asked != "same answer":
-                        for name in ("right", "top5", "rank", "mrr"):
-                            row |= {f"new_{name}_{when}": draw.uniform() for when in ("before", "after")}
-                    rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def naive_measures(part):
-    n = part.n_prompts
-    mean = lambda column: (n * column).sum() / n.sum()  # noqa: E731
-    before, after = np.exp(mean(part.nll_before)), np.exp(mean(part.nll_after))
-    return {
-        "changed": (n * part.lost).sum() / (n * part.right_before).sum(),
-        "success_before": mean(part.new_right_before),
-        "success": mean(part.new_right_after),
-        "top5": mean(part.new_top5_after),
-        "rank": mean(part.new_rank_after),
-        "mrr": mean(part.new_mrr_after),
-        "accuracy_before": mean(part.right_before),
-        "accuracy_after": mean(part.right_after),
-        "perplexity_before": before,
-        "perplexity_after": after,
-        "perplexity_growth": after / before - 1,
-        "perplexity_rise": after - before,
-    }
-
-
-def test_a_table_is_made_of_ratios_over_prompts_and_of_relations_or_all_prompts_together(effects):
-    table = kn.edit_table(effects, by_relation=True).set_index(["neurons", "dose", "asked", "relation", "measure"])
-    mean = kn.edit_table(effects).set_index(["neurons", "dose", "asked", "measure"])
-    for (kind, asked), cell in effects.groupby(["neurons", "asked"]):
-        expected = {relation: naive_measures(part) for relation, part in cell.groupby("relation")}
-        for measure in expected["P36"]:
-            where = (kind, 1.0, asked, measure)
-            if asked == "same answer" and measure in ("success", "success_before", "top5", "rank", "mrr"):
-                assert where not in mean.index
-                continue
-            for relation, values in expected.items():
-                row = table.loc[(kind, 1.0, asked, relation, measure)]
-                assert row.value == pytest.approx(values[measure])
-                assert row.low <= row.value <= row.high and row.low < row.high
-                assert row.n_facts == (cell.relation == relation).sum()
-            together = np.mean([values[measure] for values in expected.values()])
-            if measure.startswith("perplexity"):
-                together = naive_measures(cell)[measure]
-            assert mean.value[where] == pytest.approx(together)
-            assert mean.low[where] < mean.value[where] < mean.high[where] and mean.n_facts[where] == 9
-    order = list(dict.fromkeys(zip(mean.reset_index().neurons, mean.reset_index().asked, strict=True)))
-    assert order == [
-        (kind, asked) for kind in ("found", "random") for asked in ("own wording", "inverse", "same answer")
-    ]
-
-
-def test_intervals_are_those_of_resampled_facts(effects):
-    """Against drawing the facts one sample at a time, with other random numbers."""
-    cell = effects[(effects.neurons == "found") & (effects.asked == "inverse")]
-    draw = np.random.default_rng(1)
-    samples = [
-        np.mean(
-            [
-                naive_measures(part.iloc[draw.integers(len(part), size=len(part))])["mrr"]
-                for _, part in cell.groupby("relation")
-            ]
-        )
-        for _ in range(600)
-    ]
-    row = kn.edit_table(cell, n_resamples=4000, level=0.8).set_index("measure").loc["mrr"]
-    assert [row.low, row.high] == pytest.approx(np.quantile(samples, [0.1, 0.9]).tolist(), abs=0.02)
-
-
-def test_the_interval_of_a_perplexity_is_that_of_all_prompts_of_facts_drawn_within_relations(effects):
-    """Against drawing facts one sample at a time, with other random numbers."""
-    cell = effects[(effects.neurons == "found") & (effects.asked == "inverse")]
-    groups = [part for _, part in cell.groupby("relation")]
-    draw = np.random.default_rng(1)
-    samples: dict[str, list[float]] = {"perplexity_after": [], "perplexity_growth": [], "perplexity_rise": []}
-    for _ in range(600):
-        drawn = naive_measures(pd.concat([one.iloc[draw.integers(len(one), size=len(one))] for one in groups]))
-        for measure, values in samples.items():
-            values.append(drawn[measure])
-    table = kn.edit_table(cell, n_resamples=4000, level=0.8).set_index("measure")
-    for measure, values in samples.items():
-        expected = np.quantile(values, [0.1, 0.9])
-        assert table.loc[measure, ["low", "high"]].tolist() == pytest.approx(expected.tolist(), rel=0.05), measure
-
-
-def test_a_relation_that_is_hardly_known_has_no_more_weight_than_its_prompts():
-    row = {"neurons": "found", "asked": "same relation", "right_before": 1.0, "right_after": 1.0, "lost": 0.0}
-    facts = [{**row, "relation": "known", "n_prompts": 99, "nll_before": 0.0, "nll_after": 0.0}]
-    facts += [{**row, "relation": "unknown", "n_prompts": 1, "nll_before": 10.0, "nll_after": 20.0}]
-    value = kn.edit_table(pd.DataFrame(facts)).set_index("measure")["value"]
-    assert value["perplexity_before"] == pytest.approx(math.exp(0.1))
-    assert value["perplexity_growth"] == pytest.approx(math.exp(0.1) - 1)
-
-
-def test_there_is_no_interval_where_draws_often_have_nothing_to_divide_by(effects):
-    """Of three facts one was right: 8 of 27 draws are without it."""
-    cell = effects.query("neurons == 'found' and asked == 'own wording' and relation == 'P30'")
-    first = np.arange(len(cell)) == 0
-    some = cell.assign(right_before=cell["right_before"].where(first, 0.0), lost=cell["lost"].where(first, 0.0))
-    table = kn.edit_table(some).set_index("measure")
-    assert table.loc["changed", "value"] == pytest.approx(some["lost"].iloc[0] / some["right_before"].iloc[0])
-    assert table.loc["changed", ["low", "high"]].isna().all() and table.drop("changed").notna().all(axis=None)
-    # Beside another relation there is a value in every draw: that of the other where this one has none.
-    both = pd.concat([some, effects.query("neurons == 'found' and asked == 'own wording' and relation == 'P36'")])
-    row = kn.edit_table(both).set_index("measure").loc["changed"]
-    assert row["low"] < row["value"] < row["high"]
-
-
-def test_tables_are_deterministic_and_one_fact_has_no_spread(effects):
-    pd.testing.assert_frame_equal(kn.edit_table(effects, seed=3), kn.edit_table(effects, seed=3))
-    alone = kn.edit_table(effects[effects.key == "P30/1"])
-    assert np.allclose(alone.low, alone.value) and np.allclose(alone.high, alone.value)
-
-
-def test_what_was_never_right_cannot_change(effects):
-    never = kn.edit_table(effects.assign(right_before=0.0, lost=0.0)).set_index("measure")
-    assert never.loc["changed", ["value", "low", "high"]].isna().all(axis=None)
-    assert never.drop("changed").notna().all(axis=None)
-
-
-def test_a_relation_that_was_never_right_is_left_out_of_the_mean(effects):
-    cell = effects.query("neurons == 'found' and asked == 'own wording'")
-    cell = cell[cell["dose"] == cell["dose"].iloc[0]]
-    unknown = cell["relation"] == cell["relation"].iloc[0]
-    some = cell.assign(right_before=cell["right_before"].mask(unknown, 0.0), lost=cell["lost"].mask(unknown, 0.0))
-    mixed, rest = (kn.edit_table(part).set_index("measure").loc["changed"] for part in (some, cell[~unknown]))
-    assert mixed["value"] == pytest.approx(rest["value"]) and mixed["n_facts"] == rest["n_facts"] == (~unknown).sum()
-
-
-@pytest.mark.parametrize(
-    "change, options, message",
-    [
-        (lambda table: table.drop(columns="lost"), {}, "no column 'lost'"),
-        (lambda table: table.iloc[:0], {}, "empty"),
-        (lambda table: table, {"n_resamples": 0}, "n_resamples=0"),
-        (lambda table: table, {"level": 1.0}, "level=1.0"),
-    ],
-)
-def test_tables_refuse_what_they_cannot_sum_up(effects, change, options, message):
-    with pytest.raises(kn.ArgumentError, match=message):
-        kn.edit_table(change(effects), **options)
 
 
 def test_the_python_of_the_documentation_runs(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """Edit files: what is read is what was written, bit for bit; anything else is an error that touches no weight."""
 
-import functools
 import json
 import struct
 from pathlib import Path
@@ -14,12 +13,10 @@ from safetensors.torch import save_file
 
 import kn_lens as kn
 from kn_lens.edit_files import canonical, digest_of
-from tests.tiny import COUNTRIES, tiny_checkpoint, tiny_model
+from tests.tiny import COUNTRIES, loaded, tiny_checkpoint, tiny_model
 
 FACT = kn.Fact("Ireland", "P36", COUNTRIES["Ireland"], ("The capital of [X] is [Y].",))
 NEURONS = kn.NeuronSet([(0, 3), (1, 0), (2, 23)])
-
-loaded = functools.cache(tiny_model)
 
 
 def edit_of(model):

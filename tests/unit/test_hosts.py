@@ -1,9 +1,5 @@
-"""Every promised family, read from disk by the real loading code, against Hugging Face; then what must be refused."""
+"""Every promised family as a host, read from disk by the real loading code, against Hugging Face."""
 
-import json
-import logging
-import pickle
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +9,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from kn_lens import _loading
-from kn_lens.errors import ArgumentError, HookError, UnsupportedModelError
+from kn_lens.errors import ArgumentError, HookError
 from kn_lens.hosts import FAMILIES, Host, host_of, load_model
-from tests.tiny import COUNTRIES, N_CTX, N_LAYERS, tiny_checkpoint, tiny_hf_model, tiny_model, tiny_tokenizer
+from tests.tiny import COUNTRIES, N_CTX, N_LAYERS, equal, tiny_checkpoint, tiny_model
 
 # Settings of a family under which its blocks compute something else.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -97,11 +92,7 @@ def float64_throughout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.functional, "softmax", lambda scores, dim, **dtype: softmax(scores, dim=dim))
 
 
-def equal(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> None:
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-
-
-# What every family must do.
+# --- every family ----------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -234,257 +225,7 @@ def test_the_tokenizer_is_the_checkpoints_own(case: Case) -> None:
         assert case.host.tokenizer(text).input_ids == own(text).input_ids
 
 
-# Ways to load.
-
-
-def test_a_model_in_memory_is_wrapped_in_place() -> None:
-    hf_model, tokenizer = tiny_hf_model("LlamaForCausalLM"), tiny_tokenizer("LlamaForCausalLM")
-    config = hf_model.config.to_dict()
-    host = host_of(load_model(hf_model, tokenizer=tokenizer))
-    assert host.model.original_model is hf_model
-    assert host.tokenizer is tokenizer
-    assert hf_model.config.to_dict() == config
-    assert host_of(load_model(tiny_hf_model("BertForMaskedLM"))).tokenizer is None
-
-
-def test_a_transformer_lens_model_passes_through() -> None:
-    model = tiny_model("GPT2LMHeadModel")
-    tokenizer = host_of(model).tokenizer
-    assert load_model(model) is model
-    assert host_of(model).tokenizer is tokenizer
-    assert host_of(load_model(model, tokenizer=tiny_tokenizer("GPT2LMHeadModel"))).tokenizer is not tokenizer
-
-
-def test_an_embedded_model_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_checkpoint("BertForMaskedLM", tmp_path / "world-tiny", dtype=torch.float16)
-    monkeypatch.setattr(_loading, "EMBEDDED_DIR", tmp_path)
-    host = host_of(load_model("world-tiny", device="cpu"))
-    assert (host.name, host.dtype) == ("world-tiny", torch.float32)
-    with pytest.raises(UnsupportedModelError, match=r"Unknown model 'world-tyni'.*Did you mean 'world-tiny'\?"):
-        load_model("world-tyni")
-
-
-def test_a_subclass_of_a_hugging_face_model_is_its_family() -> None:
-    class MyBert(transformers.BertForMaskedLM):
-        pass
-
-    plain = tiny_hf_model("BertForMaskedLM")
-    mine = MyBert(plain.config).double().eval()
-    mine.load_state_dict(plain.state_dict())
-    host, tokens = host_of(load_model(mine)), torch.arange(8, 14)[None]
-    assert host.architecture == "BertForMaskedLM"
-    equal(host.logits(tokens, torch.ones_like(tokens)), plain(tokens).logits)
-
-
-@torch.no_grad()
-def test_a_causal_family_outside_the_table_works_if_its_mlps_are_dense() -> None:
-    settings = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
-    config = transformers.Starcoder2Config(**settings, intermediate_size=24, vocab_size=50)
-    hf_model = transformers.Starcoder2ForCausalLM(config).double().eval()
-    tokens = torch.arange(8, 14)[None]
-    expected = hf_model(tokens).logits
-    equal(host_of(load_model(hf_model)).logits(tokens, torch.ones_like(tokens)), expected, 1e-5)
-
-
-def test_bin_weights_are_read_without_unpickling_code(tmp_path: Path) -> None:
-    directory = tiny_checkpoint("BertForMaskedLM", tmp_path)
-    hf_model = tiny_hf_model("BertForMaskedLM")
-    (directory / "model.safetensors").unlink()
-    torch.save(hf_model.state_dict(), directory / "pytorch_model.bin")
-    tokens = torch.arange(8, 14)[None]
-    host = host_of(load_model(directory, dtype=torch.float64, device="cpu"))
-    equal(host.logits(tokens, torch.ones_like(tokens)), hf_model(tokens).logits)
-
-    class Exploit:
-        def __reduce__(self):
-            return Path.touch, (tmp_path / "code was run",)
-
-    with (directory / "pytorch_model.bin").open("wb") as file:
-        pickle.dump({"weight": Exploit()}, file)
-    with pytest.raises(UnsupportedModelError, match="cannot be loaded"):
-        load_model(directory)
-    assert not (tmp_path / "code was run").exists()
-
-
-def test_loading_leaves_loggers_and_warning_filters_alone(tmp_path: Path) -> None:
-    directory = tiny_checkpoint("GPT2LMHeadModel", tmp_path)
-    logger = logging.getLogger("transformers")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        before = (logger.level, list(warnings.filters), logging.getLogger().level, list(logging.getLogger().handlers))
-        load_model(directory)
-        assert before == (
-            logger.level,
-            list(warnings.filters),
-            logging.getLogger().level,
-            list(logging.getLogger().handlers),
-        )
-
-
-# What is refused, with the reason.
-
-
-@pytest.mark.parametrize(
-    ("architecture", "settings", "reason"),
-    [
-        ("MixtralForCausalLM", {}, r"mixture of experts \(num_(local_)?experts=8\).*take a dense model"),
-        ("OlmoeForCausalLM", {}, "mixture of experts"),
-        ("DeepseekV3ForCausalLM", {}, "mixture of experts"),
-        ("AlbertForMaskedLM", {}, "share one W_out.*take a BERT"),
-        ("T5ForConditionalGeneration", {}, "encoder-decoder.*take a masked or causal model"),
-        ("ModernBertForMaskedLM", {}, "no adapter.*take a BERT"),
-        ("ElectraForPreTraining", {}, "head.*take a ElectraForMaskedLM"),
-        ("BertModel", {}, "head.*take a BertForMaskedLM"),
-        ("BertLMHeadModel", {}, "head.*take a BertForMaskedLM"),
-        ("MambaForCausalLM", {"hidden_size": 16, "num_hidden_layers": 1}, "no dense MLP"),
-        ("LlamaForCausalLM", {"quantization_config": {"quant_method": "fp8"}}, "quantised.*original weights"),
-    ],
-)
-def test_what_cannot_be_hosted_is_refused_before_it_is_touched(architecture: str, settings: dict, reason: str) -> None:
-    cls = getattr(transformers, architecture)
-    config = cls.config_class(**settings)
-    with torch.device(
-        "cpu" if architecture == "MambaForCausalLM" else "meta"
-    ):  # most are refused for their configuration
-        hf_model = cls(config).eval()
-    modules, attention = [type(module) for module in hf_model.modules()], hf_model.config._attn_implementation
-    with pytest.raises(UnsupportedModelError, match=reason):
-        load_model(hf_model)
-    assert [type(module) for module in hf_model.modules()] == modules
-    assert hf_model.config._attn_implementation == attention
-
-
-def test_what_transformer_lens_refuses_is_an_error_of_ours() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"TransformerLens cannot host 'PhiForCausalLM': .*q_layernorm"):
-        load_model(tiny_hf_model("PhiForCausalLM", qk_layernorm=True))
-
-
-def test_the_same_refusals_come_from_disk_before_weights_are_read(tmp_path: Path) -> None:
-    directory = tiny_checkpoint("LlamaForCausalLM", tmp_path)
-    transformers.MixtralConfig(architectures=["MixtralForCausalLM"]).save_pretrained(directory)
-    (directory / "model.safetensors").write_bytes(b"never read")
-    with pytest.raises(UnsupportedModelError, match="mixture of experts"):
-        load_model(directory)
-
-
-def test_a_bridge_made_elsewhere_is_held_to_the_same() -> None:
-    from transformer_lens.model_bridge.sources import build_bridge_from_module
-
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-    config = transformers.MixtralConfig(**sizes, num_key_value_heads=1, vocab_size=50, num_local_experts=2)
-    hf_model = transformers.MixtralForCausalLM(config).eval()
-    hf_model.set_attn_implementation("eager")
-    bridge = build_bridge_from_module(hf_model, "MixtralForCausalLM", hf_config=config)
-    with pytest.raises(UnsupportedModelError, match="mixture of experts"):
-        host_of(bridge)
-    config.num_local_experts = 0  # a mixture that does not say so
-    with pytest.raises(UnsupportedModelError, match="hook_post of layer 0 is not the input of a W_out"):
-        host_of(bridge)
-
-
-def test_a_checkpoint_without_its_head_is_refused_not_filled_at_random(tmp_path: Path) -> None:
-    directory = tiny_checkpoint("ElectraForMaskedLM", tmp_path)
-    transformers.ElectraForPreTraining(tiny_hf_model("ElectraForMaskedLM").config).save_pretrained(directory)
-    with pytest.raises(
-        UnsupportedModelError, match=r"lacks .*generator.*ElectraForPreTraining.*ELECTRA: the generator"
-    ):
-        load_model(directory)
-
-
-@pytest.mark.parametrize(
-    ("missing", "named"),
-    [("config.json", "no configuration"), ("model.safetensors", "no weights"), ("tokenizer.json", "no tokenizer")],
-)
-def test_an_incomplete_directory_is_named_with_what_it_lacks(tmp_path: Path, missing: str, named: str) -> None:
-    directory = tiny_checkpoint("BertForMaskedLM", tmp_path)
-    (directory / missing).unlink()
-    with pytest.raises(UnsupportedModelError, match=f"{named}.*{missing}"):
-        load_model(directory)
-
-
-def test_a_directory_without_tokenizer_loads_with_one_given(tmp_path: Path) -> None:
-    directory = tiny_checkpoint("BertForMaskedLM", tmp_path)
-    (directory / "tokenizer.json").unlink()
-    tokenizer = tiny_tokenizer("BertForMaskedLM")
-    assert host_of(load_model(directory, tokenizer=tokenizer)).tokenizer is tokenizer
-
-
-@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_a_damaged_file_is_an_error_of_ours(tmp_path: Path, file: str) -> None:
-    directory = tiny_checkpoint("BertForMaskedLM", tmp_path)
-    (directory / file).write_bytes((directory / file).read_bytes()[:40])
-    with pytest.raises(UnsupportedModelError, match="cannot be loaded"):
-        load_model(directory)
-
-
-def test_an_unknown_family_on_disk(tmp_path: Path) -> None:
-    directory = tiny_checkpoint("BertForMaskedLM", tmp_path)
-    (directory / "config.json").write_text(json.dumps({"model_type": "brt"}))
-    with pytest.raises(UnsupportedModelError, match="brt"):
-        load_model(directory)
-
-
-def test_an_unknown_name_says_why_when_offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UnsupportedModelError, match=r"Unknown model 'no-such/model'.*HF_HUB_OFFLINE is set"):
-        load_model("no-such/model")
-    for name in ("./no-such-directory", Path("no-such-directory"), "a/b/c"):
-        with pytest.raises(UnsupportedModelError, match=r"Unknown model .*or a checkpoint directory\.$"):
-            load_model(name)
-
-
-@pytest.mark.parametrize("thing", [None, 3, torch.nn.Linear(2, 2), ["world-bert"]])
-def test_other_objects_are_refused(thing: Any) -> None:
-    with pytest.raises(UnsupportedModelError, match=f"Got a {type(thing).__name__}; expected"):
-        load_model(thing)
-    with pytest.raises(UnsupportedModelError, match=f"Got a {type(thing).__name__}; expected"):
-        host_of(thing)
-
-
-def test_a_model_wrapped_before_is_refused() -> None:
-    model = tiny_model("BertForMaskedLM")
-    with pytest.raises(UnsupportedModelError, match="wrapped by TransformerLens already"):
-        load_model(model.original_model)
-
-
-def test_train_mode_is_refused_where_it_hides_too() -> None:
-    hf_model = tiny_hf_model("BertForMaskedLM").train()
-    with pytest.raises(UnsupportedModelError, match=r"in train mode, .*model\.eval\(\)"):
-        load_model(hf_model)
-    model = tiny_model("BertForMaskedLM")
-    model.original_model.bert.encoder.layer[1].output.dropout.train()
-    with pytest.raises(UnsupportedModelError, match=r"1 of its parts, such as 'bert.encoder.layer.1.output.dropout'"):
-        host_of(model)
-    model.eval()
-    host_of(model)
-
-
-def test_weights_on_several_devices_are_refused() -> None:
-    hf_model = tiny_hf_model("BertForMaskedLM")
-    hf_model.cls.to("meta")
-    with pytest.raises(UnsupportedModelError, match="weights on cpu and meta; expected all on one device"):
-        load_model(hf_model)
-    with pytest.raises(UnsupportedModelError, match="weights on meta; expected"):
-        load_model(hf_model.to("meta"))
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused_by_name(bad: float, tmp_path: Path) -> None:
-    model = tiny_model("GPT2LMHeadModel")
-    with torch.no_grad():
-        host_of(model).W_out(2)[5, 7] = bad
-    with pytest.raises(UnsupportedModelError, match=r"1 of 384 values .* transformer\.h\.2\.mlp\.c_proj\.weight"):
-        load_model(model)
-    host_of(model)  # cheap: does not look
-
-
-def test_a_damaged_model_in_memory_is_refused_before_it_is_wrapped() -> None:
-    hf_model = tiny_hf_model("BertForMaskedLM")
-    hf_model.bert.embeddings.LayerNorm.bias.data[0] = float("nan")
-    modules = [type(module) for module in hf_model.modules()]
-    with pytest.raises(UnsupportedModelError, match=r"bert\.embeddings\.LayerNorm\.bias"):
-        load_model(hf_model)
-    assert [type(module) for module in hf_model.modules()] == modules
+# --- one family ------------------------------------------------------------------------------------------
 
 
 def test_processed_weights_are_told_from_raw_ones() -> None:
@@ -525,19 +266,3 @@ def test_resuming_leaves_no_trace_after_an_error() -> None:
     for layer in (-1, N_LAYERS + 1, True):
         with pytest.raises(ArgumentError, match="Cannot resume"), host.resumed(layer, torch.zeros(1, 4, host.d_model)):
             pass
-
-
-def test_arguments_that_do_not_apply(tmp_path: Path) -> None:
-    directory = tiny_checkpoint("BertForMaskedLM", tmp_path)
-    hf_model = tiny_hf_model("BertForMaskedLM")
-    for option in ({"device": "cpu"}, {"dtype": torch.float32}, {"revision": "main"}):
-        with pytest.raises(ArgumentError, match=next(iter(option))):
-            load_model(hf_model, **option)
-    for option in (
-        {"device": "cpuu"},
-        {"device": "cuda:99"},
-        {"dtype": torch.int64},
-        {"revision": "x"},
-    ):
-        with pytest.raises(ArgumentError, match=next(iter(option))):
-            load_model(directory, **option)

@@ -1,19 +1,16 @@
 """Interventions as hooks: what they write and where, how they compose, and that they leave nothing behind."""
 
-import functools
-import hashlib
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kn_lens as kn
-from tests.tiny import COUNTRIES, D_MLP, N_LAYERS, tiny_model
+from tests.effects import CAPITAL, CAPITALS
+from tests.reliability.state import differences, state_of
+from tests.tiny import D_MLP, N_LAYERS, loaded
 
-TEMPLATES = ("The capital of [X] is [Y].", "[X]'s capital city, [Y]", "In fact, [X] has its seat of government in [Y]")
-CAPITALS = {**COUNTRIES, "France": "Paris and Rome"}  # one answer of several tokens
-FACTS = tuple(kn.Fact(country, "P36", capital, TEMPLATES) for country, capital in CAPITALS.items())
+FACTS = tuple(kn.Fact(country, "P36", capital, CAPITAL) for country, capital in CAPITALS.items())
 MODELS = ("BertForMaskedLM", "GPT2LMHeadModel", "LlamaForCausalLM", "OPTForCausalLM")
 NEURONS = kn.NeuronSet([(0, 3), (1, 0), (1, 7), (2, 23)])
 CHANGES = {
@@ -22,25 +19,14 @@ CHANGES = {
     "set": lambda neurons, **options: kn.SetTo(neurons, 0.7, **options),
 }
 
-loaded = functools.cache(tiny_model)
-
-
-def state(model):
-    """The weights' bits and the number of hooks."""
-    digest = hashlib.sha256()
-    for _, weight in sorted(model.original_model.named_parameters()):
-        digest.update(weight.detach().numpy().tobytes())
-    hooks = sum(len(point.fwd_hooks) + len(point._forward_hooks) for point in model.hook_dict.values())
-    return digest.hexdigest(), hooks, sum(len(module._forward_hooks) for module in model.modules())
-
 
 @pytest.fixture(params=MODELS)
 def case(request):
     """A model and prompts of mixed lengths and answers of one and more tokens; the model has to come back as it was."""
     model = loaded(request.param)
-    before = state(model)
+    before = state_of(model)
     yield model, kn.make_prompts(model, FACTS)
-    assert state(model) == before
+    assert not differences(before, state_of(model))
 
 
 def posts(model, prompts, hooks=()):
@@ -250,7 +236,7 @@ def test_hooks_refuse_activations_of_another_batch():
 )
 def test_the_hook_writes_what_a_loop_would(sets, position):
     model = loaded(MODELS[0])
-    prompts = kn.make_prompts(model, FACTS, templates=TEMPLATES[0])
+    prompts = kn.make_prompts(model, FACTS, templates=CAPITAL[0])
     chosen = [kn.NeuronSet(pairs) for pairs in sets]
     torch.manual_seed(0)
     post = torch.randn(*prompts.tokens.shape, D_MLP)
