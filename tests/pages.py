@@ -121,9 +121,9 @@ def commands(block: Block) -> list[str]:
 
 
 def inline_commands(text: str) -> list[str]:
-    """Return the ``kn-lens`` commands with options that stand in the running text."""
+    """Return the ``kn-lens`` commands that stand in the running text."""
     code = [" ".join(one.split()) for one in re.findall(r"(?<!`)`(kn-lens [^`]+)`(?!`)", text)]
-    return [one for one in code if " --" in one and not one.split()[1].isupper()]  # COMMAND stands for any
+    return [one for one in code if not one.split()[1].isupper()]  # COMMAND stands for any
 
 
 def arguments(command: str) -> list[str]:

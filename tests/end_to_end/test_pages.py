@@ -40,6 +40,9 @@ def test_commands_that_cannot_be_given_are_seen():
     for wrong in ("kn-lens find --modle world-bert", "kn-lens find --method guess", "kn-lens fnd", "kn-lens report"):
         with pytest.raises(Exception, match=r"(?i)no such|not one of|missing"):
             parse(wrong)
+    (wrong,) = inline_commands("then `kn-lens edit\ntry`, and `kn-lens COMMAND --help`")
+    with pytest.raises(Exception, match=r"(?i)no such"):
+        parse(wrong, whole=False)
 
 
 def test_what_a_page_prints_is_compared(cli, tmp_path):
