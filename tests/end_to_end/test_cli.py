@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import typer
 from rich.console import Console
 
 import kn_lens as kn
@@ -84,12 +85,23 @@ def test_a_reader_that_leaves_is_met_with_silence():
 # --- help and errors -------------------------------------------------------------------------------------
 
 
+def commands_in(command, words=()):
+    """The words of every command and group of commands."""
+    yield words
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands_in(inner, (*words, name))
+
+
 def test_every_command_has_help(cli):
-    names = [command.name or command.callback.__name__ for command in _app.app.registered_commands]
-    assert {"compare", "demo", "find", "intervene", "models", "report", "reproduce", "study"} == set(names)
-    for arguments in ([], *([name, "--help"] for name in names), ["data"], ["data", "check", "--help"]):
-        code, out, err = cli(*arguments)
-        assert (code, err) == (0, "") and "Usage: kn-lens" in out
+    every = list(commands_in(typer.main.get_command(_app.app)))
+    names = {"compare", "data", "demo", "edit", "find", "intervene", "models", "report", "reproduce", "study"}
+    assert {words[0] for words in every if words} == names
+    for words in every:
+        code, out, err = cli(*words, "--help")
+        assert (code, err) == (0, "") and f"Usage: {' '.join(('kn-lens', *words))} " in out
+    for group in ((), ("data",), ("edit",)):
+        code, out, err = cli(*group)
+        assert (code, err) == (0, "") and out.strip() == cli(*group, "--help")[1].strip()
     assert cli("--version")[1] == f"kn-lens {kn.__version__}\n"
 
 

@@ -30,7 +30,7 @@ def test_find_is_the_library(found, checkpoints, facts_file):
 
 
 @pytest.mark.parametrize("by_relation", [False, True])
-def test_parts_of_any_size_give_the_same_neurons(cli, found, checkpoints, facts_file, monkeypatch, by_relation):
+def test_parts_of_any_size_give_the_same_neurons(cli, checkpoints, facts_file, monkeypatch, by_relation):
     arguments = ("find", "-m", checkpoints["bert"], "-f", facts_file, "--json", *(["--by-relation"] * by_relation))
     whole = json.loads(cli(*arguments)[1])
     sizes = []

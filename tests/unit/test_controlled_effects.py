@@ -55,6 +55,16 @@ def test_random_controls_hang_on_the_seed_and_the_fact_alone():
     assert every == afters(found, 0) and every != afters(found, 1)
 
 
+def test_other_facts_are_drawn_by_the_seed():
+    model = loaded(MODELS[0])
+    prompts = kn.make_prompts(model, FACTS)
+    drawn = [
+        kn.controlled_effects(model, prompts, sets_of(FACTS), seed=seed).query("facts == 'other'").measured.tolist()
+        for seed in (0, 0, 1)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
 def test_what_is_intervened_on_matches_what_was_found():
     model = loaded(MODELS[0])
     prompts = kn.make_prompts(model, FACTS)
@@ -69,7 +79,7 @@ def test_what_is_intervened_on_matches_what_was_found():
     own = [found[prompts.fact(i)] for i in range(len(prompts))]
     assert tried[0] == own and len(tried) == 4
     random = tried[1]
-    assert len(random) == len(own) and random != own
+    assert len(random) == len(own) and len(set(random)) == len(set(own)) == len(FACTS)
     for control, neurons in zip(random, own, strict=True):
         assert control.isdisjoint(neurons) and control.layer_counts(N_LAYERS) == neurons.layer_counts(N_LAYERS)
     # On the prompts of other facts the sets are the same, fact by fact.

@@ -1,8 +1,6 @@
 """What edits do: against plain loops over prompts, and suppression; and that nothing of them is left behind."""
 
-import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -348,13 +346,3 @@ def test_prompts_of_the_erased_relation_alone_have_no_others(no_passes):
 def test_a_fact_without_other_wording_is_named():
     with pytest.raises(kn.ArgumentError, match="no other wording of P36/Germany/Berlin"):
         kn.reworded(HELD_OUT[:2], NEW)
-
-
-def test_the_python_of_the_documentation_runs(tmp_path, monkeypatch):
-    text = (Path(__file__).parents[2] / "docs" / "editing.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(block, names)
-    assert {"own wording", "held out", "inverse", "same relation"} <= set(names["effects"].asked)
-    assert kn.WeightEdit.load("tokyo.safetensors").digest == names["edit"].digest

@@ -105,6 +105,18 @@ def test_only_what_the_model_knows_is_updated_unless_asked_for():
     kn.update_fact(model, fact(template, *wrong), "Tokyo", NEURONS, allow_unknown=True)
 
 
+def test_an_answer_is_written_as_in_most_prompts():
+    model = loaded("GPT2LMHeadModel")
+    tight, spaced = "[X]:[Y]", (CAPITAL[2], "The capital of [X] is [Y]")
+
+    def tokens(*templates):
+        edit = kn.update_fact(model, replace(IRELAND, templates=templates), "Tokyo", NEURONS, allow_unknown=True)
+        return edit.why[0]["old_tokens"]
+
+    assert tokens(tight) != tokens(*spaced) == tokens(tight, *spaced)
+    assert tokens(tight, spaced[0]) == tokens(tight)  # of equals the first
+
+
 # --- erasing ---------------------------------------------------------------------------------------------
 
 

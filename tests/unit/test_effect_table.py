@@ -21,7 +21,7 @@ def made_up(seed=0, n_facts=40, n_relations=3):
                         "relation": f"P{i % n_relations}",
                         "neurons": kind,
                         "facts": scope,
-                        "n_neurons": i % 5,
+                        "n_neurons": (1 + i % n_relations) * (i % 5),
                         "n_prompts": 5 + i % 2 * 5,
                         "before": before,
                         "after": before * (1 - lost + draw.normal(0, 0.05)),
@@ -41,21 +41,42 @@ def test_the_table_is_the_mean_over_relations_of_ratios_of_means():
     ]
     per_relation = kn.effect_table(effects, by_relation=True).set_index(["neurons", "facts", "relation"])
     for row in table.itertuples():
-        ratios = []
+        ratios, changes, befores = [], [], []
         for relation in ("P0", "P1", "P2"):
             cell = effects[
                 (effects.neurons == row.neurons) & (effects.facts == row.facts) & (effects.relation == relation)
             ]
             # Over prompts: a fact of ten prompts counts twice as much as one of five.
             prompts = cell.loc[cell.index.repeat(cell.n_prompts)]
-            ratios.append((prompts.after - prompts.before).mean() / prompts.before.mean())
+            changes.append((prompts.after - prompts.before).mean())
+            befores.append(prompts.before.mean())
+            ratios.append(changes[-1] / befores[-1])
             one = per_relation.loc[(row.neurons, row.facts, relation)]
             assert one.change_ratio == pytest.approx(ratios[-1]) and one.n_facts == len(cell)
-            assert one.before == pytest.approx(prompts.before.mean())
-        assert row.change_ratio == pytest.approx(np.mean(ratios))
+            assert (one.change, one.before) == pytest.approx((changes[-1], befores[-1]))
+        means = np.mean(ratios), np.mean(changes), np.mean(befores)
+        assert (row.change_ratio, row.change, row.before) == pytest.approx(means)
         assert row.low < row.change_ratio < row.high
-        assert row.n_facts == 40 and row.n_neurons == pytest.approx(2)
+        cell = effects[(effects.neurons == row.neurons) & (effects.facts == row.facts)]
+        assert row.n_facts == 40 and row.n_neurons == pytest.approx(cell.n_neurons.mean())
     assert table.high[0] < -0.2 and table.low[1] < 0 < table.high[1]
+
+
+def test_the_interval_is_that_of_facts_drawn_within_their_relations():
+    """Against drawing facts one sample at a time, with other random numbers, where relations differ more than facts."""
+    own = made_up(n_facts=12).query("neurons == 'found' and facts == 'own'")
+    own = own.assign(after=own.after * own.relation.map({"P0": 1.0, "P1": 0.7, "P2": 0.4}))
+    groups = [group for _, group in own.groupby("relation")]
+    draw = np.random.default_rng(1)
+
+    def ratio(group):
+        return (group.n_prompts * (group.after - group.before)).sum() / (group.n_prompts * group.before).sum()
+
+    samples = [
+        np.mean([ratio(group.iloc[draw.integers(len(group), size=len(group))]) for group in groups]) for _ in range(600)
+    ]
+    row = kn.effect_table(own, n_resamples=4000, level=0.8).iloc[0]
+    assert [row.low, row.high] == pytest.approx(np.quantile(samples, [0.1, 0.9]).tolist(), abs=0.003)
 
 
 def test_the_interval_covers_as_often_as_it_says():

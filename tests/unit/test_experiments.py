@@ -154,7 +154,10 @@ def test_choosing_takes_so_many_facts_of_each_relation():
 def test_other_facts_come_from_relations_that_were_not_chosen(model, tmp_path):
     with open_study(model, tiny_facts(2), tmp_path, Settings.of(relations=("P36",), attr_threshold=0.5)) as study:
         run(study, [modulation.EFFECTS], lambda state: None)
-        assert set(study.all_records(modulation.EFFECTS)["relation"]) == {"P36"}
+        records = study.all_records(modulation.EFFECTS)
+    assert set(records["relation"]) == {"P36"}
+    of_others = {key.split("/")[0] for key in records.query("facts == 'other'")["measured"]}
+    assert of_others and of_others <= {"P1376", "seat%2Fof"}
 
 
 def test_one_relation_alone_has_no_control(model, tmp_path):

@@ -4,11 +4,9 @@ import dataclasses
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 
 import kn_lens as kn
-from kn_lens._bootstrap import change_ratio, mean_of, perplexity, summed_up, with_control
 from kn_lens.errors import ArgumentError
 from kn_lens.experiments import answers, editing
 from kn_lens.experiments.reproduction import hold_out, open_study
@@ -195,62 +193,3 @@ def test_a_model_that_knows_nothing_is_not_updated(tmp_path):
         assert not any(answers.known_facts(study, relation) for relation in study.relations())
     assert "table6" not in tables and (tables["updated"][["known", "updated"]] == 0).all(axis=None)
     assert (tables["erased"]["neurons"] <= 12).all() and len(tables["table5"])  # half of a layer
-
-
-def test_pairs_are_checked_with_the_settings():
-    with pytest.raises(ArgumentError, match="'P36' is no pair"):
-        Settings.of(inverses=("P36",))
-
-
-def test_means_over_relations_and_their_controls():
-    records = pd.DataFrame(
-        {
-            "relation": ["a", "a", "a", "b"] * 2,
-            "neurons": ["found"] * 4 + ["random"] * 4,
-            "x": [0.0, 1.0, 2.0, 5.0, 0.0, 0.0, 0.0, 1.0],
-        }
-    )
-    table = with_control(summed_up(records, ["neurons"], mean_of("x"), n_resamples=2000))
-    assert table[["neurons", "value", "n", "control"]].values.tolist() == [
-        ["found", 3.0, 4, 0.5],
-        ["random", 0.5, 4, 0.5],
-    ]
-    # Relation b has one fact, so the interval is that of the mean of three draws from 0, 1, 2, halved.
-    means = [sum(draw) / 3 for draw in np.ndindex(3, 3, 3)]
-    assert table["low"][0] == pytest.approx(2.5 + np.quantile(means, 0.025) / 2, abs=1 / 6)
-    assert table["low"][1] == table["high"][1] == 0.5
-    by_relation = summed_up(records, ["neurons"], mean_of("x"), by_relation=True, n_resamples=10)
-    assert by_relation.query("neurons == 'found'")[["relation", "value", "n"]].values.tolist() == [
-        ["a", 1.0, 3],
-        ["b", 5.0, 1],
-    ]
-
-
-def test_a_perplexity_is_of_the_prompts_of_all_relations():
-    """Against every draw of two facts of one relation and one of another."""
-    records = pd.DataFrame({"relation": ["a", "a", "b"], "kind": "found", "n_prompts": [1, 3, 2]})
-    records = records.assign(nll=[0.0, 1.0, 4.0])
-
-    def of(rows):
-        return math.exp(np.average(records["nll"].iloc[rows], weights=records["n_prompts"].iloc[rows]))
-
-    table = summed_up(records, ["kind"], perplexity(), n_resamples=2000)
-    values = [of([*draw, 2]) for draw in np.ndindex(2, 2)]
-    assert table["value"].item() == pytest.approx(of([0, 1, 2])) and table["n"].item() == 3
-    assert table["low"].item() == pytest.approx(min(values)) and table["high"].item() == pytest.approx(max(values))
-    by_relation = summed_up(records, ["kind"], perplexity(), by_relation=True, n_resamples=10)
-    assert by_relation["value"].tolist() == pytest.approx([math.exp(0.75), math.exp(4.0)])
-
-
-def test_there_is_no_interval_where_more_than_a_twentieth_of_the_draws_has_no_value():
-    records = pd.DataFrame({"relation": "a", "kind": "found", "before": [0.5, 0.0, 0.0], "after": 0.0, "n_prompts": 1})
-    table = summed_up(records, ["kind"], change_ratio())
-    assert table["value"].tolist() == [-1.0] and table[["low", "high"]].isna().all(axis=None)
-
-
-def test_a_relation_without_a_value_is_left_out_of_the_mean():
-    records = pd.DataFrame({"relation": ["a", "a", "b"], "neurons": "found", "x": [1.0, 3.0, 9.0], "n": [1, 1, 0]})
-    table = summed_up(records, ["neurons"], mean_of("x", "n"), n_resamples=10)
-    assert table[["value", "n"]].values.tolist() == [[2.0, 2]]
-    by_relation = summed_up(records, ["neurons"], mean_of("x", "n"), by_relation=True, n_resamples=10)
-    assert by_relation["value"].isna().tolist() == [False, True]

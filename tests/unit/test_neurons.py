@@ -80,6 +80,15 @@ def test_thresholded_scores_give_the_sets_of_whole_ones(attr, keep, t):
         assert kn.refine(kept, attr_threshold=t) == found
 
 
+@MANY_EXAMPLES
+@given(attributions(), st.sampled_from([0.0, 0.1, 0.2, 1.0]))
+def test_what_thresholding_keeps_are_the_coarse_sets(attr, share):
+    kept, expected = attr.thresholded(share), kept_from(attr, share)
+    assert kept.keep == share
+    assert torch.equal(kept.scores.indices(), expected.scores.indices())
+    assert torch.equal(kept.scores.values(), expected.scores.values())
+
+
 @pytest.mark.parametrize(
     "n, p, floor, expected",
     [
@@ -296,6 +305,7 @@ def test_activation_neurons_want_activations_of_every_fact():
         kn.activation_neurons(attribution(scores, [0, 1], facts), found)
     with pytest.raises(kn.ArgumentError, match=r"no prompts of P36/s1/P36-o1"):
         kn.activation_neurons(attribution(scores, [0, 0], facts, "activation"), found)
+    assert matched_neurons(attribution(scores, [0, 1], facts), found) == found  # what has no score is not the highest
     both = {facts[0]: kn.NeuronSet([(0, 0), (0, 1)])}
     with pytest.raises(kn.ArgumentError, match="fewer scores"):
         matched_neurons(attribution(scores, [0, 1], facts), both)

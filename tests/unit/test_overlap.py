@@ -21,21 +21,29 @@ def test_overlap_is_that_of_all_pairs(sets):
     assert within == pytest.approx(sum(pairs) / len(pairs)) if pairs else math.isnan(within)
 
     relations = {fact.relation for fact in found}
-    expected = []  # a random relation first, then a random fact of it
+    expected = {}  # a random relation first, then a random fact of it
     for fact in found:
         others = [
             [len(found[fact] & found[other]) for other in found if other.relation == relation]
             for relation in relations - {fact.relation}
         ]
-        expected += [sum(sum(one) / len(one) for one in others) / len(others)] if others else []
+        expected[fact] = sum(sum(one) / len(one) for one in others) / len(others) if others else math.nan
     across = overlap.shared_across_relations(found)
-    assert across == pytest.approx(sum(expected) / len(expected)) if expected else math.isnan(across)
+    assert across == pytest.approx(sum(expected.values()) / len(expected), nan_ok=True)
 
     table = overlap.relation_table(found).set_index("relation")
     assert table.n_facts["all"] == len(found) == table.n_facts[:-1].sum()
-    assert table.neurons_per_fact["all"] == sum(map(len, found.values())) / len(found)
+    for relation in [*relations, "all"]:
+        of = [fact for fact in found if relation in (fact.relation, "all")]
+        row = table.loc[relation]
+        assert row.n_facts == len(of) and row.neurons_per_fact == sum(len(found[fact]) for fact in of) / len(of)
+        assert row.shared_across == pytest.approx(sum(expected[fact] for fact in of) / len(of), nan_ok=True)
+        same = [len(found[a] & found[b]) for a, b in combinations(of, 2) if a.relation == b.relation]
+        assert row.shared_within == pytest.approx(sum(same) / len(same) if same else math.nan, nan_ok=True)
     layers = overlap.layer_distribution(found, 4)
-    assert layers.n_neurons.sum() == sum(map(len, found.values()))
+    assert layers.n_neurons.tolist() == [
+        sum(n.layer == layer for one in found.values() for n in one) for layer in range(4)
+    ]
     assert layers.share.sum() == pytest.approx(1 if layers.n_neurons.sum() else 0)
 
 

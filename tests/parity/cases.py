@@ -1,0 +1,53 @@
+"""Small random models in float64, and prompts of mixed lengths for them."""
+
+import torch
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+import kn_lens as kn
+
+N_LAYERS, D_MLP, VOCAB = 3, 20, 40
+SIZES = {"vocab_size": VOCAB, "initializer_range": 0.4}
+CONFIGS = {
+    "masked": (
+        BertForMaskedLM,
+        BertConfig(hidden_size=16, num_hidden_layers=N_LAYERS, num_attention_heads=2, intermediate_size=D_MLP, **SIZES),
+    ),
+    "causal": (
+        GPT2LMHeadModel,
+        GPT2Config(n_embd=16, n_layer=N_LAYERS, n_head=2, n_inner=D_MLP, n_positions=32, **SIZES),
+    ),
+    "gated": (
+        LlamaForCausalLM,
+        LlamaConfig(
+            hidden_size=16,
+            num_hidden_layers=N_LAYERS,
+            num_attention_heads=2,
+            intermediate_size=D_MLP,
+            max_position_embeddings=32,
+            **SIZES,
+        ),
+    ),
+}
+
+
+def make(kind):
+    """A fresh random model in float64."""
+    torch.manual_seed(0)
+    cls, config = CONFIGS[kind]
+    return cls(config).eval().double()
+
+
+def make_batch(kind_is_masked, lengths=(7, 4, 6), seed=1):
+    """Right-padded prompts of mixed lengths, read inside for masked and at the last token for causal models."""
+    generator = torch.Generator().manual_seed(seed)
+    n = len(lengths)
+    tokens = torch.randint(4, VOCAB, (n, max(lengths)), generator=generator)
+    mask = (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
+    read_pos = torch.tensor([length // 2 if kind_is_masked else length - 1 for length in lengths])
+    target_ids = torch.randint(4, VOCAB, (n,), generator=generator)
+    return kn.PromptBatch.from_tokens(tokens * mask, attention_mask=mask, read_pos=read_pos, target_ids=target_ids)
+
+
+def unpadded(prompts, i):
+    length = int(prompts.attention_mask[i].sum())
+    return prompts.tokens[i, :length], int(prompts.read_pos[i]), int(prompts.target_ids[i])

@@ -1,0 +1,19 @@
+"""A model outside and inside of TransformerLens, and prompts for it."""
+
+import pytest
+from transformers import BertForMaskedLM
+
+import kn_lens as kn
+from tests.parity.cases import CONFIGS, make, make_batch
+
+
+@pytest.fixture(params=CONFIGS, scope="module")
+def pair(request):
+    """The Hugging Face model for the oracle, and the same weights inside a TransformerLens model."""
+    plain, hosted = make(request.param), make(request.param)
+    return plain, kn.load_model(hosted)
+
+
+@pytest.fixture
+def prompts(pair):
+    return make_batch(isinstance(pair[0], BertForMaskedLM))

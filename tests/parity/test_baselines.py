@@ -1,0 +1,80 @@
+"""Other methods than the joint path, against their definitions: a loop over prompts, and measured interventions."""
+
+import pytest
+import torch
+
+import kn_lens as kn
+from tests import oracle
+from tests.parity.cases import D_MLP, N_LAYERS, unpadded
+
+
+def test_ablation_equals_a_measured_intervention(pair, prompts):
+    hf, model = pair
+    attr = kn.attribute(model, prompts, method="ablation")
+    for i in range(len(prompts)):
+        for layer, index in [(0, 3), (1, 11), (2, 19)]:
+            loop = oracle.ablation(hf, *unpadded(prompts, i), layer, index)
+            assert float(attr.scores[i, layer, index]) == pytest.approx(loop, rel=1e-9, abs=1e-15)
+            neuron = kn.NeuronSet([kn.Neuron(layer=layer, index=index)])
+            measured = kn.measure(model, prompts, kn.Suppress(neuron))
+            assert -float(measured["change"].iloc[i]) == pytest.approx(loop, rel=1e-6, abs=1e-12)
+
+
+def test_single_path_equals_ablation_of_the_chosen_neurons(pair, prompts):
+    model = pair[1]
+    neurons = kn.NeuronSet([kn.Neuron(0, 1), kn.Neuron(0, 7), kn.Neuron(2, 5)])
+    single = kn.attribute(model, prompts, method="single_path", neurons=neurons, tolerance=1e-5)
+    truth = kn.attribute(model, prompts, method="ablation", neurons=neurons)
+    assert single.converged.all()
+    assert torch.equal(single.scores.isnan(), truth.scores.isnan())
+    assert int((~truth.scores.isnan()).sum()) == 3 * len(prompts)
+    torch.testing.assert_close(
+        single.scores, truth.scores, rtol=0, atol=1e-5 * float(truth.clean.max()), equal_nan=True
+    )
+
+
+def test_gradient_x_activation_is_the_integrand_at_the_end_of_the_path(pair, prompts):
+    hf, model = pair
+    attr = kn.attribute(model, prompts, method="gradient_x_activation")
+    for i in range(len(prompts)):
+        for layer in range(N_LAYERS):
+            loop = oracle.integrated_gradients(hf, *unpadded(prompts, i), layer, [1.0], [1.0])
+            torch.testing.assert_close(attr.scores[i, layer], loop, rtol=1e-9, atol=1e-14)
+            silent = torch.zeros(D_MLP, dtype=torch.float64)
+            with torch.no_grad():
+                clean, at_zero = (oracle.probability(hf, *unpadded(prompts, i), layer, post) for post in (None, silent))
+            assert float(attr.expected[i, layer]) == pytest.approx(float(clean - at_zero), rel=1e-9, abs=1e-14)
+
+
+def test_activation_is_the_clean_activation(pair, prompts):
+    hf, model = pair
+    attr = kn.attribute(model, prompts, method="activation")
+    for i in range(len(prompts)):
+        for layer in range(N_LAYERS):
+            clean = oracle.clean_post(hf, *unpadded(prompts, i)[:2], layer)
+            torch.testing.assert_close(attr.scores[i, layer], clean, rtol=1e-12, atol=1e-14)
+    assert attr.completeness_gap.isnan().all() and attr.unconverged == []
+
+
+def test_log_prob_gain_in_the_last_layer_is_a_measured_difference(pair, prompts):
+    # Above the last layer nothing is left out, so the read-out is the whole model's with one neuron on against none.
+    hf, model = pair
+    last = N_LAYERS - 1
+    attr = kn.attribute(model, prompts, method="log_prob_gain")
+    for i in range(len(prompts)):
+        tokens, read_pos, target = unpadded(prompts, i)
+        w = oracle.clean_post(hf, tokens, read_pos, last)
+        with torch.no_grad():
+            none = oracle.probability(hf, tokens, read_pos, target, last, torch.zeros_like(w)).log()
+            for index in (0, 8, 19):
+                alone = torch.zeros_like(w)
+                alone[index] = w[index]
+                gain = oracle.probability(hf, tokens, read_pos, target, last, alone).log() - none
+                assert float(attr.scores[i, last, index]) == pytest.approx(float(gain), rel=1e-8, abs=1e-12)
+    assert not attr.scores.isnan().any()
+
+
+def test_a_neuron_named_twice_is_one(pair, prompts):
+    once, twice = (kn.attribute(pair[1], prompts, method="single_path", neurons=[kn.Neuron(1, 4)] * n) for n in (1, 2))
+    assert torch.equal(once.scores[:, 1, 4], twice.scores[:, 1, 4]) and torch.equal(once.n_points, twice.n_points)
+    assert torch.equal(once.completeness_gap[:, 1], twice.completeness_gap[:, 1]) and twice.converged.all()
