@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 import kn_lens as kn
+from kn_lens._report.panels import PANELS
 from kn_lens._run_records import RunRecords
 from kn_lens.experiments.stages import STAGES
 
@@ -101,6 +102,14 @@ def test_what_is_found_does_more_than_random_neurons(ran, folder, name):
     assert off["found"] < -0.1 < off["random"]
     own = tables["table6"].query("asked == 'own wording' and measure == 'perplexity_growth'").set_index("neurons")
     assert own.loc["found", "value"] > own.loc["random", "value"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_report_of_a_finished_run_lacks_nothing(ran, folder, tmp_path, name):
+    ran(name)
+    page = kn.write_report(folder / name, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Not measured yet" not in page
+    assert [panel.name for panel in PANELS if f'id="figure-{panel.name}"' not in page] == []
 
 
 @pytest.mark.parametrize("name", ["world-bert", "world-gpt2"])
