@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kn_lens._run_records import RunRecords
+from kn_lens._run_records import RunRecords, checked_path
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.experiments import answers, asking, modulation, refining
+from kn_lens.experiments.run_directory import PROVENANCE
 from kn_lens.experiments.running import with_needs
 from kn_lens.experiments.study import Stage
 from kn_lens.neuron_sets import NeuronSet
@@ -26,12 +27,13 @@ Ratios = dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]
 """By statistic and kind of neurons: numerators and denominators, one a fact."""
 
 READ = {
-    asking.STAGE: (asking.SCHEMA, "coverage"),
-    answers.STAGE: (answers.SCHEMA, "answers"),
-    refining.STAGE: (refining.SCHEMA, "table2"),
-    modulation.EFFECTS: (modulation.SCHEMA, "figures4_5"),
+    asking.STAGE: (asking.SCHEMA, "coverage", ()),
+    answers.STAGE: (answers.SCHEMA, "answers", ()),
+    refining.STAGE: (refining.SCHEMA, "table2", ("neurons",)),
+    modulation.EFFECTS: (modulation.SCHEMA, "figures4_5", ("factor", "facts", "neurons")),
 }
-"""The stages that are read, with what their records hold, and a table that is there when they are done."""
+"""The stages that are read, with what their records hold, a table that is there when they are done, and the columns of
+which each combination has a row for each fact that was asked."""
 PARTS = {0.0: "suppress", 2.0: "amplify"}
 """What the factors of the stage ``effects`` do, in the names of statistics."""
 
@@ -158,34 +160,36 @@ def read_runs(runs: Sequence[StrPath] | Mapping[str, StrPath]) -> list[ComparedR
         ArgumentError: fewer than two, one given twice, two of one name, or a directory of something else.
         DataError: a run is not finished (the command that ends it is named), damaged, or of another version.
     """
-    named = list(runs.items()) if isinstance(runs, Mapping) else [(Path(path).resolve().name, path) for path in runs]
+    paths = [checked_path(path) for path in (runs.values() if isinstance(runs, Mapping) else runs)]
+    names_of = runs if isinstance(runs, Mapping) else [path.resolve().name for path in paths]
+    named = list(zip(names_of, paths, strict=True))
     if len(named) < 2:
         raise ArgumentError(f"Got {len(named)} run; expected at least two run directories to compare.")
     seen: dict[Path, str] = {}
-    names: dict[str, StrPath] = {}
+    names: dict[str, Path] = {}
     for name, path in named:
-        place = Path(path).resolve()
+        place = path.resolve()
         if place in seen:
             raise ArgumentError(f"{path} is named twice ({seen[place]} and {name}); expected different runs.")
         if name in names:
             raise ArgumentError(f"{names[name]} and {path} are both called {name}; name them, as in a={path}.")
         seen[place], names[name] = name, path
-    return _tagged(_of_one_version([_read(name, Path(path)) for name, path in named]))
+    return _tagged(_of_one_version([_read(name, path) for name, path in named]))
 
 
 def _read(name: str, path: Path) -> ComparedRun:
-    inner = sorted(str(one.parent) for one in path.glob("**/provenance.json"))
-    if inner and str(path) not in inner:
+    if not (path / PROVENANCE).exists() and (inner := sorted(str(one.parent) for one in path.glob(f"**/{PROVENANCE}"))):
         raise ArgumentError(f"{path} is no run directory, but holds some: name those, such as {' '.join(inner[:3])}.")
     run = RunRecords.read(path)
     if "neurons" in run.config:
         raise DataError(f"{path} sums up neurons found by others, without a model; expected a run on a model.")
-    if "n_layers" not in run.provenance.get("model", {}):
+    if lacking := run.lacking():
         raise DataError(
-            f"{path} does not say how many layers its model has: it was made by another version of kn_lens. "
-            f"'{run.command()} --force' makes it anew."
+            f"{path} does not say what it was made from ({', '.join(lacking)} in {PROVENANCE}): it was made by another "
+            f"version of kn_lens. '{run.command()} --force' makes it anew."
         )
     records = {stage.name: _records(run, stage) for stage in READ}
+    _check_facts(run, records)
     return ComparedRun(
         name=name,
         path=path,
@@ -201,7 +205,7 @@ def _read(name: str, path: Path) -> ComparedRun:
 
 def _records(run: RunRecords, stage: Stage) -> "pd.DataFrame":
     """Return the records of a stage, if they are all there and of this version."""
-    schema, table = READ[stage]
+    schema, table, _ = READ[stage]
     records = run.records(stage.name)
     for version in {*run.versions(stage.name).values()} - {stage.version}:
         told = "an unknown version" if version is None else f"version {version}"
@@ -230,6 +234,33 @@ def _is_complete(run: RunRecords, stage: Stage, records: "pd.DataFrame") -> bool
     if stage is modulation.EFFECTS:
         return set(zip(records["relation"], records["factor"], strict=True)) >= set(product(relations, PARTS))
     return set(records["relation"]) >= set(relations)
+
+
+def _check_facts(run: RunRecords, records: "Mapping[str, pd.DataFrame]") -> None:
+    """Raise unless all stages tell of the same facts, each once: files of two runs can lie in one directory.
+
+    Raises:
+        DataError: they do not, or the neurons are not those of a model with so many layers.
+    """
+    anew = f"'{run.command()} --force' makes them anew."
+    facts = records[asking.STAGE.name]
+    asked = sorted(facts.loc[facts["asked"], "key"])
+    for stage, (*_, columns) in READ.items():
+        rows = records[stage.name]
+        rows = rows.loc[rows["asked"]] if stage is asking.STAGE else rows
+        groups = [group for _, group in rows.groupby(list(columns))] if columns else [rows]
+        if not facts["key"].is_unique or any(sorted(group["key"]) != asked for group in groups):
+            raise DataError(
+                f"{run.path}: the records of stage {stage.name} are not of all facts that were asked, each once; some "
+                f"are of another run. {anew}"
+            )
+    n_layers = run.provenance["model"]["n_layers"]
+    highest = records[refining.STAGE.name]["layer"].explode().max()
+    if highest >= n_layers:
+        raise DataError(
+            f"{run.path} has neurons in layer {highest} of a model with {n_layers} layers; {PROVENANCE} or some "
+            f"records are of another run. {anew}"
+        )
 
 
 def _sets(records: "pd.DataFrame") -> dict[str, dict[str, NeuronSet]]:

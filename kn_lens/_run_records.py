@@ -3,13 +3,14 @@
 import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kn_lens.errors import ArgumentError, DataError
-from kn_lens.experiments.run_directory import CONFIG, PROVENANCE, RunDirectory, from_toml
+from kn_lens.experiments.run_directory import CONFIG, PROVENANCE, RunDirectory, Shard, from_toml
 from kn_lens.experiments.settings import PRESETS, Settings
 
 if TYPE_CHECKING:
@@ -23,6 +24,31 @@ LABELS = frozenset(
     "relation key text texts word why neurons facts statistic measure varied asked end subject object".split()
 )
 """Columns of tables that hold names, also where all of them read like numbers."""
+NUMBERS = frozenset("factor layer value low high n control paper n_pairs largest_gap above_tolerance".split())
+"""Columns of tables that hold nothing but numbers."""
+
+RECORDS = {
+    "facts": ("key", "relation subject object asked n_prompts"),
+    "answers": ("key", "n_right n_prompts"),
+    "neurons": ("neurons key", "relation layer index"),
+    "effects": ("factor facts neurons key", "before after"),
+    "predictions": ("", "key text before after rank_before rank_after top_before top_after"),
+    "neuron_scores": ("key layer index", "score low high share n_prompts"),
+    "readouts": ("layer index", "tokens logits"),
+}
+"""The stages whose records are read without their models: columns that tell their rows apart, and others."""
+
+ENTRIES: Mapping[str, Any] = {
+    "made_from": {
+        "versions": {"kn_lens": str},
+        "model": {"architecture": str, "dtype": str, "device": str},
+    },
+    "model": {"kind": str, "n_layers": range(1, 10_000), "d_mlp": range(1, 2**31), "n_params": range(1, 2**63)},
+    "n_relations": range(1, 2**31),
+}
+"""What is read of the provenance of a run on a model: texts, and whole numbers that some model could have."""
+DEEPEST = 20
+"""Levels of settings and provenance; those written have five."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +77,7 @@ class RunRecords:
             ArgumentError: it is no run directory.
             DataError: ``config.toml`` or ``provenance.json`` is damaged.
         """
-        path = Path(path)
+        path = checked_path(path)
         if not (path / CONFIG).is_file() or not (path / PROVENANCE).is_file():
             what = "is no run directory: it has no config.toml and provenance.json" if path.exists() else "is not there"
             raise ArgumentError(f"{path} {what}. 'kn-lens reproduce --out {shlex.quote(str(path))}' makes one.")
@@ -66,6 +92,10 @@ class RunRecords:
                 ) from None
         return cls(path, *read)
 
+    def lacking(self) -> list[str]:
+        """Return the entries of the provenance that a run on a model has and this one has not, by their paths."""
+        return list(_lacking(self.provenance, ENTRIES))
+
     def relations(self) -> list[str]:
         """Return the relations that have facts the model was asked for, as far as the run has come."""
         asked = self.records("facts")
@@ -75,7 +105,8 @@ class RunRecords:
         """Return the records of a stage's shards that are there; None where there are none.
 
         Raises:
-            DataError: a file of records is not what was written, or they are of two versions of the stage.
+            DataError: a file of records is not what was written, or is another's, or they are of two versions of the
+                stage.
         """
         import pandas as pd
 
@@ -90,10 +121,22 @@ class RunRecords:
         for shard in self._run.shards(stage):
             path = self._run.record(stage, shard)
             if self._run.noted(stage, shard) is not None:
-                parts.append(pd.read_parquet(path, partitioning=None))
+                part = pd.read_parquet(path, partitioning=None)
+                if why := _foreign(part, stage, shard):
+                    raise DataError(f"{path} {why}; it is made again by: {self.command(stage)} --force")
+                parts.append(part)
             elif self._run.damaged(stage, shard):
                 raise DataError(f"{path} is damaged; it is made again by: {self.command(stage)}")
-        return pd.concat(parts, ignore_index=True) if parts else None
+        if not parts:
+            return None
+        records = pd.concat(parts, ignore_index=True)
+        apart = RECORDS.get(stage, ("",))[0].split()
+        if apart and records.duplicated(apart).any():
+            raise DataError(
+                f"{self.path}: the records of stage {stage} tell of some facts twice; some are of another run. "
+                f"They are made again by: {self.command(stage)} --force"
+            )
+        return records
 
     def versions(self, stage: str) -> dict[str, int | None]:
         """Return the versions of a stage that its undamaged records are of, by shard; None where none was noted."""
@@ -111,17 +154,20 @@ class RunRecords:
         """Return the run's tables by name.
 
         Raises:
-            DataError: one cannot be read.
+            DataError: one cannot be read, or holds something else where numbers belong.
         """
-        import pandas as pd
-
         tables = {}
         for path in sorted((self.path / "tables").glob("*.csv")):
-            try:
-                table = pd.read_csv(path, keep_default_na=False, dtype=str)
-            except ValueError as error:
-                raise DataError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from None
-            tables[path.stem] = table.apply(_numbers)
+            table = read_table(path)
+            for name in table:
+                try:
+                    table[name] = _numbers(table[name])
+                except ValueError as error:
+                    raise DataError(
+                        f"{path} holds something else than numbers in its column {name} ({_short(error)}); "
+                        f"the tables are written anew by: {self.command()}"
+                    ) from None
+            tables[path.stem] = table
         return tables
 
     def command(self, *stages: str) -> str:
@@ -134,7 +180,7 @@ class RunRecords:
         for name in OPTIONS:
             value = config.get(name)
             if value and value != {"preset": "kn_lens", "split": "all"}.get(name):
-                words += [f"--{name}", ",".join(value) if isinstance(value, list) else str(value)]
+                words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
         preset = config.get("preset", "kn_lens")
         usual = Settings.of(preset).as_dict() if preset in PRESETS else {}
         for name, value in usual.items():
@@ -145,13 +191,61 @@ class RunRecords:
         return shlex.join(words + (["--stages", ",".join(stages)] if stages else []))
 
 
+def _foreign(records: "pd.DataFrame", stage: str, shard: Shard) -> str:
+    """Return why records that are what was written are not those of a shard; empty where they may be."""
+    lacking = set(" ".join(RECORDS.get(stage, ())).split()) - set(records)
+    if lacking:
+        return f"holds no records of stage {stage}: it lacks {', '.join(sorted(lacking))}"
+    if shard.relation != ALL and "relation" in records and (records["relation"] != shard.relation).any():
+        return "holds records of another relation"
+    return ""
+
+
+def read_table(path: Path) -> "pd.DataFrame":
+    """Return a table of a run as it is written: all cells are texts.
+
+    Raises:
+        DataError: it is no table.
+    """
+    import pandas as pd
+
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        if text.partition("\n")[0].endswith("\r"):  # an editor has put these in
+            text = text.replace("\r\n", "\n")
+        # Names of relations may hold what else ends a line.
+        table = pd.read_csv(StringIO(text), keep_default_na=False, dtype=str, lineterminator="\n")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a table: {_short(error)}") from None
+    # pandas takes what is too much for names of rows, and what is missing for NaN.
+    if not isinstance(table.index, pd.RangeIndex) or table.isna().any(axis=None):
+        raise DataError(f"{path} cannot be read as a table: some rows have more or fewer cells than the first.")
+    return table
+
+
+def checked_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a file or directory that need not be there.
+
+    Raises:
+        ArgumentError: none can have this name.
+    """
+    path = Path(path)
+    try:
+        path.resolve().exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long; a null character; links in a circle
+        why = getattr(error, "strerror", None) or error
+        raise ArgumentError(f"{_short(path)} can be no file or directory: {why}.") from None
+    return path
+
+
 def _config(text: str) -> dict[str, Any]:
     """Return the settings, of which all that is read here has the type it was written with."""
     config = from_toml(text)
+    _check_depth(config)
     for name, kind in (("model", str), ("facts", str), ("preset", str), ("neurons", list), ("relations", list)):
         value = config.get(name, kind())
         if not isinstance(value, kind) or not all(isinstance(one, str) for one in value):
-            raise ValueError(f"{name} is {value!r}")
+            raise ValueError(f"{name} is {_short(repr(value))}")
     return config
 
 
@@ -160,17 +254,63 @@ def _provenance(text: str) -> dict[str, Any]:
     provenance = json.loads(text)
     if not isinstance(provenance, dict):
         raise ValueError("it is no object")
-    for name in ("made_from", "model"):
-        if not isinstance(provenance.get(name, {}), dict):
-            raise ValueError(f"{name} is no object")
+    _check_depth(provenance)
+    _check_entries(provenance, ENTRIES)
+    tags = provenance.get("tags", {})
+    if not isinstance(tags, dict):
+        raise ValueError("tags is no object")
+    for name, tag in tags.items():
+        if not isinstance(tag, (str, int, float)):
+            raise ValueError(f"tags.{name} is {_short(repr(tag))}")
     return provenance
 
 
+def _check_entries(value: Mapping[str, Any], kinds: Mapping[str, Any], path: str = "") -> None:
+    """Raise where an entry that is there is not what it should be."""
+    for name, kind in kinds.items():
+        if name not in value:
+            continue
+        inner = value[name]
+        if isinstance(kind, dict):
+            if not isinstance(inner, dict):
+                raise ValueError(f"{path}{name} is no object")
+            _check_entries(inner, kind, f"{path}{name}.")
+        elif not (isinstance(inner, int) and inner in kind if isinstance(kind, range) else isinstance(inner, kind)):
+            raise ValueError(f"{path}{name} is {_short(repr(inner))}")
+
+
+def _lacking(value: Mapping[str, Any], kinds: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    for name, kind in kinds.items():
+        if isinstance(kind, dict):
+            yield from _lacking(value.get(name, {}), kind, f"{path}{name}.")
+        elif name not in value:
+            yield f"{path}{name}"
+
+
+def _check_depth(value: Any, levels: int = DEEPEST) -> None:
+    """Raise where values are nested deeper than what is written; what comes after goes through them recursively."""
+    if not levels:
+        raise ValueError(f"it is nested more than {DEEPEST} deep")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(inner, levels - 1)
+
+
+def _short(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _numbers(column: "pd.Series") -> "pd.Series":
-    """Return a column of texts as numbers where it holds numbers; an empty cell then is NaN."""
-    if column.name in LABELS:
+    """Return a column of texts as numbers where it holds numbers; an empty cell then is NaN.
+
+    Raises:
+        ValueError: it does not, and must.
+    """
+    if column.name in LABELS or not len(column):
         return column
     try:
         return column.where(column != "", "nan").astype(float)
     except ValueError:
+        if column.name in NUMBERS:
+            raise
         return column

@@ -44,6 +44,7 @@ from kn_lens._figure_parts import (
     plain,
     with_zero,
 )
+from kn_lens.errors import ArgumentError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,14 +157,17 @@ def effects_by_relation(table: "pd.DataFrame") -> "Figure":
         table: ``figures4_5_by_relation``: as for ``effects``, and ``relation``.
 
     Raises:
-        ArgumentError: a column is missing.
+        ArgumentError: a column is missing, or there are no rows of such neurons.
     """
     table = _of_effects(table, "relation")
     own = table.loc[(table["facts"] == "own") & table["neurons"].isin(["found", "random"])]
+    if own.empty:
+        raise ArgumentError("The table has no rows of found or random neurons on the facts themselves.")
     figure = blank("Effect by relation", CHANGE, None)
     factors = sorted(own["factor"].unique().tolist())
     first = own.loc[(own["factor"] == factors[0]) & (own["neurons"] == "found")].sort_values("value", ascending=False)
-    height = {relation: place for place, relation in enumerate(first["relation"], start=1)}
+    relations = dict.fromkeys([*first["relation"], *own["relation"]])
+    height = {relation: place for place, relation in enumerate(relations, start=1)}
     for kind in ("random", "found"):
         for factor in factors:
             rows = own.loc[(own["factor"] == factor) & (own["neurons"] == kind)]

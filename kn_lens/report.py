@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from kn_lens._run_records import RunRecords
+from kn_lens._run_records import RunRecords, checked_path
 from kn_lens._whole_files import write_whole
 from kn_lens.errors import ArgumentError, DataError
 
@@ -43,14 +43,14 @@ def write_report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None
     from kn_lens._report.panels import drawn, sources
 
     records = RunRecords.read(run)
-    path = records.path / "report.html" if out is None else Path(out)
+    path = records.path / "report.html" if out is None else checked_path(out)
     if path.is_dir() or not path.parent.is_dir():
         what = "is a directory" if path.is_dir() else f"cannot be written: there is no directory {path.parent}"
         raise ArgumentError(f"{path} {what}; expected the name of a file to write.")
     facts, tables = fact_pages(records), sources(records)
     if facts is None and not tables:
         raise DataError(f"{records.path} has no results yet. They are made by: {records.command()}")
-    _write(path, page(records, tables, drawn(tables), facts))
+    _write(path, page(records, tables, drawn(records, tables), facts))
     return path
 
 
@@ -75,7 +75,7 @@ def write_figures(
     from kn_lens.figures import save_figures
 
     records = RunRecords.read(run)
-    return save_figures(drawn(sources(records)), folder or records.path / "figures", formats)
+    return save_figures(drawn(records, sources(records)), folder or records.path / "figures", formats)
 
 
 def write_tables(run: str | os.PathLike[str], folder: str | os.PathLike[str] | None = None) -> list[Path]:

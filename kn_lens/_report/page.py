@@ -128,7 +128,7 @@ def page(
     ]
     model = run.config.get("model", "")
     heading = f"Knowledge neurons in {model}" if model else "Neurons found by others"
-    return (
+    rendered = (
         Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
         .from_string(template)
         .render(
@@ -171,6 +171,8 @@ def page(
             data=_data(drawn, facts),
         )
     )
+    # Names of files and texts of JSON can hold halves of surrogate pairs, which no file of text can.
+    return rendered.encode("utf-8", "backslashreplace").decode()
 
 
 def _policy(scripts: Sequence[str]) -> str:
@@ -260,7 +262,7 @@ def _about(run: RunRecords, facts: FactPages | None, relations: Sequence[str]) -
     model = run.provenance.get("model", {})
     n_facts, n_prompts = len(facts.facts), int(facts.facts["prompts"].sum())
     said = [f"{n_facts:,} facts of {len(relations)} relations, asked in {n_prompts:,} prompts"]
-    if model:
+    if {"kind", "n_params", "n_layers", "d_mlp"} <= set(model):
         said.append(
             f"a {model['kind']} model of {model['n_params']:,} parameters, {model['n_layers']} layers of "
             f"{model['d_mlp']:,} MLP neurons"
@@ -270,8 +272,8 @@ def _about(run: RunRecords, facts: FactPages | None, relations: Sequence[str]) -
 
 def _constructed(model: str) -> bool:
     """Return whether the facts of an embedded model were put into its MLPs by training."""
-    record = files(kn_lens) / "world" / "models" / model / "recipe.json" if model else None
-    if record is None or "/" in model or not record.is_file():
+    models = {one.name: one for one in (files(kn_lens) / "world" / "models").iterdir()}
+    if model not in models or not (record := models[model] / "recipe.json").is_file():
         return False
     recipe = json.loads(record.read_text(encoding="utf-8"))["recipe"]
     return recipe["sparsity"] > 0 or recipe["interchange"] > 0

@@ -7,12 +7,27 @@ from typing import TYPE_CHECKING
 from kn_lens import figures
 from kn_lens._figure_parts import KINDS
 from kn_lens._run_records import RunRecords
+from kn_lens.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
     import pandas as pd
     from plotly.graph_objects import Figure
 
 MAP = "neuron_relation_map"
+READ = {
+    "answers": "measure value low high n control",
+    "answers_by_relation": "measure relation value low high",
+    "answer_readouts": "neurons value low high",
+    "completeness": "n_pairs largest_gap above_tolerance",
+    "dose_response": "factor neurons facts value low high",
+    "figure3": "neurons layer value low high control",
+    "figures4_5": "factor neurons facts value low high n control",
+    "figures4_5_by_relation": "factor neurons facts relation value low high",
+    "methods": "neurons value low high",
+    "stability": "varied value low high control",
+    "table2": "statistic neurons value low high n",
+}
+"""The tables that figures and findings are made from, with the columns that these read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +149,20 @@ PANELS = (
 """In the order of the report."""
 
 
-def drawn(tables: "Mapping[str, pd.DataFrame]") -> "dict[str, Figure]":
-    """Return the figures of a run by name: those whose tables (of ``sources``) are there and have rows."""
-    return {panel.name: panel.draw(tables[panel.source]) for panel in PANELS if len(tables.get(panel.source, ()))}
+def drawn(run: RunRecords, tables: "Mapping[str, pd.DataFrame]") -> "dict[str, Figure]":
+    """Return the figures of a run by name: those whose tables (of ``sources``) are there and have rows.
+
+    Raises:
+        DataError: a table holds nothing that its figure shows.
+    """
+    by_name = {}
+    for panel in PANELS:
+        if len(tables.get(panel.source, ())):
+            try:
+                by_name[panel.name] = panel.draw(tables[panel.source])
+            except ArgumentError as error:
+                raise _damaged(run, panel.source, str(error)) from None
+    return by_name
 
 
 def sources(run: RunRecords) -> "dict[str, pd.DataFrame]":
@@ -144,10 +170,22 @@ def sources(run: RunRecords) -> "dict[str, pd.DataFrame]":
 
     That has one row for each ``relation`` and neuron (``layer``, ``index``): ``n_facts`` of the relation that have it,
     and their ``share``.
+
+    Raises:
+        DataError: a table cannot be read, or lacks a column that the report reads.
     """
     tables = run.tables()
+    for name, columns in READ.items():
+        for column in columns.split() if name in tables else ():
+            if column not in tables[name]:
+                raise _damaged(run, name, f"It has no column {column}; expected {columns}.")
     records = run.records("neurons")
     return tables if records is None else {**tables, MAP: by_relation(records)}
+
+
+def _damaged(run: RunRecords, table: str, why: str) -> DataError:
+    path = run.path / "tables" / f"{table}.csv"
+    return DataError(f"{path} is not the table that was written. {why} It is written anew by: {run.command()}")
 
 
 def by_relation(records: "pd.DataFrame") -> "pd.DataFrame":

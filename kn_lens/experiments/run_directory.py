@@ -63,7 +63,7 @@ class Shard:
         >>> Shard.named("a%2Fb+x2")
         Shard(relation='a/b', part='x2')
         """
-        return cls(*map(unquote, name.split("+")))
+        return cls(*map(unquote, name.split("+", 1)))
 
 
 def _unnoticed(path: Path) -> None:
@@ -366,8 +366,9 @@ def _note(path: Path) -> Path:
 def _noted(path: Path) -> dict[str, Any] | None:
     try:
         noted = json.loads(_note(path).read_bytes())
-        return noted if noted["sha256"] == digest_of(path) and isinstance(noted["inputs"], str) else None
-    except (OSError, ValueError, TypeError, KeyError):
+        is_whole = isinstance(noted["inputs"], str) and isinstance(noted.get("version"), (int, type(None)))
+        return noted if is_whole and noted["sha256"] == digest_of(path) else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

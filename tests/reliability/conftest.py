@@ -13,10 +13,15 @@ def pytest_terminal_summary(terminalreporter):
     if not TRIED:
         return
     terminalreporter.section("tried")
-    of_kind: dict[str, Counter[str]] = {}
+    groups: dict[str, dict[str, Counter[str]]] = {}
     for (kind, ended), n in sorted(TRIED.items()):
-        of_kind.setdefault(kind, Counter())[ended] += n
-    for kind, counts in of_kind.items():
-        told = ", ".join(f"{n:,} {ended}" for ended, n in counts.items())
-        terminalreporter.write_line(f"{kind}: {counts.total():,} ({told})")
+        groups.setdefault(kind.partition(": ")[0], {}).setdefault(kind, Counter())[ended] += n
+    for group, kinds in groups.items():
+        terminalreporter.write_line(_told(group, sum(kinds.values(), Counter())))
+        for kind, counts in kinds.items() if len(kinds) > 1 else ():
+            terminalreporter.write_line("    " + _told(kind.partition(": ")[2], counts))
     terminalreporter.write_line(f"in all: {sum(TRIED.values()):,}")
+
+
+def _told(what: str, counts: Counter[str]) -> str:
+    return f"{what}: {counts.total():,} ({', '.join(f'{n:,} {ended}' for ended, n in counts.items())})"

@@ -6,6 +6,8 @@ The inputs of every run of the tests are the same; those by hand are other ones 
 kind, and printed at the end by ``conftest.py``.
 """
 
+import csv
+import io
 import os
 import time
 from collections import Counter
@@ -23,7 +25,7 @@ AT_MOST_SECONDS = 10.0
 """Of the processor, for one input of a few kilobytes: more is a hang."""
 
 TRIED: Counter[tuple[str, str]] = Counter()
-"""Inputs by kind, and what became of them: ``taken`` or ``refused``."""
+"""Inputs by kind, and what became of them: ``taken`` or ``refused``. Kinds of one group are called ``group: kind``."""
 
 T = TypeVar("T")
 
@@ -38,14 +40,17 @@ def fuzz(usually: int, share: float = 1.0) -> settings:
     )
 
 
-def taken_or_refused(kind: str, call: Callable[[], T]) -> T | None:
-    """Return what a call makes of an input, or None where it refuses it as the library refuses things: in words."""
+def taken_or_refused(kind: str, call: Callable[[], T], named: str = "") -> T | None:
+    """Return what a call makes of an input, or None where it refuses it as the library refuses things: in words.
+
+    The words have the name that is given.
+    """
     result: Any = None
     with timed(kind):
         try:
             result = call()
         except KNLensError as error:
-            assert str(error).strip()
+            assert str(error).strip() and named in str(error), error
             TRIED[kind, "refused"] += 1
         else:
             TRIED[kind, "taken"] += 1
@@ -113,6 +118,37 @@ def damaged(draw: Any, valid: bytes) -> bytes:
                 content.decode("utf-8", "replace").encode(draw(st.sampled_from(["utf-16", "utf-8-sig"])))
             )
     return bytes(content)
+
+
+CELLS = [
+    "", " ", "nan", "inf", "-inf", "-1", "0", "1", "2.0", "1e999", "9" * 400, "x", "found", "own", "P1", "\u2028", '"',
+]  # fmt: skip
+
+
+@st.composite
+def changed_table(draw: Any, valid: bytes) -> bytes:
+    """A CSV file with a cell exchanged, columns or rows left out, doubled or exchanged."""
+    rows = list(csv.reader(io.StringIO(valid.decode(), newline="")))
+    for _ in range(draw(st.integers(1, 2))):
+        row, column = (draw(st.integers(0, len(of) - 1)) for of in (rows, rows[0]))
+        change = draw(st.sampled_from(["cell", "cell", "no column", "columns", "no row", "row", "end", "start"]))
+        if change == "cell":
+            rows[row][column] = draw(st.sampled_from(CELLS) | TEXTS)
+        elif change == "no column" and len(rows[0]) > 1:
+            rows = [cells[:column] + cells[column + 1 :] for cells in rows]
+        elif change == "columns":
+            rows = [[*cells[column:], *cells[:column]] for cells in rows[:1]] + rows[1:]
+        elif change == "no row" and len(rows) > 1:
+            del rows[row]
+        elif change == "row":
+            rows.insert(row, list(rows[row]))
+        elif change == "end":
+            del rows[row + 1 :]
+        elif change == "start":
+            del rows[1 : row + 1]
+    written = io.StringIO(newline="")
+    csv.writer(written, lineterminator="\n").writerows(rows)
+    return written.getvalue().encode("utf-8", "replace")
 
 
 def places_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

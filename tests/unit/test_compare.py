@@ -338,7 +338,7 @@ def test_other_versions_are_refused(folder, runs, made, monkeypatch):
     provenance = json.loads((paths[0] / "provenance.json").read_text())
     del provenance["model"]
     (paths[0] / "provenance.json").write_text(json.dumps(provenance))
-    with pytest.raises(DataError, match="does not say how many layers"):
+    with pytest.raises(DataError, match=r"does not say what it was made from \(model.kind, model.n_layers,"):
         compare_runs(paths)
     import pyarrow as pa
 
