@@ -2,8 +2,7 @@ r"""Knowledge attribution: how much of the answer's probability each neuron of a
 
 Let ``w`` be the activation (``hook_post``) of one layer at the read position and ``P(v)`` the output when that
 activation is replaced by ``v`` and everything above is recomputed. Integrated gradients (Sundararajan et al. 2017)
-from
-``0`` to ``w``, as Dai et al. (2022), equation 2, apply them to neurons:
+from ``0`` to ``w``, as Dai et al. (2022), equation 2, apply them to neurons:
 
     Attr_i = w_i * integral_0^1 dP(alpha * w) / dw_i  d alpha                      (joint path: the whole layer moves)
     sum_i Attr_i = P(w) - P(0)                                                     (completeness)
