@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kn_lens._whole_files import write_whole
 from kn_lens.errors import DataError, did_you_mean
 
 FORMAT = "kn_lens.edit"
@@ -53,14 +54,11 @@ def write_edit(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str,
 
     content = {**document, "digest": digest_of(tensors, document)}
     metadata = {_ENTRY: canonical({"format": FORMAT, "version": VERSION, **content})}
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    written = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
     try:
-        part.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
-        part.replace(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}.") from error
-    finally:
-        part.unlink(missing_ok=True)
+        write_whole(path, written)
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise DataError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def read_edit(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -97,8 +97,8 @@ def write_sets(path: Path, sets: Mapping[str, Iterable[Pair]], meta: Mapping[str
         raise ArgumentError(
             f"A key or the meta data is no valid Unicode text, half of a surrogate pair: {error}."
         ) from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}.") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise DataError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def _own(document: dict[str, Any], path: Path) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,15 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from kn_lens.attribution import Attribution, attribute_in_parts
-from kn_lens.errors import ArgumentError, DataError, did_you_mean
+from kn_lens.errors import ArgumentError, DataError, KNLensError, did_you_mean
 from kn_lens.hosts import host_of
 from kn_lens.prompts import PromptBatch
 
 KEY, KEY_DIGEST = b"kn_lens.scores", b"kn_lens.scores.sha256"
 VERSION = 1
+TEXTS, NUMBERS = ("model", "prompts", "method", "output", "quadrature"), ("n_layers", "d_mlp", "n_prompts")
+HEAD = {**dict.fromkeys(TEXTS, str), **dict.fromkeys(NUMBERS, int), "keep": (float, type(None))}
+"""What the metadata say, and as what."""
 FLOATS = ("clean", "expected", "total", "tolerance")
 """The columns with one number a row, of the type of the scores."""
 CELLS_IN_GROUP = 2**24
@@ -92,7 +95,7 @@ def attribute_to_file(
         (True, 0.1, True)
     """
     path = Path(path)
-    if path.exists():
+    if os.path.exists(path):  # False for names that no file can have, of which writing tells
         raise ArgumentError(f"{path} exists and is not overwritten: read it with read_attribution, or name another.")
     host = host_of(model)
     keep = None if keep is None else float(keep)  # the file's metadata, written last, take no other numbers
@@ -151,7 +154,7 @@ def read_attribution(
     path = Path(path)
     with _opened(path) as file:
         head = _head(file, path)
-        if head["prompts"] != _digest(prompts):
+        if (head["n_prompts"], head["prompts"]) != (len(prompts), _digest(prompts)):
             raise DataError(
                 f"{path} holds scores of {head['n_prompts']} prompts that are not these {len(prompts)}; expected the "
                 "prompts that attribute_to_file was given, all of them and in their order."
@@ -230,10 +233,13 @@ class _Part:
         """Yield the scores, a row group at a time, after their pairs, their places in the pairs' lists and neurons."""
         for pair, rows in self.rows(["neuron", "score"]):
             (length, neuron), (n_listed, score) = _lists(rows["neuron"]), _lists(rows["score"])
-            if not length.equal(n_listed) or not _within(neuron, self.shape[2]):
+            if not length.equal(n_listed) or not _within(neuron, self.shape[2]) or score.isnan().any():
                 raise self.changed("names neurons that there are not, or without a score")
+            owner = pair.repeat_interleave(length)
+            if not ((neuron.diff() > 0) | (owner.diff() != 0)).all():
+                raise self.changed("names neurons twice, or in another order")
             first = (length.cumsum(0) - length).repeat_interleave(length)
-            yield pair.repeat_interleave(length), torch.arange(len(score)) - first, neuron.long(), score
+            yield owner, torch.arange(len(score)) - first, neuron.long(), score
 
     def rows(self, columns: list[str]) -> Iterator[tuple[Int[Tensor, " pair"], pa.Table]]:
         """Yield the prompts' rows, a row group at a time, with the pairs they belong to."""
@@ -348,7 +354,8 @@ def _written_whole(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error}.") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # where it could not be made either
+            part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -356,10 +363,12 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
+    except KNLensError:
+        raise
     except FileNotFoundError as error:
         beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"There is no file {path}.{did_you_mean(path.name, beside)}") from error
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: also a name with a null character
         raise DataError(f"{path} is no Parquet file, or damaged: {error}.") from error
 
 
@@ -374,9 +383,17 @@ def _head(file: pq.ParquetFile, path: Path) -> dict[str, Any]:
         raise DataError(f"{path} holds no scores; expected a file written by attribute_to_file.")
     if hashlib.sha256(found[KEY]).hexdigest().encode() != found.get(KEY_DIGEST):
         raise DataError(f"{path} is damaged: what it says of its scores is not what was written.")
-    head = json.loads(found[KEY])
-    if head["version"] != VERSION:
-        raise DataError(f"{path} has version {head['version']}; this version of kn_lens reads {VERSION}.")
+    try:
+        head = json.loads(found[KEY])
+        version = head["version"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise DataError(f"{path} does not say what its scores are; the file has been changed.") from None
+    if version != VERSION:
+        raise DataError(f"{path} has version {version}; this version of kn_lens reads {VERSION}.")
+    is_head = all(isinstance(head.get(name, ...), kind) for name, kind in HEAD.items())
+    rows = file.metadata.num_rows
+    if not is_head or not 0 < head["n_layers"] <= rows <= head["n_prompts"] * head["n_layers"] or head["d_mlp"] < 1:
+        raise DataError(f"{path} says of its {rows} rows what cannot be; the file has been changed.")
     if not any(file.schema_arrow.equals(_schema(dtype)) for dtype in (torch.float32, torch.float64)):
         raise DataError(f"{path} has other columns than attribute_to_file writes; the file has been changed.")
     return head

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from kn_lens._mirror import Mirror, working_copy
+from kn_lens._run_records import read_table
 from kn_lens.engines import Engine, InProcess, Job, Outcome, Watch
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.experiments.reproduction import Data, versions
@@ -183,8 +184,8 @@ def _check_same(path: Path, config: StudyConfig, jobs: Sequence[Job]) -> None:
         run = path / "runs" / job.name
         try:
             there = json.loads((run / PROVENANCE).read_bytes())["made_from"]["model"]
-        except (OSError, ValueError, LookupError, TypeError):  # not begun, or damaged, which is told when it is opened
-            continue
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            continue  # not begun, or damaged, which is told when it is opened
         made_from = {"versions": versions(), "model": there, "data": job.data.digests()}
         check_same(run, {**job.names, **job.settings.as_dict()}, {"made_from": made_from})
 
@@ -228,7 +229,7 @@ def _put_together(directory: RunDirectory, rows: "pd.DataFrame") -> None:
     tables: dict[str, list[pd.DataFrame]] = {"runs": [rows]}
     for run in rows["run"][rows["state"] == "done"]:
         for path in sorted((directory.path / "runs" / run / "tables").glob("*.csv")):
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)  # as it is written
+            table = read_table(path)
             table.insert(0, "run", run)
             tables.setdefault(path.stem, []).append(table)
     for name, parts in tables.items():

@@ -24,8 +24,10 @@ from rich.text import Text
 SHOW_AFTER = 2.0
 """Seconds that work may take without a sign of it."""
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# Names of facts, files and models are shown as they are, also where they look like markup: "[/b]", ":x:".
+_AS_IT_IS: Mapping[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+out = Console(**_AS_IT_IS)
+err = Console(stderr=True, **_AS_IT_IS)
 
 Progressed = Callable[[int, int], None]
 
@@ -38,7 +40,7 @@ def working(what: str, unit: str = "") -> Iterator[Progressed]:
     """
     bar = Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         _Rate(unit),
         TimeElapsedColumn(),

@@ -175,7 +175,7 @@ def _settings(preset: str, changes: Sequence[str] | None, **given: Any) -> Any:
         name, equals, text = change.partition("=")
         try:
             value = jsonlib.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = text
         if not equals or name in (*given, "preset"):
             raise ArgumentError(f"--set {change!r}; expected NAME=VALUE, such as attr_threshold=0.3.")
@@ -193,7 +193,7 @@ def _display() -> "Iterator[Any]":
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(), TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal,
     )  # fmt: skip
     task = bar.add_task("Looking at what is there", total=None, rate="")

@@ -122,7 +122,7 @@ def _display() -> "Iterator[Callable[[Job, State | None], None]]":
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=20), TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), TimeElapsedColumn(),
         console=err, transient=True, disable=not err.is_terminal,
     )  # fmt: skip
     task = bar.add_task("", total=None)

@@ -1,5 +1,6 @@
 """Whatever is typed, a command ends with its exit code and, where something is wrong, one line; never with a trace."""
 
+import json
 from collections.abc import Iterator
 
 import typer
@@ -27,7 +28,19 @@ VALUES = [
     ),
     *("none/such", "a=b", "doses=[1e999]", "doses=[]", "n_steps=0", "tolerance=" + "9" * 400, "limit=null", "--", "-"),
     *("texts=~nobody", "syntax=" + "x" * 5000, "relations=[[]]", "\udcff", "P36,P30", "Ireland", "Ireland/P36", "html"),
-    *("effects", "memory://x", "nosuch://x", "none::memory://x", "L1N2", "a=run", "[X]", "\N{PILE OF POO}", "%s", "{}"),
+    *(
+        "effects",
+        "memory://x",
+        "nosuch://x",
+        "none::memory://x",
+        "L1N2",
+        "a=run",
+        "[X]",
+        "[/b]",
+        "\N{PILE OF POO}",
+        "%s",
+        "{}",
+    ),
 ]
 
 
@@ -67,6 +80,7 @@ def files_in(folder):
 @fuzz(usually=100)
 @given(line=command_lines())
 @example(line=["reproduce", "--out", "run", "--set", "tolerance=" + "9" * 400, "--model", "./none"])
+@example(line=["reproduce", "--out", "run", "--set", "doses=" + "[" * 5000, "--model", "./none"])
 @example(line=["find", "--model", "~nobody/x"])
 @example(line=["find", "--model", "x" * 5000])
 @example(line=["data", "read", "x" * 5000 + ".jsonl"])
@@ -89,3 +103,16 @@ def test_any_command_line_ends_in_words(cli, line, tmp_path, monkeypatch):
         assert err.splitlines()[-1].startswith("kn-lens: error: "), err
     assert {path.parts[0] for path in files_in(tmp_path)} == {"work"}
     TRIED["command lines", {0: "done", 1: "some runs failed", 2: "refused"}[code]] += 1
+
+
+def test_names_are_shown_as_they_are(cli, tmp_path):
+    """Also where they look like the markup of the library that draws tables."""
+    names = ["[/b]", "[red]", "[link=x]y", ":smile:", "12:00:00"]
+    lines = [
+        json.dumps({"subject": "Peru", "relation": name, "object": "Lima", "template": "[X] [Y]"}) for name in names
+    ]
+    (tmp_path / "facts.jsonl").write_text("\n".join(lines))
+    code, out, err = cli("data", "read", tmp_path / "facts.jsonl")
+    assert code == 0 and all(name in out for name in names), err
+    code, out, err = cli("data", "convert", tmp_path / "facts.jsonl", "--out", tmp_path / "[bold].jsonl")
+    assert code == 0 and "[bold].jsonl" in out, err

@@ -1,11 +1,13 @@
 """Names from data stay names: whatever facts, relations and models are called, files are where they belong."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 import kn_lens as kn
+from kn_lens._run_records import RunRecords
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.study_config import ModelEntry
 from tests.reliability.tries import TRIED
@@ -24,6 +26,7 @@ NAMES = [
     "a+b",
     "%2e",
     "a\nb",
+    "a\rb",
     "é" * 30,
     "~",
     "-rf",
@@ -52,7 +55,8 @@ def test_a_run_stays_in_its_directory_and_tells_relations_apart(model, tmp_path)
     kn.write_figures(run)
     assert {path.parts[:3] for path in everything_in(tmp_path) if len(path.parts) > 2} == {("deep", "down", "run")}
     assert {path.stem for path in (run / "records" / "facts").glob("*.parquet")} == {Shard(name).name for name in NAMES}
-    TRIED["names in data", "kept in their place"] += len(NAMES)
+    assert RunRecords.read(run).tables()["coverage"]["relation"].sort_values().tolist() == sorted(NAMES)
+    TRIED["names: in data", "kept in their place"] += len(NAMES)
 
 
 def test_a_relation_whose_name_is_too_long_for_a_file_is_told_before_anything_runs(model, tmp_path):
@@ -60,7 +64,7 @@ def test_a_relation_whose_name_is_too_long_for_a_file_is_told_before_anything_ru
     with pytest.raises(kn.DataError, match="too long for the name of a file"):
         kn.reproduce(model, facts, tmp_path / "run")
     assert not everything_in(tmp_path)
-    TRIED["names in data", "refused"] += 1
+    TRIED["names: in data", "refused"] += 1
 
 
 def test_models_and_fact_sets_of_a_study_are_no_paths(tmp_path):
@@ -72,7 +76,7 @@ def test_models_and_fact_sets_of_a_study_are_no_paths(tmp_path):
     assert len(rows) == len(NAMES) and set(rows["state"]) == {"failed"}
     assert {path.parts[:3] for path in everything_in(tmp_path) if len(path.parts) > 2} == {("deep", "down", "study")}
     assert len(list((study / "failures").iterdir())) == len(NAMES)
-    TRIED["names in data", "kept in their place"] += len(NAMES)
+    TRIED["names: in data", "kept in their place"] += len(NAMES)
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", "a\\b", "", "..", "a\0b"])
@@ -85,7 +89,7 @@ def test_figures_are_files_of_their_folder(name, tmp_path):
     with pytest.raises(kn.ArgumentError, match="name of a file"):
         kn.figures.save_figures({name: drawn}, tmp_path / "figures")
     assert not everything_in(tmp_path)
-    TRIED["names in data", "refused"] += 1
+    TRIED["names: in data", "refused"] += 1
 
 
 def test_neuron_files_keep_any_key(tmp_path):
@@ -104,6 +108,26 @@ def test_a_failed_write_of_facts_leaves_nothing(tmp_path):
     assert not everything_in(tmp_path)
     FACTS.to_jsonl(tmp_path / "facts.jsonl")
     assert kn.FactSet.from_jsonl(tmp_path / "facts.jsonl") == FACTS
+
+
+@pytest.mark.parametrize("name", ["", ".", "a\0b", "x" * 300, "none/x", "pipe", "/proc/self/mem"])
+def test_nothing_takes_the_place_of_what_is_no_file(name, model, tmp_path, monkeypatch):
+    """Directories, pipes and, as good as these, devices."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    prompts = kn.make_prompts(model, FACTS[:1])
+    writers = [
+        FACTS.to_jsonl,
+        lambda path: kn.NeuronSet.write_many(path, {"a": kn.NeuronSet()}),
+        kn.erase_neurons(model, kn.NeuronSet([(0, 1)])).save,
+    ]
+    if "\0" not in name:
+        writers.append(lambda path: kn.attribute_to_file(model, path, prompts, method="activation"))
+    for write in writers:
+        with pytest.raises(kn.KNLensError, match=r"cannot be written|is not overwritten"):
+            write(name)
+        TRIED["names: of files to write", "refused"] += 1
+    assert everything_in(tmp_path) == {Path("pipe")} and Path("pipe").is_fifo()
 
 
 def test_weights_of_a_checkpoint_elsewhere_are_not_fetched_by_name(tmp_path):
