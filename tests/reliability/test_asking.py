@@ -40,7 +40,7 @@ def test_prompts_ask_for_the_answers_own_tokens(name, subject, answer, template)
         fact = Fact(subject, "r", answer, (template,))
         made.append((fact, asked(tokenizer, masked, fact)))
 
-    taken_or_refused(f"facts, {'masked' if masked else 'causal'} models", make)
+    taken_or_refused(f"facts made prompts: {'masked' if masked else 'causal'} models", make)
     if not made:
         return
     fact, batch = made[0]

@@ -28,7 +28,7 @@ def load(checkpoint):
     def loaded(name, content):
         (checkpoint / name).write_bytes(content)
         try:
-            taken_or_refused("checkpoints", lambda: kn.host_of(kn.load_model(checkpoint)))
+            taken_or_refused("checkpoints: damaged", lambda: kn.host_of(kn.load_model(checkpoint)))
         finally:
             (checkpoint / name).write_bytes(before[name])
 

@@ -56,7 +56,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not(checkpoint, tmp_pa
     assert not mark.exists()
     torch.load(checkpoint / "pytorch_model.bin", weights_only=False)
     assert mark.exists()  # it would have
-    TRIED["checkpoints with code", "refused"] += 1
+    TRIED["checkpoints: with code", "refused"] += 1
 
 
 def test_other_pickles_of_a_checkpoint_are_not_opened(checkpoint, tmp_path):
@@ -65,7 +65,7 @@ def test_other_pickles_of_a_checkpoint_are_not_opened(checkpoint, tmp_path):
         torch.save({"payload": Payload(mark)}, checkpoint / name)
     load_model(checkpoint)
     assert not mark.exists()
-    TRIED["checkpoints with code", "taken, the code not run"] += 1
+    TRIED["checkpoints: with code", "taken, the code not run"] += 1
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -88,7 +88,7 @@ def test_code_of_a_checkpoint_is_never_run_and_nobody_is_asked(checkpoint, tmp_p
         with pytest.raises(UnsupportedModelError):
             load_model(checkpoint)
     assert not mark.exists()
-    TRIED["checkpoints with code", "taken, the code not run" if known else "refused"] += 1
+    TRIED["checkpoints: with code", "taken, the code not run" if known else "refused"] += 1
 
 
 def test_no_line_of_the_library_could_unpickle_or_trust():

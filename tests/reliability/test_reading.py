@@ -3,18 +3,23 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import kn_lens as kn
+from kn_lens._rows import Checkpoint
 from kn_lens.experiments.corpora import corpus_of, digest_of_texts
 from kn_lens.experiments.minimal_pairs import read_pairs
 from kn_lens.fact_files import read_patterns
 from kn_lens.study_config import as_toml, differences
+from tests.reliability.made_scores import score_file, score_prompts, written_scores
 from tests.reliability.tries import JSON, NASTY, changed, damaged, fuzz, taken_or_refused
 
 FACT = {
@@ -105,7 +110,7 @@ class Reader:
 
     Attributes:
         name: of the file, in a folder of its own.
-        valid: what it holds; JSON values are written as JSON, several as lines.
+        valid: what it holds, or a function that makes it; JSON values are written as JSON, several as lines.
         read: called with the file, or with ``given``.
         beside: other files of the folder.
         given: what is named to the reader, where that is not the file.
@@ -119,7 +124,7 @@ class Reader:
 
     @property
     def content(self) -> bytes:
-        return self.written(self.valid)
+        return self.written(self.valid() if callable(self.valid) else self.valid)
 
     def written(self, value: Any) -> bytes:
         if isinstance(value, bytes):
@@ -128,6 +133,24 @@ class Reader:
             top = value.items() if isinstance(value, dict) else [("models", value)]
             return "".join(f"{json.dumps(key)} = {toml(inner)}\n" for key, inner in top).encode()
         return lines(*value) if self.name.endswith("l") and isinstance(value, list) else json.dumps(value).encode()
+
+
+@cache
+def edit_file() -> bytes:
+    """An edit of a model that there need not be."""
+    rows = torch.ones(2, 4)
+    edit = kn.WeightEdit(
+        neurons=kn.NeuronSet([(0, 1), (1, 2)]), old=rows, new=2 * rows,
+        checkpoint=Checkpoint(name="a", architecture="b", n_layers=2, d_mlp=8, d_model=4, dtype="float32"),
+    )  # fmt: skip
+    with TemporaryDirectory() as folder:
+        edit.save(f"{folder}/valid.safetensors")
+        return Path(folder, "valid.safetensors").read_bytes()
+
+
+def scores(path: Path) -> None:
+    """What is taken is what was written: pages and metadata have digests."""
+    assert torch.equal(kn.read_attribution(path, score_prompts()).scores.to_dense(), written_scores())
 
 
 READERS = {
@@ -157,7 +180,8 @@ READERS = {
     "texts, BingRel": Reader("P36.json", BAGS, texts, {"query_pairs.json": b'{"P36": [["Peru", "Lima"]]}'}, "."),
     "pairs of BingRel": Reader("query_pairs.json", {"P36": [["Peru", "Lima"]]}, texts, {"P36.json": lines(BAGS)}, "."),
     "minimal pairs": Reader("pairs.jsonl", [SYNTAX], read_pairs),
-    "edits": Reader("edit.safetensors", b"", kn.WeightEdit.load),
+    "edits": Reader("edit.safetensors", edit_file, kn.WeightEdit.load),
+    "scores, ours": Reader("scores.parquet", score_file, scores),
 }  # fmt: skip
 
 
@@ -179,18 +203,14 @@ def read(kind, tmp_path):
 
     def tried(content: bytes) -> Any:
         path.write_bytes(content)
-        return taken_or_refused(kind, lambda: reader.read(named) or True)
+        return taken_or_refused(f"files: {kind}", lambda: reader.read(named) or True, named.name)
 
     return tried
 
 
-def test_the_valid_files_are_read(kind, read, tmp_path):
+def test_the_valid_files_are_read(kind, read):
     """The control of what follows."""
-    if kind == "edits":
-        valid = edit_file(tmp_path)
-    else:
-        valid = READERS[kind].content
-    assert read(valid)
+    assert read(READERS[kind].content)
 
 
 MODEL = "[[models]]\nmodel = "
@@ -227,7 +247,7 @@ def test_names_of_every_kind_are_refused(kind, name, tmp_path, monkeypatch):
     """As the name of a file; directories and devices among them."""
     monkeypatch.chdir(tmp_path)
     if kind != "templates, LAMA" or name != "/dev/null":  # which is an empty list of templates
-        assert taken_or_refused(kind, lambda: READERS[kind].read(Path(name)) or True) is None
+        assert taken_or_refused(f"files: {kind}", lambda: READERS[kind].read(Path(name)) or True) is None
 
 
 @fuzz(usually=40)
@@ -244,31 +264,14 @@ def test_any_json(kind, read, value):
 
 @fuzz(usually=80)
 @given(data=st.data())
-def test_a_valid_file_after_accidents(kind, read, data, tmp_path_factory):
-    valid = READERS[kind].content or edit_file(tmp_path_factory.getbasetemp())
-    read(data.draw(damaged(valid)))
+def test_a_valid_file_after_accidents(kind, read, data):
+    read(data.draw(damaged(READERS[kind].content)))
 
 
 @fuzz(usually=80)
 @given(data=st.data())
 def test_a_valid_file_with_a_value_exchanged(kind, read, data):
     reader = READERS[kind]
-    if isinstance(reader.valid, bytes):
+    if isinstance(reader.valid, bytes) or callable(reader.valid):
         return
     read(reader.written(data.draw(changed(reader.valid))))
-
-
-def edit_file(folder: Path) -> bytes:
-    """An edit of a model that there need not be."""
-    import torch
-
-    from kn_lens._rows import Checkpoint
-
-    path = folder / "valid.safetensors"
-    if not path.exists():
-        rows = torch.ones(2, 4)
-        kn.WeightEdit(
-            neurons=kn.NeuronSet([(0, 1), (1, 2)]), old=rows, new=2 * rows,
-            checkpoint=Checkpoint(name="a", architecture="b", n_layers=2, d_mlp=8, d_model=4, dtype="float32"),
-        ).save(path)  # fmt: skip
-    return path.read_bytes()

@@ -81,14 +81,14 @@ def test_a_study_at_an_address_with_a_password_keeps_it_to_itself(cli, vault, st
     assert not leaks(*(text for _, *streams in said for text in streams), *stored)
     assert not leaks(*(content.decode("utf-8", "replace") for content in stored.values()))
     assert "vault://***@host/study" in said[0][1]
-    TRIED["addresses and texts with secrets", "kept to themselves"] += 2
+    TRIED["secrets: addresses and texts", "kept to themselves"] += 2
 
 
 def test_errors_of_a_store_do_not_repeat_it(cli, vault, study, monkeypatch):
     monkeypatch.setattr(Vault, "broken", True)
     code, out, err = cli("study", study, "--out", vault)
     assert code == 2 and "403 for vault://***@host" in err and not leaks(out, err)
-    TRIED["addresses and texts with secrets", "kept to themselves"] += 1
+    TRIED["secrets: addresses and texts", "kept to themselves"] += 1
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_errors_of_a_store_do_not_repeat_it(cli, vault, study, monkeypatch):
 def test_addresses_that_cannot_be_opened_are_told_without_it(cli, study, address):
     code, out, err = cli("study", study, "--out", address)
     assert code == 2 and err.startswith("kn-lens: error:") and not leaks(out, err)
-    TRIED["addresses and texts with secrets", "kept to themselves"] += 1
+    TRIED["secrets: addresses and texts", "kept to themselves"] += 1
 
 
 @pytest.mark.parametrize("text", [f"https://me:{SECRET}@host/model", TOKEN, f"https://host/m?access_token={SECRET}"])
@@ -107,7 +107,7 @@ def test_a_study_does_not_take_them_in(study, text):
     with pytest.raises(kn.DataError, match="would be copied into the results") as caught:
         kn.read_study(study)
     assert not leaks(str(caught.value))
-    TRIED["addresses and texts with secrets", "kept to themselves"] += 1
+    TRIED["secrets: addresses and texts", "kept to themselves"] += 1
 
 
 def test_what_is_no_secret_stays():
@@ -133,4 +133,4 @@ def test_the_keys_of_a_store_lead_nowhere_else(vault, key, tmp_path, monkeypatch
         with pytest.raises(kn.DataError, match="leads out of"):
             mirror.fetch("runs")
     assert not [path for path in tmp_path.rglob("*") if "escaped" in path.name]
-    TRIED["keys of stores", "refused"] += 1
+    TRIED["secrets: keys of stores", "refused"] += 1

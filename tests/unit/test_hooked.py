@@ -116,8 +116,8 @@ def case_of(model):
     return Case(model=model, prompts=prompts, edit=kn.WeightEdit.of(model, SOME, rows), folder=None)
 
 
-ELSEWHERE = ("host_of", "load_model", "export", "reproduce", "update_effects")
-"""Tested apart, as attribution and hooks are; the last, slow, is no more than ``update_fact`` and ``measure``."""
+ELSEWHERE = ("host_of", "load_model", "export", "reproduce")
+"""Tested apart, as attribution and hooks are."""
 
 
 @older
