@@ -56,6 +56,9 @@ class HookedHost(Host):
         embed = self.model.embed
         return embed.embed.W_E if self.kind == "masked" else embed.W_E
 
+    def b_out(self, layer: int) -> Float[Tensor, " d_model"]:
+        return self.model.blocks[self._checked(layer)].mlp.b_out.detach()
+
     @property
     def has_linear_hooks(self) -> bool:
         return False

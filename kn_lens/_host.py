@@ -1,6 +1,6 @@
 """What the rest of kn_lens sees of a model: the few names and operations it needs of a ``TransformerBridge``."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +18,10 @@ from kn_lens._splicing import at, forwards, norms_in, plain_norms, returning
 from kn_lens.errors import ArgumentError, HookError, did_you_mean
 
 HookFn = Callable[..., Tensor | None]
+PostFn = Callable[[Float[Tensor, "row pos d_mlp"]], Float[Tensor, "row pos d_mlp"]]
+
+ROUNDING = 4
+"""By how many units of rounding the output of ``W_out`` may differ from the product that it should be."""
 
 Part = Literal["attn.q", "attn.k", "attn.v", "attn.o", "mlp.in"]  # a linear map of a block
 
@@ -97,7 +101,56 @@ class Host:
     @cached_property
     def hook_names(self) -> frozenset[str]:
         """Every hook name of the model, aliases included."""
-        return frozenset(self.model.hook_dict)
+        return frozenset(self._hook_points)
+
+    @property
+    def has_user_hooks(self) -> bool:
+        """Whether hooks are on the model now, of TransformerLens' or PyTorch's kind, that its maker did not put there.
+
+        They may do anything to any row and position, and belong to the function that is explained. Reads the lists of
+        hooks of every module; runs nothing.
+        """
+        return any(_is_users(hook_fn) for module in self._modules for hook_fn in _hooks_on(module))
+
+    @contextmanager
+    def post_through(self, functions: Mapping[int, PostFn]) -> Iterator[None]:
+        """Pass the activations of layers through functions on their way to ``W_out``, in the forward passes inside.
+
+        Each takes ``[row, pos, d_mlp]`` and returns what stands in its place. It comes before every hook on
+        ``hook_post``, whenever that was added: such hooks see what it returns.
+
+        Args:
+            functions: for each of some layers, what becomes of its activations.
+        """
+        points = {layer: self._hook_points[self.hook_post(layer)] for layer in functions}
+        with forwards({points[layer]: _in_rows(points[layer], function) for layer, function in functions.items()}):
+            yield
+
+    def b_out(self, layer: int) -> Float[Tensor, " d_model"]:
+        """Return what ``W_out`` of ``layer`` writes where every neuron is silent. Hooks do not fire."""
+        out = self.model.blocks[self._checked(layer)].mlp.out.original_component
+        with torch.no_grad():
+            return out(torch.zeros(1, self.d_mlp, device=self.device, dtype=self.dtype))[0]
+
+    def writes_plainly(
+        self, layer: int, post: Float[Tensor, "row d_mlp"], mlp_out: Float[Tensor, "row d_model"]
+    ) -> bool:
+        """Return whether ``mlp_out`` is ``post @ W_out + b_out`` to rounding, in every row.
+
+        It is not where the model calls something else than the map whose rows ``W_out`` holds, such as an adapter that
+        adds to it. Cost: one product for each row.
+
+        Args:
+            layer: one of the model's.
+            post: activations, in float32 at least.
+            mlp_out: what ``hook_mlp_out`` held for them, likewise.
+        """
+        W_out = self.W_out(layer).detach().to(post.dtype)
+        off = (mlp_out - (post @ W_out + self.b_out(layer).to(post.dtype))).norm(dim=-1)
+        # A product of n terms is rounded by a few units of its terms' type, and what comes out by one of its own.
+        terms = torch.finfo(post.dtype).eps * post.norm(dim=-1) * W_out.norm()
+        result = torch.finfo(self.dtype).eps * mlp_out.norm(dim=-1)
+        return bool((off <= ROUNDING * (terms + result)).all())
 
     def check_hooks(self, names: Iterable[Any]) -> None:
         """Raise unless every name is a hook of the model.
@@ -181,8 +234,6 @@ class Host:
         layer: int,
         resid: Float[Tensor, "row pos d_model"],
         attn_out: Float[Tensor, "row pos d_model"] | None = None,
-        *,
-        alone: bool = False,
     ) -> Iterator[None]:
         """Make the forward passes inside start at ``layer`` with the residual stream ``resid``, skipping those below.
 
@@ -196,7 +247,6 @@ class Host:
             attn_out: what ``hook_attn_out(layer)`` holds; the attention is then not run. The rest of a block works
                 position by position, so that ``resid`` and ``attn_out`` may hold just some of the positions, which then
                 are the ones that ``resid_pre(layer + 1)`` holds.
-            alone: skip the blocks above ``layer`` too: the head reads what it leaves.
 
         Raises:
             ArgumentError: ``layer`` out of range.
@@ -210,10 +260,24 @@ class Host:
             instead[blocks[0]] = lambda _, *args, **kwargs: type(blocks[0]).forward(blocks[0], resid, *args, **kwargs)
         if attn_out is not None:
             instead[blocks[layer].attn] = lambda *_, **__: of_attn(attn_out)
-        if alone:
-            instead |= {block: lambda entering, *_, **__: of_block(entering) for block in blocks[layer + 1 :]}
         with forwards(instead):
             yield
+
+    @contextmanager
+    def ending_with(self, layer: int) -> Iterator[None]:
+        """Skip the blocks above ``layer`` in the forward passes inside: the head reads what it leaves."""
+        blocks = self.model.blocks
+        seen: list[Any] = []
+
+        def skip(entering: Tensor, *_: Any, **__: Any) -> Any:
+            return returning(seen[-1])(entering)  # in the form in which this model's blocks return it
+
+        handle = blocks[self._checked(layer)].register_forward_hook(lambda module, args, output: seen.append(output))
+        try:
+            with forwards(dict.fromkeys(blocks[layer + 1 :], skip)):
+                yield
+        finally:
+            handle.remove()
 
     def check_finite(self) -> None:
         """Raise if a weight is NaN or infinite. Reads every weight once.
@@ -230,6 +294,14 @@ class Host:
         if prefix is not None:
             options = {"use_cache": True, "past_key_values": prefix.cache}
         return self.model(tokens, attention_mask=attention_mask, **options)
+
+    @cached_property
+    def _hook_points(self) -> Mapping[str, Any]:
+        return self.model.hook_dict
+
+    @cached_property
+    def _modules(self) -> tuple[nn.Module, ...]:
+        return tuple(self.model.modules())
 
     @cached_property
     def _norms(self) -> list[nn.Module]:
@@ -262,3 +334,38 @@ class Host:
         if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= layer < self.n_layers:
             raise ArgumentError(f"{self.name} has no layer {layer!r}; expected 0 to {self.n_layers - 1}.")
         return layer
+
+
+def _in_rows(point: Any, function: PostFn) -> Callable[[Tensor], Tensor]:
+    """Return what a hook point is to call for a function to see activations in the form in which its hooks do.
+
+    Where the checkpoint joins rows and positions (OPT), TransformerLens takes them apart for hooks alone.
+    """
+
+    def forward(value: Tensor) -> Tensor:
+        conversion = point.hook_conversion
+        return function(value) if conversion is None else conversion.revert(function(conversion.convert(value)))
+
+    return forward
+
+
+def _hooks_on(module: Any) -> Iterator[Any]:
+    """Yield the functions that a module calls beside its own ``forward``, those of TransformerLens as they were given.
+
+    TransformerLens wraps a hook for PyTorch and, from version 4 on, keeps the original beside the wrapper; version 3
+    keeps none, and puts none on a model itself.
+    """
+    handles = [*getattr(module, "fwd_hooks", ()), *getattr(module, "bwd_hooks", ())]
+    yield from (getattr(handle, "user_hook", None) for handle in handles)
+    for name in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
+        for hook_fn in getattr(module, name).values():
+            if not handles or _module_of(hook_fn) != "transformer_lens.hook_points":
+                yield hook_fn
+
+
+def _is_users(hook_fn: Any) -> bool:
+    return not _module_of(hook_fn).startswith("transformer_lens.model_bridge.")
+
+
+def _module_of(function: Any) -> str:
+    return getattr(function, "__module__", None) or ""

@@ -11,14 +11,17 @@ from torch import Tensor, nn
 @contextmanager
 def forwards(instead: Mapping[Any, Callable[..., Any]]) -> Iterator[None]:
     """Exchange what these modules do when they are called, and take it back again."""
-    for module, forward in instead.items():
-        # An instance attribute hides the class's forward and leaves no trace when it is deleted again.
-        module.__dict__["forward"] = forward
+    # An instance attribute hides the class's forward. Some have one already, of TransformerLens or of the user.
+    own = {module: module.__dict__["forward"] for module in instead if "forward" in module.__dict__}
     try:
+        for module, forward in instead.items():
+            module.__dict__["forward"] = forward
         yield
     finally:
         for module in instead:
             module.__dict__.pop("forward", None)
+        for module, forward in own.items():
+            module.__dict__["forward"] = forward
 
 
 def returning(output: Any) -> Callable[[Tensor], Any]:

@@ -318,7 +318,7 @@ def _together(prompts: PromptBatch, parts: Iterable[tuple[Int[Tensor, " some"], 
 class _Path:
     """The integral along a path; ``total`` is what the scores along it sum to."""
 
-    gradient: Float[Tensor, "row d_model"]
+    gradient: Float[Tensor, "row d_place"]
     total: Float[Tensor, " batch"]
     expected: Float[Tensor, " batch"]
     n_points: Int[Tensor, " batch"]
@@ -326,9 +326,8 @@ class _Path:
 
 def _joint_path(site: Site, levels: Sequence[Quadrature], tolerance: float) -> LayerScores:
     """Integrate along ``alpha * w``; one product with ``W_out`` then gives the scores of all neurons."""
-    W_out = site.W_out
-    path = _integrate(site, site.post @ W_out, levels, tolerance)
-    scores = site.per_prompt(site.post * (path.gradient @ W_out.T))
+    path = _integrate(site, site.post, levels, tolerance)
+    scores = site.per_prompt(site.post * site.to_post(path.gradient))
     return LayerScores(scores=scores, expected=path.expected, n_points=path.n_points)
 
 
@@ -337,8 +336,10 @@ def _single_path(site: Site, indices: Indices, levels: Sequence[Quadrature], tol
     assert indices is not None  # checked by `_check_neurons`
     scores = site.per_prompt(torch.full_like(site.post, float("nan")))
     expected, n_points = torch.zeros_like(site.clean), torch.zeros_like(site.everyone)
-    for index, row in zip(indices.tolist(), site.W_out[indices], strict=True):
-        path = _integrate(site, site.post[:, index, None] * row, levels, tolerance)
+    for index in indices.tolist():
+        alone = torch.zeros_like(site.post)
+        alone[:, index] = site.post[:, index]
+        path = _integrate(site, alone, levels, tolerance)
         scores[:, index] = path.total
         expected += path.expected
         n_points += path.n_points
@@ -346,26 +347,27 @@ def _single_path(site: Site, indices: Indices, levels: Sequence[Quadrature], tol
 
 
 def _integrate(
-    site: Site, writes: Float[Tensor, "row d_model"], levels: Sequence[Quadrature], tolerance: float
+    site: Site, moving: Float[Tensor, "row d_mlp"], levels: Sequence[Quadrature], tolerance: float
 ) -> _Path:
-    r"""Average ``dP/d mlp_out`` along ``mlp_out + (alpha - 1) * writes``, alpha from 0 to 1.
+    r"""Average the gradient of the output along ``w + (alpha - 1) * moving``, alpha from 0 to 1.
 
-    ``writes`` is what the moving neurons write to the residual stream: ``w @ W_out`` of the joint path. Ever finer
-    levels are tried until ``writes . gradient``, the sum of the moving neurons' scores, is within the tolerance of a
-    prompt. A level's nodes begin with those of the level before; a gradient is added, with its weights, to the sums of
-    all levels that have its node, so that none need be kept. The one at alpha = 1 is found for all layers at once.
+    ``moving`` is the part of the activation that moves: ``w`` itself on the joint path. Ever finer levels are tried
+    until ``moving . gradient``, the sum of the moving neurons' scores, is within the tolerance of a prompt. A level's
+    nodes begin with those of the level before; a gradient is added, with its weights, to the sums of all levels that
+    have its node, so that none need be kept. The one at alpha = 1 is found for all layers at once.
     """
     allowed = _absolute(tolerance, site.clean)
     left = site.everyone  # prompts still above the tolerance
     n_levels, finest = len(levels), levels[-1]
-    weights = site.mlp_out.new_zeros(n_levels, len(finest))
+    weights = site.post.new_zeros(n_levels, len(finest))
     for number, level in enumerate(levels):
         weights[number, : len(level)] = weights.new_tensor(level.weights)
-    sums = site.mlp_out.new_zeros(len(writes), n_levels, writes.shape[-1])
+    written = site.written(moving)
+    sums = written.new_zeros(len(written), n_levels, written.shape[-1])
     if 1.0 in finest.nodes:  # levels without it give it no weight
         at_one = weights[:, finest.nodes.index(1.0)]
-        sums += einsum(site.clean_gradient, at_one, "row d_model, level -> row level d_model")
-    gradient, total, expected = torch.zeros_like(writes), torch.zeros_like(site.clean), torch.zeros_like(site.clean)
+        sums += einsum(site.clean_gradient, at_one, "row d_place, level -> row level d_place")
+    gradient, total, expected = torch.zeros_like(written), torch.zeros_like(site.clean), torch.zeros_like(site.clean)
     n_points = torch.zeros_like(left)
     for number, level in enumerate(levels):
         first = len(levels[number - 1]) if number else 0
@@ -374,20 +376,20 @@ def _integrate(
         outputs = None
         if inner:
             alpha = rearrange(weights.new_tensor(level.nodes)[inner], "step -> step 1 1")
-            points = site.mlp_out[rows] + (alpha - 1) * writes[rows]
+            points = site.post[rows] + (alpha - 1) * moving[rows]
             outputs, at_nodes = site.gradients(
                 repeat(left, "prompt -> (step prompt)", step=len(inner)),
-                rearrange(points, "step row d_model -> (step row) d_model"),
+                rearrange(points, "step row d_mlp -> (step row) d_mlp"),
             )
-            at_nodes = rearrange(at_nodes, "(step row) d_model -> row step d_model", step=len(inner))
+            at_nodes = rearrange(at_nodes, "(step row) d_place -> row step d_place", step=len(inner))
             here = weights[number:, inner]
-            sums[rows, number:] += einsum(at_nodes, here, "row step d_model, level step -> row level d_model")
+            sums[rows, number:] += einsum(at_nodes, here, "row step d_place, level step -> row level d_place")
         if number == 0:  # everyone is left: find P at alpha = 0
             if outputs is None or level.nodes[inner[0]] != 0:
-                outputs = site.outputs(left, site.mlp_out - writes)
+                outputs = site.outputs(left, site.post - moving)
             expected = site.clean - outputs[: len(left)]
         gradient[rows] = sums[rows, number]
-        total[left] = torch.zeros_like(total[left]).index_add(0, owner, (writes * gradient)[rows].sum(-1))
+        total[left] = torch.zeros_like(total[left]).index_add(0, owner, (written * gradient)[rows].sum(-1))
         n_points[left] = len(level)
         left = left[(total[left] - expected[left]).abs() > allowed[left]]
         if not len(left):

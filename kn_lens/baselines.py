@@ -10,16 +10,18 @@ activation at the read position and ``P`` the output (``P(v)``: with the activat
                                                         Yu & Ananiadou (2024), in nats
 
 In the last one, ``r`` is the residual stream that the MLP adds to, ``b`` its output bias, and ``p(. | x)`` reads
-``x`` with the model's own final layers, the blocks above being left out.
+``x`` with the model's own final layers, the blocks above being left out: neuron i keeps its activation, and the others
+of its layer are silent.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from einops import einsum, rearrange, repeat
+from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from kn_lens.engine import Site
 
@@ -48,15 +50,14 @@ def gradient_x_activation(site: Site, indices: Indices) -> LayerScores:
 
     A forward pass per layer, and for all layers together one with its backward pass.
     """
-    W_out = site.W_out
-    silent = site.outputs(site.everyone, site.mlp_out - site.post @ W_out)
-    scores = site.per_prompt(site.post * (site.clean_gradient @ W_out.T))
+    silent = site.outputs(site.everyone, torch.zeros_like(site.post))
+    scores = site.per_prompt(site.post * site.to_post(site.clean_gradient))
     return LayerScores(scores=scores, expected=site.clean - silent, n_points=1)
 
 
 def ablation(site: Site, indices: Indices) -> LayerScores:
     """Score by what switching the neuron off takes away; one forward pass per (row, neuron)."""
-    without = _neuron_by_neuron(site, indices, lambda written: site.mlp_out - written)
+    without = _neuron_by_neuron(site, indices, lambda alone: site.post - alone)
     scores = rearrange(site.clean, "batch -> batch 1") - without
     return LayerScores(scores=scores, expected=_unknown(site), n_points=_n_chosen(site, indices))
 
@@ -66,9 +67,8 @@ def log_prob_gain(site: Site, indices: Indices) -> LayerScores:
 
     One forward pass per (row, neuron). The engine's output must be the log-probability.
     """
-    b_out = site.mlp_out - site.post @ site.W_out
-    alone = _neuron_by_neuron(site, indices, lambda written: b_out + written, early=True)
-    silent = site.outputs(site.everyone, b_out, early=True)
+    alone = _neuron_by_neuron(site, indices, lambda alone: alone, early=True)
+    silent = site.outputs(site.everyone, torch.zeros_like(site.post), early=True)
     scores = alone - rearrange(silent, "batch -> batch 1")
     return LayerScores(scores=scores, expected=_unknown(site), n_points=_n_chosen(site, indices) + 1)
 
@@ -89,17 +89,17 @@ def _n_chosen(site: Site, indices: Indices) -> int:
 def _neuron_by_neuron(
     site: Site, indices: Indices, change: Callable[[Tensor], Tensor], *, early: bool = False
 ) -> Float[Tensor, "batch d_mlp"]:
-    """Return the outputs with ``change(w_i W_out[i])`` as the MLP's output for each chosen neuron i; NaN for others."""
-    W_out, n_prompts, d_mlp = site.W_out, len(site.clean), site.post.shape[-1]
+    """Return the outputs with ``change(w_i e_i)`` as the activation for each chosen neuron i; NaN for the others."""
+    n_prompts, d_mlp = len(site.clean), site.post.shape[-1]
     chosen = torch.arange(d_mlp, device=site.post.device) if indices is None else indices
     outputs = site.clean.new_full((n_prompts, d_mlp), float("nan"))
-    # As many neurons at once as leave what they write of the size of a pass.
+    # As many neurons at once as leave their activations of the size of a pass.
     at_once = max(1, site.rows_per_pass // len(site.post))
     for some in chosen.split(at_once) if len(chosen) else ():
-        written = einsum(site.post[:, some], W_out[some], "row neuron, neuron d_model -> neuron row d_model")
+        alone = site.post * one_hot(some, d_mlp)[:, None]
         values = site.outputs(
             repeat(site.everyone, "batch -> (neuron batch)", neuron=len(some)),
-            rearrange(change(written), "neuron row d_model -> (neuron row) d_model"),
+            rearrange(change(alone), "neuron row d_mlp -> (neuron row) d_mlp"),
             early=early,
         )
         outputs[:, some] = rearrange(values, "(neuron batch) -> batch neuron", neuron=len(some))

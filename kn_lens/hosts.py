@@ -19,7 +19,7 @@ import torch
 
 from kn_lens._families import FAMILIES, Family, architecture_of, check_config
 from kn_lens._hooked import hooked_from, hooked_host, is_hooked
-from kn_lens._host import HookFn, Host, Part
+from kn_lens._host import HookFn, Host, Part, PostFn
 from kn_lens._loading import (
     attach_tokenizer,
     check_finite,
@@ -34,7 +34,18 @@ from kn_lens._loading import (
 from kn_lens._prefix import Prefix
 from kn_lens.errors import ArgumentError, UnsupportedModelError, did_you_mean
 
-__all__ = ["FAMILIES", "Family", "HookFn", "Host", "Part", "Prefix", "embedded_models", "host_of", "load_model"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "HookFn",
+    "Host",
+    "Part",
+    "PostFn",
+    "Prefix",
+    "embedded_models",
+    "host_of",
+    "load_model",
+]
 
 HOSTS = ("bridge", "hooked")
 

@@ -11,21 +11,33 @@ the same numbers as full passes give. A resumed pass
    and of the last block nothing is needed at other positions but keys and values (the clean pass leaves that out too);
 3. runs the head at the read position.
 
-What is changed is either what ``W_out`` of layer l writes (``resumed``) or of any above too (``shifted``), or the
-activations before it and any above (``changed``).
+What is changed is the activation of layer l, on its way into ``W_out`` (``logits_with_post``); or something is added to
+activations, or to what ``W_out`` writes, of this layer and of any above (``logits_with_added``); or hooks change
+activations (``logits_with_hooks``).
+
+Where hooks of the user's are on the model, they belong to the function: they may look at any row and position. Every
+pass is then a whole one, in which each hook meets what it would meet without kn_lens, and activations are exchanged
+before any hook on ``hook_post`` sees them.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kn_lens._splicing import at, index_of, put_into
-from kn_lens.hosts import HookFn, Host, Part, Prefix
+from kn_lens.hosts import HookFn, Host, Part, PostFn, Prefix
 from kn_lens.outputs import at_least_float32
+
+Place = Literal["post", "mlp_out"]
+"""Where something is added: before ``W_out`` or after it."""
+
+Added = Mapping[int, tuple[Place, Float[Tensor, "_ _"]]]
+"""For each of some layers, where something is added and what, for each row."""
 
 
 @runtime_checkable
@@ -39,7 +51,7 @@ class CleanState(Protocol):
 
     @property
     def post(self) -> dict[int, Float[Tensor, "row d_mlp"]]:
-        """Clean ``hook_post`` at the read position, in float32 at least, of each layer asked for."""
+        """Clean activations at the read position, in float32 at least, of each layer asked for; before any hook."""
         ...
 
     @property
@@ -47,32 +59,42 @@ class CleanState(Protocol):
         """Clean output of ``W_out`` at the read position, in float32 at least, of each layer asked for."""
         ...
 
-    def resumed(
-        self, layer: int, rows: Int[Tensor, " some"], mlp_out: Float[Tensor, "some d_model"], *, early: bool = False
+    @property
+    def has_user_hooks(self) -> bool:
+        """Whether hooks of the user's stand between the activations and the logits."""
+        ...
+
+    def logits_with_post(
+        self,
+        layer: int,
+        rows: Int[Tensor, " some"],
+        post: Float[Tensor, "some d_mlp"],
+        added: Added | None = None,
+        *,
+        early: bool = False,
     ) -> Float[Tensor, "some d_vocab"]:
-        """Return the logits of some rows with the output of the layer's ``W_out`` at the read position replaced.
+        """Return the logits of some rows with the layer's activation at the read position replaced.
 
         Args:
             layer: one of those asked for.
             rows: repeats allowed.
-            mlp_out: their new outputs; gradients flow back into it.
+            post: their new activations; gradients flow back into them.
+            added: see ``logits_with_added``; to this layer and others above it.
             early: read the logits off the residual stream that leaves this layer, with the layers above left out.
         """
         ...
 
-    def shifted(
-        self, rows: Int[Tensor, " some"], shifts: Mapping[int, Float[Tensor, "some d_model"]]
-    ) -> Float[Tensor, "some d_vocab"]:
-        """Return the logits of some rows with something added to what ``W_out`` of layers writes at the read position.
+    def logits_with_added(self, rows: Int[Tensor, " some"], added: Added) -> Float[Tensor, "some d_vocab"]:
+        """Return the logits of some rows with something added at the read position of layers.
 
         Args:
             rows: repeats allowed.
-            shifts: for each layer, of those asked for, what is added; gradients flow back into it. One backward pass
-                from here finds what resumed passes, one a layer, find at the clean output.
+            added: for each layer, of those asked for, where, and what for each of ``rows``; gradients flow back into it.
+                One backward pass from here finds what passes from each layer find at the clean activations.
         """
         ...
 
-    def changed(
+    def logits_with_hooks(
         self, layer: int, rows: Int[Tensor, " some"], hooks: Sequence[tuple[str, HookFn]]
     ) -> Float[Tensor, "some d_vocab"]:
         """Return the logits of some rows with activations changed, at the read position, from a layer on.
@@ -88,7 +110,8 @@ class CleanState(Protocol):
 
 def last_token_moves(host: Host, attention_mask: Int[Tensor, "row pos"], read_pos: Int[Tensor, " row"]) -> bool:
     """Return whether no token but the last can see a change at the read position."""
-    return host.kind == "causal" and bool((read_pos == attention_mask.sum(-1) - 1).all())
+    at_last = host.kind == "causal" and bool((read_pos == attention_mask.sum(-1) - 1).all())
+    return at_last and not host.has_user_hooks
 
 
 def run_clean(
@@ -106,6 +129,8 @@ def run_clean(
     n_pos = int(attention_mask.any(0).nonzero().max()) + 1
     tokens, attention_mask = tokens[:, :n_pos], attention_mask[:, :n_pos]
     with torch.no_grad():
+        if host.has_user_hooks:
+            return _WholeRows.run(host, tokens, attention_mask, read_pos, layers)
         if not last_token_moves(host, attention_mask, read_pos):
             return _Rows.run(host, tokens, attention_mask, read_pos, layers)
         # Keys and values are kept without padding, so rows of one length go together.
@@ -145,6 +170,7 @@ class _Rows:
     post: dict[int, Float[Tensor, "row d_mlp"]]
     mlp_out: dict[int, Float[Tensor, "row d_model"]]
     entry: dict[int, _Entry]
+    has_user_hooks: bool = False
 
     @classmethod
     def run(
@@ -200,28 +226,36 @@ class _Rows:
             },
         )
 
-    def resumed(
-        self, layer: int, rows: Int[Tensor, " some"], mlp_out: Float[Tensor, "some d_model"], *, early: bool = False
+    def logits_with_post(
+        self,
+        layer: int,
+        rows: Int[Tensor, " some"],
+        post: Float[Tensor, "some d_mlp"],
+        added: Added | None = None,
+        *,
+        early: bool = False,
     ) -> Float[Tensor, "some d_vocab"]:
-        host = self.host
-        replacing = host.hook_mlp_out(layer), lambda _, hook: mlp_out[:, None].to(host.dtype)
-        return self._from(layer, rows, [replacing], early=early)
+        through, hooks = _adding(self.host, added or {}, self.read_pos[rows])
+        through = {layer: _replacing(post, self.read_pos[rows]), **through}
+        return self._from(layer, rows, through, hooks, early=early)
 
-    def shifted(
-        self, rows: Int[Tensor, " some"], shifts: Mapping[int, Float[Tensor, "some d_model"]]
-    ) -> Float[Tensor, "some d_vocab"]:
-        host, read_pos = self.host, self.read_pos[rows]
-        hooks = [(host.hook_mlp_out(layer), _added(shift, read_pos)) for layer, shift in shifts.items()]
-        return self._from(min(shifts), rows, hooks)
+    def logits_with_added(self, rows: Int[Tensor, " some"], added: Added) -> Float[Tensor, "some d_vocab"]:
+        return self._from(min(added), rows, *_adding(self.host, added, self.read_pos[rows]))
 
-    def changed(
+    def logits_with_hooks(
         self, layer: int, rows: Int[Tensor, " some"], hooks: Sequence[tuple[str, HookFn]]
     ) -> Float[Tensor, "some d_vocab"]:
         read_pos = self.read_pos[rows]
-        return self._from(layer, rows, [(name, _at_read(hook_fn, read_pos)) for name, hook_fn in hooks])
+        return self._from(layer, rows, {}, [(name, _at_read(hook_fn, read_pos)) for name, hook_fn in hooks])
 
     def _from(
-        self, layer: int, rows: Int[Tensor, " some"], hooks: list[tuple[str, HookFn]], *, early: bool = False
+        self,
+        layer: int,
+        rows: Int[Tensor, " some"],
+        through: Mapping[int, PostFn],
+        hooks: list[tuple[str, HookFn]],
+        *,
+        early: bool = False,
     ) -> Float[Tensor, "some d_vocab"]:
         """Run the read position through what follows the layer's attention, and the blocks above."""
         host, entry, read_pos = self.host, self.entry[layer], self.read_pos[rows]
@@ -234,7 +268,8 @@ class _Rows:
         if above is not None:
             hooks.append((host.resid_pre(layer + 1), put_into(above[rows, :n_pos], read_pos)))
             hooks += self._only_needed(layer, rows, n_pos)
-        with host.resumed(layer, entry.resid_pre[rows], entry.attn_out[rows], alone=early):
+        ending = host.ending_with(layer) if early else nullcontext()
+        with host.resumed(layer, entry.resid_pre[rows], entry.attn_out[rows]), host.post_through(through), ending:
             return host.logits(
                 tokens,
                 attention_mask,
@@ -254,6 +289,74 @@ class _Rows:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _WholeRows:
+    """Rows that go whole through a model with hooks of the user's on it."""
+
+    host: Host
+    tokens: Int[Tensor, "row pos"]
+    attention_mask: Int[Tensor, "row pos"]
+    read_pos: Int[Tensor, " row"]
+    logits: Float[Tensor, "row d_vocab"]
+    post: dict[int, Float[Tensor, "row d_mlp"]]
+    mlp_out: dict[int, Float[Tensor, "row d_model"]]
+    has_user_hooks: bool = True
+
+    @classmethod
+    def run(
+        cls,
+        host: Host,
+        tokens: Int[Tensor, "row pos"],
+        attention_mask: Int[Tensor, "row pos"],
+        read_pos: Int[Tensor, " row"],
+        layers: Sequence[int],
+    ) -> "_WholeRows":
+        post: dict[int, Tensor] = {}
+        seen: dict[str, Tensor] = {}
+        reading = {layer: _keeping(post, layer, read_pos) for layer in layers}
+        hooks = [(host.hook_mlp_out(layer), _keep(seen, host.hook_mlp_out(layer), read_pos)) for layer in layers]
+        with host.post_through(reading):
+            logits = whole_logits(host, tokens, attention_mask, read_pos, hooks)
+        return cls(
+            host=host,
+            tokens=tokens,
+            attention_mask=attention_mask,
+            read_pos=read_pos,
+            logits=logits,
+            post=post,
+            mlp_out={layer: at_least_float32(seen[host.hook_mlp_out(layer)]) for layer in layers},
+        )
+
+    def logits_with_post(
+        self,
+        layer: int,
+        rows: Int[Tensor, " some"],
+        post: Float[Tensor, "some d_mlp"],
+        added: Added | None = None,
+        *,
+        early: bool = False,
+    ) -> Float[Tensor, "some d_vocab"]:
+        through, hooks = _adding(self.host, added or {}, self.read_pos[rows])
+        through = {layer: _replacing(post, self.read_pos[rows]), **through}
+        with self.host.ending_with(layer) if early else nullcontext():
+            return self._run(rows, through, hooks)
+
+    def logits_with_added(self, rows: Int[Tensor, " some"], added: Added) -> Float[Tensor, "some d_vocab"]:
+        return self._run(rows, *_adding(self.host, added, self.read_pos[rows]))
+
+    def logits_with_hooks(
+        self, layer: int, rows: Int[Tensor, " some"], hooks: Sequence[tuple[str, HookFn]]
+    ) -> Float[Tensor, "some d_vocab"]:
+        read_pos = self.read_pos[rows]
+        return self._run(rows, {}, [(name, _at_read(hook_fn, read_pos)) for name, hook_fn in hooks])
+
+    def _run(
+        self, rows: Int[Tensor, " some"], through: Mapping[int, PostFn], hooks: list[tuple[str, HookFn]]
+    ) -> Float[Tensor, "some d_vocab"]:
+        with self.host.post_through(through):
+            return whole_logits(self.host, self.tokens[rows], self.attention_mask[rows], self.read_pos[rows], hooks)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _ByLength:
     """Rows in groups of one length: row r is number ``place[r]`` of ``parts[group[r]]``."""
 
@@ -263,6 +366,7 @@ class _ByLength:
     logits: Float[Tensor, "row d_vocab"]
     post: dict[int, Float[Tensor, "row d_mlp"]]
     mlp_out: dict[int, Float[Tensor, "row d_model"]]
+    has_user_hooks: bool = False
 
     @classmethod
     def of(cls, parts: list[_Rows], group: Int[Tensor, " row"], place: Int[Tensor, " row"]) -> "_ByLength":
@@ -275,28 +379,32 @@ class _ByLength:
             mlp_out={layer: cls._in_order([part.mlp_out[layer] for part in parts], group) for layer in parts[0].post},
         )
 
-    def resumed(
-        self, layer: int, rows: Int[Tensor, " some"], mlp_out: Float[Tensor, "some d_model"], *, early: bool = False
+    def logits_with_post(
+        self,
+        layer: int,
+        rows: Int[Tensor, " some"],
+        post: Float[Tensor, "some d_mlp"],
+        added: Added | None = None,
+        *,
+        early: bool = False,
     ) -> Float[Tensor, "some d_vocab"]:
         group, place = self.group[rows], self.place[rows]
         logits = []
         for number in group.unique().tolist():
             mine = group == number
-            logits.append(self.parts[number].resumed(layer, place[mine], mlp_out[mine], early=early))
+            of_mine = _of_rows(added or {}, mine)
+            logits.append(self.parts[number].logits_with_post(layer, place[mine], post[mine], of_mine, early=early))
         return self._in_order(logits, group)
 
-    def shifted(
-        self, rows: Int[Tensor, " some"], shifts: Mapping[int, Float[Tensor, "some d_model"]]
-    ) -> Float[Tensor, "some d_vocab"]:
+    def logits_with_added(self, rows: Int[Tensor, " some"], added: Added) -> Float[Tensor, "some d_vocab"]:
         group, place = self.group[rows], self.place[rows]
         logits = []
         for number in group.unique().tolist():
             mine = group == number
-            of_mine = {layer: shift[mine] for layer, shift in shifts.items()}
-            logits.append(self.parts[number].shifted(place[mine], of_mine))
+            logits.append(self.parts[number].logits_with_added(place[mine], _of_rows(added, mine)))
         return self._in_order(logits, group)
 
-    def changed(
+    def logits_with_hooks(
         self, layer: int, rows: Int[Tensor, " some"], hooks: Sequence[tuple[str, HookFn]]
     ) -> Float[Tensor, "some d_vocab"]:
         group, place = self.group[rows], self.place[rows]
@@ -304,7 +412,7 @@ class _ByLength:
         for number in group.unique().tolist():
             mine = (group == number).nonzero().squeeze(1)
             of_mine = [(name, _among(hook_fn, mine, len(rows))) for name, hook_fn in hooks]
-            logits.append(self.parts[number].changed(layer, place[mine], of_mine))
+            logits.append(self.parts[number].logits_with_hooks(layer, place[mine], of_mine))
         return self._in_order(logits, group)
 
     @staticmethod
@@ -313,13 +421,31 @@ class _ByLength:
         return torch.cat(parts)[group.argsort(stable=True).argsort()]
 
 
+def whole_logits(
+    host: Host,
+    tokens: Int[Tensor, "row pos"],
+    attention_mask: Int[Tensor, "row pos"],
+    read_pos: Int[Tensor, " row"],
+    hooks: Sequence[tuple[str, HookFn]] = (),
+) -> Float[Tensor, "row d_vocab"]:
+    """Run rows whole, and return their logits at the read position.
+
+    Where hooks of the user's are on the model, the head runs at all positions as well, since hooks on it may look at
+    any; elsewhere at the read position alone.
+    """
+    if not host.has_user_hooks:
+        return host.logits(tokens, attention_mask, read_pos, hooks)
+    logits = host.logits(tokens, attention_mask, None, hooks)
+    return logits[torch.arange(len(logits), device=logits.device), read_pos]
+
+
 def narrowed(host: Host, read_pos: Int[Tensor, " row"], n_pos: int) -> list[tuple[str, HookFn]]:
     """Return hooks under which the last block of a masked model does nothing for other positions but keys and values.
 
     Adding one position to the residual stream broadcasts: the stream is right where it is read, that is enough.
-    Other hooks of the block see one position, the one read.
+    Other hooks of the block see one position, the one read; there are none where hooks of the user's are on the model.
     """
-    if not host.has_linear_hooks:
+    if not host.has_linear_hooks or host.has_user_hooks:
         return []
     last, only = host.n_layers - 1, at(read_pos)
     before, after = host.linear(last, "attn.q")
@@ -342,14 +468,53 @@ def _kept(host: Host, layer: int) -> tuple[Part, ...]:
     return ("attn.k", "attn.v") if layer == host.n_layers - 1 else ("attn.q", "attn.k", "attn.v")
 
 
-def _added(shift: Float[Tensor, "row d_model"], read_pos: Int[Tensor, " row"]) -> HookFn:
-    """Return a hook that adds something at the read position; where there is one position it is that one."""
+def _adding(
+    host: Host, added: Added, read_pos: Int[Tensor, " row"]
+) -> tuple[dict[int, PostFn], list[tuple[str, HookFn]]]:
+    """Return what activations pass through, and the hooks, that add something at the read position of layers."""
+    through: dict[int, PostFn] = {}
+    hooks: list[tuple[str, HookFn]] = []
+    for layer, (place, values) in added.items():
+        add = _added(values, read_pos)
+        if place == "post":
+            through[layer] = add
+        else:
+            hooks.append((host.hook_mlp_out(layer), lambda value, hook, add=add: add(value)))
+    return through, hooks
 
-    def hook(value: Float[Tensor, "row pos d_model"], hook: object) -> Float[Tensor, "row pos d_model"]:
-        added = shift[:, None].to(value.dtype)
-        return value + added if value.shape[1] == 1 else value.scatter_add(1, index_of(read_pos, value), added)
 
-    return hook
+def _added(values: Float[Tensor, "row d"], read_pos: Int[Tensor, " row"]) -> PostFn:
+    """Return what adds something at the read position; where there is one position it is that one."""
+
+    def add(value: Float[Tensor, "row pos d"]) -> Float[Tensor, "row pos d"]:
+        here = values[:, None].to(value.dtype)
+        return value + here if value.shape[1] == 1 else value.scatter_add(1, index_of(read_pos, value), here)
+
+    return add
+
+
+def _replacing(post: Float[Tensor, "row d_mlp"], read_pos: Int[Tensor, " row"]) -> PostFn:
+    """Return what puts activations at the read position; where there is one position it is that one."""
+
+    def replace(value: Float[Tensor, "row pos d_mlp"]) -> Float[Tensor, "row pos d_mlp"]:
+        here = post[:, None].to(value.dtype)
+        return here if value.shape[1] == 1 else value.scatter(1, index_of(read_pos, value), here)
+
+    return replace
+
+
+def _keeping(seen: dict[int, Tensor], layer: int, read_pos: Int[Tensor, " row"]) -> PostFn:
+    """Return what leaves activations as they are and keeps those at the read position."""
+
+    def keep(value: Float[Tensor, "row pos d_mlp"]) -> Float[Tensor, "row pos d_mlp"]:
+        seen[layer] = at_least_float32(value.detach().gather(1, index_of(read_pos, value)).squeeze(1))
+        return value
+
+    return keep
+
+
+def _of_rows(added: Added, chosen: Bool[Tensor, " row"]) -> Added:
+    return {layer: (place, values[chosen]) for layer, (place, values) in added.items()}
 
 
 def _at_read(hook_fn: HookFn, read_pos: Int[Tensor, " row"]) -> HookFn:
