@@ -56,8 +56,10 @@ class HookedHost(Host):
         embed = self.model.embed
         return embed.embed.W_E if self.kind == "masked" else embed.W_E
 
-    def b_out(self, layer: int) -> Float[Tensor, " d_model"]:
-        return self.model.blocks[self._checked(layer)].mlp.b_out.detach()
+    def project(self, layer: int, post: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_model"]:
+        mlp = self.model.blocks[self._checked(layer)].mlp
+        with torch.no_grad():
+            return post.to(self.dtype) @ mlp.W_out + mlp.b_out
 
     @property
     def has_linear_hooks(self) -> bool:

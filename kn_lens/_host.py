@@ -15,7 +15,7 @@ from kn_lens._families import Kind
 from kn_lens._loading import check_finite
 from kn_lens._prefix import Prefix
 from kn_lens._splicing import at, forwards, norms_in, plain_norms, returning
-from kn_lens.errors import ArgumentError, HookError, did_you_mean
+from kn_lens.errors import ArgumentError, EditError, HookError, did_you_mean
 
 HookFn = Callable[..., Tensor | None]
 PostFn = Callable[[Float[Tensor, "row pos d_mlp"]], Float[Tensor, "row pos d_mlp"]]
@@ -88,6 +88,34 @@ class Host:
         """Return the value rows of ``layer``, live: writing to them (under ``torch.no_grad``) changes the model."""
         return self.model.blocks[self._checked(layer)].mlp.W_out
 
+    def check_live_rows(self, layers: Iterable[int]) -> None:
+        """Raise unless rows of ``W_out`` are weights of the model, and nothing else is made of its activations.
+
+        Cost: one product of one row for each layer.
+
+        Raises:
+            EditError: an adapter adds to the product, or the rows are computed from other weights at each pass.
+        """
+        storages = {weight.untyped_storage().data_ptr() for weight in self.checkpoint.parameters()}
+        for layer in layers:
+            if self.W_out(layer).untyped_storage().data_ptr() not in storages:
+                raise EditError(
+                    f"W_out of layer {layer} of {self.name} is no weight but computed from others (a parametrisation, "
+                    "such as weight_norm), so that what is written to its rows is lost. Remove it first: "
+                    "torch.nn.utils.parametrize.remove_parametrizations."
+                )
+            generator = torch.Generator().manual_seed(0)
+            probe = torch.randn(
+                1, self.d_mlp, generator=generator, dtype=torch.promote_types(self.dtype, torch.float32)
+            )
+            probe = probe.to(self.device)
+            if not self.writes_plainly(layer, probe, self.project(layer, probe).to(probe.dtype)):
+                raise EditError(
+                    f"The MLP of layer {layer} of {self.name} does not write its activations times the rows of W_out: "
+                    "an adapter works in it (LoRA, say), which no edit of these rows reaches. Merge it before "
+                    "kn_lens.load_model: hf_model = peft_model.merge_and_unload(). Suppress and Amplify work with it."
+                )
+
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_embed"]:
         """The input word embeddings, live. ``d_embed`` is ``d_model`` unless the model projects (ELECTRA, OPT-350m)."""
@@ -126,11 +154,13 @@ class Host:
         with forwards({points[layer]: _in_rows(points[layer], function) for layer, function in functions.items()}):
             yield
 
-    def b_out(self, layer: int) -> Float[Tensor, " d_model"]:
-        """Return what ``W_out`` of ``layer`` writes where every neuron is silent. Hooks do not fire."""
-        out = self.model.blocks[self._checked(layer)].mlp.out.original_component
+    def project(self, layer: int, post: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_model"]:
+        """Return what the last map of the MLP of ``layer`` makes of activations, in a call without hooks.
+
+        That is ``post @ W_out + b_out``, unless an adapter or anything else works inside the module.
+        """
         with torch.no_grad():
-            return out(torch.zeros(1, self.d_mlp, device=self.device, dtype=self.dtype))[0]
+            return self.model.blocks[self._checked(layer)].mlp.out.original_component(post.to(self.dtype))
 
     def writes_plainly(
         self, layer: int, post: Float[Tensor, "row d_mlp"], mlp_out: Float[Tensor, "row d_model"]
@@ -146,7 +176,8 @@ class Host:
             mlp_out: what ``hook_mlp_out`` held for them, likewise.
         """
         W_out = self.W_out(layer).detach().to(post.dtype)
-        off = (mlp_out - (post @ W_out + self.b_out(layer).to(post.dtype))).norm(dim=-1)
+        b_out = self.project(layer, torch.zeros_like(post[:1])).to(post.dtype)
+        off = (mlp_out - (post @ W_out + b_out)).norm(dim=-1)
         # A product of n terms is rounded by a few units of its terms' type, and what comes out by one of its own.
         terms = torch.finfo(post.dtype).eps * post.norm(dim=-1) * W_out.norm()
         result = torch.finfo(self.dtype).eps * mlp_out.norm(dim=-1)
@@ -301,7 +332,8 @@ class Host:
 
     @cached_property
     def _modules(self) -> tuple[nn.Module, ...]:
-        return tuple(self.model.modules())
+        # The Hugging Face model has a root of its own, beside that of TransformerLens.
+        return tuple(dict.fromkeys((*self.model.modules(), *self.checkpoint.modules())))
 
     @cached_property
     def _norms(self) -> list[nn.Module]:

@@ -179,6 +179,11 @@ def check_placed(model: nn.Module, name: str) -> None:
             f"{name} has weights on {' and '.join(sorted(devices))}; expected all on one device: model.to(device)."
         )
     for path, weight in model.named_parameters():
+        if weight.is_inference():
+            raise UnsupportedModelError(
+                f"{name} was made under torch.inference_mode(): no gradient passes its weights, such as "
+                f"{_plain(path)!r}, and no edit of them can be undone. Load it outside of that mode."
+            )
         if not weight.is_floating_point():
             raise UnsupportedModelError(
                 f"{name} is quantised: {_plain(path)!r} is {weight.dtype}; load the original weights instead."

@@ -25,6 +25,7 @@ from einops import einsum, rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kn_lens._exclusive import exclusive, exclusively
 from kn_lens._plots import AttributionPlot
 from kn_lens._request import PRESETS, Method, NeuronLike, Preset, Request, check_share
 from kn_lens.baselines import BASELINES, Indices, LayerScores
@@ -37,6 +38,9 @@ from kn_lens.quadrature import Quadrature
 __all__ = ["PRESETS", "Attribution", "Method", "NeuronLike", "Preset", "attribute", "attribute_in_parts"]
 
 Progress = Callable[[int, int], None]
+
+SUMMING = ("integrated_gradients", "single_path", "gradient_x_activation")
+"""The methods of whose scores completeness says what they sum to, or would if they were exact."""
 
 OUTPUT_FLOOR = 1e-2
 """Outputs smaller than this count as this size when the tolerance is made absolute: 1e-3 then means 1e-5."""
@@ -81,12 +85,19 @@ class Attribution(AttributionPlot):
 
     @property
     def converged(self) -> Bool[Tensor, "batch n_layers"]:
-        """Whether the gap is within the tolerance; true where the method promises no sum."""
-        return ~(self.completeness_gap.abs() > self.tolerance[:, None])
+        """Whether the gap is within the tolerance; a gap that is not a number never is.
+
+        Of methods that promise no sum: whether their scores are numbers. True of layers that were not computed.
+        """
+        if self.method in SUMMING:
+            found = self.completeness_gap.abs() <= self.tolerance[:, None]
+        else:
+            found = self.total.isfinite()
+        return found | (self.n_points == 0)
 
     @property
     def unconverged(self) -> list[tuple[int, int]]:
-        """The (prompt, layer) pairs whose gap is above the tolerance."""
+        """The (prompt, layer) pairs whose gap is above the tolerance, or not a number."""
         return [(prompt, layer) for prompt, layer in (~self.converged).nonzero().tolist()]
 
     def thresholded(self, share: float = 0.1) -> "Attribution":
@@ -109,6 +120,7 @@ class Attribution(AttributionPlot):
         return replace(self, scores=scores, keep=share)
 
 
+@exclusive
 def attribute(
     model: Any,
     prompts: PromptBatch,
@@ -242,7 +254,8 @@ def _in_parts(
             if progress is not None:
                 progress(n_done * n_layers + layers_done * len(part), len(prompts) * n_layers)
 
-        attr = _attributed(request, part, rows_per_pass, tick)
+        with exclusively(request.host):
+            attr = _attributed(request, part, rows_per_pass, tick)
         return attr if keep is None else attr.thresholded(keep)
 
     def parts() -> Iterator[tuple[Int[Tensor, " some"], Attribution]]:
@@ -260,7 +273,7 @@ def _attributed(request: Request, prompts: PromptBatch, rows_per_pass: int, tick
     shape = (len(prompts), host.n_layers)
     dtype = torch.promote_types(host.dtype, torch.float32)
     scores = torch.full((*shape, host.d_mlp), float("nan"), device=host.device, dtype=dtype)
-    expected = torch.full(shape, float("nan"), device=host.device, dtype=dtype)
+    total, expected = (torch.full(shape, float("nan"), device=host.device, dtype=dtype) for _ in range(2))
     n_points = torch.zeros(shape, device=host.device, dtype=torch.long)
     at_sites = sites(host, prompts, request.output, request.layers, rows_per_pass)
     for done, site in enumerate(at_sites, start=1):
@@ -272,13 +285,16 @@ def _attributed(request: Request, prompts: PromptBatch, rows_per_pass: int, tick
         else:
             found = BASELINES[method](site, indices)
         scores[:, site.layer] = found.scores.to(dtype)
+        if indices is None or len(indices):
+            computed = found.scores if indices is None else found.scores[:, indices]
+            total[:, site.layer] = computed.sum(-1).to(dtype)
         expected[:, site.layer] = found.expected.to(dtype)
         n_points[:, site.layer] = torch.as_tensor(found.n_points, device=host.device)
         tick(done)
     clean = at_sites[0].clean.to(dtype)
     return Attribution(
         scores=scores,
-        total=torch.where(scores.isnan().all(-1), torch.nan, scores.nansum(-1)),
+        total=total,
         clean=clean,
         expected=expected,
         n_points=n_points,
@@ -346,9 +362,7 @@ def _single_path(site: Site, indices: Indices, levels: Sequence[Quadrature], tol
     return LayerScores(scores=scores, expected=expected, n_points=n_points)
 
 
-def _integrate(
-    site: Site, moving: Float[Tensor, "row d_mlp"], levels: Sequence[Quadrature], tolerance: float
-) -> _Path:
+def _integrate(site: Site, moving: Float[Tensor, "row d_mlp"], levels: Sequence[Quadrature], tolerance: float) -> _Path:
     r"""Average the gradient of the output along ``w + (alpha - 1) * moving``, alpha from 0 to 1.
 
     ``moving`` is the part of the activation that moves: ``w`` itself on the joint path. Ever finer levels are tried

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Int
 
 from kn_lens._budget import Budget
+from kn_lens._exclusive import exclusive
 from kn_lens._reading import Progress, Reading, Ticks, read
 from kn_lens._refining import prompts_by_fact
 from kn_lens.edit_questions import (
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+@exclusive
 def update_effects(
     model: Any,
     new_objects: Mapping[Fact, str],
@@ -168,6 +170,7 @@ def update_effects(
     return pd.DataFrame(records)
 
 
+@exclusive
 def erase_effects(
     model: Any,
     prompts: PromptBatch,

@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kn_lens._budget import Budget
+from kn_lens._exclusive import exclusive
 from kn_lens._original import token_embeddings
 from kn_lens._reading import Ticks, read
 from kn_lens._request import check_share
@@ -48,6 +49,7 @@ TOP = 20
 """The paper erases a relation's 20 most frequent neurons."""
 
 
+@exclusive
 def update_fact(
     model: Any,
     fact: Fact,
@@ -149,6 +151,7 @@ def update_fact(
     return WeightEdit.of(host, own, rows - lambda_old * old_e + lambda_new * new_e, [step])
 
 
+@exclusive
 def erase_relation(
     model: Any,
     neurons_by_fact: Mapping[Fact, NeuronSet],
@@ -204,6 +207,7 @@ def erase_relation(
     return _erased(host_of(model), chosen, value, tokenizer, how)
 
 
+@exclusive
 def erase_neurons(model: Any, neurons: NeuronSet, *, value: str | int = "zero", tokenizer: Any = None) -> WeightEdit:
     """Return the edit that sets the rows of neurons to one value; with zero it is their suppression at all positions.
 

@@ -22,6 +22,7 @@ import torch
 
 from kn_lens._budget import Budget
 from kn_lens._draws import interval, mean_of_known
+from kn_lens._exclusive import exclusive
 from kn_lens._reading import Change, Progress, Ticks, read, read_changes
 from kn_lens._refining import prompts_by_fact
 from kn_lens.engine import check_numbers
@@ -45,6 +46,7 @@ KINDS = ("found", "activation", "random")
 SCOPES = ("own", "other")
 
 
+@exclusive
 def measure(
     model: Any,
     prompts: PromptBatch,
@@ -117,6 +119,7 @@ def measure(
     )
 
 
+@exclusive
 def controlled_effects(
     model: Any,
     prompts: PromptBatch,

@@ -214,7 +214,7 @@ def sites(host: Host, prompts: PromptBatch, output: Output, layers: Sequence[int
     state = run_clean(host, prompts.tokens, prompts.attention_mask, prompts.read_pos, layers)
     rows = torch.arange(prompts.n_rows, device=host.device)
     clean = _read(output, prompts, rows, prompts.prompt_index, state.logits)
-    check_numbers(host, prompts, clean)
+    check_numbers(host, prompts, clean, output.name, finite=True)
     places = {layer: _place(host, state, layer) for layer in layers}
     at_clean = CleanGradients(
         prompts=prompts,
@@ -245,20 +245,46 @@ def _place(host: Host, state: CleanState, layer: int) -> Place:
     return "mlp_out" if plain else "post"
 
 
-def check_numbers(host: Host, prompts: PromptBatch, clean: Float[Tensor, " batch"]) -> None:
+def check_numbers(
+    host: Host, prompts: PromptBatch, values: Float[Tensor, " batch"], output: str = "prob", *, finite: bool = False
+) -> None:
     """Raise where the unaltered model gives no number: scores of NaN would be read as neurons that do nothing.
 
+    Args:
+        host: what ran.
+        prompts: what it was asked.
+        values: what was read from its logits.
+        output: what that is called.
+        finite: whether infinity is refused as well. A log-probability may be minus infinity; no score explains it.
+
     Raises:
-        UnsupportedModelError: naming the first such prompt.
+        UnsupportedModelError: naming the first such prompt, and what to do.
     """
-    bad = clean.isnan()
-    if bool(bad.any()):
-        raise UnsupportedModelError(
-            f"{host.name} gives no number (NaN) for the answer to {prompts.text[int(bad.long().argmax())]!r} and "
-            f"{int(bad.sum()) - 1} more of {len(bad)} prompts, though its weights are finite: activations overflow "
-            f"{str(host.dtype).removeprefix('torch.')}. Load it with a wider dtype, such as torch.bfloat16 or "
-            "torch.float32."
+    bad = ~values.isfinite() if finite else values.isnan()
+    if not bool(bad.any()):
+        return
+    first = int(bad.long().argmax())
+    raise UnsupportedModelError(
+        f"{host.name} gives no finite number ({output} = {float(values[first])}) for the answer to "
+        f"{prompts.text[first]!r} and {int(bad.sum()) - 1} more of {len(bad)} prompts, though its weights are finite. "
+        + _cure_for(float(values[first]), host.dtype)
+    )
+
+
+def _cure_for(value: float, dtype: torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
+    if value == float("-inf"):
+        return (
+            "The logit of the answer is minus infinity, whatever the neurons do, as of tokens that fill up a "
+            "vocabulary: ask for another answer."
         )
+    wider = {torch.float16: "torch.bfloat16 or torch.float32", torch.bfloat16: "torch.float32"}.get(dtype)
+    if wider is not None:
+        return f"Activations overflow {name}: load it with a wider dtype, {wider}."
+    return (
+        f"Weights this large overflow {name}, or a hook on the model returns such numbers: remove hooks with "
+        "model.reset_hooks(), and look with model.run_with_cache at the first activation that is not finite."
+    )
 
 
 def _read(

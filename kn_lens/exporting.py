@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from kn_lens._exclusive import exclusive
 from kn_lens._original import plain_model
 from kn_lens._rows import check_raw
 from kn_lens.errors import ArgumentError, EditError
@@ -18,6 +19,7 @@ from kn_lens.weight_edits import WeightEdit
 RECORD = "kn_lens_edits.json"
 
 
+@exclusive
 def export(
     model: Any, edits: WeightEdit | Sequence[WeightEdit], directory: str | Path, *, tokenizer: Any = None
 ) -> Path:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from kn_lens._exclusive import exclusive
 from kn_lens._families import FAMILIES, Family, architecture_of, check_config
 from kn_lens._hooked import hooked_from, hooked_host, is_hooked
 from kn_lens._host import HookFn, Host, Part, PostFn
@@ -107,6 +108,7 @@ def host_of(model: Any) -> Host:
     )
 
 
+@exclusive
 def load_model(
     name_or_model: Any,
     *,

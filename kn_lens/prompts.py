@@ -27,6 +27,7 @@ from torch import Tensor
 from kn_lens._batches import PromptBatch, too_long
 from kn_lens._budget import Budget
 from kn_lens._encoding import STRADDLES, Encoded, encode
+from kn_lens._exclusive import exclusive
 from kn_lens.errors import ArgumentError, NoPromptError, PromptError, did_you_mean
 from kn_lens.fact_files import OBJECT_SLOT, SUBJECT_SLOT
 from kn_lens.facts import Fact, FactSet
@@ -40,6 +41,7 @@ __all__ = ["PromptBatch", "make_prompts", "predict"]
 NOT_LAST, SAME = "object not last", "same prompt as another template"
 
 
+@exclusive
 def make_prompts(
     model: Any,
     facts: Fact | Iterable[Fact],
@@ -99,6 +101,7 @@ def make_prompts(
     )
 
 
+@exclusive
 def predict(
     model: Any, prompts: PromptBatch, k: int = 5, *, tokenizer: Any = None, memory_budget: float | None = None
 ) -> "pd.DataFrame":

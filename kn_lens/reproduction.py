@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kn_lens._exclusive import exclusive
 from kn_lens.experiments.reproduction import open_study
 from kn_lens.experiments.running import State, named, run
 from kn_lens.experiments.settings import Settings
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+@exclusive
 def reproduce(
     model: Any,
     facts: FactSet,

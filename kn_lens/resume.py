@@ -89,8 +89,8 @@ class CleanState(Protocol):
 
         Args:
             rows: repeats allowed.
-            added: for each layer, of those asked for, where, and what for each of ``rows``; gradients flow back into it.
-                One backward pass from here finds what passes from each layer find at the clean activations.
+            added: for each layer, of those asked for, where, and what for each of ``rows``; gradients flow back into
+                it. One backward pass from here finds what passes from each layer find at the clean activations.
         """
         ...
 

@@ -27,6 +27,7 @@ from einops import repeat
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from kn_lens._exclusive import exclusive
 from kn_lens.attribution import Attribution, attribute_in_parts
 from kn_lens.errors import ArgumentError, DataError, KNLensError, did_you_mean
 from kn_lens.hosts import host_of
@@ -63,6 +64,7 @@ class ScoreFile:
         return str(self.path)
 
 
+@exclusive
 def attribute_to_file(
     model: Any, path: str | os.PathLike[str], prompts: PromptBatch, *, keep: float | None = 0.1, **how: Any
 ) -> ScoreFile:

@@ -115,10 +115,12 @@ class WeightEdit:
 
         Raises:
             ArgumentError: a neuron that the model does not have.
-            EditError: as the class.
+            EditError: as the class; or an adapter or a parametrisation stands between the rows and what is written.
         """
         host = _host(model)
-        old = Rows.of(host, neurons).read()
+        rows = Rows.of(host, neurons)
+        host.check_live_rows(neurons.by_layer())
+        old = rows.read()
         return cls(neurons=neurons, old=old, new=new.to(old), checkpoint=Checkpoint.of(host), why=tuple(why))
 
     @property
@@ -145,7 +147,8 @@ class WeightEdit:
 
         Raises:
             EditError: before anything is written: the rows are not ``old`` (they are of another checkpoint, or hold
-                this or another edit), or the model's shapes do not fit, which no force overcomes.
+                this or another edit); or, which no force overcomes, the model's shapes do not fit, or an adapter or a
+                parametrisation stands between the rows and what is written.
         """
         rows, edit = self._ready(_host(model), force)
         rows.write(edit.new, over=edit.old)
@@ -188,6 +191,7 @@ class WeightEdit:
                 + ("" if here.shape != self.checkpoint.shape else " Pass force=True to write the rows all the same.")
             )
         rows = Rows.of(host, self.neurons)
+        host.check_live_rows(self.neurons.by_layer())
         there = rows.read()
         agree = same_bits(there, self.old)
         if agree.all():

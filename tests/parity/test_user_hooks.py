@@ -1,0 +1,239 @@
+"""Hooks that a user has put on the model belong to the function: everything is as in full passes with these hooks."""
+
+from functools import partial
+
+import pytest
+import torch
+
+import kn_lens as kn
+from kn_lens.quadrature import quadrature
+from tests.tiny import CAUSAL, MASKED, N_LAYERS, equal, loaded
+
+ARCHITECTURES = ("BertForMaskedLM", "GPT2LMHeadModel", "LlamaForCausalLM", "Gemma2ForCausalLM")
+LENGTHS = torch.tensor([6, 9, 6])
+NEURONS = kn.NeuronSet([(0, 3), (1, 4), (1, 9), (2, 0)])
+
+
+def prompts_for(architecture):
+    generator = torch.Generator().manual_seed(5)
+    mask = (torch.arange(9) < LENGTHS[:, None]).long()
+    tokens = torch.randint(10, 40, (3, 9), generator=generator)
+    pad = kn.host_of(loaded(architecture)).tokenizer.pad_token_id or 0
+    return kn.PromptBatch.from_tokens(
+        torch.where(mask.bool(), tokens, pad),
+        attention_mask=mask,
+        read_pos=LENGTHS - 1 if architecture in CAUSAL else LENGTHS // 2,
+        target_ids=torch.randint(10, 40, (3,), generator=generator),
+    )
+
+
+def zero(value, hook):
+    return torch.zeros_like(value)
+
+
+def bend(value, hook):
+    """Another value at every position, of a kind that no product with a matrix gives."""
+    return value + 0.3 * torch.tanh(value) ** 2
+
+
+def shift_second(value, hook):
+    """A change at one position of the whole prompt."""
+    value = value.clone()
+    value[:, 1] += torch.linspace(-1, 1, value.shape[-1], dtype=value.dtype)
+    return value
+
+
+def set_fourth(value, hook):
+    """One neuron at one activation everywhere: nothing that it did before matters."""
+    value = value.clone()
+    value[..., 4] = 0.7
+    return value
+
+
+def double(value, hook):
+    return 2 * value
+
+
+def hooks_of(model, prompts):
+    """Hooks of many kinds, by name."""
+    host = kn.host_of(model)
+    edit = kn.erase_neurons(model, NEURONS)
+    generator = torch.Generator().manual_seed(1)
+    rows = edit.old + 0.3 * torch.randn(edit.old.shape, generator=generator, dtype=edit.old.dtype)
+    return {
+        "erased": edit.hooks(model),
+        "edited": kn.WeightEdit.of(model, NEURONS, rows).hooks(model),
+        "bent mlp_out": [(host.hook_mlp_out(1), bend)],
+        "bent post": [(host.hook_post(1), bend)],
+        "doubled post": [(host.hook_post(0), double), (host.hook_post(2), double)],
+        "shifted residual stream": [(host.resid_pre(1), shift_second), (host.resid_post(2), shift_second)],
+        "set neuron": [(host.hook_post(1), set_fourth)],
+        "suppressed above": [(host.hook_mlp_out(2), zero)],
+    }
+
+
+KINDS = tuple(hooks_of(loaded(ARCHITECTURES[0]), prompts_for(ARCHITECTURES[0])))
+
+
+def full_pass(model, prompts, row, layer, post, hooks):
+    """P(target) of one row from a full pass, its activation replaced before any hook sees it; and the activation."""
+    read_pos, seen = int(prompts.read_pos[row]), []
+
+    def replace(activation, hook):
+        seen.append(activation[0, read_pos].detach())
+        if post is not None:
+            at_read_pos = (torch.arange(activation.shape[1]) == read_pos)[None, :, None]
+            return torch.where(at_read_pos, post, activation)
+
+    with model.hooks(fwd_hooks=[(f"blocks.{layer}.mlp.hook_post", replace), *hooks]):
+        logits = model(prompts.tokens[row, None], attention_mask=prompts.attention_mask[row, None])
+    return logits[0, read_pos].softmax(-1)[prompts.target_ids[row]], seen[0]
+
+
+def scores_of(model, prompts, row, layer, hooks, points):
+    """The definition as a loop, and P(w) - P(0)."""
+    with torch.no_grad():
+        clean, w = full_pass(model, prompts, row, layer, None, hooks)
+        silent, _ = full_pass(model, prompts, row, layer, torch.zeros_like(w), hooks)
+    total = torch.zeros_like(w)
+    for node, weight in zip(points.nodes, points.weights, strict=True):
+        point = (node * w).requires_grad_()
+        value, _ = full_pass(model, prompts, row, layer, point, hooks)
+        if value.requires_grad:  # else a hook has cut the activation off
+            total += weight * torch.autograd.grad(value, point)[0]
+    return w * total, clean - silent
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_attribution_under_hooks_is_the_definition_with_them(architecture, kind):
+    model, prompts = loaded(architecture), prompts_for(architecture)
+    hooks, points = hooks_of(model, prompts)[kind], quadrature("gauss-legendre", 2)
+    with model.hooks(fwd_hooks=[*hooks]):
+        attr = kn.attribute(model, prompts, quadrature="gauss-legendre", n_steps=2)
+    plain = kn.attribute(model, prompts, quadrature="gauss-legendre", n_steps=2)
+    assert not torch.equal(attr.clean, plain.clean)
+    for row in range(len(prompts)):
+        for layer in range(N_LAYERS):
+            scores, expected = scores_of(model, prompts, row, layer, hooks, points)
+            equal(attr.scores[row, layer], scores)
+            equal(attr.expected[row, layer], expected)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("kind", ["erased", "edited"])
+def test_the_hooks_of_an_edit_give_the_scores_of_the_edited_model(architecture, kind):
+    model, prompts = loaded(architecture), prompts_for(architecture)
+    edit = kn.erase_neurons(model, NEURONS)
+    if kind == "edited":
+        edit = kn.WeightEdit.of(model, NEURONS, 0.5 * edit.old.flip(-1))
+    with model.hooks(fwd_hooks=edit.hooks(model)):
+        hooked = kn.attribute(model, prompts)
+    with edit.applied(model):
+        applied = kn.attribute(model, prompts)
+    for name in ("scores", "clean", "expected", "n_points"):
+        equal(getattr(hooked, name).double(), getattr(applied, name).double(), 1e-9)
+    scores = torch.stack([hooked.scores[:, neuron.layer, neuron.index] for neuron in NEURONS])
+    assert bool((scores.abs() < 1e-15).all()) is (kind == "erased")
+
+
+@pytest.mark.parametrize("architecture", MASKED + CAUSAL)
+def test_neurons_of_a_silenced_mlp_score_nothing(architecture):
+    model, prompts = loaded(architecture), prompts_for(architecture)
+    for name in ("blocks.1.mlp.hook_out", kn.host_of(model).hook_mlp_out(1)):
+        if name not in kn.host_of(model).hook_names or not fires(model, prompts, name):
+            continue
+        with model.hooks(fwd_hooks=[(name, zero)]):
+            attr = kn.attribute(model, prompts, layers=[0, 1], tolerance=0.1)
+        assert float(attr.scores[:, 1].abs().max()) == 0 == float(attr.expected[:, 1].abs().max())
+        assert attr.n_points[:, 1].max() <= 3
+        if name == kn.host_of(model).hook_mlp_out(1):  # the other holds the residual stream as well in Bloom and MPT
+            assert float(attr.scores[:, 0].abs().max()) > 0
+
+
+def fires(model, prompts, name):
+    """Whether a hook is called at all: TransformerLens 3 has some in BERT that are not."""
+    seen = []
+    model.run_with_hooks(prompts.tokens, fwd_hooks=[(name, lambda value, hook: seen.append(name))])
+    return bool(seen)
+
+
+@pytest.mark.parametrize("method", ["ablation", "single_path", "gradient_x_activation", "log_prob_gain"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES[:3])
+def test_simpler_scores_under_the_hooks_of_an_edit_are_those_of_the_edited_model(architecture, method):
+    model, prompts = loaded(architecture), prompts_for(architecture)
+    chosen = {} if method == "gradient_x_activation" else {"neurons": NEURONS}
+    edit = kn.WeightEdit.of(model, NEURONS, 0.5 * kn.erase_neurons(model, NEURONS).old.flip(-1))
+    with model.hooks(fwd_hooks=edit.hooks(model)):
+        hooked = kn.attribute(model, prompts, method=method, **chosen)
+    with edit.applied(model):
+        applied = kn.attribute(model, prompts, method=method, **chosen)
+    torch.testing.assert_close(hooked.scores, applied.scores, rtol=1e-9, atol=1e-10, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES[:3])
+def test_effects_under_hooks_are_those_of_full_passes(architecture, kind):
+    model, prompts = loaded(architecture), prompts_for(architecture)
+    hooks, off = hooks_of(model, prompts)[kind], kn.Suppress(NEURONS)
+
+    def answers(extra):
+        with torch.no_grad(), model.hooks(fwd_hooks=[*hooks, *extra]):
+            logits = model(prompts.tokens, attention_mask=prompts.attention_mask)
+        rows = torch.arange(len(prompts))
+        return logits[rows, prompts.read_pos].softmax(-1)[rows, prompts.target_ids]
+
+    with model.hooks(fwd_hooks=[*hooks]):
+        effect = kn.measure(model, prompts, off)
+    equal(torch.tensor(effect.before.to_numpy()), answers([]))
+    equal(torch.tensor(effect.after.to_numpy()), answers(off.hooks(model, prompts)))
+
+
+def test_hooks_of_pytorch_belong_to_the_function_too():
+    model, prompts = loaded("GPT2LMHeadModel"), prompts_for("GPT2LMHeadModel")
+    block = kn.host_of(model).checkpoint.transformer.h[1].mlp
+    handle = block.register_forward_hook(lambda module, args, output: 0 * output)
+    try:
+        attr = kn.attribute(model, prompts)
+    finally:
+        handle.remove()
+    assert float(attr.scores[:, 1].abs().max()) == 0 and attr.unconverged == []
+
+
+def test_a_gradient_that_a_hook_cuts_shows_in_the_gap():
+    """What is detached still acts: the gap's expected value is from passes, and not from gradients."""
+    model, prompts = loaded("LlamaForCausalLM"), prompts_for("LlamaForCausalLM")
+    name = kn.host_of(model).hook_mlp_out(1)
+    with model.hooks(fwd_hooks=[(name, lambda value, hook: value.detach().requires_grad_(value.requires_grad))]):
+        attr = kn.attribute(model, prompts, layers=[1], max_points=5)
+    plain = kn.attribute(model, prompts, layers=[1])
+    equal(attr.expected[:, 1], plain.expected[:, 1])
+    assert len(attr.unconverged) == len(prompts)
+
+
+@pytest.mark.parametrize("architecture", MASKED + CAUSAL)
+def test_a_model_as_loaded_has_no_hooks_of_a_user(architecture):
+    model = loaded(architecture)
+    host = kn.host_of(model)
+    assert not host.has_user_hooks
+    for direction in ("fwd_hooks", "bwd_hooks"):
+        with model.hooks(**{direction: [(host.resid_pre(1), lambda value, hook: None)]}):
+            assert host.has_user_hooks
+    module = host.checkpoint.get_submodule("")
+    for register in (module.register_forward_hook, module.register_forward_pre_hook):
+        handle = register(partial(lambda *_: None))
+        assert host.has_user_hooks
+        handle.remove()
+    assert not host.has_user_hooks
+
+
+def test_a_method_that_the_user_has_exchanged_is_kept():
+    model, prompts = loaded("GPT2LMHeadModel"), prompts_for("GPT2LMHeadModel")
+    block = model.blocks[0]
+    forward = partial(type(block).forward, block)
+    block.__dict__["forward"] = forward  # TransformerLens hands attributes on to the checkpoint's own block
+    try:
+        kn.attribute(model, prompts, layers=[1], tolerance=0.1)
+        assert block.__dict__["forward"] is forward
+    finally:
+        del block.__dict__["forward"]
