@@ -236,7 +236,7 @@ class _Rows:
             n_pos = int(attention_mask.any(0).nonzero().max()) + 1  # beyond it, all of these rows are padding
             tokens, attention_mask = tokens[:, :n_pos], attention_mask[:, :n_pos]
         if above is not None:
-            hooks.append((host.resid_pre(layer + 1), put_into(above[rows, :n_pos], read_pos)))
+            hooks.append((host.resid_post(layer), put_into(above[rows, :n_pos], read_pos)))
             hooks += self._only_needed(layer, rows, n_pos)
         with host.resumed(layer, entry.resid_pre[rows], entry.attn_out[rows], alone=early):
             return host.logits(

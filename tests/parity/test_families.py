@@ -5,7 +5,7 @@ import torch
 
 import kn_lens as kn
 from kn_lens.quadrature import quadrature
-from tests.tiny import CAUSAL, MASKED, N_LAYERS, loaded, tiny_model
+from tests.tiny import CAUSAL, MASKED, N_LAYERS, equal, loaded, tiny_model
 
 # These compute the softmax of attention in float32, whatever the weights are in.
 ROUGH = {"GPTNeoForCausalLM", "GPTJForCausalLM", "MptForCausalLM"}
@@ -74,8 +74,21 @@ def test_attribution_equals_full_passes_one_by_one(architecture, dtype):
 
 @pytest.mark.parametrize("architecture", CAUSAL)
 def test_causal_models_are_read_at_any_token(architecture):
-    """Also where tokens follow that see the change; alone and beside a prompt that is read at its last token."""
+    """Also where tokens follow that see the change, and beside a prompt that is read at its last token."""
     model = loaded(architecture)
     share = 1e-4 if architecture in ROUGH else 1e-10
-    assert_scores_of_full_passes(model, prompts_for(model, [5], [2]), share)
-    assert_scores_of_full_passes(model, prompts_for(model, [9, 4, 3], [4, 0, 2]), share)
+    prompts = prompts_for(model, [9, 4, 3], [4, 0, 2])
+    assert_scores_of_full_passes(model, prompts, share)
+
+    # Passes that change several layers at once.
+    neurons = kn.NeuronSet([(layer, index) for layer in range(N_LAYERS) for index in (1, 5)])
+    after = kn.measure(model, prompts, kn.Suppress(neurons))["after"]
+    slopes = kn.attribute(model, prompts, method="gradient_x_activation").scores
+    for row in range(len(prompts)):
+        alone = prompts.select(torch.tensor([row]))
+        with torch.no_grad(), model.hooks(fwd_hooks=kn.Suppress(neurons).hooks(model, alone)):
+            assert float(full_pass(model, prompts, row, 0, None)[0]) == pytest.approx(after[row], rel=share)
+        for layer in range(N_LAYERS):
+            point = full_pass(model, prompts, row, layer, None)[1].requires_grad_()
+            slope = torch.autograd.grad(full_pass(model, prompts, row, layer, point)[0], point)[0]
+            equal(slopes[row, layer], (point * slope).detach(), share)
