@@ -35,7 +35,7 @@ def prompts_for(model, lengths, read_pos):
     lengths, n_pos = torch.tensor(lengths), max(lengths)
     mask = (torch.arange(n_pos) < lengths[:, None]).long()
     tokens = torch.randint(10, 40, (len(lengths), n_pos), generator=generator)
-    pad = kn.host_of(model).tokenizer.pad_token_id or 0
+    pad = getattr(kn.host_of(model).tokenizer, "pad_token_id", None) or 0
     return kn.PromptBatch.from_tokens(
         torch.where(mask.bool(), tokens, pad),
         attention_mask=mask,
