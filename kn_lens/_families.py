@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any, Literal
 
 from torch import nn
@@ -151,6 +152,7 @@ _REFUSED = {
     "openai-gpt": "TransformerLens computes other logits than the checkpoint; take a GPT-2",
     **dict.fromkeys(("deberta", "deberta-v2", "modernbert", "mpnet"), _NO_ADAPTER),
 }
+_NEED_VERSION_4 = ("cohere", "cohere2", "hunyuan_v1_dense")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -243,6 +245,8 @@ def _reason_against(config: Any) -> str | None:
         )
     if getattr(config, "quantization_config", None):
         return "its weights are quantised, and rows can be neither read nor edited exactly; take the original weights"
+    if config.model_type in _NEED_VERSION_4 and version("transformer-lens").startswith("3."):
+        return "TransformerLens 3 computes other logits than the checkpoint; install TransformerLens 4"
     return _REFUSED.get(config.model_type) or _setting_against(config)
 
 
