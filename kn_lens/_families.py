@@ -7,9 +7,10 @@ out to have dense MLPs.
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any, Literal
 
 from torch import nn
@@ -148,9 +149,55 @@ EXPECTED_SOURCE = (
 _NO_ADAPTER = "TransformerLens has no adapter for it; take a BERT or a RoBERTa"
 _REFUSED = {
     "albert": "its layers share one W_out, so a neuron of one layer is in all of them; take a BERT or a RoBERTa",
+    "openai-gpt": "TransformerLens computes other logits than the checkpoint; take a GPT-2",
     **dict.fromkeys(("deberta", "deberta-v2", "modernbert", "mpnet"), _NO_ADAPTER),
 }
+_NEED_VERSION_4 = ("cohere", "cohere2", "hunyuan_v1_dense")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+
+Setting = tuple[str, Callable[[Any], bool], str]
+"""A type of model, whether its configuration is so, and what that means."""
+
+_SETTINGS: tuple[Setting, ...] = (
+    ("falcon", lambda config: config.alibi, "alibi=True, which TransformerLens adds to attention scores twice"),
+    (
+        "falcon",
+        lambda config: config.new_decoder_architecture or config.num_ln_in_parallel_attn == 2,
+        "new_decoder_architecture=True, whose queries, keys and values TransformerLens takes for those of the old one",
+    ),
+    (
+        "gpt2",
+        lambda config: not config.scale_attn_weights,
+        "scale_attn_weights=False, and TransformerLens scales attention scores always",
+    ),
+    (
+        "gpt_neox",
+        lambda config: not config.attention_bias,
+        "attention_bias=False, and TransformerLens needs biases in its attention",
+    ),
+    (
+        "opt",
+        lambda config: (
+            config.word_embed_proj_dim == config.hidden_size
+            and (config._remove_final_layer_norm or not config.do_layer_norm_before)
+        ),
+        "no final norm (do_layer_norm_before=False or _remove_final_layer_norm=True), and TransformerLens needs one "
+        "where word_embed_proj_dim is hidden_size",
+    ),
+    (
+        "bloom",
+        lambda config: config.slow_but_exact and config.pretraining_tp > 1,
+        "slow_but_exact=True with pretraining_tp above 1, under which transformers leaves biases out and "
+        "TransformerLens does not",
+    ),
+    (
+        "gemma3_text",
+        lambda config: config.attn_logit_softcapping is not None,
+        "attn_logit_softcapping, which transformers' attention implementations follow or not",
+    ),
+)
+"""Settings of a family under which TransformerLens computes another model than the checkpoint, or fails."""
 
 
 def architecture_of(hf_model: nn.Module) -> str:
@@ -182,10 +229,8 @@ def check_config(config: Any, architecture: str | None, name: str) -> Kind:
         architecture = architecture or next(iter(config.architectures or ()), "")
         if architecture.endswith(("ForCausalLM", "LMHeadModel")) and architecture in _adapters():
             return "causal"
-        reason = (
-            f"there is no adapter for {architecture or config.model_type}; take one of the families that "
-            "`kn-lens models` lists"
-        )
+        why = "is no causal model of text alone" if architecture in _adapters() else "has no adapter in TransformerLens"
+        reason = f"{architecture or config.model_type} {why}; take one of the families that `kn-lens models` lists"
     raise UnsupportedModelError(f"{name!r} cannot be hosted: {reason}.")
 
 
@@ -200,7 +245,38 @@ def _reason_against(config: Any) -> str | None:
         )
     if getattr(config, "quantization_config", None):
         return "its weights are quantised, and rows can be neither read nor edited exactly; take the original weights"
-    return _REFUSED.get(config.model_type)
+    if config.model_type in _NEED_VERSION_4 and version("transformer-lens").startswith("3."):
+        return "TransformerLens 3 computes other logits than the checkpoint; install TransformerLens 4"
+    return _REFUSED.get(config.model_type) or _setting_against(config)
+
+
+def _setting_against(config: Any) -> str | None:
+    """Return why a model of a family that can be hosted cannot, if its configuration says so."""
+    for setting, nothing in (("num_hidden_layers", "layers, and so no neurons"), ("num_attention_heads", "attention")):
+        if getattr(config, setting, None) == 0:
+            return f"it has no {nothing} ({setting}=0); take a checkpoint with some"
+    others = sorted({*(getattr(config, "layer_types", None) or ())} - _ATTENTION)
+    if others:
+        return (
+            f"it has layers of {' and '.join(others)}, whose state passes cannot start from; take a model with "
+            "attention in every layer"
+        )
+    if getattr(config, "num_kv_shared_layers", 0):
+        return (
+            f"its last {config.num_kv_shared_layers} layers read keys and values of layers below "
+            "(num_kv_shared_layers), which passes that start between them lack; take a model without"
+        )
+    if getattr(config, "use_bidirectional_attention", None) in (True, "all"):
+        return "its tokens see those after them (use_bidirectional_attention); take a causal model"
+    if getattr(config, "chunk_size_feed_forward", 0):
+        return (
+            f"its MLPs see {config.chunk_size_feed_forward} positions at a time (chunk_size_feed_forward), and hooks "
+            "with them; set it to 0, which gives the same numbers"
+        )
+    for model_type, is_so, meaning in _SETTINGS:
+        if config.model_type == model_type and is_so(config):
+            return f"it has {meaning}; take another checkpoint of the family"
+    return None
 
 
 def _adapters() -> Mapping[str, Any]:

@@ -321,10 +321,12 @@ class Host:
     def _run(
         self, tokens: Int[Tensor, "row pos"], attention_mask: Int[Tensor, "row prefix_and_pos"], prefix: Prefix | None
     ) -> Float[Tensor, "row _ d_vocab"]:
-        options = {} if self.kind == "masked" else {"use_cache": False}
-        if prefix is not None:
-            options = {"use_cache": True, "past_key_values": prefix.cache}
-        return self.model(tokens, attention_mask=attention_mask, **options)
+        if self.kind == "masked":
+            return self.model(tokens, attention_mask=attention_mask)
+        # Padding comes after every token that a causal model could mask it from. Masked nevertheless, padding longer
+        # than a sliding window would see nothing: NaN in float64, and by products with it at the tokens too.
+        options = {"use_cache": False} if prefix is None else {"use_cache": True, "past_key_values": prefix.cache}
+        return self.model(tokens, attention_mask=torch.ones_like(attention_mask), **options)
 
     @cached_property
     def _hook_points(self) -> Mapping[str, Any]:

@@ -50,6 +50,9 @@ __all__ = [
 
 HOSTS = ("bridge", "hooked")
 
+_NORMS_AFTER_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
+_NOT_IN_FLOAT64 = ("xglm",)
+"""Whose code in transformers puts float64's smallest number into a float32."""
 _CONTEXT_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
@@ -90,6 +93,8 @@ def host_of(model: Any) -> Host:
             f"{name}: W_out differs between layers ({', '.join(map(str, sorted(shapes)))}); expected one shape."
         )
     W_out = model.blocks[0].mlp.W_out
+    if W_out.dtype == torch.float64 and hf_model.config.model_type in _NOT_IN_FLOAT64:
+        raise UnsupportedModelError(f"{name}: transformers cannot run a {architecture} in float64; take torch.float32.")
     return Host(
         model=model,
         name=name,
@@ -104,7 +109,7 @@ def host_of(model: Any) -> Host:
         dtype=W_out.dtype,
         tokenizer=tokenizer_of(model),
         raw=not getattr(model, "_weights_processed", model.compatibility_mode),
-        norm_after_mlp=hasattr(model.blocks[0].original_component, "post_feedforward_layernorm"),
+        norm_after_mlp=any(hasattr(model.blocks[0].original_component, norm) for norm in _NORMS_AFTER_MLP),
     )
 
 
@@ -179,12 +184,22 @@ def _check_mlps(model: Any, name: str) -> None:
                 f"{name}: hook_post of layer {layer} is not the input of a W_out (a mixture of experts, or no MLP "
                 "there); expected one dense MLP in every block."
             )
+        if 0 in block.mlp.W_out.shape:
+            raise UnsupportedModelError(
+                f"{name}: layer {layer} has no neurons (W_out of shape {tuple(block.mlp.W_out.shape)}); expected some."
+            )
+        if f"blocks.{layer}.attn.hook_out" not in hooks:
+            raise UnsupportedModelError(f"{name}: layer {layer} has no attention; expected it in every block.")
 
 
 def _context_length(model: Any) -> int | None:
     config = model.original_model.config
-    if getattr(config, "alibi", config.model_type == "bloom"):
+    if config.model_type == "bloom":
         return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        # One longer prompt would turn the rotary angles of all prompts in its batch into those for long ones.
+        return rope["original_max_position_embeddings"]
     length = next((getattr(config, key) for key in _CONTEXT_LENGTHS if getattr(config, key, None)), None)
     # RoBERTa and its kin count positions from padding_idx + 1 and reserve the table's rows before it.
     table = getattr(getattr(model, "pos_embed", None), "original_component", None)

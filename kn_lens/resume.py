@@ -260,20 +260,24 @@ class _Rows:
         """Run the read position through what follows the layer's attention, and the blocks above."""
         host, entry, read_pos = self.host, self.entry[layer], self.read_pos[rows]
         tokens, attention_mask = self.tokens[rows], self.attention_mask[rows]
+        above = None if early else entry.above
+        if above is None and self.prefix is None:
+            # No attention is left to run. Some models give what leaves their blocks the shape of the tokens.
+            tokens = tokens.gather(1, read_pos[:, None])
+            attention_mask, read_pos = torch.ones_like(tokens), torch.zeros_like(read_pos)
         n_pos = tokens.shape[1]
         if self.prefix is None:  # else the rows are of one length
             n_pos = int(attention_mask.any(0).nonzero().max()) + 1  # beyond it, all of these rows are padding
             tokens, attention_mask = tokens[:, :n_pos], attention_mask[:, :n_pos]
-        above = None if early else entry.above
         if above is not None:
-            hooks.append((host.resid_pre(layer + 1), put_into(above[rows, :n_pos], read_pos)))
+            hooks.append((host.resid_post(layer), put_into(above[rows, :n_pos], read_pos)))
             hooks += self._only_needed(layer, rows, n_pos)
         ending = host.ending_with(layer) if early else nullcontext()
         with host.resumed(layer, entry.resid_pre[rows], entry.attn_out[rows]), host.post_through(through), ending:
             return host.logits(
                 tokens,
                 attention_mask,
-                torch.zeros_like(read_pos) if above is None else read_pos,
+                read_pos,
                 hooks,
                 prefix=None if self.prefix is None else self.prefix.select(rows, first_layer=layer),
             )

@@ -1,4 +1,8 @@
-"""Every promised family as a host, read from disk by the real loading code, against Hugging Face."""
+"""Every promised family as a host, read from disk by the real loading code, against Hugging Face.
+
+There the attention is of the kind that a checkpoint has by default: a fused kernel (sdpa), or what some families have
+alone (eager: GPT-Neo, GPT-J, Bloom, MPT, Gemma 2).
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +15,16 @@ from torch import Tensor
 
 from kn_lens.errors import ArgumentError, HookError
 from kn_lens.hosts import FAMILIES, Host, host_of, load_model
+from kn_lens.resume import run_clean
 from tests.tiny import COUNTRIES, N_CTX, N_LAYERS, equal, tiny_checkpoint, tiny_model
 
-# Settings of a family under which its blocks compute something else.
+# Settings of a family under which its blocks compute something else; all tests run with these.
 VARIANTS: dict[str, dict[str, Any]] = {
     "BertForMaskedLM": {"hidden_act": "relu", "tie_word_embeddings": False},
     "GPT2LMHeadModel": {"activation_function": "relu", "scale_attn_by_inverse_layer_idx": True},
     "GPTNeoXForCausalLM": {"use_parallel_residual": False},
     "OPTForCausalLM": {"do_layer_norm_before": False, "word_embed_proj_dim": 12},
-    "FalconForCausalLM": {"alibi": True, "parallel_attn": False, "bias": True, "multi_query": False},
+    "FalconForCausalLM": {"parallel_attn": False, "bias": True, "multi_query": False},
     "BloomForCausalLM": {"apply_residual_connection_post_layernorm": True},
     "LlamaForCausalLM": {"mlp_bias": True, "attention_bias": True, "tie_word_embeddings": True},
     "MistralForCausalLM": {"sliding_window": 5},
@@ -31,11 +36,76 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 CASES = [(family.architecture, {}) for family in FAMILIES] + list(VARIANTS.items())
 
+_SLIDING = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+_MIXED = {"sliding_window": 5, "layer_types": ["full_attention", "sliding_attention", "full_attention"]}
+
+
+def _rope(kind: str, **settings: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "factor": 4.0, "rope_theta": 100.0, **settings}}
+
+
+# More of them, one by one: the logits of each are those of Hugging Face.
+SETTINGS: dict[str, list[dict[str, Any]]] = {
+    "BertForMaskedLM": [{"is_decoder": True}],
+    "RobertaForMaskedLM": [{"type_vocab_size": 2}, {"tie_word_embeddings": False}, {"pad_token_id": 0}],
+    "DistilBertForMaskedLM": [{"sinusoidal_pos_embds": True}, {"tie_word_embeddings": False}],
+    "ElectraForMaskedLM": [{"embedding_size": 16}, {"tie_word_embeddings": False}],
+    "GPT2LMHeadModel": [{"reorder_and_upcast_attn": True}, {"tie_word_embeddings": False}],
+    "GPTNeoForCausalLM": [{"attention_types": [[["local"], 3]], "window_size": 5}],
+    "GPTNeoXForCausalLM": [{"rotary_pct": 0.5}, {"rotary_pct": 1.0}, {"tie_word_embeddings": True}],
+    "GPTJForCausalLM": [{"rotary_dim": 8}, {"tie_word_embeddings": True}],
+    "OPTForCausalLM": [
+        {"word_embed_proj_dim": 12},
+        {"enable_bias": False},
+        {"layer_norm_elementwise_affine": False},
+        {"tie_word_embeddings": False},
+    ],
+    "BloomForCausalLM": [{"hidden_size": 24, "n_head": 3}, {"tie_word_embeddings": False}],
+    "FalconForCausalLM": [{"multi_query": False}, {"parallel_attn": False}, {"tie_word_embeddings": False}],
+    "MptForCausalLM": [
+        {"d_model": 24, "n_heads": 3},
+        {"expansion_ratio": 2},
+        *({"attn_config": {key: value}} for key, value in (("clip_qkv", 0.5), ("softmax_scale", 0.3))),
+        {"attn_config": {"alibi_bias_max": 4}},
+    ],
+    "PhiForCausalLM": [{"partial_rotary_factor": 1.0}, {"num_key_value_heads": 1}, {"tie_word_embeddings": True}],
+    "Phi3ForCausalLM": [{"sliding_window": 5}, {"partial_rotary_factor": 0.5}, {"tie_word_embeddings": True}],
+    "LlamaForCausalLM": [
+        _rope("llama3", low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16),
+        _rope("linear"),
+        _rope("yarn", original_max_position_embeddings=16),
+        {"head_dim": 6},
+        {"num_key_value_heads": 2},
+    ],
+    "Qwen2ForCausalLM": [_SLIDING, {"tie_word_embeddings": True}],
+    "Qwen3ForCausalLM": [_SLIDING, {"attention_bias": True}, {"head_dim": 6}],
+    "GemmaForCausalLM": [{"attention_bias": True}, {"tie_word_embeddings": False}],
+    "Gemma2ForCausalLM": [
+        {"attn_logit_softcapping": 1.0},
+        {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+        {"query_pre_attn_scalar": 3},
+        _MIXED,
+    ],
+    "Gemma3ForCausalLM": [{"final_logit_softcapping": 2.0}, {"query_pre_attn_scalar": 3}, _MIXED],
+    "OlmoForCausalLM": [{"attention_bias": True}, {"num_key_value_heads": 1}, {"tie_word_embeddings": True}],
+    "Olmo2ForCausalLM": [{"attention_bias": True}, {"num_key_value_heads": 1}],
+    "StableLmForCausalLM": [
+        {"use_qkv_bias": True},
+        {"qk_layernorm": True},
+        {"partial_rotary_factor": 0.5, "num_key_value_heads": 2},
+        {"tie_word_embeddings": True},
+    ],
+    "GraniteForCausalLM": [
+        {"attention_multiplier": 0.3, "attention_bias": True, "mlp_bias": True},
+        {"tie_word_embeddings": False, "num_key_value_heads": 1},
+    ],
+}
+
 
 @dataclass(frozen=True)
 class Case:
     host: Host
-    reference: Any  # the Hugging Face model, read from the same directory
+    reference: Any  # the Hugging Face model, read from the same directory, with its default kind of attention
     directory: Path
     tokens: Tensor
     mask: Tensor
@@ -55,21 +125,29 @@ class Case:
         self.host.logits(self.tokens, self.mask, fwd_hooks=[(name, keep(name)) for name in names])
         return [found[name] for name in names]
 
+    def expected(self) -> list[Tensor]:
+        """The logits that Hugging Face gives for each prompt alone."""
+        lengths = self.mask.sum(-1).tolist()
+        return [self.reference(self.tokens[[row], :n]).logits[0] for row, n in enumerate(lengths)]
+
+
+def case_of(architecture: str, directory: Path, config: dict[str, Any]) -> Case:
+    """Prompts are longer than the sliding windows here, and so is the padding of others."""
+    tiny_checkpoint(architecture, directory, **config)
+    reference = getattr(transformers, architecture).from_pretrained(directory, dtype=torch.float64)
+    host = host_of(load_model(directory, dtype=torch.float64, device="cpu"))
+    n_tokens = torch.tensor([14, 5, 6, 9])
+    tokens = torch.randint(8, host.d_vocab, (4, 14), generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(14) < n_tokens[:, None]).long()
+    pad = reference.config.pad_token_id
+    tokens[mask == 0] = 0 if pad is None else pad
+    return Case(host, reference.eval(), directory, tokens, mask, n_tokens - 1)
+
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case[0] + ("*" if case[1] else ""))
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     architecture, config = request.param
-    directory = tiny_checkpoint(architecture, tmp_path_factory.mktemp(architecture), **config)
-    reference = getattr(transformers, architecture).from_pretrained(
-        directory, dtype=torch.float64, attn_implementation="eager"
-    )
-    host = host_of(load_model(directory, dtype=torch.float64, device="cpu"))
-    tokens = torch.randint(8, host.d_vocab, (4, 9), generator=torch.Generator().manual_seed(1))
-    n_tokens = torch.tensor([9, 5, 6, 7])
-    mask = (torch.arange(9) < n_tokens[:, None]).long()
-    pad = reference.config.pad_token_id
-    tokens[mask == 0] = 0 if pad is None else pad
-    return Case(host, reference.eval(), directory, tokens, mask, n_tokens - 1)
+    return case_of(architecture, tmp_path_factory.mktemp(architecture), config)
 
 
 @pytest.fixture
@@ -96,18 +174,36 @@ def float64_throughout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.no_grad()
+def assert_equal_to_hugging_face(case: Case, tolerance: float) -> None:
+    """All logits of a full pass, and those at the last token of passes that start from what is kept of another."""
+    every = case.host.logits(case.tokens, case.mask)
+    assert every.shape == (4, 14, case.host.d_vocab)
+    at_last = case.host.logits(case.tokens, case.mask, case.read_pos)
+    state = run_clean(case.host, case.tokens, case.mask, case.read_pos, [0])
+    resumed = state.resumed(0, case.rows, state.mlp_out[0])
+    for row, expected in enumerate(case.expected()):
+        equal(every[row, : len(expected)], expected, tolerance)
+        for found in (at_last, state.logits, resumed):
+            equal(found[row], expected[-1], tolerance)
+
+
 def test_logits_are_those_of_hugging_face(case: Case, float64_throughout: None) -> None:
-    expected = case.reference(case.tokens, attention_mask=case.mask).logits
-    logits = case.host.logits(case.tokens, case.mask)
-    assert logits.shape == (4, 9, case.host.d_vocab)
-    equal(logits, expected)
-    equal(case.host.logits(case.tokens, case.mask, case.read_pos), expected[case.rows, case.read_pos])
+    assert_equal_to_hugging_face(case, 1e-10)
 
 
-@torch.no_grad()
 def test_logits_are_those_of_hugging_face_as_it_rounds(case: Case) -> None:
-    expected = case.reference(case.tokens, attention_mask=case.mask).logits
-    equal(case.host.logits(case.tokens, case.mask), expected, 1e-5)
+    assert_equal_to_hugging_face(case, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "setting"),
+    [(name, setting) for name, settings in SETTINGS.items() for setting in settings],
+    ids=str,
+)
+def test_logits_are_those_of_hugging_face_under_settings(
+    architecture: str, setting: dict[str, Any], tmp_path: Path, float64_throughout: None
+) -> None:
+    assert_equal_to_hugging_face(case_of(architecture, tmp_path, setting), 1e-10)
 
 
 @torch.no_grad()
@@ -122,7 +218,7 @@ def test_padding_changes_nothing(case: Case, float64_throughout: None) -> None:
 def test_hook_post_is_the_input_of_W_out(case: Case) -> None:
     for layer, block in enumerate(case.host.model.blocks):
         post, mlp_out = case.kept(case.host.hook_post(layer), case.host.hook_mlp_out(layer))
-        assert post.shape == (4, 9, case.host.d_mlp)
+        assert post.shape == (4, 14, case.host.d_mlp)
         assert case.host.W_out(layer).shape == (case.host.d_mlp, case.host.d_model)
         bias = getattr(block.mlp.out.original_component, "bias", None)
         equal(post @ case.host.W_out(layer) + (0 if bias is None else bias), mlp_out)
@@ -202,7 +298,7 @@ def test_host_says_what_the_checkpoint_is(case: Case) -> None:
     assert host.n_layers == config.num_hidden_layers == N_LAYERS
     assert host.d_model == config.hidden_size
     assert host.d_vocab == config.vocab_size
-    assert host.n_ctx == (None if config.model_type == "bloom" or getattr(config, "alibi", False) else N_CTX)
+    assert host.n_ctx == (None if config.model_type == "bloom" else N_CTX)
     assert (host.dtype, host.device, host.raw) == (torch.float64, torch.device("cpu"), True)
     assert host.W_E.data_ptr() == host.model.original_model.get_input_embeddings().weight.data_ptr()
     assert not any(weight.requires_grad for weight in host.model.original_model.parameters())

@@ -25,7 +25,11 @@ from tests.tiny import tiny_checkpoint, tiny_hf_model, tiny_model
         ("ElectraForPreTraining", {}, "head.*take a ElectraForMaskedLM"),
         ("BertModel", {}, "head.*take a BertForMaskedLM"),
         ("BertLMHeadModel", {}, "head.*take a BertForMaskedLM"),
-        ("MambaForCausalLM", {"hidden_size": 16, "num_hidden_layers": 1}, "no dense MLP"),
+        ("MambaForCausalLM", {"hidden_size": 16, "num_hidden_layers": 1}, "has layers of linear_attention"),
+        ("RwkvForCausalLM", {"hidden_size": 16, "attention_hidden_size": 16, "num_hidden_layers": 2}, "no dense MLP"),
+        ("OpenAIGPTLMHeadModel", {}, "computes other logits than the checkpoint; take a GPT-2"),
+        ("ViTModel", {}, "ViTModel is no causal model of text alone; take one of the families"),
+        ("SplinterForPreTraining", {}, "SplinterForPreTraining has no adapter in TransformerLens; take one of the fam"),
         ("LlamaForCausalLM", {"quantization_config": {"quant_method": "fp8"}}, "quantised.*original weights"),
     ],
 )
@@ -33,7 +37,7 @@ def test_what_cannot_be_hosted_is_refused_before_it_is_touched(architecture: str
     cls = getattr(transformers, architecture)
     config = cls.config_class(**settings)
     with torch.device(
-        "cpu" if architecture == "MambaForCausalLM" else "meta"
+        "cpu" if architecture == "RwkvForCausalLM" else "meta"
     ):  # most are refused for their configuration
         hf_model = cls(config).eval()
     modules, attention = [type(module) for module in hf_model.modules()], hf_model.config._attn_implementation
@@ -41,6 +45,44 @@ def test_what_cannot_be_hosted_is_refused_before_it_is_touched(architecture: str
         load_model(hf_model)
     assert [type(module) for module in hf_model.modules()] == modules
     assert hf_model.config._attn_implementation == attention
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "reason"),
+    [
+        ("FalconForCausalLM", {"alibi": True}, "alibi=True, which TransformerLens adds to attention scores twice"),
+        ("FalconForCausalLM", {"new_decoder_architecture": True}, "queries, keys and values .* of the old one"),
+        ("FalconForCausalLM", {"num_ln_in_parallel_attn": 2}, "queries, keys and values .* of the old one"),
+        ("GPT2LMHeadModel", {"scale_attn_weights": False}, "scale_attn_weights=False"),
+        ("GPTNeoXForCausalLM", {"attention_bias": False}, "attention_bias=False, and TransformerLens needs biases"),
+        ("OPTForCausalLM", {"do_layer_norm_before": False}, "no final norm .*word_embed_proj_dim is hidden_size"),
+        ("OPTForCausalLM", {"_remove_final_layer_norm": True}, "no final norm"),
+        ("BloomForCausalLM", {"slow_but_exact": True, "pretraining_tp": 2}, "slow_but_exact=True"),
+        ("Gemma3ForCausalLM", {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping"),
+        ("Gemma2ForCausalLM", {"use_bidirectional_attention": True}, "tokens see those after them"),
+        ("BertForMaskedLM", {"chunk_size_feed_forward": 2}, "see 2 positions at a time"),
+        ("Qwen3ForCausalLM", {"layer_types": ["linear_attention"] * 3}, "has layers of linear_attention"),
+        ("LlamaForCausalLM", {"num_kv_shared_layers": 1}, "last 1 layers read keys and values of layers below"),
+        ("BertForMaskedLM", {"num_hidden_layers": 0}, "no layers, and so no neurons"),
+        ("GPT2LMHeadModel", {"n_layer": 0}, "no layers, and so no neurons"),
+        ("MptForCausalLM", {"n_heads": 0}, r"no attention \(num_attention_heads=0\)"),
+    ],
+)
+def test_settings_that_make_another_model_of_it_are_refused_before_weights_are_read(
+    architecture: str, settings: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    directory = tiny_checkpoint(architecture, tmp_path)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | settings))
+    (directory / "model.safetensors").write_bytes(b"never read")
+    with pytest.raises(UnsupportedModelError, match=reason):
+        load_model(directory)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_layers_without_neurons_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"layer 0 has no neurons \(W_out of shape \(0, 16\)\)"):
+        load_model(tiny_checkpoint("LlamaForCausalLM", tmp_path, intermediate_size=0))
 
 
 def test_what_transformer_lens_refuses_is_an_error_of_ours() -> None:
