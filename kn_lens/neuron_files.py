@@ -3,7 +3,7 @@
 Read, and told apart by their shape:
 
 - our own JSON, which alone is also written: ``{"format": "kn_lens.neurons", "version": 1, "meta": {...},
-  "neurons": {key: [[layer, index], ...]}}``;
+  "neurons": {key: [[layer, index], ...]}}``; ``meta["model"]``, where it is there, says which model they are of;
 - EleutherAI's results: ``{uuid: [[layer, index], ...]}``;
 - the released code's ``kn_bag-P36.json``: a list with one list of ``[layer, index]`` per fact of the relation, keyed
   here ``P36[0]``, ``P36[1]``, ... by the fact's place among the relation's facts, and its ``kn_rel-P36.json``: one list
@@ -29,14 +29,19 @@ VERSION = 1
 Pair = tuple[int, int]
 
 
-def read_sets(path: Path) -> dict[str, list[Pair]]:
-    """Read the neuron sets of a JSON file of any of the formats above.
+def read_sets(path: Path) -> tuple[dict[str, list[Pair]], Any]:
+    """Read the neuron sets of a JSON file of any of the formats above, and what it says of their model, else None.
 
     Raises:
         DataError: no such file, not JSON, another format or version, or an entry that is no neuron.
     """
     with _opened(path) as file:
         document = _parse(file.read(), str(path))
+    meta = document.get("meta") if isinstance(document, dict) and "format" in document else None
+    return _sets(document, path), meta.get("model") if isinstance(meta, dict) else None
+
+
+def _sets(document: Any, path: Path) -> dict[str, list[Pair]]:
     if isinstance(document, dict):
         if "format" in document:
             document = _own(document, path)

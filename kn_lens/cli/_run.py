@@ -1,10 +1,12 @@
 """What the commands that run a model share: loading it, asking it, and attributing in parts of bounded size."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kn_lens.cli._options import DTYPES
 from kn_lens.cli._terminal import working
-from kn_lens.errors import ArgumentError
+from kn_lens.errors import ArgumentError, DataError
 from kn_lens.facts import Fact
 
 if TYPE_CHECKING:
@@ -26,6 +28,42 @@ def load(name: str, device: str | None, dtype: str) -> Any:
         from kn_lens.hosts import load_model
 
         return load_model(name, device=device, dtype=getattr(torch, dtype))
+
+
+def load_for(neurons: Path, model: str | None, device: str | None, dtype: str | None, *, force: bool) -> Any:
+    """Load the model that a neuron file was found in, or another that is named, if it is the same or by force.
+
+    Raises:
+        ArgumentError: neither the file nor the command names a model.
+        DataError: the file's neurons are of another model.
+    """
+    from kn_lens.errors import UnsupportedModelError
+    from kn_lens.model_identity import ModelIdentity
+    from kn_lens.neuron_files import read_sets
+
+    found_in = ModelIdentity.read(read_sets(neurons)[1])
+    if found_in is None:
+        if model is None:
+            raise ArgumentError(
+                f"{neurons} does not say which model its neurons were found in; name that model with --model."
+            )
+        return load(model, device, dtype or "float32")
+    own_dtype = found_in.dtype if found_in.dtype in DTYPES else "float32"
+    try:
+        loaded = load(model or found_in.name, device, dtype or own_dtype)
+    except UnsupportedModelError as error:
+        if model is not None:
+            raise
+        raise UnsupportedModelError(f"{error} {neurons} names it; say where it is now with --model.") from error
+    if not force:
+        here = ModelIdentity.of(loaded, with_digest=found_in.digest is not None)
+        if (difference := found_in.difference(here)) is not None:
+            raise DataError(
+                f"{neurons} holds neurons of {found_in.name}, and the model is {here.name}: {difference}. A neuron's "
+                "index means nothing in another model: find them in this one with `kn-lens find`, leave --model out, "
+                "or give --force."
+            )
+    return loaded
 
 
 def in_bytes(gib: float | None) -> float | None:

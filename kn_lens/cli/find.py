@@ -10,7 +10,7 @@ from kn_lens.cli._facts import choose, read_facts
 from kn_lens.cli._options import METHOD, check_out, choice, option
 from kn_lens.cli._run import ask, attributed, check_enough_prompts, described, in_bytes, load, prompts_per_fact
 from kn_lens.cli._tables import found_table, left_out_lines
-from kn_lens.cli._terminal import out, print_json
+from kn_lens.cli._terminal import out, print_json, working
 from kn_lens.errors import ArgumentError
 from kn_lens.facts import Fact
 
@@ -105,7 +105,7 @@ def find(
         "out": None if to is None else str(to),
     }
     if to is not None:
-        write_neurons(to, ordered, document)
+        write_neurons(to, ordered, loaded, document)
     if json:
         print_json(document)
         return
@@ -136,12 +136,13 @@ def _check_consistent(
         raise ArgumentError("--output logit_diff and --contrast ANSWER, the answer to compare with, need each other.")
 
 
-def write_neurons(path: Any, neurons: "dict[Fact, NeuronSet]", document: dict[str, Any]) -> None:
-    """Write the sets with what they were found with."""
+def write_neurons(path: Any, neurons: "dict[Fact, NeuronSet]", model: Any, document: dict[str, Any]) -> None:
+    """Write the sets with what they were found in and with."""
     from kn_lens.neurons import NeuronSet
 
-    kept = ("model", "settings", "quadrature", "share_threshold_by_relation")
-    NeuronSet.write_many(path, neurons, **{key: document[key] for key in kept})
+    kept = ("settings", "quadrature", "share_threshold_by_relation")
+    with working("Reading the weights for their digest"):
+        NeuronSet.write_many(path, neurons, model=model, **{key: document[key] for key in kept})
 
 
 def _refined(

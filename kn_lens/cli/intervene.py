@@ -18,7 +18,7 @@ from kn_lens.cli._run import (
     described,
     effect_records,
     in_bytes,
-    load,
+    load_for,
     most_active,
     prompts_per_fact,
 )
@@ -55,9 +55,10 @@ def intervene(
     controls: Annotated[
         bool, typer.Option(help="Also other neurons, and facts of other relations.", rich_help_panel=WHAT)
     ] = True,
-    model: options.Model = "world-bert",
+    model: options.ModelOfNeurons = None,
     device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    dtype: options.DtypeOfNeurons = None,
+    force: options.Force = False,
     memory: options.Memory = None,
     facts: options.Facts = "world",
     format: options.Format = None,
@@ -81,7 +82,7 @@ def intervene(
     check_out(to, facts, neurons, templates)
     source = read_facts(facts, format, templates, split)
     sets = _sets(neurons, source, choose(source, relation, subject, limit, seed))
-    loaded = load(model, device, dtype)
+    loaded = load_for(neurons, model, device, dtype, force=force)
     _check_neurons(sets, loaded)
     prompts = ask(loaded, sets, leave_out=leave_out_unknown)
     without = [fact for fact, n in prompts_per_fact(prompts).items() if not n]
