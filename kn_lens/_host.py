@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from kn_lens._encoding import fingerprint
 from kn_lens._families import Kind
 from kn_lens._loading import check_finite
 from kn_lens._prefix import Prefix
@@ -98,6 +99,11 @@ class Host:
     def hook_names(self) -> frozenset[str]:
         """Every hook name of the model, aliases included."""
         return frozenset(self.model.hook_dict)
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str | None:
+        """What tells the tokenizer's tokens from those of others; None without a tokenizer."""
+        return fingerprint(self.tokenizer)
 
     def check_hooks(self, names: Iterable[Any]) -> None:
         """Raise unless every name is a hook of the model.
