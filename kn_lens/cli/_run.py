@@ -90,33 +90,21 @@ def described(model: Any) -> dict[str, Any]:
     }
 
 
-def ask(model: Any, facts: Iterable[Fact], *, leave_out: bool, contrast: str | None = None) -> "PromptBatch":
-    """Make the prompts of all facts."""
+def ask(
+    model: Any, facts: Iterable[Fact], *, leave_out: bool, contrast: str | None = None, min_prompts: int = 1
+) -> "PromptBatch":
+    """Make the prompts of all facts that have so many."""
     from kn_lens.prompts import make_prompts
 
     facts = list(facts)
     with working(f"Writing the prompts of {len(facts):,} facts"):
-        return make_prompts(model, facts, contrast=contrast, unknown_answers="leave_out" if leave_out else "error")
-
-
-def prompts_per_fact(prompts: "PromptBatch") -> dict[Fact, int]:
-    """Return the number of prompts of each fact that was asked for, 0 where all of them were left out."""
-    counts = prompts.fact_index.bincount(minlength=len(prompts.facts)).tolist()
-    return dict(zip(prompts.facts, counts, strict=True))
-
-
-def check_enough_prompts(counts: Mapping[Fact, int], min_prompts: int) -> None:
-    """Raise, before the model runs, if a fact has prompts but too few to be refined.
-
-    Raises:
-        ArgumentError: naming the fact and the cure.
-    """
-    for fact, n in counts.items():
-        if 0 < n < min_prompts:
-            raise ArgumentError(
-                f"The fact {fact.key} has {n} prompt{'s' if n > 1 else ''}, fewer than --min-prompts {min_prompts}, so "
-                "no neuron could pass; give it more templates, or lower --min-prompts."
-            )
+        return make_prompts(
+            model,
+            facts,
+            contrast=contrast,
+            unknown_answers="leave_out" if leave_out else "error",
+            min_prompts=min_prompts,
+        )
 
 
 def attributed(
@@ -140,7 +128,7 @@ def attributed(
     from kn_lens.hosts import host_of
 
     host = host_of(model)
-    counts = prompts_per_fact(prompts)
+    counts = prompts.prompts_per_fact()
     group = torch.zeros(len(counts), dtype=torch.long)  # the part that each fact goes to
     n_parts, room, last = 0, 0, None
     for i, fact in sorted(enumerate(counts), key=lambda item: item[1].relation if whole_relations else ""):

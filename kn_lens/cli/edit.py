@@ -197,6 +197,7 @@ def apply(
         "model": described(loaded),
         "edits": [{"file": str(path), **document(one)} for path, one in zip(edits, read, strict=True)],
         "n_facts": len(asked),
+        "facts_without_prompts": [fact.key for fact, n in prompts.prompts_per_fact().items() if not n],
         "left_out": dict(prompts.left_out),
         **_summary(effect),
         "prompts": effect.to_dict("records"),
@@ -208,7 +209,7 @@ def apply(
         print_json(result)
         return
     out.print(applied_table(result))
-    for line in left_out_lines(result["left_out"], 0):
+    for line in left_out_lines(result["left_out"], result["facts_without_prompts"]):
         out.print(line, soft_wrap=True)
     if to is not None:
         out.print(f"Answers to every prompt written to {to}", soft_wrap=True)

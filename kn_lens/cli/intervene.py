@@ -20,7 +20,6 @@ from kn_lens.cli._run import (
     in_bytes,
     load_for,
     most_active,
-    prompts_per_fact,
 )
 from kn_lens.cli._tables import intervened_table, left_out_lines
 from kn_lens.cli._terminal import out, print_json, working
@@ -85,7 +84,7 @@ def intervene(
     loaded = load_for(neurons, model, device, dtype, force=force)
     _check_neurons(sets, loaded)
     prompts = ask(loaded, sets, leave_out=leave_out_unknown)
-    without = [fact for fact, n in prompts_per_fact(prompts).items() if not n]
+    without = [fact for fact, n in prompts.prompts_per_fact().items() if not n]
     sets = {fact: found for fact, found in sets.items() if fact not in without}
 
     job = _Job(model=loaded, prompts=prompts, sets=sets, intervene=make(), seed=seed, memory_budget=memory_budget)
@@ -111,7 +110,7 @@ def intervene(
         print_json(document)
         return
     out.print(intervened_table(document))
-    for line in left_out_lines(document["left_out"], len(without)):
+    for line in left_out_lines(document["left_out"], document["facts_without_prompts"]):
         out.print(line, soft_wrap=True)
     if to is not None:
         out.print(f"Effects on every fact written to {to}", soft_wrap=True)
@@ -195,6 +194,12 @@ def _controlled(job: _Job, source: FactSet) -> "pd.DataFrame":
         rest = rest.of(*({fact.relation for fact in rest} - {fact.relation for fact in job.sets}))
         others = rest.sample(min(len(rest), n_others), job.seed)
     pool = ask(job.model, [*job.sets, *others], leave_out=True)
+    relations = {fact.relation for fact, n in pool.prompts_per_fact().items() if n}
+    if len(relations) < 2:  # before the model runs
+        raise ArgumentError(
+            f"The controls need facts of another relation, and of those drawn the model can be asked for facts of "
+            f"{', '.join(relations)} alone; name a source with others that it can be asked for, or give --no-controls."
+        )
     active = most_active(job.model, job.prompts, job.sets, memory_budget=job.memory_budget)
     with working("Measuring", unit="prompts") as show:
         return controlled_effects(

@@ -165,3 +165,17 @@ def test_files_of_an_earlier_version_are_held_to_the_name(cli, checkpoints, othe
     assert cli(*command)[0] == cli(*command, "-m", checkpoints["bert"])[0] == 0
     code, out, err = cli(*command, "-m", others["copy"])
     assert (code, out) == (2, "") and "no digest" in err
+
+
+def test_controls_that_cannot_be_had_are_refused_before_the_model_runs(
+    cli, checkpoints, facts_file, tmp_path, monkeypatch
+):
+    """All facts of the other relation are such as a causal model cannot be asked."""
+    facts = [fact for fact in kn.FactSet.from_jsonl(facts_file) if fact.relation == "P36"]
+    facts += [kn.Fact(fact.object, "P1376", fact.subject, ("[Y] has the capital [X].",)) for fact in facts]
+    kn.FactSet(facts).to_jsonl(tmp_path / "facts.jsonl")
+    model = kn.load_model(checkpoints["gpt2"])
+    kn.NeuronSet.write_many(tmp_path / "n.json", {facts[0]: kn.NeuronSet([(1, 2)])}, model=model)
+    monkeypatch.setattr("kn_lens.cli.intervene.most_active", lambda *args, **kwargs: pytest.fail("the model ran"))
+    code, out, err = cli("intervene", "-f", tmp_path / "facts.jsonl", "-n", tmp_path / "n.json")
+    assert (code, out) == (2, "") and "asked for facts of P36 alone" in err and "--no-controls" in err
