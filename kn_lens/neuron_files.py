@@ -22,6 +22,7 @@ from typing import Any, TextIO
 
 from kn_lens._whole_files import write_whole
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
+from kn_lens.fact_files import unique_keys
 
 FORMAT = "kn_lens.neurons"
 VERSION = 1
@@ -167,16 +168,8 @@ def _opened(path: Path) -> Iterator[TextIO]:
 
 
 def _parse(text: str, place: str) -> Any:
-    def unique(members: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(members)
-        if len(found) < len(members):
-            keys = [key for key, _ in members]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise DataError(f"{place}: the key {twice!r} stands there twice.")
-        return found
-
     try:
-        return json.loads(text, object_pairs_hook=unique)
+        return json.loads(text, object_pairs_hook=unique_keys(place))
     except json.JSONDecodeError as error:
         raise DataError(f"{place} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
     except ValueError as error:  # a number of thousands of digits
