@@ -6,8 +6,6 @@ before the answer belongs to the answer's first token; where the tokenizer makes
 token is the answer's first.
 """
 
-import hashlib
-import json
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +20,6 @@ UNKNOWN = "answer not in the vocabulary"
 STRADDLES = "answer shares a token with the text beside it"
 
 _TEXTS_PER_CALL = 8192  # bounds the memory of the tokenizer's own objects
-
-_PROBE = "The capital of Ireland is Dublin (since 1922).\nnaïve ÉCOLE straße Москва 東京"
-_TOKENS_PROBED = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,22 +47,6 @@ class Encoded:
 
     def __getitem__(self, texts: np.ndarray) -> "Encoded":
         return Encoded(**{name: value[texts] for name, value in vars(self).items()})
-
-
-def fingerprint(tokenizer: Any) -> str | None:
-    """Return what tells the tokens of a tokenizer from those of others; None of one that is not fast, or of None.
-
-    It is of the size of the vocabulary, of tokens spread over it, and of what a text with cases, accents and scripts
-    becomes. Tokens that are added to a vocabulary leave it as it is: what was written before still says the same.
-    Cost: half a millisecond, whatever the size.
-    """
-    if not getattr(tokenizer, "is_fast", False):
-        return None
-    n_tokens = tokenizer.vocab_size
-    ids = list(range(0, n_tokens, max(1, n_tokens // _TOKENS_PROBED)))
-    encoded = tokenizer.encode(_PROBE, padding=False, truncation=False)
-    seen = [n_tokens, tokenizer.convert_ids_to_tokens(ids), encoded, tokenizer.mask_token_id]
-    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
 def encode(tokenizer: Any, texts: Sequence[str], begin: Sequence[int], end: Sequence[int]) -> Encoded:

@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from kn_lens._encoding import fingerprint
 from kn_lens._families import Kind
-from kn_lens._loading import check_finite
+from kn_lens._loading import check_finite, fingerprint
 from kn_lens._prefix import Prefix
 from kn_lens._splicing import at, forwards, norms_in, plain_norms, returning
 from kn_lens.errors import ArgumentError, HookError, did_you_mean

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from kn_lens._batches import MadeFor, PromptBatch, too_long
 from kn_lens._budget import Budget
-from kn_lens._encoding import STRADDLES, Encoded, encode, fingerprint
+from kn_lens._encoding import STRADDLES, Encoded, encode
+from kn_lens._loading import fingerprint
 from kn_lens.errors import ArgumentError, NoPromptError, PromptError, did_you_mean
 from kn_lens.fact_files import OBJECT_SLOT, SUBJECT_SLOT
 from kn_lens.facts import Fact, FactSet
