@@ -405,18 +405,19 @@ def _bad_prompt(
 ) -> PromptError:
     """Return the error for the first prompt that cannot be put to the model."""
     bad = np.flatnonzero(problem)
-    fact, template = facts[asked[bad[0]].fact], asked[bad[0]].template
+    first = int(bad[0])
+    fact, template = facts[asked[first].fact], asked[first].template
     n_facts = len({asked[i].fact for i in bad})
     more = f" ({n_facts} facts have such answers)" if n_facts > 1 else ""
     cure = "Correct it, or leave such prompts out and counted with unknown_answers='leave_out'."
-    if problem[bad[0]] == BEYOND:
+    if problem[first] == BEYOND:
         return PromptError(
-            f"The tokenizer made the id {encoded.ids[bad[0]].max()} for {fact.key} in {template!r}, but the model has "
+            f"The tokenizer made the id {encoded.ids[first].max()} for {fact.key} in {template!r}, but the model has "
             f"{form.d_vocab} tokens. Pass the tokenizer of the checkpoint with tokenizer=; where the checkpoint has "
             "fewer embeddings than its own tokenizer has tokens, leave such prompts out and counted with "
             "unknown_answers='leave_out'."
         )
-    if problem[bad[0]] == STRADDLES:
+    if problem[first] == STRADDLES:
         return PromptError(
             f"The answer {fact.object!r} of {fact.key} shares a token with the text beside it in {template!r}, so it "
             f"cannot be masked alone{more}. {cure}"
