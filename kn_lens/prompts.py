@@ -395,8 +395,7 @@ def _none_left(left_out: Counter[str]) -> NoPromptError:
     counts, n = ", ".join(f"{reason}: {number}" for reason, number in left_out.items()), left_out.total()
     return NoPromptError(
         f"No prompt is left of {n} pair{'s' * (n != 1)} of fact and template ({counts}). "
-        "Causal models need templates that end with [Y]; answers must be writable in the model's vocabulary; with "
-        "min_prompts, facts need as many."
+        "Causal models need templates that end with [Y]; answers must be writable in the model's vocabulary."
     )
 
 
