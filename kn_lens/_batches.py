@@ -11,9 +11,43 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from kn_lens._families import Kind
 from kn_lens.errors import ArgumentError, PromptError
 from kn_lens.facts import Fact
 from kn_lens.hosts import Host
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeFor:
+    """The models that prompts say the same to.
+
+    Attributes:
+        kind: masked or causal.
+        tokenizers: fingerprints of tokenizers: of the model's own, and of one that was chosen in its place. Empty where
+            neither is known.
+    """
+
+    kind: Kind
+    tokenizers: frozenset[str]
+
+    def check(self, host: Host) -> None:
+        """Raise for a model of another kind, or with a tokenizer that is none of these.
+
+        Raises:
+            ArgumentError: saying how to make prompts for it.
+        """
+        if host.kind != self.kind:
+            raise ArgumentError(
+                f"The prompts were made for a {self.kind} model, and {host.name} is a {host.kind} one, which is asked "
+                "in another form. Make prompts for it: make_prompts(model, facts)."
+            )
+        its = host.tokenizer_fingerprint
+        if its is not None and self.tokenizers and its not in self.tokenizers:
+            raise ArgumentError(
+                f"The prompts were made with another tokenizer than that of {host.name}, to which their tokens say "
+                "something else. Make prompts for it: make_prompts(model, facts); with tokenizer=, if it is the other "
+                "tokenizer that belongs to its weights."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # tensors have no single truth value to compare by
@@ -32,6 +66,7 @@ class PromptBatch:
         template: the template of each prompt.
         facts: the facts that were asked for, including those left without a prompt.
         left_out: number of (fact, template) pairs that gave no prompt, by reason.
+        made_for: which models the tokens are meant for; None of your own tokens, which any model takes.
 
     Raises:
         ArgumentError: shapes, types, devices, padding or indices do not fit together.
@@ -48,6 +83,7 @@ class PromptBatch:
     template: tuple[str, ...]
     facts: tuple[Fact, ...]
     left_out: Mapping[str, int]
+    made_for: MadeFor | None = None
 
     def __post_init__(self) -> None:
         _check_shapes(self)
@@ -131,6 +167,14 @@ class PromptBatch:
         """Number of tokens of each prompt's last row, which holds the most of the answer."""
         return self.attention_mask.sum(-1)[self.rows_per_prompt.cumsum(0) - 1]
 
+    def prompts_per_fact(self) -> dict[Fact, int]:
+        """Return the number of prompts of each fact that was asked for, 0 where all of them were left out.
+
+        Refining leaves out facts with fewer than ``min_prompts``, 3 unless told otherwise.
+        """
+        counts = torch.bincount(self.fact_index, minlength=len(self.facts)).tolist()
+        return dict(zip(self.facts, counts, strict=True))
+
     def fact(self, prompt: int) -> Fact:
         """Return the fact that a prompt asks for."""
         return self.facts[int(self.fact_index[prompt])]
@@ -174,9 +218,12 @@ class PromptBatch:
         """Raise unless the model can take these prompts as they are.
 
         Raises:
-            ArgumentError: on another device than the model, or token ids beyond its vocabulary.
+            ArgumentError: made for another kind of model or another tokenizer, on another device than the model, or
+                token ids beyond its vocabulary.
             PromptError: longer than the model's context.
         """
+        if self.made_for is not None:
+            self.made_for.check(host)
         if self.tokens.device != host.device:
             raise ArgumentError(
                 f"The prompts are on {self.tokens.device} and {host.name} on {host.device}; "

@@ -119,7 +119,7 @@ def _encode_some(tokenizer: Any, texts: Sequence[str], begin: Sequence[int], end
     places = np.stack([first[start[found]], last[stop[found] - 1], first[before], last[before], has_before], axis=1)
     for i, (low, high, low_before, high_before, exists) in zip(found, places.tolist(), strict=True):
         text = texts[i]
-        if (text[low : begin[i]] + text[end[i] : high]).strip() and not problem[i]:
+        if (text[low : begin[i]] + text[end[i] : high]).strip():  # also where the one unknown token is of both
             problem[i] = STRADDLES
         if exists and high_before == begin[i] and not text[low_before:high_before].strip(" "):
             start[i] = start[i] - 1

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kn_lens._families import Kind
-from kn_lens._loading import check_finite
+from kn_lens._loading import check_finite, fingerprint
 from kn_lens._prefix import Prefix
 from kn_lens._splicing import at, forwards, norms_in, plain_norms, returning
 from kn_lens.errors import ArgumentError, EditError, HookError, did_you_mean
@@ -182,6 +182,11 @@ class Host:
         terms = torch.finfo(post.dtype).eps * post.norm(dim=-1) * W_out.norm()
         result = torch.finfo(self.dtype).eps * mlp_out.norm(dim=-1)
         return bool((off <= ROUNDING * (terms + result)).all())
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str | None:
+        """What tells the tokenizer's tokens from those of others; None without a tokenizer."""
+        return fingerprint(self.tokenizer)
 
     def check_hooks(self, names: Iterable[Any]) -> None:
         """Raise unless every name is a hook of the model.

@@ -5,6 +5,8 @@ weight that it lacks is an error, never a random matrix. Weights come from safet
 ``.bin`` files go through PyTorch's ``weights_only`` reader, which unpickles no code. Code from the hub is never run.
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -42,6 +44,9 @@ _WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 
+_PROBE = "The capital of Ireland is Dublin (since 1922).\nnaïve ÉCOLE straße Москва 東京"
+_TOKENS_PROBED = 128
+
 
 def embedded_models() -> list[str]:
     """Return the names of the checkpoints that come with kn_lens."""
@@ -62,6 +67,22 @@ def attach_tokenizer(model: Any, tokenizer: Any) -> None:
     """Let the tokenizer travel with the model, untouched: TransformerLens alters the one in ``model.tokenizer``."""
     if tokenizer is not None:
         setattr(model, TOKENIZER_ATTRIBUTE, tokenizer)
+
+
+def fingerprint(tokenizer: Any) -> str | None:
+    """Return what tells the tokens of a tokenizer from those of others; None of one that is not fast, or of None.
+
+    It is of the size of the vocabulary, of tokens spread over it, and of what a text with cases, accents and scripts
+    becomes. Tokens that are added to a vocabulary leave it as it is: what was written before still says the same.
+    Cost: half a millisecond, whatever the size.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        return None
+    n_tokens = tokenizer.vocab_size
+    ids = list(range(0, n_tokens, max(1, n_tokens // _TOKENS_PROBED)))
+    encoded = tokenizer.encode(_PROBE, padding=False, truncation=False)
+    seen = [n_tokens, tokenizer.convert_ids_to_tokens(ids), encoded, tokenizer.mask_token_id]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
 def read_checkpoint(

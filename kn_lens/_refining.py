@@ -22,10 +22,12 @@ CELLS_AT_ONCE = 2**20
 class Shares:
     """How many prompts of each fact have a neuron in their coarse set; neurons of too few prompts are left out.
 
-    ``owner`` is the fact's position in ``facts``. Sparse, so that any threshold from here on costs little.
+    ``owner`` is the fact's position in ``facts``; ``left_out`` has the facts with too few prompts, and how many they
+    have. Sparse, so that any threshold from here on costs little.
     """
 
     facts: list[Fact]
+    left_out: dict[Fact, int]
     n_prompts: list[int]
     min_prompts: int
     owner: Int[Tensor, " found"]
@@ -53,11 +55,14 @@ def count_shares(attr: Attribution, attr_threshold: float, min_prompts: int) -> 
     """Count the coarse sets of each fact's prompts.
 
     Raises:
-        ArgumentError: a fact has fewer than ``min_prompts`` prompts, or scores this low were not kept.
+        ArgumentError: all facts have fewer than ``min_prompts`` prompts, or scores this low were not kept.
     """
     check_kept("attr_threshold", attr_threshold, attr.keep)
-    prompts_of = prompts_by_fact(attr.prompts)
-    for fact, prompt_ids in prompts_of.items():
+    every = prompts_by_fact(attr.prompts)
+    left_out = {fact: len(prompt_ids) for fact, prompt_ids in every.items() if len(prompt_ids) < min_prompts}
+    prompts_of = {fact: prompt_ids for fact, prompt_ids in every.items() if fact not in left_out}
+    if not prompts_of:  # then a slip, not the lot of a few
+        fact, prompt_ids = next(iter(every.items()))
         check_enough(fact.key, len(prompt_ids), min_prompts)
     facts, by_fact = list(prompts_of), list(prompts_of.values())
     scores = attr.scores
@@ -79,6 +84,7 @@ def count_shares(attr: Attribution, attr_threshold: float, min_prompts: int) -> 
     owner, layer, index = torch.unravel_index(torch.cat(found), (len(facts), *scores.shape[1:]))
     return Shares(
         facts=facts,
+        left_out=left_out,
         n_prompts=n_prompts,
         min_prompts=min_prompts,
         owner=owner,

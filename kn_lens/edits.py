@@ -131,6 +131,11 @@ def update_fact(
         _check_known(host, fact, prompts)
 
     rows = at_least_float32(Rows.of(host, own).read())
+    if scaling == "norm" and not rows.any():
+        raise EditError(
+            f"All {len(rows)} rows to update for {fact.key} are zero, as after an erasure, and scaling='norm' counts "
+            "lengths of rows: nothing would change. Pass scaling='plain', or undo the erasure first."
+        )
     old_e, new_e = (_mean_embedding(host, tokens) for tokens in (old_tokens, new_tokens))
     if scaling == "norm":
         length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
@@ -147,6 +152,7 @@ def update_fact(
         "lambdas": [lambda_old, lambda_new],
         "scaling": scaling,
         "n_shared": len(neurons) - len(own),
+        "n_zero": int((~rows.any(-1)).sum()),  # by norm they stay as they are
     }
     return WeightEdit.of(host, own, rows - lambda_old * old_e + lambda_new * new_e, [step])
 

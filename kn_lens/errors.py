@@ -44,9 +44,11 @@ class UnsupportedModelError(KNLensError):
 def did_you_mean(got: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the nearest of ``known``, or an empty string when nothing is near.
 
-    >>> did_you_mean("P63", ["P36", "P1376"])
+    What was got is no cure of itself, and never proposed.
+
+    >>> did_you_mean("P63", ["P36", "P1376", "P63"])
     " Did you mean 'P36'?"
     """
-    options = {option.casefold(): option for option in known}
+    options = {option.casefold(): option for option in known if option != got}
     near = get_close_matches(got.casefold(), options, n=1)
     return f" Did you mean {options[near[0]]!r}?" if near else ""

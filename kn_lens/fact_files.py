@@ -9,8 +9,9 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import StringIO
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +22,9 @@ OBJECT_SLOT = "[Y]"
 MASK = "[MASK]"  # how the released data files write the answer's place, whatever the model
 
 WORLD = Path(__file__).parent / "world"
+
+FIELDS = ("subject", "relation", "object", "templates", "template", "uid")
+"""The keys and columns that plain files and tables are read by."""
 
 Split = Literal["all", "trained", "held_out"]
 Templates = Mapping[str, Sequence[str]]
@@ -114,7 +118,9 @@ def read_lama(path: Path, templates: Templates | None, relations: Iterable[str] 
     """Read LAMA's T-REx lines, from one file or a folder of ``P*.jsonl``."""
     files = _relation_files(path) if os.path.isdir(path) else {path.stem: path}
     for name in files if relations is None else _chosen(relations, files, path):
-        records = (_lama_record(place, row, name) for place, row in json_lines(files[name]))
+        # Sentences that are to be replaced by templates need not be such as could be one.
+        own = templates is None
+        records = (_lama_record(place, row, name, own_sentences=own) for place, row in json_lines(files[name]))
         yield from records if templates is None else _with_templates(records, templates)
 
 
@@ -166,10 +172,32 @@ def read_rows(rows: Iterable[tuple[str, Mapping[str, Any]]], templates: Template
 # --- records --------------------------------------------------------------------------------------
 
 
+def check_columns(names: Sequence[str], place: str) -> None:
+    """Raise where a column that is read stands there twice, so that one of the two would be lost.
+
+    Raises:
+        DataError: naming it.
+    """
+    for name in FIELDS:
+        if names.count(name) > 1:
+            raise DataError(
+                f"{place}: {names.count(name)} columns are named {name!r}; expected one. Rename the others."
+            )
+
+
+def _check_spelling(row: Mapping[str, Any], place: str) -> None:
+    """Raise where a key is one of those that are read but for case and blanks: what it holds would be lost."""
+    for key in row:
+        meant = key.strip().casefold()
+        if key not in FIELDS and meant in FIELDS:
+            raise DataError(f"{place}: {key!r} is not read; expected {meant!r}. Rename it.")
+
+
 def _plain(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Record]:
     """Turn rows into records; rows that give one ``template`` each are gathered into their fact."""
     gathered: dict[tuple[str, ...], tuple[str, list[str]]] = {}
     for place, row in rows:
+        _check_spelling(row, place)
         subject, relation, answer = (text_of(row, key, place) for key in ("subject", "relation", "object"))
         uid = _identifier(row, "uid", place)
         if "template" in row:
@@ -200,22 +228,37 @@ def _with_templates(records: Iterable[Record], templates: Templates | None) -> I
             )
 
 
-def _lama_record(place: str, row: Mapping[str, Any], name: str) -> Record:
+def _lama_record(place: str, row: Mapping[str, Any], name: str, *, own_sentences: bool) -> Record:
     """Read one LAMA line; its own sentences become its templates, the first mention of the subject its slot."""
     subject = text_of(row, "sub_label", place)
     templates = []
-    for sentence in _texts(row.get("masked_sentences", []), place):
-        before, found, after = sentence.partition(subject) if subject else ("", "", "")
+    for sentence, mention in _lama_sentences(row, subject, place) if own_sentences else ():
+        before, found, after = sentence.partition(mention) if mention else ("", "", "")
         if not found:
             raise DataError(
-                f"{place}: the sentence {_short(sentence)} does not name the subject {subject!r}. "
+                f"{place}: the sentence {_short(sentence)} does not name the subject {mention!r}. "
                 "Pass templates= to use templates instead of the file's sentences."
             )
-        templates.append((before + SUBJECT_SLOT + after).replace(MASK, OBJECT_SLOT))
+        template = (before + SUBJECT_SLOT + after).replace(MASK, OBJECT_SLOT)
+        if template.count(OBJECT_SLOT) != 1:
+            raise DataError(
+                f"{place}: the sentence {_short(sentence)} holds {MASK} {sentence.count(MASK)} times; expected one. "
+                "Pass templates= to use templates instead of the file's sentences."
+            )
+        templates.append(template)
     relation = text_of(row, "predicate_id", place) if "predicate_id" in row else name
     return Record(
         place, subject, relation, text_of(row, "obj_label", place), tuple(templates), _identifier(row, "uuid", place)
     )
+
+
+def _lama_sentences(row: Mapping[str, Any], subject: str, place: str) -> Iterator[tuple[str, str]]:
+    """Yield a line's sentences and how each calls the subject: ``masked_sentences``, or the ``evidences`` of T-REx."""
+    for sentence in _texts(row.get("masked_sentences", []), place):
+        yield sentence, subject
+    for evidence in _list(row.get("evidences", []), place):
+        evidence = _object(evidence, place)
+        yield text_of(evidence, "masked_sentence", place), text_of(evidence, "sub_surface", place)
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -235,9 +278,26 @@ def _read(path: Path) -> str:
         raise DataError(f"{path}: cannot be read: {error}.") from error
 
 
+def unique_keys(place: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """Return what makes objects of JSON, for ``json.loads(object_pairs_hook=...)``, of which no key stands twice.
+
+    Of two values JSON readers keep the last, and lose the other without a word.
+    """
+
+    def unique(members: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(members)
+        if len(found) < len(members):
+            keys = [key for key, _ in members]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise DataError(f"{place}: the key {twice!r} stands there twice.")
+        return found
+
+    return unique
+
+
 def _parse(text: str, place: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=unique_keys(place))
     except (ValueError, RecursionError) as error:  # ValueError: also numbers of thousands of digits
         raise DataError(f"{place}: not JSON: {error}; got {_short(text)}.") from error
 
@@ -261,6 +321,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _csv_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     reader = csv.DictReader(StringIO(_read(path), newline=""), strict=True)
     try:
+        check_columns(list(reader.fieldnames or ()), str(path))
         for row in reader:
             place = f"{path}:{reader.line_num}"
             if None in row or None in row.values():
@@ -322,7 +383,10 @@ def text_of(row: Mapping[str, Any], key: str, place: str) -> str:
 
 def _identifier(row: Mapping[str, Any], key: str, place: str) -> str:
     value = row.get(key, "")
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
+    # Tables turn whole numbers with gaps into floats. From 2 ** 53 on these no longer tell neighbours apart.
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, (str, Integral)):
         raise DataError(f"{place}: {key!r} must be text or a whole number; got {_short(value)}.")
     return str(value).strip()
 

@@ -275,7 +275,7 @@ class FactSet(Sequence[Fact]):
         Args:
             path: the file or folder.
             templates: by relation, or where to read them: a folder of ParaRel patterns, or LAMA's ``relations.jsonl``;
-                None takes each line's ``masked_sentences``.
+                None takes each line's ``masked_sentences``, of T-REx the ``evidences``.
             relations: which files of the folder; None takes all.
         """
         patterns = templates
@@ -312,7 +312,10 @@ class FactSet(Sequence[Fact]):
 
     @classmethod
     def from_frame(cls, frame: "pd.DataFrame", templates: Templates | None = None) -> "FactSet":
-        """Read a pandas table with the columns of ``from_jsonl``."""
+        """Read a pandas table with the columns of ``from_jsonl``; a ``uid`` of 3.0, as ids with gaps have, is 3."""
+        names = [str(name) for name in frame]
+        fact_files.check_columns(names, "the table")
+        frame = frame.loc[:, [names.index(name) == place for place, name in enumerate(names)]]
         rows = zip(frame.index, frame.to_dict("records"), strict=True)
         placed = ((f"row {index}", _cells(row)) for index, row in rows)
         return cls._of(fact_files.read_rows(placed, _checked(templates)), "the table")

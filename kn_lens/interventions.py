@@ -99,11 +99,13 @@ class _Change:
             prompts: the batch that will be run, whole and in its order.
 
         Raises:
-            ArgumentError: a neuron that the model does not have, a prompt whose fact has no set, another number of
-                sets than prompts, or values (of ``SetTo``) that do not fit or are not finite.
+            ArgumentError: a neuron that the model does not have, prompts that were made for another model, a prompt
+                whose fact has no set, another number of sets than prompts, or values (of ``SetTo``) that do not fit or
+                are not finite.
             HookError: when run, on activations of another batch.
         """
         host = model if isinstance(model, Host) else host_of(model)
+        prompts.check_for(host)
         places = _places(_resolve(self.neurons, host, prompts), prompts)
         self._check(host, prompts, places)
         return [
@@ -142,7 +144,10 @@ class _Change:
             ):
                 raise HookError(
                     f"{type(self).__name__} met activations of shape {list(post.shape)} in layer {layer}; expected "
-                    f"{expected} (row, pos, d_mlp). Run the model on the prompts that the hooks were made for."
+                    f"{expected} (row, pos, d_mlp): these hooks are for the rows of one batch, and fit no others. In "
+                    "model.hooks(...) run the model on that batch, whole and in its order. kn_lens' own functions run "
+                    "a batch in parts, attribute runs each many times: pass interventions to measure, and to attribute "
+                    "with neurons off erase them: with erase_neurons(model, neurons).applied(model): ..."
                 )
             changed = post.clone()
             changed[where] = self._changed(post[where], layer, rows, index)

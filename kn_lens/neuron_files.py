@@ -3,7 +3,7 @@
 Read, and told apart by their shape:
 
 - our own JSON, which alone is also written: ``{"format": "kn_lens.neurons", "version": 1, "meta": {...},
-  "neurons": {key: [[layer, index], ...]}}``;
+  "neurons": {key: [[layer, index], ...]}}``; ``meta["model"]``, where it is there, says which model they are of;
 - EleutherAI's results: ``{uuid: [[layer, index], ...]}``;
 - the released code's ``kn_bag-P36.json``: a list with one list of ``[layer, index]`` per fact of the relation, keyed
   here ``P36[0]``, ``P36[1]``, ... by the fact's place among the relation's facts, and its ``kn_rel-P36.json``: one list
@@ -22,6 +22,7 @@ from typing import Any, TextIO
 
 from kn_lens._whole_files import write_whole
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
+from kn_lens.fact_files import unique_keys
 
 FORMAT = "kn_lens.neurons"
 VERSION = 1
@@ -29,14 +30,19 @@ VERSION = 1
 Pair = tuple[int, int]
 
 
-def read_sets(path: Path) -> dict[str, list[Pair]]:
-    """Read the neuron sets of a JSON file of any of the formats above.
+def read_sets(path: Path) -> tuple[dict[str, list[Pair]], Any]:
+    """Read the neuron sets of a JSON file of any of the formats above, and what it says of their model, else None.
 
     Raises:
         DataError: no such file, not JSON, another format or version, or an entry that is no neuron.
     """
     with _opened(path) as file:
         document = _parse(file.read(), str(path))
+    meta = document.get("meta") if isinstance(document, dict) and "format" in document else None
+    return _sets(document, path), meta.get("model") if isinstance(meta, dict) else None
+
+
+def _sets(document: Any, path: Path) -> dict[str, list[Pair]]:
     if isinstance(document, dict):
         if "format" in document:
             document = _own(document, path)
@@ -162,16 +168,8 @@ def _opened(path: Path) -> Iterator[TextIO]:
 
 
 def _parse(text: str, place: str) -> Any:
-    def unique(members: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(members)
-        if len(found) < len(members):
-            keys = [key for key, _ in members]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise DataError(f"{place}: the key {twice!r} stands there twice.")
-        return found
-
     try:
-        return json.loads(text, object_pairs_hook=unique)
+        return json.loads(text, object_pairs_hook=unique_keys(place))
     except json.JSONDecodeError as error:
         raise DataError(f"{place} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
     except ValueError as error:  # a number of thousands of digits

@@ -14,6 +14,7 @@ from typing import Any
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.hosts import Host, host_of
+from kn_lens.model_identity import ModelIdentity, is_hosted
 from kn_lens.neuron_files import read_sets, write_sets
 
 
@@ -131,26 +132,42 @@ class NeuronSet(AbstractSet[Neuron], Hashable):
                 )
 
     @classmethod
-    def read_many(cls, path: str | Path) -> "dict[str, NeuronSet]":
+    def read_many(cls, path: str | Path, *, model: Any = None) -> "dict[str, NeuronSet]":
         """Read all sets of a JSON file: ours, EleutherAI's, or the released code's ``kn_bag`` and ``kn_rel``.
 
         The formats are told apart by their shape. The keys are the file's own: for ours what it was written with
         (``Fact.key``), for EleutherAI's the ParaRel uuid, for the released code's ``P36[0]``, ``P36[1]``, ...: the
         relation and the fact's place in it. ``match_facts`` finds the facts.
 
+        Args:
+            path: the file.
+            model: the model that they are meant for; a ``Host`` will do. A file that was written with
+                ``write_many(..., model=model)`` is held to it by the model's weights, wherever they were loaded from,
+                one that holds a name alone by the name, and one that names no model not at all. None takes any.
+
         Raises:
-            DataError: the file cannot be read or holds something else.
+            DataError: the file cannot be read or holds something else, or neurons of another model.
         """
-        return {key: cls(pairs) for key, pairs in read_sets(Path(path)).items()}
+        sets, of_model = read_sets(Path(path))
+        found_in = ModelIdentity.read(of_model)
+        if model is not None and found_in is not None:
+            here = ModelIdentity.of(model, with_digest=found_in.digest is not None)
+            if (difference := found_in.difference(here)) is not None:
+                raise DataError(
+                    f"{path} holds neurons of {found_in.name}, and the model is {here.name}: {difference}. A neuron's "
+                    "index means nothing in another model; find them in this one, or read them all the same with "
+                    "model=None."
+                )
+        return {key: cls(pairs) for key, pairs in sets.items()}
 
     @classmethod
-    def read(cls, path: str | Path) -> "NeuronSet":
-        """Read a file that holds one set.
+    def read(cls, path: str | Path, *, model: Any = None) -> "NeuronSet":
+        """Read a file that holds one set; see ``read_many``.
 
         Raises:
             DataError: as ``read_many``, or the file holds several sets.
         """
-        found = cls.read_many(path)
+        found = cls.read_many(path, model=model)
         if len(found) > 1:
             raise DataError(f"{path} holds {len(found)} neuron sets; read them with NeuronSet.read_many.")
         return next(iter(found.values()))
@@ -162,7 +179,8 @@ class NeuronSet(AbstractSet[Neuron], Hashable):
         Args:
             path: the file.
             sets: keyed by facts (written as ``Fact.key``) or by strings.
-            **meta: kept in the file beside them: the model, the thresholds.
+            **meta: kept in the file beside them: ``model``, the model itself, by which ``read_many`` and the command
+                line tell it from others, or its name; the thresholds.
 
         Raises:
             ArgumentError: two facts with one key, or ``meta`` that is not JSON.
@@ -175,6 +193,8 @@ class NeuronSet(AbstractSet[Neuron], Hashable):
                 raise ArgumentError(f"Two of the sets have the key {name!r}; give the facts different uids.")
             named[name] = neurons
         pairs = {name: [(neuron.layer, neuron.index) for neuron in neurons] for name, neurons in named.items()}
+        if is_hosted(meta.get("model")):
+            meta["model"] = ModelIdentity.of(meta["model"]).as_dict()
         write_sets(Path(path), pairs, meta)
 
     def write(self, path: str | Path, **meta: Any) -> None:

@@ -47,6 +47,7 @@ __all__ = [
     "Negatives",
     "Neuron",
     "NeuronSet",
+    "Refined",
     "RelationRefinement",
     "activation_neurons",
     "coarse",
@@ -62,18 +63,38 @@ Negatives = Attribution | Mapping[Fact, NeuronSet]
 """Negative examples: see ``refine``."""
 
 
+class Refined(dict[Fact, NeuronSet]):
+    """The refined set of each fact, and what there is none of.
+
+    Attributes:
+        left_out: the facts with fewer than ``min_prompts`` prompts, which can never have a neuron, and how many they
+            have. ``make_prompts(..., min_prompts=)`` leaves them out before the model runs.
+        negatives_left_out: the negative examples that were not held against any fact, and why.
+    """
+
+    def __init__(
+        self,
+        neurons: Mapping[Fact, NeuronSet],
+        left_out: Mapping[Fact, int],
+        negatives_left_out: Mapping[Fact, str],
+    ) -> None:
+        super().__init__(neurons)
+        self.left_out = dict(left_out)
+        self.negatives_left_out = dict(negatives_left_out)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RelationRefinement:
     """Refined sets whose share threshold was moved for each relation.
 
     Attributes:
-        neurons: the refined set of each fact.
+        neurons: the refined set of each fact, with what was left out; see ``Refined``.
         share_threshold: where each relation's ``p`` came to rest.
         mean_neurons: the mean number of neurons per fact there, before negatives are dropped. Outside the target where
             ``max_moves`` did not get it in.
     """
 
-    neurons: dict[Fact, NeuronSet]
+    neurons: Refined
     share_threshold: dict[str, float]
     mean_neurons: dict[str, float]
 
@@ -104,7 +125,7 @@ def refine(
     share_threshold: float = 0.7,
     min_prompts: int = 3,
     negatives: Negatives | None = None,
-) -> dict[Fact, NeuronSet]:
+) -> Refined:
     """Return the refined set of each fact that the attribution has prompts of.
 
     Args:
@@ -120,11 +141,12 @@ def refine(
             neuron belongs to the phrasing. Pass ``refine(attr)`` to hold the facts themselves against one another.
 
     Returns:
-        A set for each fact with prompts, in the order of ``attr.prompts.facts``; it may be empty.
+        A set for each fact with at least ``min_prompts`` prompts, in the order of ``attr.prompts.facts``; it may be
+        empty. Facts with fewer are in its ``left_out``, negatives that are phrased like none of the facts or have too
+        few prompts in its ``negatives_left_out``.
 
     Raises:
-        ArgumentError: a threshold outside [0, 1] or below ``attr.keep``, a fact with fewer than ``min_prompts``
-            prompts, or a negative that is phrased like none of the facts.
+        ArgumentError: a threshold outside [0, 1] or below ``attr.keep``, or no fact, or no negative, is left.
 
     Example:
         >>> import kn_lens as kn
@@ -141,7 +163,7 @@ def refine(
         negatives = refine(
             negatives, attr_threshold=attr_threshold, share_threshold=share_threshold, min_prompts=min_prompts
         )
-    return neurons if negatives is None else _without_negatives(neurons, negatives)
+    return _without_negatives(neurons, negatives, shares.left_out)
 
 
 def refine_by_relation(
@@ -217,9 +239,7 @@ def refine_by_relation(
         resting[relation], means[relation] = p, mean
     needed_at = cache(lambda p: shares.needed(p).tolist())
     needed = [needed_at(resting[fact.relation])[position] for position, fact in enumerate(shares.facts)]
-    neurons = shares.refined(torch.tensor(needed))
-    if negatives is not None:
-        neurons = _without_negatives(neurons, negatives)
+    neurons = _without_negatives(shares.refined(torch.tensor(needed)), negatives, shares.left_out)
     return RelationRefinement(neurons=neurons, share_threshold=resting, mean_neurons=means)
 
 
@@ -373,18 +393,29 @@ def highest_neurons(attr: Attribution, n_by_fact: Mapping[Fact, int]) -> dict[Fa
     return highest
 
 
-def _without_negatives(neurons: dict[Fact, NeuronSet], negatives: Mapping[Fact, NeuronSet]) -> dict[Fact, NeuronSet]:
-    relations = {fact.relation for fact in neurons}
-    templates = {template for fact in neurons for template in fact.templates}
+def _without_negatives(
+    neurons: dict[Fact, NeuronSet], negatives: Mapping[Fact, NeuronSet] | None, left_out: Mapping[Fact, int]
+) -> Refined:
+    """Drop what negatives that are phrased like a fact, be it one that was left out, have too."""
+    if negatives is None:
+        return Refined(neurons, left_out, {})
+    facts = [*neurons, *left_out]
+    relations = {fact.relation for fact in facts}
+    templates = {template for fact in facts for template in fact.templates}
+    too_few = negatives.left_out if isinstance(negatives, Refined) else {}
+    unused = {fact: f"it has {n} prompts, fewer than min_prompts" for fact, n in too_few.items()}
     carriers: dict[Neuron, list[Fact]] = {}
     for negative, found in negatives.items():
         if negative.relation not in relations and templates.isdisjoint(negative.templates):
-            raise ArgumentError(
-                f"The negative example {negative.key} is phrased like none of the facts: expected one with the "
-                f"relation of a fact, or one of its templates.{did_you_mean(negative.relation, relations)}"
-            )
+            unused[negative] = "it is phrased like none of the facts"
         for neuron in found:
             carriers.setdefault(neuron, []).append(negative)
+    if negatives and all(negative in unused for negative in negatives):
+        negative = next(iter(negatives))
+        raise ArgumentError(
+            f"The negative example {negative.key} is phrased like none of the facts, as all of them are: expected some "
+            f"with the relation of a fact, or one of its templates.{did_you_mean(negative.relation, relations)}"
+        )
 
     def belongs_to_phrasing(neuron: Neuron, fact: Fact) -> bool:
         return any(
@@ -393,7 +424,8 @@ def _without_negatives(neurons: dict[Fact, NeuronSet], negatives: Mapping[Fact, 
             for negative in carriers.get(neuron, ())
         )
 
-    return {
+    own = {
         fact: NeuronSet(neuron for neuron in found if not belongs_to_phrasing(neuron, fact))
         for fact, found in neurons.items()
     }
+    return Refined(own, left_out, unused)

@@ -24,10 +24,11 @@ from einops import repeat
 from jaxtyping import Int
 from torch import Tensor
 
-from kn_lens._batches import PromptBatch, too_long
+from kn_lens._batches import MadeFor, PromptBatch, too_long
 from kn_lens._budget import Budget
 from kn_lens._encoding import STRADDLES, Encoded, encode
 from kn_lens._exclusive import exclusive
+from kn_lens._loading import fingerprint
 from kn_lens.errors import ArgumentError, NoPromptError, PromptError, did_you_mean
 from kn_lens.fact_files import OBJECT_SLOT, SUBJECT_SLOT
 from kn_lens.facts import Fact, FactSet
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["PromptBatch", "make_prompts", "predict"]
 
 NOT_LAST, SAME = "object not last", "same prompt as another template"
+BEYOND = "token beyond the model's vocabulary"
 
 
 @exclusive
@@ -50,6 +52,7 @@ def make_prompts(
     templates: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     contrast: str | Mapping[Fact, str] | None = None,
     unknown_answers: Literal["error", "leave_out"] = "error",
+    min_prompts: int = 1,
 ) -> PromptBatch:
     """Turn facts into prompts for a model, each fact in each of its templates.
 
@@ -62,12 +65,16 @@ def make_prompts(
     Args:
         model: the TransformerLens model that the prompts are for.
         facts: one fact or many.
-        tokenizer: a fast Hugging Face tokenizer, instead of the one that came with the model.
+        tokenizer: a fast Hugging Face tokenizer, instead of the one that came with the model; that it belongs to the
+            model's weights is then yours to know.
         templates: for all facts, or by relation; None takes each fact's own.
         contrast: another answer for ``output="logit_diff"``, one for all facts or one for each, with as many tokens in
             its place as the true answer has.
         unknown_answers: what to do with answers that the vocabulary cannot write, or that share a token with the text
-            beside them: raise, or leave out and count in ``left_out``.
+            beside them, and with tokens that the model has no embedding of: raise, or leave out and count in
+            ``left_out``.
+        min_prompts: leave out, and count in ``left_out``, the prompts of facts with fewer. Refining leaves such facts
+            out, after the model has run: its ``min_prompts`` is 3. ``prompts_per_fact`` of the result names them.
 
     Returns:
         The prompts, in order of facts and templates, on the model's device. Cost: tens of microseconds a prompt; the
@@ -87,17 +94,21 @@ def make_prompts(
     'The country Ireland has the capital [MASK].'
     """
     host = host_of(model)
-    tokenizer = host.tokenizer if tokenizer is None else tokenizer
-    if tokenizer is None:
+    chosen = host.tokenizer if tokenizer is None else tokenizer
+    if chosen is None:
         raise PromptError(
             f"{host.name} has no tokenizer, which prompts from text need. Pass tokenizer=, or make the prompts from "
             "your own tokens with PromptBatch.from_tokens."
         )
+    # A tokenizer that is chosen in the place of the model's own is said to fit it.
+    fingerprints = (host.tokenizer_fingerprint, fingerprint(chosen))
+    made_for = MadeFor(kind=host.kind, tokenizers=frozenset(one for one in fingerprints if one is not None))
     return _build(
-        _Form(tokenizer, host.kind == "masked", host.n_ctx, host.d_vocab, host.device),
+        _Form(chosen, host.kind == "masked", host.n_ctx, host.d_vocab, host.device, made_for),
         _with_templates([facts] if isinstance(facts, Fact) else facts, templates),
         contrast,
         unknown_answers,
+        min_prompts,
     )
 
 
@@ -175,6 +186,7 @@ class _Form(NamedTuple):
     n_ctx: int | None
     d_vocab: int
     device: torch.device
+    made_for: MadeFor | None = None
 
 
 class _Asked(NamedTuple):
@@ -186,9 +198,17 @@ class _Asked(NamedTuple):
     after: str
 
 
-def _build(form: _Form, facts: FactSet, contrast: str | Mapping[Fact, str] | None, unknown_answers: str) -> PromptBatch:
+def _build(
+    form: _Form,
+    facts: FactSet,
+    contrast: str | Mapping[Fact, str] | None,
+    unknown_answers: str,
+    min_prompts: int = 1,
+) -> PromptBatch:
     if unknown_answers not in ("error", "leave_out"):
         raise ArgumentError(f"unknown_answers is {unknown_answers!r}; expected 'error' or 'leave_out'.")
+    if isinstance(min_prompts, bool) or not isinstance(min_prompts, int) or min_prompts < 1:
+        raise ArgumentError(f"min_prompts={min_prompts!r}; expected a whole number from 1.")
     if form.masked and getattr(form.tokenizer, "mask_token_id", None) is None:
         raise PromptError(
             f"A masked language model is asked with a mask token, and {type(form.tokenizer).__name__} has none. "
@@ -200,15 +220,17 @@ def _build(form: _Form, facts: FactSet, contrast: str | Mapping[Fact, str] | Non
     if not asked:
         raise _none_left(left_out)
     encoded = _encoded(form, asked, [facts[one.fact].object for one in asked])
-    bad = np.flatnonzero(encoded.problem)
-    if len(bad):
-        if unknown_answers == "error":
-            raise _bad_answer(form, facts, asked, encoded, bad)
-        left_out.update(encoded.problem[bad])
-        kept = np.flatnonzero(encoded.problem == "")
-        if not len(kept):
-            raise _none_left(left_out)
-        asked, encoded = [asked[i] for i in kept], encoded[kept]
+    problem = np.where((encoded.ids >= form.d_vocab).any(-1), BEYOND, encoded.problem)
+    if unknown_answers == "error" and (problem != "").any():
+        raise _bad_prompt(form, facts, asked, encoded, problem)
+    n_prompts = np.bincount([one.fact for one in asked], problem == "", minlength=len(facts))
+    few = n_prompts[[one.fact for one in asked]] < min_prompts
+    problem = np.where((problem == "") & few, f"fact with fewer than {min_prompts} prompts", problem)
+    left_out.update(problem[problem != ""])
+    kept = np.flatnonzero(problem == "")
+    if not len(kept):
+        raise _none_left(left_out)
+    asked, encoded = [asked[i] for i in kept], encoded[kept]
     _check_room(form, asked, encoded)
     return _tensors(form, facts, asked, encoded, _contrast_ids(form, facts, asked, encoded, contrast), dict(left_out))
 
@@ -255,11 +277,6 @@ def _check_room(form: _Form, asked: Sequence[_Asked], encoded: Encoded) -> None:
     if form.n_ctx is not None and lengths.max() > form.n_ctx:
         i = int(lengths.argmax())
         raise too_long(asked[i].before + OBJECT_SLOT + asked[i].after, int(lengths[i]), form.n_ctx)
-    if encoded.ids.max() >= form.d_vocab:
-        raise PromptError(
-            f"The tokenizer made the id {encoded.ids.max()}, but the model has {form.d_vocab} tokens. "
-            "Pass the tokenizer of the checkpoint with tokenizer=."
-        )
     if form.masked:
         in_answer = _within(encoded.ids.shape[1], encoded.start, encoded.end)
         masks = ((encoded.ids == form.tokenizer.mask_token_id) & ~in_answer).any(-1)
@@ -320,6 +337,7 @@ def _tensors(
         template=tuple(one.template for one in asked),
         facts=facts.facts,
         left_out=left_out,
+        made_for=form.made_for,
     )
 
 
@@ -384,12 +402,24 @@ def _none_left(left_out: Counter[str]) -> NoPromptError:
     )
 
 
-def _bad_answer(form: _Form, facts: FactSet, asked: Sequence[_Asked], encoded: Encoded, bad: np.ndarray) -> PromptError:
-    fact, template = facts[asked[bad[0]].fact], asked[bad[0]].template
+def _bad_prompt(
+    form: _Form, facts: FactSet, asked: Sequence[_Asked], encoded: Encoded, problem: np.ndarray
+) -> PromptError:
+    """Return the error for the first prompt that cannot be put to the model."""
+    bad = np.flatnonzero(problem)
+    first = int(bad[0])
+    fact, template = facts[asked[first].fact], asked[first].template
     n_facts = len({asked[i].fact for i in bad})
     more = f" ({n_facts} facts have such answers)" if n_facts > 1 else ""
     cure = "Correct it, or leave such prompts out and counted with unknown_answers='leave_out'."
-    if encoded.problem[bad[0]] == STRADDLES:
+    if problem[first] == BEYOND:
+        return PromptError(
+            f"The tokenizer made the id {encoded.ids[first].max()} for {fact.key} in {template!r}, but the model has "
+            f"{form.d_vocab} tokens. Pass the tokenizer of the checkpoint with tokenizer=; where the checkpoint has "
+            "fewer embeddings than its own tokenizer has tokens, leave such prompts out and counted with "
+            "unknown_answers='leave_out'."
+        )
+    if problem[first] == STRADDLES:
         return PromptError(
             f"The answer {fact.object!r} of {fact.key} shares a token with the text beside it in {template!r}, so it "
             f"cannot be masked alone{more}. {cure}"

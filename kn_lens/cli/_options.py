@@ -74,8 +74,21 @@ Model = Annotated[
         rich_help_panel=MODEL,
     ),
 ]  # fmt: skip
+ModelOfNeurons = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", metavar="NAME", help="Which model; that of the neuron file unless given.",
+        rich_help_panel=MODEL,
+    ),
+]  # fmt: skip
+Force = Annotated[
+    bool, typer.Option("--force", help="Also neurons that were found in another model.", rich_help_panel=MODEL)
+]
 Device = Annotated[str | None, option(MODEL, "NAME", "cpu, cuda, cuda:1, ...; CUDA where there is one.")]
 Dtype = Annotated[str, choice(DTYPES, "Type to load the weights in", MODEL)]
+DtypeOfNeurons = Annotated[
+    str | None, choice(DTYPES, "Type to load the weights in; that of the neuron file unless given", MODEL)
+]
 Memory = Annotated[
     float | None, option(MODEL, "GIB", "Memory for the passes, on the model's device; half of what is free.", min=0)
 ]

@@ -1,10 +1,12 @@
 """What the commands that run a model share: loading it, asking it, and attributing in parts of bounded size."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kn_lens.cli._options import DTYPES
 from kn_lens.cli._terminal import working
-from kn_lens.errors import ArgumentError
+from kn_lens.errors import ArgumentError, DataError
 from kn_lens.facts import Fact
 
 if TYPE_CHECKING:
@@ -26,6 +28,42 @@ def load(name: str, device: str | None, dtype: str) -> Any:
         from kn_lens.hosts import load_model
 
         return load_model(name, device=device, dtype=getattr(torch, dtype))
+
+
+def load_for(neurons: Path, model: str | None, device: str | None, dtype: str | None, *, force: bool) -> Any:
+    """Load the model that a neuron file was found in, or another that is named, if it is the same or by force.
+
+    Raises:
+        ArgumentError: neither the file nor the command names a model.
+        DataError: the file's neurons are of another model.
+    """
+    from kn_lens.errors import UnsupportedModelError
+    from kn_lens.model_identity import ModelIdentity
+    from kn_lens.neuron_files import read_sets
+
+    found_in = ModelIdentity.read(read_sets(neurons)[1])
+    if found_in is None:
+        if model is None:
+            raise ArgumentError(
+                f"{neurons} does not say which model its neurons were found in; name that model with --model."
+            )
+        return load(model, device, dtype or "float32")
+    own_dtype = found_in.dtype if found_in.dtype in DTYPES else "float32"
+    try:
+        loaded = load(model or found_in.name, device, dtype or own_dtype)
+    except UnsupportedModelError as error:
+        if model is not None:
+            raise
+        raise UnsupportedModelError(f"{error} {neurons} names it; say where it is now with --model.") from error
+    if not force:
+        here = ModelIdentity.of(loaded, with_digest=found_in.digest is not None)
+        if (difference := found_in.difference(here)) is not None:
+            raise DataError(
+                f"{neurons} holds neurons of {found_in.name}, and the model is {here.name}: {difference}. A neuron's "
+                "index means nothing in another model: find them in this one with `kn-lens find`, leave --model out, "
+                "or give --force."
+            )
+    return loaded
 
 
 def in_bytes(gib: float | None) -> float | None:
@@ -52,33 +90,21 @@ def described(model: Any) -> dict[str, Any]:
     }
 
 
-def ask(model: Any, facts: Iterable[Fact], *, leave_out: bool, contrast: str | None = None) -> "PromptBatch":
-    """Make the prompts of all facts."""
+def ask(
+    model: Any, facts: Iterable[Fact], *, leave_out: bool, contrast: str | None = None, min_prompts: int = 1
+) -> "PromptBatch":
+    """Make the prompts of all facts that have so many."""
     from kn_lens.prompts import make_prompts
 
     facts = list(facts)
     with working(f"Writing the prompts of {len(facts):,} facts"):
-        return make_prompts(model, facts, contrast=contrast, unknown_answers="leave_out" if leave_out else "error")
-
-
-def prompts_per_fact(prompts: "PromptBatch") -> dict[Fact, int]:
-    """Return the number of prompts of each fact that was asked for, 0 where all of them were left out."""
-    counts = prompts.fact_index.bincount(minlength=len(prompts.facts)).tolist()
-    return dict(zip(prompts.facts, counts, strict=True))
-
-
-def check_enough_prompts(counts: Mapping[Fact, int], min_prompts: int) -> None:
-    """Raise, before the model runs, if a fact has prompts but too few to be refined.
-
-    Raises:
-        ArgumentError: naming the fact and the cure.
-    """
-    for fact, n in counts.items():
-        if 0 < n < min_prompts:
-            raise ArgumentError(
-                f"The fact {fact.key} has {n} prompt{'s' if n > 1 else ''}, fewer than --min-prompts {min_prompts}, so "
-                "no neuron could pass; give it more templates, or lower --min-prompts."
-            )
+        return make_prompts(
+            model,
+            facts,
+            contrast=contrast,
+            unknown_answers="leave_out" if leave_out else "error",
+            min_prompts=min_prompts,
+        )
 
 
 def attributed(
@@ -102,7 +128,7 @@ def attributed(
     from kn_lens.hosts import host_of
 
     host = host_of(model)
-    counts = prompts_per_fact(prompts)
+    counts = prompts.prompts_per_fact()
     group = torch.zeros(len(counts), dtype=torch.long)  # the part that each fact goes to
     n_parts, room, last = 0, 0, None
     for i, fact in sorted(enumerate(counts), key=lambda item: item[1].relation if whole_relations else ""):

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 ROWS_SHOWN = 40
+FACTS_NAMED = 8
 CONTROLS = {"found": "knowledge neurons", "activation": "most active", "random": "random"}
 
 
@@ -36,12 +37,13 @@ def percent(value: float | None) -> str:
     return "-" if value is None or value != value else f"{100 * value:+.1f}%"
 
 
-def left_out_lines(left_out: Mapping[str, int], n_facts: int) -> Iterator[str]:
-    """Say what was not asked, and why."""
+def left_out_lines(left_out: Mapping[str, int], facts: Sequence[str]) -> Iterator[str]:
+    """Say what was not asked, and why, and which facts were not asked at all."""
     for reason, n in left_out.items():
         yield f"Left out: {n:,} prompts ({reason})"
-    if n_facts:
-        yield f"Facts without any prompt left: {n_facts:,}"
+    if facts:
+        named = ", ".join(facts[:FACTS_NAMED]) + (", ..." if facts[FACTS_NAMED:] else "")
+        yield f"Facts without any prompt left: {len(facts):,} ({named})"
 
 
 def found_table(document: Mapping[str, Any]) -> Group:

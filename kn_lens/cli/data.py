@@ -10,7 +10,7 @@ import typer
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, format_of, read_facts
 from kn_lens.cli._options import check_out
-from kn_lens.cli._run import ask, described, load, prompts_per_fact
+from kn_lens.cli._run import ask, described, load
 from kn_lens.cli._tables import data_table, left_out_lines
 from kn_lens.cli._terminal import out, print_json
 from kn_lens.facts import FactSet
@@ -96,10 +96,12 @@ def check(
     if model is not None:
         loaded = load(model, None, "float32")
         prompts = ask(loaded, facts, leave_out=True)
+        without = [fact.key for fact, n in prompts.prompts_per_fact().items() if not n]
         document |= {
             "model": described(loaded),
             "n_prompts": len(prompts),
-            "n_facts_without_prompts": sum(n == 0 for n in prompts_per_fact(prompts).values()),
+            "n_facts_without_prompts": len(without),
+            "facts_without_prompts": without,
             "left_out": dict(prompts.left_out),
         }
     if json:
@@ -112,7 +114,7 @@ def check(
         out.print("No findings.")
     if model is not None:
         out.print(f"{model}: {document['n_prompts']:,} prompts", soft_wrap=True)
-        for line in left_out_lines(document["left_out"], document["n_facts_without_prompts"]):
+        for line in left_out_lines(document["left_out"], document["facts_without_prompts"]):
             out.print(line, soft_wrap=True)
 
 

@@ -14,7 +14,7 @@ from kn_lens._whole_files import write_whole
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
 from kn_lens.cli._options import DTYPES, MODEL, RESULT, check_out, choice, option
-from kn_lens.cli._run import ask, described, in_bytes, load
+from kn_lens.cli._run import ask, described, in_bytes, load, load_for
 from kn_lens.cli._tables import ROWS_SHOWN, left_out_lines, neuron_names, number, table
 from kn_lens.cli._terminal import out, print_json, working
 from kn_lens.errors import ArgumentError, DataError
@@ -67,9 +67,10 @@ def update(
     allow_unknown: Annotated[
         bool, typer.Option("--allow-unknown", help="Also a fact that the model does not know.", rich_help_panel=HOW)
     ] = False,
-    model: options.Model = "world-bert",
+    model: options.ModelOfNeurons = None,
     device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    dtype: options.DtypeOfNeurons = None,
+    force: options.Force = False,
     facts: options.Facts = "world",
     format: options.Format = None,
     templates: options.Templates = None,
@@ -87,7 +88,7 @@ def update(
     found = _sets(neurons, source)
     if chosen[0] not in found:
         raise DataError(f"{neurons} has no neurons of {chosen[0].key}; find them with `kn-lens find`.")
-    loaded = load(model, device, dtype)
+    loaded = load_for(neurons, model, device, dtype, force=force)
 
     from kn_lens.edits import update_fact
 
@@ -117,9 +118,10 @@ def erase(
     value: Annotated[
         str, option(HOW, "TOKEN", "What rows become: 'zero', 'unk', or a token, for its embedding.")
     ] = "zero",
-    model: options.Model = "world-bert",
+    model: options.ModelOfNeurons = None,
     device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    dtype: options.DtypeOfNeurons = None,
+    force: options.Force = False,
     facts: options.Facts = "world",
     format: options.Format = None,
     templates: options.Templates = None,
@@ -134,7 +136,7 @@ def erase(
     own = {fact: found[fact] for fact in members if fact in found}
     if not own:
         raise DataError(f"{neurons} has neurons of {len(found)} facts, none of them of {relation}.")
-    loaded = load(model, device, dtype)
+    loaded = load_for(neurons, model, device, dtype, force=force)
 
     from kn_lens.edits import erase_relation
 
@@ -195,6 +197,7 @@ def apply(
         "model": described(loaded),
         "edits": [{"file": str(path), **document(one)} for path, one in zip(edits, read, strict=True)],
         "n_facts": len(asked),
+        "facts_without_prompts": [fact.key for fact, n in prompts.prompts_per_fact().items() if not n],
         "left_out": dict(prompts.left_out),
         **_summary(effect),
         "prompts": effect.to_dict("records"),
@@ -206,7 +209,7 @@ def apply(
         print_json(result)
         return
     out.print(applied_table(result))
-    for line in left_out_lines(result["left_out"], 0):
+    for line in left_out_lines(result["left_out"], result["facts_without_prompts"]):
         out.print(line, soft_wrap=True)
     if to is not None:
         out.print(f"Answers to every prompt written to {to}", soft_wrap=True)

@@ -8,9 +8,9 @@ import typer
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
 from kn_lens.cli._options import METHOD, check_out, choice, option
-from kn_lens.cli._run import ask, attributed, check_enough_prompts, described, in_bytes, load, prompts_per_fact
+from kn_lens.cli._run import ask, attributed, described, in_bytes, load
 from kn_lens.cli._tables import found_table, left_out_lines
-from kn_lens.cli._terminal import out, print_json
+from kn_lens.cli._terminal import out, print_json, working
 from kn_lens.errors import ArgumentError
 from kn_lens.facts import Fact
 
@@ -69,9 +69,9 @@ def find(
     check_out(to, facts, templates)
     chosen = choose(read_facts(facts, format, templates, split), relation, subject, limit, seed)
     loaded = load(model, device, dtype)
-    prompts = ask(loaded, chosen, leave_out=leave_out_unknown, contrast=contrast)
-    counts = prompts_per_fact(prompts)
-    check_enough_prompts(counts, min_prompts)
+    # Facts with fewer prompts could have no neurons, which refining would say after the model has run.
+    prompts = ask(loaded, chosen, leave_out=leave_out_unknown, contrast=contrast, min_prompts=min_prompts)
+    counts = prompts.prompts_per_fact()
 
     how: dict[str, Any] = {"method": method, "output": output, "preset": preset, "quadrature": quadrature}
     how |= {"n_steps": n_steps, "tolerance": tolerance}
@@ -105,12 +105,12 @@ def find(
         "out": None if to is None else str(to),
     }
     if to is not None:
-        write_neurons(to, ordered, document)
+        write_neurons(to, ordered, loaded, document)
     if json:
         print_json(document)
         return
     out.print(found_table(document))
-    for line in left_out_lines(document["left_out"], len(document["facts_without_prompts"])):
+    for line in left_out_lines(document["left_out"], document["facts_without_prompts"]):
         out.print(line, soft_wrap=True)
     if to is not None:
         out.print(f"Neurons written to {to}", soft_wrap=True)
@@ -136,12 +136,13 @@ def _check_consistent(
         raise ArgumentError("--output logit_diff and --contrast ANSWER, the answer to compare with, need each other.")
 
 
-def write_neurons(path: Any, neurons: "dict[Fact, NeuronSet]", document: dict[str, Any]) -> None:
-    """Write the sets with what they were found with."""
+def write_neurons(path: Any, neurons: "dict[Fact, NeuronSet]", model: Any, document: dict[str, Any]) -> None:
+    """Write the sets with what they were found in and with."""
     from kn_lens.neurons import NeuronSet
 
-    kept = ("model", "settings", "quadrature", "share_threshold_by_relation")
-    NeuronSet.write_many(path, neurons, **{key: document[key] for key in kept})
+    kept = ("settings", "quadrature", "share_threshold_by_relation")
+    with working("Reading the weights for their digest"):
+        NeuronSet.write_many(path, neurons, model=model, **{key: document[key] for key in kept})
 
 
 def _refined(

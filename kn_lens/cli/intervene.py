@@ -18,9 +18,8 @@ from kn_lens.cli._run import (
     described,
     effect_records,
     in_bytes,
-    load,
+    load_for,
     most_active,
-    prompts_per_fact,
 )
 from kn_lens.cli._tables import intervened_table, left_out_lines
 from kn_lens.cli._terminal import out, print_json, working
@@ -55,9 +54,10 @@ def intervene(
     controls: Annotated[
         bool, typer.Option(help="Also other neurons, and facts of other relations.", rich_help_panel=WHAT)
     ] = True,
-    model: options.Model = "world-bert",
+    model: options.ModelOfNeurons = None,
     device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    dtype: options.DtypeOfNeurons = None,
+    force: options.Force = False,
     memory: options.Memory = None,
     facts: options.Facts = "world",
     format: options.Format = None,
@@ -81,10 +81,10 @@ def intervene(
     check_out(to, facts, neurons, templates)
     source = read_facts(facts, format, templates, split)
     sets = _sets(neurons, source, choose(source, relation, subject, limit, seed))
-    loaded = load(model, device, dtype)
+    loaded = load_for(neurons, model, device, dtype, force=force)
     _check_neurons(sets, loaded)
     prompts = ask(loaded, sets, leave_out=leave_out_unknown)
-    without = [fact for fact, n in prompts_per_fact(prompts).items() if not n]
+    without = [fact for fact, n in prompts.prompts_per_fact().items() if not n]
     sets = {fact: found for fact, found in sets.items() if fact not in without}
 
     job = _Job(model=loaded, prompts=prompts, sets=sets, intervene=make(), seed=seed, memory_budget=memory_budget)
@@ -110,7 +110,7 @@ def intervene(
         print_json(document)
         return
     out.print(intervened_table(document))
-    for line in left_out_lines(document["left_out"], len(without)):
+    for line in left_out_lines(document["left_out"], document["facts_without_prompts"]):
         out.print(line, soft_wrap=True)
     if to is not None:
         out.print(f"Effects on every fact written to {to}", soft_wrap=True)
@@ -194,6 +194,12 @@ def _controlled(job: _Job, source: FactSet) -> "pd.DataFrame":
         rest = rest.of(*({fact.relation for fact in rest} - {fact.relation for fact in job.sets}))
         others = rest.sample(min(len(rest), n_others), job.seed)
     pool = ask(job.model, [*job.sets, *others], leave_out=True)
+    relations = {fact.relation for fact, n in pool.prompts_per_fact().items() if n}
+    if len(relations) < 2:  # before the model runs
+        raise ArgumentError(
+            f"The controls need facts of another relation, and of those drawn the model can be asked for facts of "
+            f"{', '.join(relations)} alone; name a source with others that it can be asked for, or give --no-controls."
+        )
     active = most_active(job.model, job.prompts, job.sets, memory_budget=job.memory_budget)
     with working("Measuring", unit="prompts") as show:
         return controlled_effects(

@@ -65,7 +65,8 @@ def reproduce(
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Take up a run of other settings; redo what they change.", rich_help_panel=STAGES
+            "--force", help="Take up a run of other settings, redoing what they change; take neurons of other models.",
+            rich_help_panel=STAGES,
         ),
     ] = False,
     neurons: Annotated[
@@ -85,7 +86,7 @@ def reproduce(
     Stop it at any time; the same command takes it up again. Records, tables and figures are in the run directory.
     """
     if neurons:
-        _found(neurons, baseline or [], facts, format, n_layers, to, seed, json)
+        _found(neurons, baseline or [], facts, format, n_layers, to, seed, force, json)
         return
     if baseline or n_layers:
         raise ArgumentError("--baseline and --n-layers are for neurons found by others: name these with --neurons.")
@@ -141,11 +142,11 @@ def reproduce(
 
 def _found(
     neurons: Sequence[Path], baseline: Sequence[Path], facts: str, format: str | None, n_layers: int | None, to: Path,
-    seed: int, json: bool,
+    seed: int, force: bool, json: bool,
 ) -> None:  # fmt: skip
     """Sum up neurons found by others: Table 2 and Figure 3 alone."""
     from kn_lens.experiments import refining
-    from kn_lens.experiments.found_files import found_tables, read_found
+    from kn_lens.experiments.found_files import check_one_model, found_tables, read_found
     from kn_lens.experiments.run_directory import open_run
     from kn_lens.report import write_figures
 
@@ -153,6 +154,8 @@ def _found(
         raise ArgumentError(
             f"--out {to} is a run on a model, whose settings and tables would be replaced; name another directory."
         )
+    if not force:
+        check_one_model([*neurons, *baseline])
     source = None if facts == "world" else read_facts(facts, format, None, "all")
     sets = {"found": read_found(neurons, source)}
     if baseline:

@@ -13,6 +13,8 @@ from urllib.parse import unquote
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.experiments.overlap_tables import layer_table, table_2
 from kn_lens.facts import FactSet
+from kn_lens.model_identity import ModelIdentity
+from kn_lens.neuron_files import read_sets
 from kn_lens.neuron_sets import NeuronSet, match_facts
 from kn_lens.neurons import refine_released
 
@@ -54,6 +56,28 @@ def read_found(paths: Iterable[str | Path], facts: FactSet | None = None, metric
         for key, neurons in sets.items():
             found.setdefault(_relation(key, path), []).append(neurons)
     return found
+
+
+def check_one_model(paths: Iterable[str | Path]) -> None:
+    """Raise where files name different models: their neurons make no table together.
+
+    Raises:
+        DataError: naming two files and what tells their models apart.
+    """
+    first: tuple[Path, ModelIdentity] | None = None
+    for path in map(Path, paths):
+        if path.suffix == ".jsonl":
+            continue
+        found_in = ModelIdentity.read(read_sets(path)[1])
+        if found_in is None:
+            continue
+        if first is None:
+            first = path, found_in
+        elif (difference := first[1].difference(found_in)) is not None:
+            raise DataError(
+                f"{first[0]} holds neurons of {first[1].name}, and {path} of {found_in.name}: {difference}. "
+                "Expected files of one model; sum up each model's by itself."
+            )
 
 
 def found_tables(

@@ -1,6 +1,7 @@
 """``kn-lens find``: what it computes is what the library computes, whole or not at all."""
 
 import json
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -107,3 +108,18 @@ def test_a_failure_leaves_the_old_file(cli, found, checkpoints, facts_file, monk
     code, out, err = cli("find", "-m", checkpoints["bert"], "-f", facts_file, "-o", path)
     assert (code, out, err) == (130, "", "kn-lens: interrupted; nothing was written.\n")
     assert path.read_bytes() == before and [item.name for item in path.parent.iterdir()] == [path.name]
+
+
+def test_a_fact_with_too_few_prompts_is_left_out_named_and_stops_no_others(cli, checkpoints, facts_file, tmp_path):
+    facts = kn.FactSet.from_jsonl(facts_file).of("P36")
+    few = replace(facts[2], templates=facts[2].templates[:2])
+    kn.FactSet([*facts[:2], few, *facts[3:]]).to_jsonl(tmp_path / "facts.jsonl")
+    arguments = ("find", "-m", checkpoints["bert"], "-f", tmp_path / "facts.jsonl", "-o", tmp_path / "n.json")
+    code, out, err = cli(*arguments, "--json")
+    document = json.loads(out)
+    assert (code, err) == (0, "")
+    assert document["facts_without_prompts"] == [few.key] and len(document["facts"]) == len(facts) - 1
+    assert document["left_out"] == {"fact with fewer than 3 prompts": 2}
+    assert few.key not in kn.NeuronSet.read_many(tmp_path / "n.json")
+    said = " ".join(cli(*arguments)[1].split())
+    assert "Left out: 2 prompts (fact with fewer than 3 prompts)" in said and f"left: 1 ({few.key})" in said

@@ -1,12 +1,14 @@
 """``kn-lens intervene``: what it measures is what the library measures."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
 
 import kn_lens as kn
 from kn_lens.neurons import match_facts
+from tests.tiny import tiny_checkpoint
 
 
 def intervene(cli, checkpoints, facts_file, path, *more):
@@ -81,3 +83,99 @@ def test_one_relation_alone_has_no_controls(cli, found, checkpoints, facts_file,
     code, _, err = cli("intervene", "-m", checkpoints["bert"], "-f", single, "-n", path)
     assert code == 2 and "--no-controls" in err
     assert len(intervene(cli, checkpoints, single, path, "--no-controls")["facts"]) == 8
+
+
+@pytest.fixture(scope="module")
+def others(folder):
+    """Another checkpoint of the same class and size, and a copy of the first."""
+    other = tiny_checkpoint("BertForMaskedLM", folder / "other", seed=1)
+    return {"other": str(other), "copy": str(shutil.copytree(folder / "bert", folder / "copy"))}
+
+
+def commands(path, facts_file, to):
+    """Every command that takes a neuron file, without a model."""
+    ireland = ("-s", "Ireland", "-r", "P36", "-f", facts_file, "-n", path)
+    return [
+        ("intervene", *ireland, "--no-controls"),
+        ("edit", "update", *ireland, "--object", "Tokyo", "--allow-unknown", "--max-share", "1", "-o", to),
+        ("edit", "erase", "-r", "P36", "-f", facts_file, "-n", path, "-o", to),
+    ]
+
+
+@pytest.fixture
+def sets(checkpoints, facts_file, tmp_path):
+    """A neuron file that was written with the masked checkpoint."""
+    facts = kn.FactSet.from_jsonl(facts_file).of("P36")
+    path = tmp_path / "sets.json"
+    kn.NeuronSet.write_many(
+        path, {fact: kn.NeuronSet([(1, i)]) for i, fact in enumerate(facts)}, model=kn.load_model(checkpoints["bert"])
+    )
+    return path
+
+
+def test_a_neuron_file_brings_its_model(cli, checkpoints, others, facts_file, sets, tmp_path):
+    edit = tmp_path / "edit.safetensors"
+    for command in commands(sets, facts_file, edit):
+        code, out, err = cli(*command, "--json")
+        assert (code, err) == (0, "")
+        document = json.loads(out)
+        made_of = document.get("model") or document["checkpoint"]
+        assert made_of["name"] == checkpoints["bert"]
+        # The same weights elsewhere are the same model, and give the same.
+        code, out, err = cli(*command, "--json", "-m", others["copy"])
+        assert (code, err) == (0, "")
+        for name in ("facts", "row_hash"):
+            assert json.loads(out).get(name) == document.get(name)
+
+
+def test_another_model_is_refused_unless_forced(cli, checkpoints, others, facts_file, sets, tmp_path):
+    edit = tmp_path / "edit.safetensors"
+    for command in commands(sets, facts_file, edit):
+        for model, why in ((others["other"], "their weights differ"), (checkpoints["gpt2"], "architecture is Bert")):
+            code, out, err = cli(*command, "-m", model)
+            assert (code, out) == (2, "") and why in err and "--force" in err and err.count("\n") == 1
+            assert not edit.exists()
+        code, out, err = cli(*command, "-m", others["other"], "--force")
+        assert (code, err) == (0, "")
+        edit.unlink(missing_ok=True)
+
+
+def test_a_neuron_file_of_no_known_model_needs_one_to_be_named(cli, checkpoints, facts_file, sets, tmp_path):
+    bare = tmp_path / "bare.json"
+    bare.write_text(json.dumps(json.loads(sets.read_text())["neurons"]))
+    edit = tmp_path / "edit.safetensors"
+    for command in commands(bare, facts_file, edit):
+        code, out, err = cli(*command)
+        assert (code, out) == (2, "") and "does not say which model" in err and "--model" in err
+        assert cli(*command, "-m", checkpoints["bert"])[0] == 0
+
+
+def test_a_model_that_is_no_longer_there_is_said_to_be_the_files(cli, facts_file, sets, tmp_path):
+    text = sets.read_text()
+    sets.write_text(text.replace(json.loads(text)["meta"]["model"]["name"], str(tmp_path / "gone")))
+    code, out, err = cli(*commands(sets, facts_file, tmp_path / "edit.safetensors")[0])
+    assert (code, out) == (2, "") and f"{sets} names it" in err and "--model" in err
+
+
+def test_files_of_an_earlier_version_are_held_to_the_name(cli, checkpoints, others, facts_file, sets, tmp_path):
+    document = json.loads(sets.read_text())
+    del document["meta"]["model"]["digest"]
+    sets.write_text(json.dumps(document))
+    command = commands(sets, facts_file, tmp_path / "edit.safetensors")[0]
+    assert cli(*command)[0] == cli(*command, "-m", checkpoints["bert"])[0] == 0
+    code, out, err = cli(*command, "-m", others["copy"])
+    assert (code, out) == (2, "") and "no digest" in err
+
+
+def test_controls_that_cannot_be_had_are_refused_before_the_model_runs(
+    cli, checkpoints, facts_file, tmp_path, monkeypatch
+):
+    """All facts of the other relation are such as a causal model cannot be asked."""
+    facts = [fact for fact in kn.FactSet.from_jsonl(facts_file) if fact.relation == "P36"]
+    facts += [kn.Fact(fact.object, "P1376", fact.subject, ("[Y] has the capital [X].",)) for fact in facts]
+    kn.FactSet(facts).to_jsonl(tmp_path / "facts.jsonl")
+    model = kn.load_model(checkpoints["gpt2"])
+    kn.NeuronSet.write_many(tmp_path / "n.json", {facts[0]: kn.NeuronSet([(1, 2)])}, model=model)
+    monkeypatch.setattr("kn_lens.cli.intervene.most_active", lambda *args, **kwargs: pytest.fail("the model ran"))
+    code, out, err = cli("intervene", "-f", tmp_path / "facts.jsonl", "-n", tmp_path / "n.json")
+    assert (code, out) == (2, "") and "asked for facts of P36 alone" in err and "--no-controls" in err

@@ -210,3 +210,18 @@ def test_narrow_embeddings_without_a_projection_are_refused(monkeypatch):
     monkeypatch.setattr(_original, "_PROJECTIONS", ("elsewhere",))
     with pytest.raises(kn.EditError, match="have 12 numbers and the rows of W_out 16"):
         kn.update_fact(model, **UPDATE)
+
+
+def test_an_update_by_norm_of_rows_that_were_erased_is_refused():
+    """A row of no length stays as it is, whatever the lambdas."""
+    model = tiny_model()
+    how = {"allow_unknown": True}
+    first = next(iter(NEURONS))
+    with kn.erase_neurons(model, NEURONS).applied(model):
+        with pytest.raises(kn.EditError, match=rf"All {len(NEURONS)} rows .* are zero.*scaling='plain'"):
+            kn.update_fact(model, IRELAND, "Tokyo", NEURONS, **how)
+        assert kn.update_fact(model, IRELAND, "Tokyo", NEURONS, scaling="plain", **how).new.any(-1).all()
+    with kn.erase_neurons(model, kn.NeuronSet([first])).applied(model):
+        edit = kn.update_fact(model, IRELAND, "Tokyo", NEURONS, **how)
+    assert edit.why[0]["n_zero"] == 1 and not edit.new[0].any() and edit.new[1:].any(-1).all()
+    assert kn.update_fact(model, IRELAND, "Tokyo", NEURONS, **how).why[0]["n_zero"] == 0

@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -259,6 +260,77 @@ def test_lama_takes_templates_from_where_it_is_told(tmp_path, pararel):
     assert FactSet.from_lama(path, templates=listed)[0].templates == ("[X] has [Y] .",)
     with pytest.raises(DataError, match=r"does not name the subject 'Ireland'.*Pass templates="):
         FactSet.from_lama(write(tmp_path / "P36.jsonl", [{**LAMA, "masked_sentences": ["Eire: [MASK]"]}]))
+
+
+def evidence(sentence, mention="Ireland"):
+    return {"sub_surface": mention, "obj_surface": "Dublin city", "masked_sentence": sentence}
+
+
+def test_the_evidences_of_t_rex_are_templates(tmp_path):
+    row = {name: value for name, value in LAMA.items() if name != "masked_sentences"}
+    told = [evidence("In Ireland, [MASK] is the capital."), evidence("[MASK] is Eire's seat.", "Eire")]
+    path = write(tmp_path / "P36.jsonl", [{**row, "evidences": told}])
+    (fact,) = FactSet.from_lama(path)
+    assert fact.templates == ("In [X], [Y] is the capital.", "[Y] is [X]'s seat.")
+    for bad, message in (
+        (evidence("Eire: [MASK]"), r"does not name the subject 'Ireland'.*Pass templates="),
+        (evidence("Ireland: [MASK] [MASK]"), r"holds \[MASK\] 2 times.*Pass templates="),
+        (evidence("Ireland: Dublin"), r"holds \[MASK\] 0 times.*Pass templates="),
+        ({"masked_sentence": "Ireland: [MASK]"}, "no 'sub_surface'"),
+        ("Ireland: [MASK]", "expected a JSON object"),
+    ):
+        path = write(tmp_path / "P36.jsonl", [{**row, "evidences": [bad]}])
+        with pytest.raises(DataError, match=message):
+            FactSet.from_lama(path)
+        # The cure that it names is one.
+        assert FactSet.from_lama(path, templates={"P36": [CAPITAL]})[0].templates == (CAPITAL,)
+
+
+PLAIN = {"subject": "Ireland", "relation": "P36", "object": "Dublin", "templates": [CAPITAL]}
+
+
+@pytest.mark.parametrize("uid, key", [(3, "3"), (3.0, "3"), (np.int64(3), "3"), (np.float64(3), "3"), ("3.0", "3.0")])
+def test_whole_numbers_are_the_same_id_however_a_table_holds_them(tmp_path, uid, key):
+    assert FactSet.from_frame(pd.DataFrame([{**PLAIN, "uid": uid}]))[0].uid == key
+    assert FactSet.from_frame(pd.DataFrame([{**PLAIN, "uid": uid}]).astype({"uid": object}))[0].uid == key
+    if not isinstance(uid, np.generic):
+        assert FactSet.from_jsonl(write(tmp_path / "facts.jsonl", [{**PLAIN, "uid": uid}]))[0].uid == key
+
+
+def test_ids_with_gaps_are_whole(tmp_path):
+    frame = pd.DataFrame([{**PLAIN, "uid": 7}, {**PLAIN, "object": "Cork"}, {**PLAIN, "object": "Tara", "uid": 12}])
+    assert frame["uid"].dtype == float
+    assert [fact.uid for fact in FactSet.from_frame(frame)] == ["7", "", "12"]
+
+
+@pytest.mark.parametrize("uid", [3.5, float("inf"), 2.0**53, True])
+def test_numbers_that_are_no_ids_are_refused(uid):
+    with pytest.raises(DataError, match="'uid' must be text or a whole number"):
+        FactSet.from_frame(pd.DataFrame([{**PLAIN, "uid": uid}]))
+
+
+def test_what_stands_twice_is_refused_not_taken_once(tmp_path):
+    frame = pd.DataFrame([["Ireland", "P36", "Dublin", "Cork"]], columns=["subject", "relation", "object", "object"])
+    with pytest.raises(DataError, match="2 columns are named 'object'"):
+        FactSet.from_frame(frame)
+    frame.columns = ["subject", "relation", "object", "note"]
+    more = pd.concat([frame, frame[["note"]]], axis="columns")  # which nobody reads
+    assert FactSet.from_frame(more) == FactSet.from_frame(frame)
+    table = tmp_path / "facts.csv"
+    table.write_text("subject,relation,object,object\nIreland,P36,Dublin,Cork\n")
+    with pytest.raises(DataError, match=r"facts.csv: 2 columns are named 'object'"):
+        FactSet.from_csv(table)
+    lines = tmp_path / "facts.jsonl"
+    lines.write_text('{"subject": "Ireland", "relation": "P36", "object": "Dublin", "object": "Cork"}\n')
+    with pytest.raises(DataError, match=r"facts.jsonl:1: the key 'object' stands there twice"):
+        FactSet.from_jsonl(lines)
+
+
+@pytest.mark.parametrize("key", ["Templates", "templates ", "UID", " uid", "Template"])
+def test_a_key_that_is_spelled_otherwise_is_not_passed_over(tmp_path, key):
+    row = {"subject": "Ireland", "relation": "P36", "object": "Dublin", key: "x"}
+    with pytest.raises(DataError, match=f"{key!r} is not read; expected {key.strip().lower()!r}"):
+        FactSet.from_jsonl(write(tmp_path / "facts.jsonl", [row]))
 
 
 CASE = {

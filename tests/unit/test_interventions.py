@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import kn_lens as kn
 from tests.effects import CAPITAL, CAPITALS
 from tests.reliability.state import differences, state_of
-from tests.tiny import D_MLP, N_LAYERS, loaded
+from tests.tiny import D_MLP, N_LAYERS, loaded, memory_for
 
 FACTS = tuple(kn.Fact(country, "P36", capital, CAPITAL) for country, capital in CAPITALS.items())
 MODELS = ("BertForMaskedLM", "GPT2LMHeadModel", "LlamaForCausalLM", "OPTForCausalLM")
@@ -288,3 +288,18 @@ def test_what_does_not_fit_is_refused_before_the_model_runs(intervention, messag
     prompts = kn.make_prompts(model, FACTS)
     with pytest.raises(kn.ArgumentError, match=message):
         intervention.hooks(model, prompts)
+
+
+def test_attributing_inside_hooks_says_what_to_do_instead():
+    """The hooks fit one batch; the cure that the message names does what was meant."""
+    model = loaded("GPT2LMHeadModel")
+    prompts = kn.make_prompts(model, FACTS)
+    neurons = kn.NeuronSet([(0, 3), (1, 5)])
+    with model.hooks(fwd_hooks=kn.Suppress(neurons).hooks(model, prompts)):
+        with pytest.raises(kn.HookError, match=r"the rows of one batch.*erase_neurons\(model, neurons\)\.applied"):
+            kn.attribute(model, prompts, memory_budget=memory_for(4, model, prompts))
+    with kn.erase_neurons(model, neurons).applied(model):
+        off = kn.attribute(model, prompts, method="ablation")
+    everywhere = kn.measure(model, prompts, kn.Suppress(neurons, position="all")).after
+    assert off.clean.tolist() == pytest.approx(everywhere.tolist())
+    assert all(off.scores[:, one.layer, one.index].abs().max() < 1e-12 for one in neurons)

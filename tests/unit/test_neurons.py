@@ -1,6 +1,7 @@
 """Refining against a plain restatement of its definition, and control neurons."""
 
 import math
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -43,13 +44,16 @@ def test_coarse_sets_are_those_of_the_definition(attr, threshold):
 )
 def test_refined_sets_are_those_of_the_definition(attr, t, p, floor):
     expected = naive_refine(attr, t, p, floor)
-    counts = torch.bincount(attr.prompts.fact_index).tolist()
-    if min(counts) < floor:
+    counts = attr.prompts.prompts_per_fact()
+    too_few = {fact: n for fact, n in counts.items() if n < floor}
+    if len(too_few) == len(counts):
         with pytest.raises(kn.ArgumentError, match="min_prompts"):
             kn.refine(attr, attr_threshold=t, share_threshold=p, min_prompts=floor)
     else:
         found = kn.refine(attr, attr_threshold=t, share_threshold=p, min_prompts=floor)
-        assert {fact: as_pairs(neurons) for fact, neurons in found.items()} == expected
+        enough = {fact: cells for fact, cells in expected.items() if fact not in too_few}
+        assert {fact: as_pairs(neurons) for fact, neurons in found.items()} == enough
+        assert found.left_out == too_few
 
 
 @MANY_EXAMPLES
@@ -120,12 +124,31 @@ def test_a_prompt_without_a_positive_score_has_no_neurons_but_counts_as_a_prompt
     assert list(kn.refine(attr, share_threshold=0.7).values()) == [kn.NeuronSet()]
 
 
-def test_facts_without_prompts_are_absent_and_facts_with_too_few_are_named():
-    facts = facts_of("P36", n=3)
-    scores = torch.ones(5, 1, 1)
-    assert list(kn.refine(attribution(scores, [0, 0, 0, 2, 2], facts), min_prompts=2)) == [facts[0], facts[2]]
-    with pytest.raises(kn.ArgumentError, match=r"P36/s2/P36-o2 has 2 prompts.*lower min_prompts"):
-        kn.refine(attribution(scores, [0, 0, 0, 2, 2], facts))
+def test_facts_without_prompts_are_absent_and_facts_with_too_few_are_left_out_and_named():
+    facts = facts_of("P36", "P30", n=3)
+    attr = attribution(torch.ones(11, 1, 1), [0] * 3 + [2] * 2 + [3] * 3 + [4] + [5] * 2, facts)
+    refined = kn.refine(attr)
+    assert refined == {facts[0]: kn.NeuronSet([(0, 0)]), facts[3]: kn.NeuronSet([(0, 0)])}
+    assert refined.left_out == {facts[2]: 2, facts[4]: 1, facts[5]: 2} and refined.negatives_left_out == {}
+    assert refined.left_out.keys() | refined.keys() == {f for f, n in attr.prompts.prompts_per_fact().items() if n}
+    by_relation = kn.refine_by_relation(attr, target=(0, 9))
+    assert by_relation.neurons == refined and by_relation.neurons.left_out == refined.left_out
+    assert list(kn.refine(attr, min_prompts=2)) == [facts[0], facts[2], facts[3], facts[5]]
+    again = pickle.loads(pickle.dumps(refined))
+    assert (again, again.left_out) == (refined, refined.left_out)
+
+
+def test_what_is_left_out_changes_nothing_for_the_others():
+    facts, scores = facts_of("P36", "P30", n=2), torch.rand(12, 2, 8, generator=torch.Generator().manual_seed(0))
+    attr = attribution(scores, [0] * 4 + [1] * 2 + [2] * 4 + [3] * 2, facts)
+    rest = attribution(torch.cat([scores[:4], scores[6:10]]), [0] * 4 + [2] * 4, facts)
+    for refine in (kn.refine, lambda attr: kn.refine_by_relation(attr).neurons):
+        assert refine(attr) == refine(rest) and refine(rest).left_out == {}
+
+
+def test_where_no_fact_has_enough_prompts_it_is_a_mistake():
+    with pytest.raises(kn.ArgumentError, match=r"P36/s0/P36-o0 has 2 prompts.*lower min_prompts"):
+        kn.refine(attribution(torch.ones(2, 1, 1), [0, 0], facts_of("P36", n=1)))
 
 
 @pytest.mark.parametrize(
@@ -245,7 +268,23 @@ def test_negatives_remove_the_neurons_of_the_phrasing_and_no_others():
     assert as_pairs(kn.refine(attr, negatives={likewise: kn.NeuronSet([(0, 2)])})[ireland]) == {(0, 0), (0, 1)}
 
 
-def test_a_negative_that_is_phrased_like_no_fact_is_a_mistake():
+def test_negatives_that_cannot_be_held_against_any_fact_are_named():
+    facts = facts_of("P36", "P30", n=2)
+    attr = attribution(torch.ones(9, 1, 1), [0] * 3 + [1] * 3 + [2] * 2 + [3], facts)  # P30 has too few prompts
+    stray = kn.Fact("x", "P19", "y")
+    here = kn.NeuronSet([(0, 0)])
+    refined = kn.refine(attr, negatives={facts[1]: here, facts[3]: here, stray: here})
+    assert refined == {facts[0]: kn.NeuronSet(), facts[1]: here}
+    assert refined.negatives_left_out == {stray: "it is phrased like none of the facts"}
+    assert refined.left_out == {facts[2]: 2, facts[3]: 1}
+    itself = kn.refine(attr, negatives=attr)
+    assert itself.negatives_left_out == {
+        facts[2]: "it has 2 prompts, fewer than min_prompts",
+        facts[3]: "it has 1 prompts, fewer than min_prompts",
+    }
+
+
+def test_negatives_that_are_all_phrased_like_no_fact_are_a_mistake():
     attr = attribution(torch.ones(3, 1, 1), [0] * 3, facts_of("P36", n=1))
     with pytest.raises(kn.ArgumentError, match=r"P37/x/y is phrased like none.*Did you mean 'P36'"):
         kn.refine(attr, negatives={kn.Fact("x", "P37", "y"): kn.NeuronSet([(0, 0)])})
