@@ -153,7 +153,8 @@ def all_summed_up(
 
     Returns:
         One row a cell and statistic, the cells in the order of the records: the labels, (``relation``,) the
-        statistic's name, ``value``, ``low`` and ``high`` (see ``_draws``), and ``n``, rows of the records behind it. A relation for which the statistic is NaN is left out of that of all; a draw in which it becomes NaN
+        statistic's name, ``value``, ``low`` and ``high`` (see ``_draws``), and ``n``, rows of the records behind it.
+        A relation for which the statistic is NaN is left out of that of all; a draw in which it becomes NaN
         leaves it out too. There is no row where no relation has the columns, without a NaN, that a statistic is of.
     """
     import pandas as pd

@@ -1,15 +1,15 @@
 """Intervals from facts drawn anew: one rule for every table, figure and comparison.
 
-Of each relation's n facts n - 1 are drawn, with replacement, the relations being given. Statistics of n - 1 draws spread
-as much as those of new facts of these relations do (Rao and Wu 1988); of n draws they spread too little, the more the
-fewer facts there are. With s that spread, and v the value of the facts as they are, the interval reaches to the further
-of two on each side:
+Of each relation's n facts n - 1 are drawn, with replacement, the relations being given. Statistics of n - 1 draws
+spread as much as those of new facts of these relations do (Rao and Wu 1988); of n draws they spread too little, the
+more the fewer facts there are. With s that spread, and v the value of the facts as they are, the interval reaches to
+the further of two on each side:
 
     v - q s, v + q s                       q the quantile of Student's t
     the quantiles Phi(-q), Phi(q)          of the draws: lopsided where the facts are (Hesterberg 2015)
 
-The degrees of freedom of q are half of those that facts of normal distribution would have, sum(n - 1): what facts add is
-skewed, so that s is less well known. With several relations, which differ in how much their facts do, they are a
+The degrees of freedom of q are half of those that facts of normal distribution would have, sum(n - 1): what facts add
+is skewed, so that s is less well known. With several relations, which differ in how much their facts do, they are a
 quarter. The spread of a relation with one fact is not known: it is taken to be that of the others.
 
 There is no interval (NaN)
@@ -123,7 +123,7 @@ def student(level: float, freedom: float) -> float:
     With t = sqrt(freedom) tan(a), the density of a is that of cos(a)^(freedom - 1), here summed up in steps.
 
     >>> round(student(0.95, 7), 3), round(student(0.95, 3.5), 3)
-    (2.365, 2.935)
+    (2.365, 2.94)
     """
     # Closer to the end where t is large.
     angles = np.pi / 2 * (1 - np.linspace(1, 0, 20_001) ** 2)

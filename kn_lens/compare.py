@@ -66,8 +66,8 @@ class Comparison:
         distances: for each pair and set of facts, the Wasserstein distance between the distributions of depth, in
             units of depth. Layer l of L stands for depths l/L to (l+1)/L; what lies within is not known, so that for
             models of different depth distances below ``resolution`` mean nothing. The bootstrap's interval lies above 0
-            even for equal distributions: judge by ``p_relations`` and by the control, the mean distance if it were chance which
-            model a fact's neurons are of.
+            even for equal distributions: judge by ``p_relations`` and by the control, the mean distance if it were
+            chance which model a fact's neurons are of.
         correlations: for each pair, set of facts and effect, the rank correlation, within relations, of the facts'
             change ratios in one model with those in the other: whether the same facts depend on their neurons most.
             ``p``: within a relation it is chance which fact goes with which.
