@@ -1,16 +1,16 @@
 """Statistics of relations, and of all together, with bootstrap intervals, from records that have a row for each fact.
 
 Each relation's facts are drawn anew, with replacement, and the statistic computed again: the interval says how much
-depends on which facts were taken, the relations being given. A relation with one fact adds nothing to it.
+depends on which facts were taken, the relations being given. ``_draws`` has the rule, and when there is none.
 
 Of all relations together it is the mean of theirs, each counting alike, but for perplexities, which are of all prompts
 together: the mean would be that of the relation that the model knows least.
 
 The interval of a ratio may lie lopsided about its value, where few facts make up most of what is divided by: without
-them the ratio is another. Draws in which nothing is left to divide by have no value; when more of them are such than
-lie outside of the interval, there is none (NaN), since the middle of the draws is not known.
+them the ratio is another. Draws in which nothing is left to divide by have no value.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -39,11 +39,13 @@ class Statistic:
         means: these means.
         of: the statistic, from them; NaN where there is none.
         pooled: whether that of several relations is of their facts together, instead of the mean of theirs.
+        within: where it lies, whatever the facts are: (0, 1) for shares.
     """
 
     means: tuple[Mean, ...]
     of: Callable[..., Float[np.ndarray, " draw"]] = np.asarray
     pooled: bool = False
+    within: tuple[float, float] = (-math.inf, math.inf)
 
     def __sub__(self, other: "Statistic") -> "Statistic":
         """Return the difference from another statistic of the same kind, of the same facts in every draw."""
@@ -62,6 +64,17 @@ def mean_of(column: str, weight: str | None = None) -> Statistic:
     [2.0]
     """
     return Statistic((Mean(column, weight),))
+
+
+def share_of(column: str, weight: str | None = None) -> Statistic:
+    """Return ``mean_of`` a column of shares, whose interval stays between 0 and 1.
+
+    >>> import pandas as pd
+    >>> group = pd.DataFrame({"relation": "a", "kind": "found", "right": [1.0] * 10})
+    >>> summed_up(group, ["kind"], share_of("right"))[["value", "low", "high"]].round(3).values.tolist()
+    [[1.0, 0.722, 1.0]]
+    """
+    return Statistic((Mean(column, weight),), within=(0.0, 1.0))
 
 
 def change_ratio(before: str = "before", after: str = "after", weight: str = "n_prompts") -> Statistic:
@@ -83,7 +96,7 @@ def perplexity(nll: str = "nll", weight: str = "n_prompts") -> Statistic:
     >>> summed_up(facts, ["kind"], perplexity())["value"].round(3).tolist()
     [4.0]
     """
-    return Statistic((Mean(nll, weight),), np.exp, pooled=True)
+    return Statistic((Mean(nll, weight),), np.exp, pooled=True, within=(1.0, math.inf))
 
 
 def share(part: Float[np.ndarray, " draw"], whole: Float[np.ndarray, " draw"]) -> Float[np.ndarray, " draw"]:
@@ -140,8 +153,8 @@ def all_summed_up(
 
     Returns:
         One row a cell and statistic, the cells in the order of the records: the labels, (``relation``,) the
-        statistic's name, ``value``, ``low`` and ``high`` (the middle of the draws), and ``n``, rows of the records
-        behind it. A relation for which the statistic is NaN is left out of that of all; a draw in which it becomes NaN
+        statistic's name, ``value``, ``low`` and ``high`` (see ``_draws``), and ``n``, rows of the records behind it.
+        A relation for which the statistic is NaN is left out of that of all; a draw in which it becomes NaN
         leaves it out too. There is no row where no relation has the columns, without a NaN, that a statistic is of.
     """
     import pandas as pd
@@ -160,8 +173,9 @@ def all_summed_up(
                 those = {one: sums[one] for one in names if all(mean in sums[one] for mean in statistic.means)}
                 if those:
                     values, known = _values(statistic, those)
+                    n = sizes[known].to_numpy()
                     row = {**about, **part, name: measure, "value": float(values[0])}
-                    rows.append({**row, **interval(values[1:], level), "n": int(sizes[known].sum())})
+                    rows.append({**row, **interval(values, n, level, statistic.within), "n": int(n.sum())})
     columns = [*labels, *(["relation"] if by_relation else []), name, "value", "low", "high", "n"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -26,6 +26,12 @@ POOLED = ("known", "neurons_per_fact")
 """Ratios over all facts together; of other statistics the mean over relations is taken."""
 
 
+SHARES = ("accuracy", "known", "mean_depth")
+"""Statistics between 0 and 1."""
+SIZES = ("nll", *OF_SETS)
+"""Statistics of 0 or more."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cell:
     """A statistic of a run, or the difference of two.
@@ -34,10 +40,14 @@ class Cell:
         drawn: its value; in the first place of the facts as they are, then of facts drawn anew.
         facts: what each fact adds to it: their mean is the value. None where it is about pairs of facts.
         relations: what each relation adds to it, likewise. None where it is about pairs of relations.
+        sizes: how many facts each relation has.
+        within: where it lies, whatever the facts are.
         n: facts, or pairs of facts.
     """
 
     drawn: np.ndarray
+    sizes: np.ndarray
+    within: tuple[float, float] = (-np.inf, np.inf)
     facts: np.ndarray | None = None
     relations: np.ndarray | None = None
     n: int
@@ -49,7 +59,7 @@ class Cell:
 
     def row(self) -> dict[str, float]:
         """Return ``value``, ``low``, ``high`` and ``n``."""
-        return {"value": self.value, **interval(self.drawn[1:]), "n": self.n}
+        return {"value": self.value, **interval(self.drawn, self.sizes, within=self.within), "n": self.n}
 
     def minus(self, other: "Cell") -> "Cell":
         """Return the difference of two statistics of the same facts."""
@@ -58,7 +68,8 @@ class Cell:
             return None if a is None or b is None else a - b
 
         facts, relations = less(self.facts, other.facts), less(self.relations, other.relations)
-        return Cell(drawn=self.drawn - other.drawn, facts=facts, relations=relations, n=self.n)
+        drawn = self.drawn - other.drawn
+        return Cell(drawn=drawn, sizes=self.sizes, facts=facts, relations=relations, n=self.n)
 
 
 Cells = dict[tuple[str, str, str], Cell]
@@ -137,6 +148,16 @@ class Estimator:
         """Return a number for the relation of each fact."""
         return np.unique(self.runs[0].facts.loc[list(keys), "relation"], return_inverse=True)[1]
 
+    def sizes(self, keys: Sequence[str]) -> np.ndarray:
+        """Return how many facts each relation has."""
+        return np.bincount(self.relations(keys))
+
+    def by_relation(self, parts: np.ndarray, keys: Sequence[str]) -> np.ndarray:
+        """Return what each relation adds to a mean over facts, from what each fact does."""
+        relations = self.relations(keys)
+        n_relations = relations.max() + 1
+        return np.eye(n_relations)[relations].T @ parts * n_relations / len(keys)
+
     def means(self, top: np.ndarray, bottom: np.ndarray, keys: Sequence[str], **how: np.ndarray) -> paired.Means:
         """Return ``paired.means`` of some facts' values."""
         return paired.means(top, bottom, self.relations(keys), n_resamples=self.n_resamples, seed=self.seed, **how)
@@ -169,13 +190,14 @@ class Estimator:
         if not keys:
             return {}
         found = self.means(top, bottom, keys, pooled=np.array([statistic in POOLED for _, statistic, _ in names]))
-        relations = self.relations(keys)
-        n_relations = relations.max() + 1
-        by_relation = np.eye(n_relations)[relations].T @ found.parts * n_relations / len(keys)
+        sizes, by_relation = self.sizes(keys), self.by_relation(found.parts, keys)
         return {
-            name: Cell(drawn=found.drawn[:, i], facts=found.parts[:, i], relations=by_relation[:, i], n=len(keys))
+            name: Cell(
+                drawn=found.drawn[:, i], sizes=sizes, within=_within(name[1]),
+                facts=found.parts[:, i], relations=by_relation[:, i], n=len(keys),
+            )
             for i, name in enumerate(names)
-        }
+        }  # fmt: skip
 
     def _shared(self, run: ComparedRun, keys: list[str]) -> Cells:
         """Return how many neurons facts share, within their relation and beyond."""
@@ -187,12 +209,19 @@ class Estimator:
             groups = {str(r): [sets[keys[i]] for i in np.flatnonzero(relations == r)] for r in range(len(sizes))}
             exact, drawn = exact_and_drawn(groups, self.n_resamples, self.seed)
             drawn = {name: np.append(exact[name][-1], drawn[name][:, -1]) for name in OF_SETS}
-            cells[run.name, "shared_across", kind] = Cell(drawn=drawn["shared_across"], n=len(keys))
+            how = {"sizes": sizes, "within": _within("shared_within")}
+            cells[run.name, "shared_across", kind] = Cell(drawn=drawn["shared_across"], n=len(keys), **how)
             # A relation with one fact has no pairs, and adds nothing.
             pairs_shared = np.nan_to_num(exact["shared_within"][:-1]) * n_pairs
             cells[run.name, "shared_within", kind] = Cell(
                 drawn=drawn["shared_within"],
                 relations=pairs_shared * len(sizes) / n_pairs.sum() if n_pairs.any() else None,
                 n=int(n_pairs.sum()),
+                **how,
             )
         return cells
+
+
+def _within(statistic: str) -> tuple[float, float]:
+    """Return where a statistic lies, whatever the facts are."""
+    return (0.0, 1.0) if statistic in SHARES else (0.0 if statistic in SIZES else -np.inf, np.inf)

@@ -65,8 +65,6 @@ def value_rows(facts: str, cells: Cells) -> list[Row]:
     for (run, statistic, kind), cell in cells.items():
         if kind != "majority" and not _is_given(facts, statistic):
             row = {"facts": facts, "statistic": statistic, "run": run, "neurons": kind, **cell.row()}
-            if statistic == "known":
-                row |= paired.wilson(round(cell.value * cell.n), cell.n)
             rows.append({**row, "control": control_of(cells, run, statistic, even=0.5)})
     return sorted(rows, key=lambda row: STATISTICS.index(row["statistic"]))
 
@@ -77,10 +75,11 @@ def depth_rows(by: Estimator, facts: str, run: ComparedRun, keys: Sequence[str])
     if keys:
         depths = np.arange(1, run.n_layers + 1) / run.n_layers
         shares = run.cumulative(keys, depths)
-        drawn = by.means(shares, np.ones_like(shares), keys).drawn
+        drawn, sizes = by.means(shares, np.ones_like(shares), keys).drawn, by.sizes(keys)
         for layer, depth in enumerate(depths.tolist()):
             about = {"facts": facts, "run": run.name, "layer": layer, "depth": depth}
-            yield {**about, **Cell(drawn=drawn[:, layer], n=len(keys)).row(), "control": depth}
+            cell = Cell(drawn=drawn[:, layer], sizes=sizes, within=(0.0, 1.0), n=len(keys))
+            yield {**about, **cell.row(), "control": depth}
 
 
 def difference_rows(by: Estimator, facts: str, pair: Pair, cells: Cells) -> list[Row]:
@@ -94,7 +93,7 @@ def difference_rows(by: Estimator, facts: str, pair: Pair, cells: Cells) -> list
         apart = cells[b.name, statistic, kind].minus(cells[a.name, statistic, kind])
         control = _control_apart(cells, a.name, b.name, statistic)
         rows.append({"facts": facts, "statistic": statistic, **_about(pair), **apart.row(), "control": control})
-        for test, parts in (("p", apart.facts), ("p_relations", apart.relations)):
+        for test, parts in (("p_relations", apart.relations), ("p", apart.facts)):
             if parts is not None:
                 tested.setdefault((test, len(parts)), []).append((rows[-1], parts))
     for (test, _), of_test in tested.items():
@@ -115,9 +114,11 @@ def distance_rows(by: Estimator, facts: str, pair: Pair, keys: Sequence[str]) ->
         found = by.means(apart, np.ones_like(apart), keys)
         how = {"n_permutations": by.n_permutations, "seed": by.seed}
         control, p = paired.distance_under_exchange(found.parts, depths, **how)
+        _, p_relations = paired.distance_under_exchange(by.by_relation(found.parts, keys), depths, **how)
         resolution = 0.0 if a.n_layers == b.n_layers else (1 / a.n_layers + 1 / b.n_layers) / 2
-        cell = Cell(drawn=paired.distance(found.drawn, depths), n=len(keys))
-        yield {"facts": facts, **_about(pair), **cell.row(), "control": control, "resolution": resolution, "p": p}
+        cell = Cell(drawn=paired.distance(found.drawn, depths), sizes=by.sizes(keys), within=(0.0, 1.0), n=len(keys))
+        tests = {"p_relations": p_relations, "p": p}
+        yield {"facts": facts, **_about(pair), **cell.row(), "control": control, "resolution": resolution, **tests}
 
 
 def correlation_rows(by: Estimator, facts: str, pair: Pair, keys: Sequence[str]) -> Iterator[Row]:
@@ -151,7 +152,8 @@ def contrast_rows(facts: str, pairs: Sequence[Pair], cells: Cells) -> Iterator[R
             apart = [_apart(cells, names, statistic, kind) for names in of_group]
             values = [one.value for one in apart]
             between = [abs(_apart(cells, names, statistic, kind).value) for names in seeds]
-            mean = Cell(drawn=np.mean([one.drawn for one in apart], axis=0), n=apart[0].n)
+            drawn = np.mean([one.drawn for one in apart], axis=0)
+            mean = Cell(drawn=drawn, sizes=apart[0].sizes, n=apart[0].n)
             yield {
                 **{"of": tag, "from": start, "to": to, "facts": facts, "statistic": statistic},
                 **mean.row(),
@@ -171,7 +173,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: str) -> "pd.DataFrame":
 def with_holm(rows: Sequence[Mapping[str, Any]], columns: str, family: Sequence[str]) -> "pd.DataFrame":
     """Return a table in which each ``p`` has another beside it that holds for all pairs of a family together."""
     made = table(rows, columns)
-    for name in [name for name in ("p", "p_relations") if name in made]:
+    for name in [name for name in ("p_relations", "p") if name in made]:
         adjusted = made.groupby(list(family), sort=False)[name].transform(lambda p: paired.holm(p.tolist()))
         made.insert(list(made).index(name) + 1, f"{name}_holm", adjusted)
     return made

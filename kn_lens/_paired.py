@@ -7,13 +7,14 @@ from a seed and the place of a relation, whatever the columns are.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from kn_lens._draws import LEVEL, interval, resampled
+from kn_lens._draws import interval, resampled
 
+FEWEST_SIGNS = 6
+"""Signs below which no test is made: of 5 relations that all differ alike, p is 2 / 2^5 = 0.0625."""
 EXACT_UP_TO = 12
 """So many signs or fewer are gone through in all their patterns."""
 AT_ONCE = 256
@@ -80,12 +81,15 @@ def sign_flip_p(
     The null hypothesis: each fact's difference is as likely as its opposite, whatever the others are; as it would be if
     it were chance which of two models a fact's value came from. With ``EXACT_UP_TO`` facts or fewer all patterns of
     signs are gone through, else ``n_permutations`` are drawn, and p = (as large + 1) / (n_permutations + 1). Facts that
-    are alike within a relation are not independent: the rows can be sums over relations instead.
+    are alike within a relation are not independent: the rows can be sums over relations instead. NaN of fewer than
+    ``FEWEST_SIGNS``, which could not give 0.05.
 
     This is the test of TransformerLens' ``utilities.statistics`` (from 4.2; kn_lens runs with earlier ones), for many
     columns at once, except that sums are ties when they are the same but for rounding.
     """
     n = len(differences)
+    if n < FEWEST_SIGNS:
+        return np.full(differences.shape[1], np.nan)
     observed = np.abs(differences.mean(0))
     tie = TIE * np.abs(differences).mean(0)
     hits, n_patterns = np.zeros(differences.shape[1]), 0
@@ -127,6 +131,8 @@ def distance_under_exchange(
         depths: see ``distance``.
         n_permutations: so often each fact's neurons are exchanged, or not, at random.
         seed: of that.
+
+    The rows of ``parts`` can be sums over relations instead. There is no p (NaN) of fewer than ``FEWEST_SIGNS``.
     """
     n = len(parts)
     observed = distance(parts.mean(0, keepdims=True), depths)
@@ -134,7 +140,7 @@ def distance_under_exchange(
     found = np.concatenate([distance(signs @ parts / n, depths) for signs in patterns])
     hits = (found >= observed - TIE).sum()
     p = hits / len(found) if n <= EXACT_UP_TO else (hits + 1) / (len(found) + 1)
-    return float(found.mean()), float(p)
+    return float(found.mean()), float(p) if n >= FEWEST_SIGNS else np.nan
 
 
 def rank_correlation(
@@ -172,7 +178,8 @@ def rank_correlation(
     found = _ratio(products[0], scale)
     hits = (np.abs(shuffled) >= np.abs(products[0, 0]) - TIE * scale[0]).sum()
     p = (hits + 1) / (n_permutations + 1) if scale[0] > 0 else np.nan
-    return {"value": float(found[0]), **interval(found[1:]), "p": float(p)}
+    sizes = np.unique(relations, return_counts=True)[1]
+    return {"value": float(found[0]), **interval(found, sizes, within=(-1.0, 1.0)), "p": float(p)}
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -189,21 +196,6 @@ def holm(p: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(order) - rank) * values[i]))
         adjusted[i] = largest
     return adjusted.tolist()
-
-
-def wilson(n_right: int, n: int) -> dict[str, float]:
-    """Return Wilson's interval of a share, which, unlike a bootstrap's, has a width where all or none are right.
-
-    >>> {name: round(value, 3) for name, value in wilson(10, 10).items()}
-    {'low': 0.722, 'high': 1.0}
-    """
-    if not n:
-        return {"low": np.nan, "high": np.nan}
-    z, share = NormalDist().inv_cdf((1 + LEVEL) / 2), n_right / n
-    middle = share + z**2 / (2 * n)
-    half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    low, high = ((middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
-    return {"low": float(max(0.0, low)), "high": float(min(1.0, high))}
 
 
 def _patterns(n: int, n_permutations: int, generator: np.random.Generator) -> Iterator[Float[np.ndarray, "pattern n"]]:

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kn_lens._draws import interval, resampled
+
 if TYPE_CHECKING:
     import pandas as pd
     from plotly.graph_objects import Figure
 
     from kn_lens.facts import Fact
 
-DRAWS, LEVEL = 1000, 0.95
+DRAWS = 1000
 """Of the bootstrap over prompts."""
 
 
@@ -22,8 +24,8 @@ class AttributionPlot:
     def plot(self: Any, fact: "Fact | None" = None, *, top: int = 20, seed: int = 0) -> "Figure":
         """Draw the neurons of highest mean score with 95% intervals, as a Plotly figure.
 
-        The intervals come from drawing the prompts anew, with replacement; a single prompt has none. Scores that were
-        dropped (``keep``) count as 0.
+        The intervals come from drawing the prompts anew, with replacement; fewer than 8 prompts have none. Scores that
+        were dropped (``keep``) count as 0.
 
         Args:
             fact: the mean is over its prompts; None takes all prompts.
@@ -58,13 +60,10 @@ class AttributionPlot:
         mean = of_prompts.mean(0)
         best = np.argsort(-mean, kind="stable")[: min(top, int((~np.isnan(mean)).sum()))]  # NaN comes last
         n = len(of_prompts)
-        drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS) / n @ of_prompts[:, best]
-        low, high = (
-            np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0) if n > 1 else np.full((2, len(best)), np.nan)
-        )
-        return pd.DataFrame(
-            {"layer": best // d_mlp, "index": best % d_mlp, "score": mean[best], "low": low, "high": high}
-        )
+        counts = resampled(n, DRAWS, np.random.default_rng(seed))
+        drawn = counts @ of_prompts[:, best] / counts.sum(1, keepdims=True)
+        ends = pd.DataFrame([interval(one, np.array([n])) for one in drawn.T], columns=["low", "high"])
+        return pd.DataFrame({"layer": best // d_mlp, "index": best % d_mlp, "score": mean[best]}).join(ends)
 
     def _repr_html_(self: Any) -> str:
         gap = self.completeness_gap

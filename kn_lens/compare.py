@@ -24,7 +24,7 @@ Statistics, each the mean over relations but for those marked (*), which are ove
 
 Elsewhere the control is random neurons, as many as found in each layer. Intervals (95%) come from drawing each
 relation's facts anew, with replacement, alike for all models, so that differences are paired: they say how much depends
-on which facts were taken, models and relations being given. ``known`` has Wilson's interval.
+on which facts were taken, models and relations being given. There is none of fewer than 8 facts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,17 +55,19 @@ class Comparison:
         depth: where the found neurons lie: for each run, set of facts and ``layer``, the share (``value``) of a fact's
             neurons in this layer or below, that is down to ``depth`` (0 to 1); control: an even spread.
         differences: for each pair of runs, set of facts and statistic: ``value``, that of ``run_b`` minus that of
-            ``run_a``, for found neurons; ``control``, the same for random ones. ``p``: a sign-flip test; the null
-            hypothesis is that it is chance which of the two models a fact's value came from, facts independent of each
-            other. ``p_relations``: the same for relations as a whole, whose facts need not be independent: what would
-            hold for other relations too. (For 11 relations it cannot be below 0.001.) Sharing is between facts: it has
-            no ``p``, and ``shared_across`` neither. ``p_holm`` and ``p_relations_holm`` hold for all pairs of a
-            statistic together (Holm). ``differs_in``: the tags that tell the two apart.
+            ``run_a``, for found neurons; ``control``, the same for random ones. ``p_relations``: a sign-flip test; the
+            null hypothesis is that it is chance which of the two models a relation's values came from, whose facts
+            need not be independent: what would hold for other relations too. (For 11 relations it cannot be below
+            0.001; for fewer than 6 there is none, as it could not be below 0.05.) ``p``: the same for facts, taken
+            to be independent of each other. They are not where models differ by relation: it is then far too small.
+            Sharing is between facts: it has no ``p``, and ``shared_across`` neither. ``p_relations_holm`` and
+            ``p_holm`` hold for all pairs of a statistic together (Holm). ``differs_in``: the tags that tell the two
+            apart.
         distances: for each pair and set of facts, the Wasserstein distance between the distributions of depth, in
             units of depth. Layer l of L stands for depths l/L to (l+1)/L; what lies within is not known, so that for
             models of different depth distances below ``resolution`` mean nothing. The bootstrap's interval lies above 0
-            even for equal distributions: judge by ``p`` and by the control, the mean distance if it were chance which
-            model a fact's neurons are of.
+            even for equal distributions: judge by ``p_relations`` and by the control, the mean distance if it were
+            chance which model a fact's neurons are of.
         correlations: for each pair, set of facts and effect, the rank correlation, within relations, of the facts'
             change ratios in one model with those in the other: whether the same facts depend on their neurons most.
             ``p``: within a relation it is chance which fact goes with which.
@@ -177,12 +179,12 @@ def _compared(by: Estimator) -> Comparison:
         ),
         differences=rows.with_holm(
             [row for (facts, pair), of_set in cells.items() for row in rows.difference_rows(by, facts, pair, of_set)],
-            "facts statistic run_a run_b differs_in value low high n control p p_relations",
+            "facts statistic run_a run_b differs_in value low high n control p_relations p",
             ["facts", "statistic"],
         ),
         distances=rows.with_holm(
             [row for (facts, pair), keys in known.items() for row in rows.distance_rows(by, facts, pair, keys)],
-            "facts run_a run_b differs_in value low high n control resolution p",
+            "facts run_a run_b differs_in value low high n control resolution p_relations p",
             ["facts"],
         ),
         correlations=rows.with_holm(

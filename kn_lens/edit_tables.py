@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kn_lens._bootstrap import Mean, Statistic, all_summed_up, share
+from kn_lens._bootstrap import Mean, Statistic, all_summed_up, perplexity, share, share_of
 from kn_lens.edit_questions import OWN, SCOPES
 from kn_lens.effects import KINDS
 from kn_lens.errors import ArgumentError, did_you_mean
@@ -29,21 +29,25 @@ def _means(*columns: str) -> tuple[Mean, ...]:
     return tuple(Mean(column, "n_prompts") for column in columns)
 
 
+def _share(column: str) -> Statistic:
+    return share_of(column, "n_prompts")
+
+
 _NLL = _means("nll_before", "nll_after")
 MEASURES = {
-    "changed": Statistic(_means("lost", "right_before"), share),
-    "success_before": Statistic(_means("new_right_before")),
-    "success": Statistic(_means("new_right_after")),
-    "top5_before": Statistic(_means("new_top5_before")),
-    "top5": Statistic(_means("new_top5_after")),
+    "changed": Statistic(_means("lost", "right_before"), share, within=(0.0, 1.0)),
+    "success_before": _share("new_right_before"),
+    "success": _share("new_right_after"),
+    "top5_before": _share("new_top5_before"),
+    "top5": _share("new_top5_after"),
     "rank_before": Statistic(_means("new_rank_before")),
     "rank": Statistic(_means("new_rank_after")),
     "mrr_before": Statistic(_means("new_mrr_before")),
     "mrr": Statistic(_means("new_mrr_after")),
-    "accuracy_before": Statistic(_means("right_before")),
-    "accuracy_after": Statistic(_means("right_after")),
-    "perplexity_before": Statistic(_means("nll_before"), np.exp, pooled=True),
-    "perplexity_after": Statistic(_means("nll_after"), np.exp, pooled=True),
+    "accuracy_before": _share("right_before"),
+    "accuracy_after": _share("right_after"),
+    "perplexity_before": perplexity("nll_before"),
+    "perplexity_after": perplexity("nll_after"),
     "perplexity_growth": Statistic(_NLL, lambda before, after: np.expm1(after - before), pooled=True),
     "perplexity_rise": Statistic(_NLL, lambda before, after: np.exp(after) - np.exp(before), pooled=True),
 }
@@ -71,9 +75,10 @@ def edit_table(
     """Sum up ``update_effects`` or ``erase_effects``: every measure with a bootstrap interval.
 
     The facts of each edited relation (of an erased one: the facts measured) are drawn anew, with replacement,
-    ``n_resamples`` times; the interval holds the middle ``level`` of what comes out. It says how much depends on which
-    facts were taken, the relations being given; a relation with one fact adds nothing to it. It may lie lopsided about
-    the value of a ratio, where few facts make up most of what is divided by.
+    ``n_resamples`` times. The interval says how much depends on which facts were taken, the relations being given: it
+    is to hold the value of all facts that could have been taken so often as ``level`` says. There is none (NaN) of
+    fewer than 8 facts, where none would do so; facts without another of their relation do not count. It may lie
+    lopsided about the value of a ratio, where few facts make up most of what is divided by.
 
     Args:
         effects: the table, or several of one kind concatenated.
@@ -88,7 +93,8 @@ def edit_table(
         and the interval ``low`` to ``high``; ``n_facts``, the rows of ``effects`` behind it. The measures of the new
         answer (``success``, ``top5``, ``rank``, ``mrr``) are there where a question should get one. ``changed`` is NaN
         for a relation without a prompt that was right before; a mean over relations leaves such a relation out. There
-        is no interval (NaN) where more than 1 - ``level`` of the draws have no value.
+        is no interval either where more than 1 - ``level`` of the draws have no value, or where all facts are alike
+        (but of a share that is 0 or 1 of all).
 
     Raises:
         ArgumentError: an empty table or one without the columns needed, or a number out of range.

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from kn_lens._budget import Budget
-from kn_lens._draws import interval, mean_of_known
+from kn_lens._draws import interval, mean_of_known, resampled
 from kn_lens._exclusive import exclusive
 from kn_lens._reading import Change, Progress, Ticks, read, read_changes
 from kn_lens._refining import prompts_by_fact
@@ -237,9 +237,10 @@ def effect_table(
 ) -> "pd.DataFrame":
     """Sum up ``controlled_effects`` as change ratios with bootstrap intervals.
 
-    The facts of each relation are drawn anew, with replacement, ``n_resamples`` times; the interval holds the middle
-    ``level`` of the change ratios. It says how much depends on which facts were measured, the relations being given; a
-    relation with one fact adds nothing to it.
+    The facts of each relation are drawn anew, with replacement, ``n_resamples`` times. The interval says how much
+    depends on which facts were measured, the relations being given: it is to hold the change ratio of all facts that
+    could have been measured so often as ``level`` says. There is none (NaN) of fewer than 8 facts, where none would do
+    so; facts without another of their relation do not count.
 
     A relation whose ``before`` are all 0 has no ratio, and is left out of the row of all relations; a draw in which
     they become so leaves it out too.
@@ -255,7 +256,8 @@ def effect_table(
         One row for each ``neurons`` and ``facts`` (and ``relation``): ``change_ratio`` with its interval ``low`` to
         ``high``; ``change`` and ``before``, the mean change and the mean probability before (means over prompts,
         then over relations); ``n_neurons``, mean per fact; ``n_facts``, those behind the row. A ratio is NaN where all
-        ``before`` are 0; there is no interval (NaN) where more than 1 - ``level`` of the draws have no ratio.
+        ``before`` are 0; there is no interval either where more than 1 - ``level`` of the draws have no ratio, or
+        where all facts are alike.
 
     Raises:
         ArgumentError: an empty table or one without the columns needed, or a number out of range.
@@ -307,20 +309,20 @@ class _Relation:
     n_neurons: float
     before: float
     change: float
-    resampled: np.ndarray
+    drawn: np.ndarray
 
 
 def _resampled(group: "pd.DataFrame", n_resamples: int, generator: np.random.Generator) -> _Relation:
     n_prompts = group["n_prompts"].to_numpy()
     before = group["before"].to_numpy() * n_prompts
     change = group["after"].to_numpy() * n_prompts - before
-    drawn = generator.integers(len(group), size=(n_resamples, len(group)))
+    counts = resampled(len(group), n_resamples, generator)
     return _Relation(
         n_facts=len(group),
         n_neurons=float(group["n_neurons"].mean()),
         before=before.sum() / n_prompts.sum(),
         change=change.sum() / n_prompts.sum(),
-        resampled=_ratio(change[drawn].sum(1), before[drawn].sum(1)),
+        drawn=_ratio(counts @ change, counts @ before),
     )
 
 
@@ -328,12 +330,12 @@ def _row(relations: Sequence[_Relation], level: float) -> dict[str, float]:
     """Return the mean over the relations that have a ratio, with the interval of the resampled mean."""
     known = [one for one in relations if one.before != 0] or relations
     ratio = np.mean([_ratio(np.array(one.change), np.array(one.before)) for one in known])
-    # Without one there is no interval: draws without the fact that is NaN would have a ratio.
-    drawn = np.full(1, np.nan) if np.isnan(ratio) else mean_of_known(np.stack([one.resampled for one in known]))
+    # Of a relation with a fact that is NaN all draws are, and the mean of the others is no ratio of all.
+    drawn = np.full(1, np.nan) if np.isnan(ratio) else mean_of_known(np.stack([one.drawn for one in known]))
     n_facts = sum(one.n_facts for one in known)
     return {
         "change_ratio": float(ratio),
-        **interval(drawn, level),
+        **interval(drawn, np.array([one.n_facts for one in known]), level),
         "change": float(np.mean([one.change for one in known])),
         "before": float(np.mean([one.before for one in known])),
         "n_neurons": sum(one.n_neurons * one.n_facts for one in known) / n_facts,

@@ -27,7 +27,7 @@ Paths are relative to the file. There is a run for each model, fact set and seed
 """
 
 import os
-import sys
+import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -37,11 +37,6 @@ from kn_lens._secrets import without_secrets
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 from kn_lens.experiments.run_directory import toml_value
 from kn_lens.experiments.settings import Settings
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found]  # where the standard library has none
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 STEP_DIRECTORIES = ("step{}", "checkpoint-{}", "step_{}")

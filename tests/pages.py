@@ -15,7 +15,7 @@ Comments of MyST, which no reader sees, stand in front of a block: ``% given: ST
 import doctest
 import re
 import shlex
-import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +24,6 @@ from typing import Any
 import typer
 
 from kn_lens.cli._app import app
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import kn_lens
 from kn_lens import figures
+from kn_lens._draws import FEWEST
 from kn_lens._figure_parts import KINDS
 from kn_lens._report.facts import FACTS_AT_ONCE, FactPages, as_columns
 from kn_lens._report.findings import findings
@@ -141,6 +142,7 @@ def page(
             constructed=_constructed(model),
             findings=findings(tables),
             n_resamples=run.config.get("n_resamples", 1000),
+            fewest=FEWEST,
             missing=[
                 {"stage": stage, "shows": SHOWN_OF[stage], "partly": run.records(stage) is not None}
                 for stage in missing

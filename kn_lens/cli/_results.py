@@ -10,6 +10,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from kn_lens._draws import WHY_NONE
 from kn_lens.cli._tables import ROWS_SHOWN, table
 
 if TYPE_CHECKING:
@@ -38,7 +39,10 @@ def result_table(rows: "pd.DataFrame", shown: "Shown", console: Console) -> Grou
         if console.measure(drawn, options=anything).maximum <= console.width:
             break
     hidden = len(lines) - ROWS_SHOWN
-    return Group(drawn, *([Text(f"{hidden:,} more rows are not shown.")] if hidden > 0 else []))
+    said = [f"{hidden:,} more rows are not shown."] if hidden > 0 else []
+    if any(_has(row, "value") and "low" in row and not _has(row, "low") for row in rows.to_dict("records")):
+        said.append(WHY_NONE)
+    return Group(drawn, *map(Text, said))
 
 
 def _lines(rows: "pd.DataFrame", labels: list[str], by_kind: bool, measures: tuple[str, ...]) -> Lines:
@@ -98,8 +102,10 @@ def _label(value: Any) -> str:
 
 
 def _value(row: Row | None, *, interval: bool) -> str:
-    if row is None or not interval or not _has(row, "low"):
+    if row is None or not interval or not _has(row, "value") or "low" not in row:
         return _number(row, "value")
+    if not _has(row, "low"):
+        return f"{_number(row, 'value')} [-]"
     return f"{_number(row, 'value')} [{_number(row, 'low', 'value')}, {_number(row, 'high', 'value')}]"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from kn_lens.cli._tables import CONTROLS, effects_table, neuron_names, number, percent, table
+from kn_lens.cli._tables import CONTROLS, effects_table, ends, neuron_names, number, percent, table
 from kn_lens.cli._terminal import out
 
 WIDTH = 88
@@ -203,7 +203,7 @@ def _erased(section: Mapping[str, Any], document: Mapping[str, Any]) -> None:
             CONTROLS[kind] if asked == "same relation" else "",
             "its own" if asked == "same relation" else "others",
             f"{rows['perplexity_before']['value']:.2f} -> {rows['perplexity_after']['value']:.2f}",
-            f"{percent(growth['value'])} [{100 * growth['low']:+.0f}, {100 * growth['high']:+.0f}]",
+            f"{percent(growth['value'])} {ends(growth, '+.0f', 100)}",
             f"{rows['accuracy_before']['value']:.0%} -> {rows['accuracy_after']['value']:.0%}",
         )
     _show(shown)

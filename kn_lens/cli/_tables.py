@@ -8,6 +8,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from kn_lens._draws import WHY_NONE
+
 ROWS_SHOWN = 40
 FACTS_NAMED = 8
 CONTROLS = {"found": "knowledge neurons", "activation": "most active", "random": "random"}
@@ -30,6 +32,12 @@ def neuron_names(pairs: Sequence[Sequence[int]], limit: int = 6) -> str:
 def number(value: float | None, digits: str = ".1e") -> str:
     """Return a number as text; a dash where there is none."""
     return "-" if value is None or value != value else format(value, digits)
+
+
+def ends(row: Mapping[str, Any], digits: str, times: float = 1) -> str:
+    """Return the interval of a row in brackets; a dash in them where there is none."""
+    low, high = row["low"], row["high"]
+    return "[-]" if low is None or low != low else f"[{times * low:{digits}}, {times * high:{digits}}]"
 
 
 def percent(value: float | None) -> str:
@@ -101,11 +109,13 @@ def intervened_table(document: Mapping[str, Any]) -> Group:
         "changes there). n: neurons a fact. Means over relations of (after - before) / before, with 95% bootstrap "
         "intervals."
     )
+    if any(row["low"] is None or row["low"] != row["low"] for row in document["effects"]):
+        note += f" {WHY_NONE}"
     return Group(effects_table(title, {document["intervention"]: document["effects"]}), Text(note))
 
 
 def _interval(row: Mapping[str, Any]) -> str:
-    return f"{percent(row['change_ratio'])} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+    return f"{percent(row['change_ratio'])} {ends(row, '+.1f', 100)}"
 
 
 def data_table(document: Mapping[str, Any]) -> Group:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kn_lens._draws import WHY_NONE
 from kn_lens.cli import _options as options
 from kn_lens.cli._options import RESULT, option
-from kn_lens.cli._tables import number, table
+from kn_lens.cli._tables import ends, number, table
 from kn_lens.cli._terminal import out, print_json, working
 from kn_lens.errors import ArgumentError
 
@@ -66,8 +67,9 @@ def compare(
         out.print(one)
     for note in comparison.notes:
         out.print(note, soft_wrap=True)
+    out.print(f"{WHY_NONE} No p of fewer than 6 relations, which could not be below 0.05.", soft_wrap=True)
     where = "--out DIR and --json give all" if to is None else f"{to} has all"
-    out.print(f"{where}: each model's own facts, controls, depth by layer, all pairs.", soft_wrap=True)
+    out.print(f"{where}: each model's own facts, controls, depth by layer, all pairs, p of facts.", soft_wrap=True)
 
 
 def _named(runs: Sequence[str]) -> dict[str, str]:
@@ -91,20 +93,20 @@ def _tables(comparison: "Comparison") -> "Iterator[Table]":
     n_pairs = len(comparison.runs) * (len(comparison.runs) - 1) // 2
     run: Shows = {"run": lambda row: row["run"]}
     pair: Shows = {"runs": lambda row: f"{row['run_b']} - {row['run_a']}"}
-    tests: Shows = {"p": lambda row: _p(row["p_holm"])}
+    of_relations: Shows = {"p of relations": lambda row: _p(row["p_relations_holm"])}
+    of_facts: Shows = {"p": lambda row: _p(row["p_holm"])}
     resolution: Shows = {"resolution": lambda row: _three(row["resolution"])}
-    by_relation: Shows = {"p rel.": lambda row: _p(row["p_relations_holm"])}
     found = comparison.values.query("neurons in ['', 'found']")
     yield from _blocks("Values, {facts}", found, {**STATISTIC, **run, **VALUE})
     if n_pairs <= PAIRS_SHOWN:
-        columns = {**STATISTIC, **VALUE, **tests, **by_relation}
+        columns = {**STATISTIC, **VALUE, **of_relations}
         yield from _blocks("Difference: {run_b} - {run_a}, {facts}", comparison.differences, columns)
     else:
         columns = {**STATISTIC, **APART}
         yield from _blocks("{of}: {to} - {from}, {facts}, pairs: {n_pairs}", comparison.contrasts, columns)
-    columns = {**pair, **VALUE, **resolution, **tests}
+    columns = {**pair, **VALUE, **resolution, **of_relations}
     yield from _blocks("Distance between distributions of depth, {facts}", comparison.distances, columns)
-    columns = {**pair, **VALUE, **tests}
+    columns = {**pair, **VALUE, **of_facts}
     yield from _blocks("Rank correlation of {statistic}, {facts}", comparison.correlations, columns)
 
 
@@ -146,7 +148,7 @@ def _p(value: float) -> str:
 
 
 def _interval(row: Mapping[str, Any]) -> str:
-    return f"{_three(row['value'])} [{_three(row['low'])}, {_three(row['high'])}]"
+    return f"{_three(row['value'])} {ends(row, '.3f')}"
 
 
 STATISTIC: Shows = {"statistic": lambda row: row["statistic"]}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from kn_lens._bootstrap import mean_of, perplexity, summed_up
+from kn_lens._bootstrap import perplexity, share_of, summed_up
 from kn_lens._budget import Budget
 from kn_lens._reading import Ticks, read
 from kn_lens._refining import prompts_by_fact
@@ -65,7 +65,7 @@ def _tables(study: Study) -> "dict[str, pd.DataFrame]":
     records["accuracy"] = records["n_right"].div(records["n_prompts"])
     majority = {relation: _most_frequent(group) for relation, group in records.groupby("relation", sort=False)}
     how = {"n_resamples": study.settings.n_resamples, "seed": study.settings.seed}
-    measures = {"accuracy": mean_of("accuracy", "n_prompts"), "perplexity": perplexity()}
+    measures = {"accuracy": share_of("accuracy", "n_prompts"), "perplexity": perplexity()}
     tables = {}
     for name, by_relation in (("answers", False), ("answers_by_relation", True)):
         parts = []

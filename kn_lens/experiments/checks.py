@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from kn_lens._bootstrap import change_ratio, mean_of, summed_up, with_control
+from kn_lens._bootstrap import change_ratio, share_of, summed_up, with_control
 from kn_lens._refining import prompts_by_fact, prompts_needed
 from kn_lens.attribution import Attribution, attribute
 from kn_lens.effects import measure
@@ -191,7 +191,7 @@ def _stability_tables(study: Study) -> "dict[str, pd.DataFrame]":
         return {}
     facts = records.groupby(["relation", "key", "varied"], sort=False, as_index=False).agg({"jaccard": "mean"})
     how: dict[str, Any] = {"n_resamples": study.settings.n_resamples, "seed": study.settings.seed}
-    table = with_control(summed_up(facts, ["varied"], mean_of("jaccard"), **how), "varied", OTHER_FACT)
+    table = with_control(summed_up(facts, ["varied"], share_of("jaccard"), **how), "varied", OTHER_FACT)
     return {"stability": table}
 
 

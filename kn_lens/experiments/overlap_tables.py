@@ -1,8 +1,8 @@
 """Table 2 and Figure 3 with bootstrap intervals, from neuron sets alone: of a run, or of files found by others.
 
 All functions take ``{kind: {relation: sets}}``, a set for each fact. Intervals come from drawing each relation's facts
-anew, with replacement: they say how much depends on which facts were asked, the relations being given. Facts drawn
-several times are not compared with themselves.
+anew, with replacement (``_draws`` has the rule): they say how much depends on which facts were asked, the relations
+being given. Facts drawn several times are not compared with themselves.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kn_lens._draws import resampled
+from kn_lens._draws import interval, resampled
 from kn_lens.experiments.paper import TABLE_2
 from kn_lens.experiments.study import ALL
 from kn_lens.neuron_sets import Neuron, NeuronSet
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 SetsByRelation = Mapping[str, Sequence[NeuronSet]]
 
 STATISTICS = ("neurons_per_fact", "shared_within", "shared_across")
-LEVEL = 0.95
 RESAMPLES_AT_ONCE = 100
 
 
@@ -49,27 +48,25 @@ def overlap_table(
         relations count alike), and ``shared_across`` (mean over facts of the number shared with a random fact of a
         random other relation). With each goes its
         ``value`` with ``low`` and ``high``, the 95% interval; ``n``, facts or pairs; ``control``, the value of random
-        neurons; and the ``paper``'s. NaN where there is nothing to compare.
+        neurons; and the ``paper``'s. NaN where there is nothing to compare; no interval of fewer than 8 facts.
     """
     import pandas as pd
 
     rows: list[dict[str, object]] = []
     for kind, of_relation in sets.items():
         exact, drawn = exact_and_drawn(of_relation, n_resamples, seed)
-        if across_samples:
-            exact["shared_across"] = _sampled_across(of_relation, across_samples, seed)
+        sampled = {"shared_across": _sampled_across(of_relation, across_samples, seed)} if across_samples else {}
         n_facts = np.array([len(found) for found in of_relation.values()])
         counts = {"neurons_per_fact": n_facts, "shared_within": n_facts * (n_facts - 1) // 2, "shared_across": n_facts}
         for statistic in STATISTICS:
             for place, relation in enumerate([*of_relation, ALL]):
-                low, high = _interval(drawn[statistic][:, place])
+                drawn_here = np.append(exact[statistic][place], drawn[statistic][:, place])
                 row = {
                     "statistic": statistic,
                     "neurons": kind,
                     "relation": relation,
-                    "value": float(exact[statistic][place]),
-                    "low": low,
-                    "high": high,
+                    "value": float(sampled.get(statistic, exact[statistic])[place]),
+                    **interval(drawn_here, n_facts if relation == ALL else n_facts[[place]], within=(0.0, np.inf)),
                     "n": int(counts[statistic].sum() if relation == ALL else counts[statistic][place]),
                 }
                 rows.append(row)
@@ -115,19 +112,17 @@ def layer_table(
     rows = []
     for kind, of_relation in sets.items():
         generator = np.random.default_rng(seed)
-        n_facts = sum(map(len, of_relation.values()))
-        total = np.zeros(n_layers)
-        drawn = np.zeros((n_resamples, n_layers))
+        sizes = np.array([len(found) for found in of_relation.values()])
+        drawn = np.zeros((1 + n_resamples, n_layers))
         for found in of_relation.values():
             counts = np.array([one.layer_counts(n_layers) for one in found], dtype=float)
-            total += counts.sum(0)
-            drawn += resampled(len(found), n_resamples, generator)[1:] @ counts
+            drawn += resampled(len(found), n_resamples, generator) @ counts
         with np.errstate(invalid="ignore"):
-            share, shares = total / total.sum(), drawn / drawn.sum(1, keepdims=True)
+            shares = drawn / drawn.sum(1, keepdims=True)
         for layer in range(n_layers):
-            low, high = _interval(shares[:, layer])
-            row = {"neurons": kind, "layer": layer, "value": share[layer], "low": low, "high": high}
-            rows.append({**row, "n": n_facts, "n_neurons": int(total[layer]), "control": 1 / n_layers})
+            row = {"neurons": kind, "layer": layer, "value": shares[0, layer]}
+            row |= interval(shares[:, layer], sizes, within=(0.0, 1.0))
+            rows.append({**row, "n": sizes.sum(), "n_neurons": int(drawn[0, layer]), "control": 1 / n_layers})
     return pd.DataFrame(rows)
 
 
@@ -231,15 +226,6 @@ def _sampled_across(sets: SetsByRelation, n_samples: int, seed: int) -> np.ndarr
                 for r, f in zip(rs, fs, strict=True)
             )
     return _with_all(sums / n_samples, np.array([[len(group) for group in groups]]))[0]
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the middle of the draws; of those for which there is a value at all."""
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return float("nan"), float("nan")
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
 
 
 def _controls(table: "pd.DataFrame", same: Sequence[str]) -> list[float]:

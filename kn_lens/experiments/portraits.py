@@ -38,8 +38,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kn_lens._bootstrap import mean_of, summed_up
-from kn_lens._draws import interval
+from kn_lens._bootstrap import mean_of, share_of, summed_up
+from kn_lens._draws import interval, resampled
 from kn_lens._refining import coarse_of, prompts_by_fact
 from kn_lens.attribution import attribute_in_parts
 from kn_lens.effects import measure
@@ -104,11 +104,12 @@ def _make_scores(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
     rows: list[dict[str, Any]] = []
     for fact, of_fact in scores.items():
         n = len(of_fact)
-        drawn = study.generator("neuron_scores", fact.key).multinomial(n, np.full(n, 1 / n), settings.n_resamples) / n
+        counts = resampled(n, settings.n_resamples, study.generator("neuron_scores", fact.key))
+        weights = counts / counts.sum(1, keepdims=True)
         for neuron, mine, share in zip(found[fact], of_fact.T.numpy(), shares[fact], strict=True):
             row = {"relation": fact.relation, "key": fact.key, "layer": neuron.layer, "index": neuron.index}
-            row |= {"score": mine.mean(), "low": np.nan, "high": np.nan, "share": share, "n_prompts": n}
-            rows.append(row | (interval(drawn @ mine) if n > 1 else {}))
+            row |= {"score": mine.mean(), **interval(weights @ mine, np.array([n]))}
+            rows.append(row | {"share": share, "n_prompts": n})
     write_records(path, {name: [row[name] for row in rows] for name in SCORES_SCHEMA.names}, SCORES_SCHEMA)
 
 
@@ -137,6 +138,8 @@ def _complete(study: Study, prompts: PromptBatch, found: Mapping[Fact, NeuronSet
 
 def _score_tables(study: Study) -> "dict[str, pd.DataFrame]":
     """Return how sure the neurons are: means over a fact's neurons, then facts, then relations."""
+    import pandas as pd
+
     records = study.all_records(NEURON_SCORES)
     if records.empty:
         return {}
@@ -146,12 +149,17 @@ def _score_tables(study: Study) -> "dict[str, pd.DataFrame]":
         ["relation", "key"], list(measures.values()), var_name="measure", value_name="mean"
     )
     facts = long.dropna().groupby(["relation", "key", "measure"], sort=False, as_index=False).agg({"mean": "mean"})
+    how: dict[str, Any] = {"n_resamples": study.settings.n_resamples, "seed": study.settings.seed}
     tables = {}
     for name, by_relation in (("neuron_scores", False), ("neuron_scores_by_relation", True)):
-        tables[name] = summed_up(
-            facts, ["measure"], mean_of("mean"), by_relation=by_relation,
-            n_resamples=study.settings.n_resamples, seed=study.settings.seed,
-        )  # fmt: skip
+        parts = [
+            summed_up(
+                group, ["measure"], (mean_of if measure == "mean score" else share_of)("mean"),
+                by_relation=by_relation, **how,
+            )
+            for measure, group in facts.groupby("measure", sort=False)
+        ]  # fmt: skip
+        tables[name] = pd.concat(parts, ignore_index=True)
     return tables
 
 

@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kn_lens._bootstrap import mean_of, summed_up, with_control
+from kn_lens._bootstrap import share_of, summed_up, with_control
 from kn_lens.experiments import refining
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import ALL, Shown, Stage, Study, Tick, write_records
@@ -151,7 +151,7 @@ def _tables(study: Study) -> "dict[str, pd.DataFrame]":
     records["share"] = records["n_saying"] / records["n_neurons"]
     how: dict[str, Any] = {"n_resamples": study.settings.n_resamples, "seed": study.settings.seed}
     return {
-        name: with_control(summed_up(records, ["neurons"], mean_of("share"), by_relation=by_relation, **how))
+        name: with_control(summed_up(records, ["neurons"], share_of("share"), by_relation=by_relation, **how))
         for name, by_relation in (("answer_readouts", False), ("answer_readouts_by_relation", True))
     }
 

@@ -32,7 +32,7 @@ import pyarrow as pa
 import torch
 from jaxtyping import Float
 
-from kn_lens._bootstrap import change_ratio, mean_of, summed_up, with_control
+from kn_lens._bootstrap import change_ratio, share_of, summed_up, with_control
 from kn_lens._budget import Budget
 from kn_lens._reading import Change, Ticks, read, read_changes
 from kn_lens._refining import prompts_by_fact
@@ -208,7 +208,7 @@ def _compared(
 # --- tables ---------------------------------------------------------------------------------------
 
 MEASURES = {
-    "accuracy": mean_of("accuracy_after", "n_prompts"),
+    "accuracy": share_of("accuracy_after", "n_prompts"),
     "change of P(right)": change_ratio(),
     "change of P(wrong)": change_ratio("wrong_before", "wrong_after"),
 }

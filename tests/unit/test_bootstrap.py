@@ -22,10 +22,7 @@ def test_means_over_relations_and_their_controls():
         ["found", 3.0, 4, 0.5],
         ["random", 0.5, 4, 0.5],
     ]
-    # Relation b has one fact, so the interval is that of the mean of three draws from 0, 1, 2, halved.
-    means = [sum(draw) / 3 for draw in np.ndindex(3, 3, 3)]
-    assert table["low"][0] == pytest.approx(2.5 + np.quantile(means, 0.025) / 2, abs=1 / 6)
-    assert table["low"][1] == table["high"][1] == 0.5
+    assert table[["low", "high"]].isna().all(axis=None)  # four facts are too few
     by_relation = summed_up(records, ["neurons"], mean_of("x"), by_relation=True, n_resamples=10)
     assert by_relation.query("neurons == 'found'")[["relation", "value", "n"]].values.tolist() == [
         ["a", 1.0, 3],
@@ -34,7 +31,6 @@ def test_means_over_relations_and_their_controls():
 
 
 def test_a_perplexity_is_of_the_prompts_of_all_relations():
-    """Against every draw of two facts of one relation and one of another."""
     records = pd.DataFrame({"relation": ["a", "a", "b"], "kind": "found", "n_prompts": [1, 3, 2]})
     records = records.assign(nll=[0.0, 1.0, 4.0])
 
@@ -42,9 +38,7 @@ def test_a_perplexity_is_of_the_prompts_of_all_relations():
         return math.exp(np.average(records["nll"].iloc[rows], weights=records["n_prompts"].iloc[rows]))
 
     table = summed_up(records, ["kind"], perplexity(), n_resamples=2000)
-    values = [of([*draw, 2]) for draw in np.ndindex(2, 2)]
     assert table["value"].item() == pytest.approx(of([0, 1, 2])) and table["n"].item() == 3
-    assert table["low"].item() == pytest.approx(min(values)) and table["high"].item() == pytest.approx(max(values))
     by_relation = summed_up(records, ["kind"], perplexity(), by_relation=True, n_resamples=10)
     assert by_relation["value"].tolist() == pytest.approx([math.exp(0.75), math.exp(4.0)])
 
@@ -84,17 +78,19 @@ def test_a_difference_is_of_the_same_facts_in_every_draw():
     statistics = {"constant": mean_of("x") - mean_of("y"), "doubled": mean_of("z") - mean_of("x"), "x": mean_of("x")}
     table = all_summed_up(records, ["neurons"], statistics).set_index(["neurons", "measure"])
     for kind in ("found", "random"):
-        assert table.loc[(kind, "constant"), ["value", "low", "high"]].tolist() == pytest.approx([3, 3, 3])
+        assert table.loc[(kind, "constant"), "value"] == pytest.approx(3)
+        assert table.loc[(kind, "constant"), ["low", "high"]].isna().all()  # all alike, to rounding
         doubled, x = (table.loc[(kind, name), ["value", "low", "high"]].tolist() for name in ("doubled", "x"))
         assert doubled == pytest.approx(x)
 
 
-def test_the_middle_of_the_draws_is_as_wide_as_it_is_told():
-    """With two facts of 0 and 1, a quarter of the draws is 0, half of them 0.5, a quarter 1."""
-    records = pd.DataFrame({"relation": "a", "kind": "found", "x": [0.0, 1.0]})
-    for level, ends in ((0.4, (0.5, 0.5)), (0.6, (0.0, 1.0))):
-        row = all_summed_up(records, ["kind"], {"x": mean_of("x")}, n_resamples=4000, level=level).iloc[0]
-        assert (row["low"], row["high"]) == ends
+def test_an_interval_is_as_wide_as_it_is_told():
+    records = some_records()
+    ends = [
+        all_summed_up(records, ["neurons"], {"x": mean_of("x")}, level=level).iloc[0][["low", "high"]].tolist()
+        for level in (0.99, 0.8, 0.5)
+    ]
+    assert ends[0][0] < ends[1][0] < ends[2][0] < ends[2][1] < ends[1][1] < ends[0][1]
 
 
 def test_where_no_relation_has_a_column_there_is_no_row():

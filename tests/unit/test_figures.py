@@ -53,7 +53,13 @@ def test_marks_and_error_bars_are_the_values_and_intervals_of_the_table(tables, 
 def test_what_effect_table_returns_is_drawn_as_it_is():
     row = {"relation": "P36", "n_neurons": 4, "n_prompts": 10, "before": 0.5}
     cells = [("found", "own", 0.2), ("found", "own", 0.3), ("found", "other", 0.5), ("random", "own", 0.45)]
-    records = pd.DataFrame([{**row, "neurons": kind, "facts": scope, "after": after} for kind, scope, after in cells])
+    records = pd.DataFrame(
+        [
+            {**row, "neurons": kind, "facts": scope, "after": after + i / 100}
+            for kind, scope, after in cells
+            for i in range(-4, 5)
+        ]
+    )
     table = effect_table(records)
     drawn = marks(figures.effects(table.assign(factor=0.0)))
     assert np.allclose(drawn, expected(table.rename(columns={"change_ratio": "value"})))

@@ -12,7 +12,7 @@ import kn_lens as kn
 from tests.tiny import COUNTRIES, D_MLP, N_LAYERS, tiny_model
 
 TEMPLATES = ("The capital of [X] is [Y].", "[X]'s capital city, [Y]", "In fact, [X] has its seat of government in [Y]")
-FACTS = [kn.Fact(country, "P36", capital, TEMPLATES) for country, capital in list(COUNTRIES.items())[:2]]
+FACTS = [kn.Fact(country, "P36", capital, TEMPLATES) for country, capital in list(COUNTRIES.items())[:4]]
 
 
 @functools.cache
@@ -43,13 +43,15 @@ def test_a_plot_of_an_attribution_has_the_neurons_of_highest_mean_score(fact):
     bars = figure.data[0].error_x
     scores = [attr.scores[chosen, int(name[1 : name.index("N")]), int(name[name.index("N") + 1 :])] for name in names]
     for more, less, of_prompts in zip(bars.array, bars.arrayminus, scores, strict=True):
-        # The interval of a mean of few values: about twice its standard error, and never beyond the values themselves.
-        error = float(of_prompts.std(correction=0)) / len(chosen) ** 0.5
-        assert 0.8 * error <= more <= 2.5 * error and 0.8 * error <= less <= 2.5 * error
-        assert more <= of_prompts.max() - of_prompts.mean() + 1e-12
+        # The interval of a mean of few values: some standard errors wide; none of a fact's three prompts.
+        error = float(of_prompts.std(correction=1)) / len(chosen) ** 0.5
+        if len(chosen) < 8:
+            assert np.isnan([more, less]).all()
+        else:
+            assert 2 * error <= more <= 4 * error and 2 * error <= less <= 4 * error
 
 
-def test_an_interval_needs_two_prompts():
+def test_one_prompt_has_no_interval():
     model, prompts, _ = case()
     one = kn.attribute(model, prompts.select([0]))
     assert np.isnan(one.plot().data[0].error_x.array).all()

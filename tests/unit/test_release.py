@@ -4,6 +4,8 @@ import re
 import subprocess
 import sys
 import tarfile
+import tomllib
+from importlib.metadata import metadata
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -67,6 +69,22 @@ def test_the_wheel_carries_its_licences(wheel):
 def test_the_wheel_is_as_small_as_the_readme_says(wheel):
     (said,) = re.findall(r"wheel of ([\d.]+) MB", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert wheel.stat().st_size / 1e6 == pytest.approx(float(said), rel=0.05)
+
+
+def test_one_python_is_asked_for_everywhere():
+    """By the README, the metadata, the linter and the type checker; and none that the dependencies do not run on."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (said,) = re.findall(r"Python (3\.\d+) or newer", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert project["project"]["requires-python"] == f">={said}"
+    classified = re.findall(r"Python :: (3\.\d+)", " ".join(project["project"]["classifiers"]))
+    assert min(classified, key=lambda version: int(version[2:])) == said
+    assert project["tool"]["ruff"]["target-version"] == f"py{said.replace('.', '')}"
+    assert project["tool"]["pyright"]["pythonVersion"] == said
+    own = {re.split(r"[^\w-]", one)[0] for one in project["project"]["dependencies"]}
+    for name in own:
+        asked = metadata(name).get("Requires-Python") or ""
+        least = [int(minor) for minor in re.findall(r">=3\.(\d+)", asked.replace(" ", ""))]
+        assert max(least, default=0) <= int(said[2:]), f"{name} asks for {asked}"
 
 
 def test_the_source_is_what_is_under_version_control(built):

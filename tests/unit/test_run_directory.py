@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -87,7 +88,6 @@ def test_names_of_shards_are_file_names_and_all_different(path):
 
 
 def test_the_config_is_toml(path):
-    tomllib = pytest.importorskip("tomllib")
     with open_run(path, CONFIG, PROVENANCE):
         pass
     given = {key: value for key, value in CONFIG.items() if value is not None}
