@@ -234,6 +234,23 @@ class Host:
             logits = self._run(tokens, attention_mask, prefix)
         return logits if read_pos is None else logits.squeeze(1)
 
+    def whole_logits(
+        self,
+        tokens: Int[Tensor, "row pos"],
+        attention_mask: Int[Tensor, "row pos"],
+        read_pos: Int[Tensor, " row"],
+        fwd_hooks: Sequence[tuple[str, HookFn]] = (),
+    ) -> Float[Tensor, "row d_vocab"]:
+        """Run whole rows and return their logits at the read position.
+
+        Where hooks of the user's are on the model, the head runs at all positions, since hooks on it may look at any;
+        elsewhere at the read position alone. Arguments and errors are those of ``logits``.
+        """
+        if not self.has_user_hooks:
+            return self.logits(tokens, attention_mask, read_pos, fwd_hooks)
+        logits = self.logits(tokens, attention_mask, None, fwd_hooks)
+        return logits[torch.arange(len(logits), device=logits.device), read_pos]
+
     def linear(self, layer: int, part: Part) -> tuple[str, str]:
         """Return the names of the hooks before and after a linear map of a block of a masked model.
 

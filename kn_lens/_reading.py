@@ -21,7 +21,7 @@ from kn_lens.hosts import HookFn, Host
 from kn_lens.interventions import Intervention, Resumable
 from kn_lens.outputs import at_least_float32, target_log_probs, target_logits
 from kn_lens.prompts import PromptBatch
-from kn_lens.resume import CleanState, last_token_moves, narrowed, run_clean, whole_logits
+from kn_lens.resume import CleanState, last_token_moves, narrowed, run_clean
 
 Progress = Callable[[int, int], None]
 
@@ -73,7 +73,7 @@ def read(
         if not hooks:
             hooks = narrowed(host, part.read_pos, n_pos)
         with torch.no_grad():
-            logits = whole_logits(host, part.tokens[:, :n_pos], part.attention_mask[:, :n_pos], part.read_pos, hooks)
+            logits = host.whole_logits(part.tokens[:, :n_pos], part.attention_mask[:, :n_pos], part.read_pos, hooks)
         return part, *_of_target(at_least_float32(logits), part.target_ids), logits.argmax(-1)
 
     for chosen, result in budget.work_through(prompts.rows_per_prompt, prompts.length, budget.rows_per_pass, run):

@@ -147,7 +147,7 @@ def predict(
     def run(rows: Int[Tensor, " some"]) -> tuple[Tensor, Tensor]:
         n_pos = int(lengths[rows].max())
         with torch.no_grad():
-            logits = host.logits(
+            logits = host.whole_logits(
                 prompts.tokens[rows, :n_pos], prompts.attention_mask[rows, :n_pos], prompts.read_pos[rows]
             )
         # Half precision would round probabilities to three digits.

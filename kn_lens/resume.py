@@ -319,7 +319,7 @@ class _WholeRows:
         reading = {layer: _keeping(post, layer, read_pos) for layer in layers}
         hooks = [(host.hook_mlp_out(layer), _keep(seen, host.hook_mlp_out(layer), read_pos)) for layer in layers]
         with host.post_through(reading):
-            logits = whole_logits(host, tokens, attention_mask, read_pos, hooks)
+            logits = host.whole_logits(tokens, attention_mask, read_pos, hooks)
         return cls(
             host=host,
             tokens=tokens,
@@ -357,7 +357,7 @@ class _WholeRows:
         self, rows: Int[Tensor, " some"], through: Mapping[int, PostFn], hooks: list[tuple[str, HookFn]]
     ) -> Float[Tensor, "some d_vocab"]:
         with self.host.post_through(through):
-            return whole_logits(self.host, self.tokens[rows], self.attention_mask[rows], self.read_pos[rows], hooks)
+            return self.host.whole_logits(self.tokens[rows], self.attention_mask[rows], self.read_pos[rows], hooks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -423,24 +423,6 @@ class _ByLength:
     def _in_order(parts: list[Float[Tensor, "_ d"]], group: Int[Tensor, " row"]) -> Float[Tensor, "row d"]:
         """Undo the sorting of rows by group."""
         return torch.cat(parts)[group.argsort(stable=True).argsort()]
-
-
-def whole_logits(
-    host: Host,
-    tokens: Int[Tensor, "row pos"],
-    attention_mask: Int[Tensor, "row pos"],
-    read_pos: Int[Tensor, " row"],
-    hooks: Sequence[tuple[str, HookFn]] = (),
-) -> Float[Tensor, "row d_vocab"]:
-    """Run rows whole, and return their logits at the read position.
-
-    Where hooks of the user's are on the model, the head runs at all positions as well, since hooks on it may look at
-    any; elsewhere at the read position alone.
-    """
-    if not host.has_user_hooks:
-        return host.logits(tokens, attention_mask, read_pos, hooks)
-    logits = host.logits(tokens, attention_mask, None, hooks)
-    return logits[torch.arange(len(logits), device=logits.device), read_pos]
 
 
 def narrowed(host: Host, read_pos: Int[Tensor, " row"], n_pos: int) -> list[tuple[str, HookFn]]:
