@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.table import Table
-from rich.text import Text
 
 from kn_lens.cli._tables import ROWS_SHOWN, table
 
@@ -38,7 +37,7 @@ def result_table(rows: "pd.DataFrame", shown: "Shown", console: Console) -> Grou
         if console.measure(drawn, options=anything).maximum <= console.width:
             break
     hidden = len(lines) - ROWS_SHOWN
-    return Group(drawn, *([Text(f"{hidden:,} more rows are not shown.")] if hidden > 0 else []))
+    return Group(drawn, *([f"{hidden:,} more rows are not shown."] if hidden > 0 else []))
 
 
 def _lines(rows: "pd.DataFrame", labels: list[str], by_kind: bool, measures: tuple[str, ...]) -> Lines:

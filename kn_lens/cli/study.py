@@ -1,9 +1,7 @@
 """``kn-lens study``: the paper's study on many models, one after another, in several processes, or on Ray."""
 
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +12,7 @@ from kn_lens.cli import _options as options
 from kn_lens.cli._facts import read_facts
 from kn_lens.cli._options import RESULT, choice, option
 from kn_lens.cli._tables import table
-from kn_lens.cli._terminal import err, out, print_json
+from kn_lens.cli._terminal import Work, err, out, print_json, working
 from kn_lens.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
@@ -26,8 +24,6 @@ if TYPE_CHECKING:
 
 ENGINES = ("in-process", "processes", "ray")
 RUN, RAY = "What is run", "With --engine ray"
-LINE_EVERY = 10.0
-"""Seconds between two lines of progress where there is no terminal."""
 
 
 def study(
@@ -68,9 +64,9 @@ def study(
     from kn_lens.study import run_study
 
     try:
-        with _display() as show:
+        with working("Starting", unit="passes") as work:
             rows = run_study(
-                read, facts, to, held_out=held_out, engine=_engine(engine, address, workers, gpus), watch=show,
+                read, facts, to, held_out=held_out, engine=_engine(engine, address, workers, gpus), watch=_watch(work),
                 force=force,
             )  # fmt: skip
     except KeyboardInterrupt:
@@ -116,33 +112,21 @@ def _engine(name: str, address: str | None, workers: int | None, gpus: float) ->
     return InProcess()
 
 
-@contextmanager
-def _display() -> "Iterator[Callable[[Job, State | None], None]]":
-    """Show how far the study is: one bar on a terminal's stderr, elsewhere a line now and then."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+def _watch(work: Work) -> "Callable[[Job, State | None], None]":
+    """Return what shows how far a study is: the runs begun are counted together."""
+    begun: dict[str, tuple[float, float]] = {}
 
-    bar = Progress(
-        TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), TimeElapsedColumn(),
-        console=err, transient=True, disable=not err.is_terminal,
-    )  # fmt: skip
-    task = bar.add_task("", total=None)
-    last: dict[str, float] = {}
-
-    def show(job: "Job", state: "State | None") -> None:
-        what = f"{job.name}: " + ("loading" if state is None else f"{state.stage.name} ")
+    def watch(job: "Job", state: "State | None") -> None:
+        what = "loading"
         if state is not None:
             if state.note:
                 err.print(f"{job.name}: {state.note}", soft_wrap=True)
-            what += f"({state.shards_done}/{state.n_shards})"
-            bar.update(task, completed=state.done, total=state.total or None)
-        bar.update(task, description=what)
-        now = time.perf_counter()
-        if not err.is_terminal and now - last.get(job.name, -LINE_EVERY) >= LINE_EVERY:
-            last[job.name] = now
-            err.print(what, soft_wrap=True)
+            begun[job.name] = state.done, state.total
+            what = f"{state.stage.name} ({state.shards_done}/{state.n_shards})"
+        done, total = map(sum, zip((0.0, 0.0), *begun.values(), strict=True))
+        work(done, total, f"{job.name}: {what}")
 
-    with bar:
-        yield show
+    return watch
 
 
 def _shown(rows: "pd.DataFrame") -> Any:
