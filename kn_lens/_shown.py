@@ -43,7 +43,7 @@ def shown_in(value: Any, *, keep: str = "") -> Any:
         return escaped(value, keep=keep)
     if isinstance(value, dict):
         return {shown_in(key, keep=keep): shown_in(item, keep=keep) for key, item in value.items()}
-    return [shown_in(item, keep=keep) for item in value] if isinstance(value, list) else value
+    return [shown_in(item, keep=keep) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def json_text(value: Any, **how: Any) -> str:

@@ -94,7 +94,8 @@ def reproduce(
 
     from kn_lens._processes import run_shared
     from kn_lens.engines import on_threads
-    from kn_lens.experiments.reproduction import open_study, plan
+    from kn_lens.experiments.planning import plan
+    from kn_lens.experiments.reproduction import open_study
     from kn_lens.experiments.running import named, run
     from kn_lens.experiments.stages import STAGES as ALL_STAGES
     from kn_lens.report import write_figures
@@ -105,12 +106,16 @@ def reproduce(
     how: dict[str, Any] = {"held_out": held_out, "memory_budget": memory_budget, "force": force}
     document = {"command": "reproduce", "model": described(loaded), "out": str(to), "settings": chosen.as_dict()}
     if dry_run:
-        planned = plan(loaded, source, to, chosen, wanted, **how)
+        with working("Counting passes and timing some"), on_threads(max(1, get_num_threads() // workers)):
+            planned = plan(loaded, source, to, chosen, wanted, **how)
+        planned["seconds"] /= workers
         if json:
             print_json({**document, "plan": planned.to_dict("records")})
             return
         out.print(_plan_table(planned))
-        out.print(f"In all {duration(planned['seconds'].sum())}, at the rates measured on a few facts.")
+        out.print(
+            f"In all {duration(planned['seconds'].sum())}, as a few passes take; docs/performance.md says how near."
+        )
         return
     where = None if templates is None else str(templates)
     names = {"model": model, "facts": facts, "format": format, "templates": where, "split": split}

@@ -11,9 +11,10 @@ from kn_lens._secrets import without_secrets
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import read_facts
 from kn_lens.cli._options import RESULT, choice, option
+from kn_lens.cli._run import load
 from kn_lens.cli._tables import table
-from kn_lens.cli._terminal import Work, err, out, print_json, working
-from kn_lens.errors import ArgumentError, DataError
+from kn_lens.cli._terminal import Work, duration, err, out, print_json, working
+from kn_lens.errors import ArgumentError, DataError, KNLensError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,6 +46,9 @@ def study(
         int | None, option(RUN, "N", "Models at a time, with processes or ray; as many as fit, a run each.", min=1)
     ] = None,
     gpus: Annotated[float, option(RAY, "SHARE", "GPUs of each worker, such as 1 or 0.5.", min=0)] = 0.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run, and how long; write nothing.", rich_help_panel=RUN)
+    ] = False,
     json: options.Json = False,
 ) -> None:  # fmt: skip
     """Run the paper's study on many models, as a study.toml says; docs/studies.md describes it.
@@ -60,6 +64,15 @@ def study(
         raise ArgumentError("--workers is for --engine processes and ray.")
     read = read_study(config)
     facts, held_out = _read_facts(read)
+    if dry_run:
+        rows = _planned(read, facts, held_out, to, force)
+        if json:
+            print_json({"command": "study", "out": without_secrets(to), "plan": rows})
+        else:
+            out.print(_plan_table(rows))
+            seconds = sum(row["seconds"] for row in rows)
+            out.print(f"In all {duration(seconds)} of one process, as a few passes take; see docs/performance.md.")
+        return
 
     from kn_lens.study import run_study
 
@@ -96,6 +109,48 @@ def _read_facts(config: "StudyConfig") -> tuple[dict[str, Any], dict[str, Any]]:
         if entry.split == "trained":
             held_out[entry.name] = read_facts(entry.source, entry.format, templates, "held_out")
     return facts, held_out
+
+
+def _planned(
+    config: "StudyConfig", facts: "dict[str, Any]", held_out: "dict[str, Any]", to: str, force: bool
+) -> list[dict[str, Any]]:
+    """Return what each run would take; its ``reason`` where the model cannot be had, as it would fail then."""
+    from kn_lens.engines import on_threads
+    from kn_lens.experiments.planning import plan
+    from kn_lens.experiments.running import named
+    from kn_lens.experiments.stages import STAGES
+    from kn_lens.study import jobs_of
+
+    rows: list[dict[str, Any]] = []
+    last, model = None, None
+    for job in jobs_of(config, facts, held_out):
+        row = {"run": job.name, "shards": 0, "done": 0, "passes": 0, "seconds": 0.0, "reason": ""}
+        rows.append(row)
+        try:
+            entry = job.model
+            if entry.loaded_as != last:
+                last, model = None, None  # before another is loaded
+                model = load(entry.model, entry.device, entry.dtype, entry.revision)
+                last = entry.loaded_as
+            with working(f"Counting the passes of {job.name}"), on_threads(job.threads):
+                planned = plan(
+                    model, facts[job.fact_set], Path(to, "runs", job.name), job.settings, named(STAGES, job.stages),
+                    held_out=held_out.get(job.fact_set), memory_budget=job.memory_budget, force=force,
+                )  # fmt: skip
+        except KNLensError as error:
+            row["reason"] = str(error)
+        else:
+            row |= {name: planned[name].sum().item() for name in ("shards", "done", "passes", "seconds")}
+    return rows
+
+
+def _plan_table(rows: list[dict[str, Any]]) -> Any:
+    numbers = ("shards", "done", "passes", "time")
+    shown = table("What would run", "run", *numbers, "what would fail", right=numbers)
+    for row in rows:
+        counts = [f"{row[name]:,}" for name in ("shards", "done", "passes")]
+        shown.add_row(row["run"], *counts, duration(row["seconds"]), row["reason"])
+    return shown
 
 
 def _engine(name: str, address: str | None, workers: int | None, gpus: float) -> "Engine":
