@@ -26,7 +26,7 @@ from kn_lens.prompts import PromptBatch
 if TYPE_CHECKING:
     import pandas as pd
 
-ENOUGH = 1.0
+ENOUGH = 0.7
 """Seconds from which on a measurement is taken as it is; shorter ones are made again with more rows."""
 MOST_ROWS = 256
 WITHOUT_PASSES = (asking.STAGE, phenomena.STAGE)
@@ -144,23 +144,48 @@ def plan(
 
 
 def measured(study: Study, *, adaptive: bool) -> Rates:
-    """Time each kind of pass on prompts of the study, with as many rows as take about a second, and one at least.
+    """Time each kind of pass on prompts of the study: the engine's own, of as many rows as take a while.
 
     Args:
         study: whose facts are known to be asked or not.
         adaptive: whether to look at how many points the adaptive quadrature takes too, where passes are short enough.
     """
-    prompts = _some_prompts(study)
-    most = budget_for(study.host, prompts, study.memory_budget).rows_per_pass(int(prompts.length.max()))
+    host, prompts = study.host, _some_prompts(study)
+    output, middle = resolve_output("prob", has_contrast=False), [host.n_layers // 2]
+    at_once = budget_for(host, prompts, study.memory_budget).rows_per_pass(int(prompts.length.max()))
+
+    def numbers(n: int) -> torch.Tensor:
+        return torch.arange(n, device=host.device) % len(prompts)
+
+    whole = _seconds(study, at_once, lambda n: sites(host, prompts.select(numbers(n)), output, middle, at_once))
+    (site,) = sites(host, prompts, output, middle, at_once)  # what the others start from
+
+    def written(n: int) -> torch.Tensor:
+        return site.mlp_out[prompts.rows_of(numbers(n))]
+
+    resumed = _seconds(study, at_once, lambda n: site.outputs(numbers(n), written(n)))
+    gradient = _seconds(study, at_once, lambda n: site.gradients(numbers(n), written(n)))
+    head = _seconds(study, at_once, lambda n: host.unembed(torch.zeros_like(written(n))))
+    per_row = len(prompts) / prompts.n_rows
+    rates = {"whole": whole, "resumed": resumed, "gradient": gradient, "head": head}
+    points = _points(study, prompts, gradient * per_row) if adaptive else POINTS
+    return Rates(**{name: took * per_row for name, took in rates.items()}, points=points)
+
+
+def _seconds(study: Study, at_once: int, run_some: Callable[[int], Any]) -> float:
+    """Return how long one of so many takes, the more at once the shorter it takes."""
     n = 1
     while True:
         began = time.perf_counter()
-        rates = _timed(study, prompts.select([number % len(prompts) for number in range(n)]))
+        with torch.no_grad():
+            run_some(n)
+        if study.host.device.type == "cuda":
+            torch.cuda.synchronize(study.host.device)
         took = time.perf_counter() - began
-        if took >= ENOUGH or n >= min(most, MOST_ROWS):
-            break
-        n = min(most, MOST_ROWS, max(2 * n, round(1.5 * n * ENOUGH / took)))
-    return Rates(**rates, points=_points(study, prompts, rates["gradient"]) if adaptive else POINTS)
+        most = min(at_once, MOST_ROWS)
+        if took >= ENOUGH or n >= most:
+            return took / n
+        n = min(most, max(2 * n, round(1.5 * n * ENOUGH / max(took, 1e-9))))
 
 
 def _some_prompts(study: Study) -> PromptBatch:
@@ -172,29 +197,6 @@ def _some_prompts(study: Study) -> PromptBatch:
     return prompts.select(list(last.values()))
 
 
-def _timed(study: Study, prompts: PromptBatch) -> dict[str, float]:
-    """Return the seconds of a row, by what is done with it: the engine's own passes."""
-    host, n_rows = study.host, prompts.n_rows
-    output = resolve_output("prob", has_contrast=False)
-    (site,), whole = _clocked(study, lambda: sites(host, prompts, output, [host.n_layers // 2], n_rows))
-    parts: dict[str, Callable[[], Any]] = {
-        "resumed": lambda: site.outputs(site.everyone, site.mlp_out),
-        "gradient": lambda: site.gradients(site.everyone, site.mlp_out),
-        "head": lambda: host.unembed(torch.zeros_like(site.mlp_out)),
-    }
-    seconds = {name: _clocked(study, part)[1] for name, part in parts.items()}
-    return {name: took / n_rows for name, took in {"whole": whole, **seconds}.items()}
-
-
-def _clocked(study: Study, work: Callable[[], Any]) -> tuple[Any, float]:
-    began = time.perf_counter()
-    with torch.no_grad():
-        result = work()
-    if study.host.device.type == "cuda":
-        torch.cuda.synchronize(study.host.device)
-    return result, time.perf_counter() - began
-
-
 def _points(study: Study, prompts: PromptBatch, gradient: float) -> float:
     """Return the mean number of points of some prompts in layers all over the model; ``POINTS`` where it takes long."""
     n_layers, settings = study.host.n_layers, study.settings
@@ -202,7 +204,7 @@ def _points(study: Study, prompts: PromptBatch, gradient: float) -> float:
         some = prompts.select(list(range(min(n, len(prompts)))))
         n_chosen = min(n_layers, int(SECONDS_FOR_POINTS / (2 * POINTS * gradient * some.n_rows)))
         if n_chosen >= min(3, n_layers):
-            layers = torch.linspace(0, n_layers - 1, n_chosen).round().long().tolist()
+            layers = [n_layers * (2 * place + 1) // (2 * n_chosen) for place in range(n_chosen)]
             attr = attribute(
                 study.host.model, some, layers=layers, tolerance=settings.tolerance, memory_budget=study.memory_budget
             )

@@ -85,7 +85,7 @@ def test_a_stage_makes_the_passes_that_were_counted(tmp_path, architecture, rule
             with counted(model) as counts:
                 run(study, [stage], lambda state: None)
             if stage.name == "texts":  # there may be fewer sentences than are wanted
-                assert counts[True] == 0 and 0 < counts[False] <= without
+                assert counts[True] == 0 and counts[False] <= without
             elif stage.name in FOUND:
                 assert counts[False] == pytest.approx(without, rel=FOUND[stage.name]), stage.name
             else:
@@ -119,7 +119,7 @@ def test_a_plan_adds_up_what_the_stages_count_and_makes_few_passes_itself(tmp_pa
     monkeypatch.setattr(planning, "ENOUGH", 0.0)  # on a model whose passes take long
     with counted(model) as counts:
         planned = plan(model, tiny_facts(), tmp_path / "run", settings, STAGES).set_index("stage")
-    assert 4 <= sum(counts.values()) <= 4 + 8 * 3 * 129 and not (tmp_path / "run").exists()
+    assert 4 <= sum(counts.values()) <= 8 * 5 + 8 * 3 * 129 and not (tmp_path / "run").exists()
     assert list(planned.index) == [stage.name for stage in with_needs(STAGES)]
     assert (planned["done"] == 0).all() and (planned.loc[planned["passes"] > 0, "seconds"] > 0).all()
     n_rows = kn.make_prompts(model, [fact for fact in tiny_facts()]).n_rows / 2  # of 4 of 8 facts a relation
@@ -129,7 +129,7 @@ def test_a_plan_adds_up_what_the_stages_count_and_makes_few_passes_itself(tmp_pa
     with counted(model) as counts:
         plan(model, tiny_facts(), tmp_path / "run", settings, STAGES)
     prompt = kn.make_prompts(model, tiny_facts()).rows_per_prompt.max()
-    assert sum(counts.values()) <= 4 * prompt  # one of each kind
+    assert sum(counts.values()) <= (4 + 2) * prompt  # one of each kind, and one of each of two relations to start from
 
 
 def test_a_plan_of_what_is_done_runs_nothing(tmp_path):
