@@ -26,14 +26,14 @@ from kn_lens.prompts import PromptBatch
 if TYPE_CHECKING:
     import pandas as pd
 
-ENOUGH = 0.7
+ENOUGH = 0.4
 """Seconds from which on a measurement is taken as it is; shorter ones are made again with more rows."""
 MOST_ROWS = 256
 WITHOUT_PASSES = (asking.STAGE, phenomena.STAGE)
 """Stages that say what is asked, on which the others' passes depend."""
 PROMPTS = 8
 """Of different relations, to measure with."""
-SECONDS_FOR_POINTS = 5.0
+SECONDS_FOR_POINTS = 3.0
 """At most so long, more or less, the points of the adaptive quadrature are looked at."""
 
 
