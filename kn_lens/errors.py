@@ -8,9 +8,21 @@ about each exception, with the messages that people meet, their causes and their
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from kn_lens._shown import shown
+
 
 class KNLensError(Exception):
-    """Base of everything that kn_lens raises on purpose."""
+    r"""Base of everything that kn_lens raises on purpose.
+
+    What files, models and other libraries put into a message is shown with control characters escaped and without
+    credentials, wherever it is printed; ``args`` have it as it is.
+
+    >>> print(KNLensError("no relation \x1b[2J there"))
+    no relation \x1b[2J there
+    """
+
+    def __str__(self) -> str:
+        return shown(super().__str__(), keep="\n")
 
 
 class ArgumentError(KNLensError, ValueError):

@@ -28,6 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kn_lens._rows import Checkpoint, Rows, check_not_empty, check_same_processing, dtype_name, same_bits
+from kn_lens._shown import shown
 from kn_lens.edit_files import canonical, digest_of, read_edit, write_edit
 from kn_lens.errors import ArgumentError, DataError, EditError, HookError, KNLensError
 from kn_lens.hosts import HookFn, Host, host_of
@@ -362,7 +363,7 @@ class WeightEdit:
 
     def __repr__(self) -> str:
         weights = "" if self.checkpoint.raw else "processed weights of "
-        return f"WeightEdit({self}, of {weights}{self.checkpoint.name}, {self.digest[:8]})"
+        return f"WeightEdit({self}, of {weights}{shown(self.checkpoint.name)}, {self.digest[:8]})"
 
     def _some(self, chosen: Tensor) -> str:
         first = list(self.neurons)[int(chosen.long().argmax())]

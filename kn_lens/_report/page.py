@@ -1,7 +1,8 @@
 """The one page of a report: what it shows, put into its template.
 
 Everything that comes from data is either escaped by the template or packed (gzip, base64) and made text again in the
-browser. The page's policy lets it run the scripts below, by their digests, and nothing else, and load nothing at all.
+browser; control and format characters in it are shown as escapes, so that no name turns the text around it. The page's
+policy lets it run the scripts below, by their digests, and nothing else, and load nothing at all.
 """
 
 import base64
@@ -21,6 +22,7 @@ from kn_lens._report.facts import FACTS_AT_ONCE, FactPages, as_columns
 from kn_lens._report.findings import findings
 from kn_lens._report.panels import MAP, PANELS
 from kn_lens._run_records import RunRecords
+from kn_lens._shown import escaped, shown_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,8 +131,8 @@ def page(
     ]
     model = run.config.get("model", "")
     heading = f"Knowledge neurons in {model}" if model else "Neurons found by others"
-    rendered = (
-        Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return (
+        Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_finalized)
         .from_string(template)
         .render(
             policy=_policy(scripts),
@@ -173,8 +175,11 @@ def page(
             data=_data(drawn, facts),
         )
     )
-    # Names of files and texts of JSON can hold halves of surrogate pairs, which no file of text can.
-    return rendered.encode("utf-8", "backslashreplace").decode()
+
+
+def _finalized(value: Any) -> Any:
+    """Return what the template puts in a place: texts of data without what turns the text around them."""
+    return escaped(value, keep="\n") if type(value) is str else value  # Markup, the page's own, is another type
 
 
 def _policy(scripts: Sequence[str]) -> str:
@@ -206,7 +211,7 @@ def _packed(value: Any) -> Any:
     """Return data as a JSON text of base64 of gzip of JSON: letters that HTML has no meaning for."""
     from markupsafe import Markup
 
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(shown_in(value, keep="\n"), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Markup(f'"{base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()}"')
 
 

@@ -12,7 +12,7 @@ import sys
 import warnings
 from typing import Any
 
-from kn_lens._secrets import without_secrets
+from kn_lens._shown import shown
 from kn_lens.errors import KNLensError
 
 __all__ = ["main"]
@@ -39,12 +39,16 @@ def _exit_code() -> int:
     import typer  # here, so that an interrupt during the import ends in one line too
 
     from kn_lens.cli._app import app
+    from kn_lens.cli._terminal import Guarded, telling
+
+    sys.stdout, sys.stderr = Guarded(sys.stdout), Guarded(sys.stderr)  # type: ignore[assignment]  # all that is used
 
     # What typer raises for a command line that it cannot parse. Newer releases carry their own copy of click, so the
     # class has no import path that all of them share.
     usage_error: Any = typer.BadParameter.__mro__[1]
     try:
-        code = app(prog_name="kn-lens", standalone_mode=False) or 0
+        with telling():
+            code = app(prog_name="kn-lens", standalone_mode=False) or 0
         sys.stdout.flush()
         return code
     except typer.Abort:
@@ -67,7 +71,7 @@ def _is_interrupt(error: BaseException | None) -> bool:
 
 
 def _fail(message: str) -> int:
-    print("kn-lens: error:", without_secrets(" ".join(message.split())), file=sys.stderr)
+    print("kn-lens: error:", shown(" ".join(message.split())), file=sys.stderr)
     return 2
 
 

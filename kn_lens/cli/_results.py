@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.table import Table
-from rich.text import Text
 
 from kn_lens._draws import WHY_NONE
 from kn_lens.cli._tables import ROWS_SHOWN, table
@@ -42,7 +41,7 @@ def result_table(rows: "pd.DataFrame", shown: "Shown", console: Console) -> Grou
     said = [f"{hidden:,} more rows are not shown."] if hidden > 0 else []
     if any(_has(row, "value") and "low" in row and not _has(row, "low") for row in rows.to_dict("records")):
         said.append(WHY_NONE)
-    return Group(drawn, *map(Text, said))
+    return Group(drawn, *said)
 
 
 def _lines(rows: "pd.DataFrame", labels: list[str], by_kind: bool, measures: tuple[str, ...]) -> Lines:

@@ -20,14 +20,14 @@ SCORES_AT_ONCE = 1 << 27
 """About as many scores are held at a time (half a gigabyte in single precision), whatever the number of facts."""
 
 
-def load(name: str, device: str | None, dtype: str) -> Any:
+def load(name: str, device: str | None, dtype: str, revision: str | None = None) -> Any:
     """Load a model, saying so when it takes long."""
     with working(f"Loading {name}"):
         import torch
 
         from kn_lens.hosts import load_model
 
-        return load_model(name, device=device, dtype=getattr(torch, dtype))
+        return load_model(name, revision=revision, device=device, dtype=getattr(torch, dtype))
 
 
 def load_for(neurons: Path, model: str | None, device: str | None, dtype: str | None, *, force: bool) -> Any:

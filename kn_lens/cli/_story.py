@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
+from kn_lens._shown import escaped
 from kn_lens.cli._tables import CONTROLS, effects_table, ends, neuron_names, number, percent, table
 from kn_lens.cli._terminal import out
 
@@ -224,11 +224,11 @@ def _seconds(section: Mapping[str, Any], document: Mapping[str, Any]) -> None:
 
 def _head(text: str) -> None:
     out.print()
-    out.print(Text(text, style="bold"))
+    out.print(escaped(text), style="bold")
 
 
 def _say(text: str) -> None:
-    out.print(Text(text), width=min(out.width, WIDTH))
+    out.print(escaped(text), width=min(out.width, WIDTH))
 
 
 def _show(shown: Table) -> None:

@@ -6,18 +6,30 @@ from typing import Any
 from rich import box
 from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
 from kn_lens._draws import WHY_NONE
+from kn_lens._shown import escaped
 
 ROWS_SHOWN = 40
 FACTS_NAMED = 8
 CONTROLS = {"found": "knowledge neurons", "activation": "most active", "random": "random"}
 
 
+class OfLines(Table):
+    r"""A table in which a text is one line: line breaks in names are shown as ``\n``, as all that a terminal obeys."""
+
+    def add_column(self, header: Any = "", *args: Any, **how: Any) -> None:
+        """Add a column, with an escaped header."""
+        super().add_column(escaped(header) if isinstance(header, str) else header, *args, **how)
+
+    def add_row(self, *cells: Any, **how: Any) -> None:
+        """Add a row of escaped cells."""
+        super().add_row(*(escaped(cell) if isinstance(cell, str) else cell for cell in cells), **how)
+
+
 def table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
     """Return an empty table in the house style; the columns named in ``right`` hold numbers."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = OfLines(title=escaped(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", no_wrap=column in right)
     return made
@@ -81,7 +93,7 @@ def found_table(document: Mapping[str, Any]) -> Group:
     )
     hidden = len(facts) - ROWS_SHOWN
     more = f"\n{hidden:,} more facts are not shown; --out and --json have them all." if hidden > 0 else ""
-    return Group(shown, Text(note + more))
+    return Group(shown, note + more)
 
 
 def effects_table(title: str, effects: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
@@ -111,7 +123,7 @@ def intervened_table(document: Mapping[str, Any]) -> Group:
     )
     if any(row["low"] is None or row["low"] != row["low"] for row in document["effects"]):
         note += f" {WHY_NONE}"
-    return Group(effects_table(title, {document["intervention"]: document["effects"]}), Text(note))
+    return Group(effects_table(title, {document["intervention"]: document["effects"]}), note)
 
 
 def _interval(row: Mapping[str, Any]) -> str:
@@ -130,9 +142,8 @@ def data_table(document: Mapping[str, Any]) -> Group:
         f"{document['n_pairs']:,} pairs of a fact and a template."
     )
     hidden = len(rows) - ROWS_SHOWN
-    return Group(
-        shown, Text(note + (f"\n{hidden:,} more relations are not shown; --json has them." if hidden > 0 else ""))
-    )
+    more = f"\n{hidden:,} more relations are not shown; --json has them." if hidden > 0 else ""
+    return Group(shown, note + more)
 
 
 def families_table(families: Sequence[Mapping[str, str]]) -> Table:
@@ -170,4 +181,4 @@ def embedded_table(models: Sequence[Mapping[str, Any]]) -> Group:
         "says where facts are kept. trained, held out: on templates seen in training, and on others. P(answer): mean "
         "on the former.\n"
     )
-    return Group(shown, Text(note))
+    return Group(shown, note)

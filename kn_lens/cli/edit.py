@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Group
-from rich.text import Text
 
 from kn_lens._whole_files import write_whole
 from kn_lens.cli import _options as options
@@ -273,7 +272,7 @@ def print_edit(edit: Mapping[str, Any]) -> None:
         lines.append(f"{step.get('kind')}: {listed}")
     lines.append(f"rows {edit['row_hash'][:16]}, edit {edit['digest'][:16]}")
     for line in lines:
-        out.print(Text(line), soft_wrap=True)
+        out.print(line, soft_wrap=True)
     numbers = ("|old|", "|new|", "|change|")
     rows = table("", "row", *numbers, right=numbers)
     for row in edit["rows"][:ROWS_SHOWN]:
@@ -299,7 +298,7 @@ def applied_table(result: Mapping[str, Any]) -> Group:
         f"P(right answer) {result['mean_before']:.3f} before, {result['mean_after']:.3f} after."
         + (f"\n{hidden:,} more prompts are not shown; --out and --json have them all." if hidden > 0 else "")
     )
-    return Group(answers, Text(note))
+    return Group(answers, note)
 
 
 def _summary(effect: "pd.DataFrame") -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 import json as jsonlib
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +14,7 @@ from kn_lens.cli._options import FACTS, METHOD, RESULT, choice, option
 from kn_lens.cli._results import result_table
 from kn_lens.cli._run import described, in_bytes, load
 from kn_lens.cli._tables import table
-from kn_lens.cli._terminal import err, out, print_json
+from kn_lens.cli._terminal import Work, duration, err, out, print_json, working
 from kn_lens.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
 PRESETS = ("kn_lens", "paper", "official")
 STAGES, OTHERS = "What is run", "Neurons found by others"
 RELATIONS_NAMED = 8
-LINE_EVERY = 10.0
-"""Seconds between two lines of progress where there is no terminal."""
 
 
 def reproduce(
@@ -99,7 +95,8 @@ def reproduce(
 
     from kn_lens._processes import run_shared
     from kn_lens.engines import on_threads
-    from kn_lens.experiments.reproduction import open_study, plan
+    from kn_lens.experiments.planning import plan
+    from kn_lens.experiments.reproduction import open_study
     from kn_lens.experiments.running import named, run
     from kn_lens.experiments.stages import STAGES as ALL_STAGES
     from kn_lens.report import write_figures
@@ -110,12 +107,16 @@ def reproduce(
     how: dict[str, Any] = {"held_out": held_out, "memory_budget": memory_budget, "force": force}
     document = {"command": "reproduce", "model": described(loaded), "out": str(to), "settings": chosen.as_dict()}
     if dry_run:
-        planned = plan(loaded, source, to, chosen, wanted, **how)
+        with working("Counting passes and timing some"), on_threads(max(1, get_num_threads() // workers)):
+            planned = plan(loaded, source, to, chosen, wanted, **how)
+        planned["seconds"] /= workers
         if json:
             print_json({**document, "plan": planned.to_dict("records")})
             return
         out.print(_plan_table(planned))
-        out.print(f"In all {_duration(planned['seconds'].sum())}, at the rates measured on a few facts.")
+        out.print(
+            f"In all {duration(planned['seconds'].sum())}, as a few passes take; docs/performance.md says how near."
+        )
         return
     where = None if templates is None else str(templates)
     names = {"model": model, "facts": facts, "format": format, "templates": where, "split": split}
@@ -123,14 +124,15 @@ def reproduce(
         with (
             on_threads(max(1, get_num_threads() // workers)),
             open_study(loaded, source, to, chosen, names=names, **how) as study,
-            _display() as show,
         ):
-            if workers == 1:
-                tables = run(study, wanted, show)
-            else:
-                entry = ModelEntry(name=model, model=model, dtype=dtype, device=device)
-                tables = run_shared(study, wanted, entry, workers, show)
-            write_figures(to)
+            with working("Looking at what is there", unit="passes") as work:
+                if workers == 1:
+                    tables = run(study, wanted, _watch(work))
+                else:
+                    entry = ModelEntry(name=model, model=model, dtype=dtype, device=device)
+                    tables = run_shared(study, wanted, entry, workers, _watch(work))
+            with working("Drawing the figures"):
+                write_figures(to)
         _print(document, tables, {name: how for stage in wanted for name, how in stage.shown.items()}, to, json)
     except KeyboardInterrupt:
         print(
@@ -190,34 +192,16 @@ def _listed(names: str | None) -> list[str]:
     return [name.strip() for name in (names or "").split(",") if name.strip()]
 
 
-@contextmanager
-def _display() -> "Iterator[Any]":
-    """Show how far a run is: one bar on a terminal's stderr, elsewhere a line now and then."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+def _watch(work: Work) -> "Callable[[State], None]":
+    """Return what shows how far a run is."""
 
-    bar = Progress(
-        TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(), TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal,
-    )  # fmt: skip
-    task = bar.add_task("Looking at what is there", total=None, rate="")
-    began = last = time.perf_counter()
-
-    def show(state: "State") -> None:
-        nonlocal last
-        now = time.perf_counter()
-        rate = state.done / max(now - began, 1e-9)
+    def watch(state: "State") -> None:
         where = "" if state.shard is None else f" {state.shard.name}"
-        what = f"{state.stage.name}{where} ({state.shards_done}/{state.n_shards})"
         if state.note:
             err.print(state.note, soft_wrap=True)
-        bar.update(task, description=what, completed=state.done, total=state.total, rate=f"{rate:,.0f} passes/s")
-        if not err.is_terminal and state.finished and now - last >= LINE_EVERY:
-            last = now
-            left = _duration((state.total - state.done) / rate) if rate else "unknown"
-            err.print(f"{what}: {rate:,.0f} passes/s, {left} left", soft_wrap=True)
+        work(state.done, state.total, f"{state.stage.name}{where} ({state.shards_done}/{state.n_shards})")
 
-    with bar:
-        yield show
+    return watch
 
 
 def _print(
@@ -253,12 +237,6 @@ def _plan_table(rows: "pd.DataFrame") -> "Table":
     shown = table("What would run", "stage", *numbers, right=numbers)
     for row in rows.to_dict("records"):
         shown.add_row(
-            row["stage"], str(row["shards"]), str(row["done"]), f"{row['passes']:,}", _duration(row["seconds"])
+            row["stage"], str(row["shards"]), str(row["done"]), f"{row['passes']:,}", duration(row["seconds"])
         )
     return shown
-
-
-def _duration(seconds: float) -> str:
-    """Return seconds as people say them."""
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if hours < 2 else f"{hours:.1f} h"

@@ -1,9 +1,7 @@
 """``kn-lens study``: the paper's study on many models, one after another, in several processes, or on Ray."""
 
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +11,10 @@ from kn_lens._secrets import without_secrets
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import read_facts
 from kn_lens.cli._options import RESULT, choice, option
+from kn_lens.cli._run import load
 from kn_lens.cli._tables import table
-from kn_lens.cli._terminal import err, out, print_json
-from kn_lens.errors import ArgumentError, DataError
+from kn_lens.cli._terminal import Work, duration, err, out, print_json, working
+from kn_lens.errors import ArgumentError, DataError, KNLensError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 ENGINES = ("in-process", "processes", "ray")
 RUN, RAY = "What is run", "With --engine ray"
-LINE_EVERY = 10.0
-"""Seconds between two lines of progress where there is no terminal."""
 
 
 def study(
@@ -49,6 +46,9 @@ def study(
         int | None, option(RUN, "N", "Models at a time, with processes or ray; as many as fit, a run each.", min=1)
     ] = None,
     gpus: Annotated[float, option(RAY, "SHARE", "GPUs of each worker, such as 1 or 0.5.", min=0)] = 0.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run, and how long; write nothing.", rich_help_panel=RUN)
+    ] = False,
     json: options.Json = False,
 ) -> None:  # fmt: skip
     """Run the paper's study on many models, as a study.toml says; docs/studies.md describes it.
@@ -64,13 +64,22 @@ def study(
         raise ArgumentError("--workers is for --engine processes and ray.")
     read = read_study(config)
     facts, held_out = _read_facts(read)
+    if dry_run:
+        rows = _planned(read, facts, held_out, to, force)
+        if json:
+            print_json({"command": "study", "out": without_secrets(to), "plan": rows})
+        else:
+            out.print(_plan_table(rows))
+            seconds = sum(row["seconds"] for row in rows)
+            out.print(f"In all {duration(seconds)} of one process, as a few passes take; see docs/performance.md.")
+        return
 
     from kn_lens.study import run_study
 
     try:
-        with _display() as show:
+        with working("Starting", unit="passes") as work:
             rows = run_study(
-                read, facts, to, held_out=held_out, engine=_engine(engine, address, workers, gpus), watch=show,
+                read, facts, to, held_out=held_out, engine=_engine(engine, address, workers, gpus), watch=_watch(work),
                 force=force,
             )  # fmt: skip
     except KeyboardInterrupt:
@@ -102,6 +111,48 @@ def _read_facts(config: "StudyConfig") -> tuple[dict[str, Any], dict[str, Any]]:
     return facts, held_out
 
 
+def _planned(
+    config: "StudyConfig", facts: "dict[str, Any]", held_out: "dict[str, Any]", to: str, force: bool
+) -> list[dict[str, Any]]:
+    """Return what each run would take; its ``reason`` where the model cannot be had, as it would fail then."""
+    from kn_lens.engines import on_threads
+    from kn_lens.experiments.planning import plan
+    from kn_lens.experiments.running import named
+    from kn_lens.experiments.stages import STAGES
+    from kn_lens.study import jobs_of
+
+    rows: list[dict[str, Any]] = []
+    last, model = None, None
+    for job in jobs_of(config, facts, held_out):
+        row = {"run": job.name, "shards": 0, "done": 0, "passes": 0, "seconds": 0.0, "reason": ""}
+        rows.append(row)
+        try:
+            entry = job.model
+            if entry.loaded_as != last:
+                last, model = None, None  # before another is loaded
+                model = load(entry.model, entry.device, entry.dtype, entry.revision)
+                last = entry.loaded_as
+            with working(f"Counting the passes of {job.name}"), on_threads(job.threads):
+                planned = plan(
+                    model, facts[job.fact_set], Path(to, "runs", job.name), job.settings, named(STAGES, job.stages),
+                    held_out=held_out.get(job.fact_set), memory_budget=job.memory_budget, force=force,
+                )  # fmt: skip
+        except KNLensError as error:
+            row["reason"] = str(error)
+        else:
+            row |= {name: planned[name].sum().item() for name in ("shards", "done", "passes", "seconds")}
+    return rows
+
+
+def _plan_table(rows: list[dict[str, Any]]) -> Any:
+    numbers = ("shards", "done", "passes", "time")
+    shown = table("What would run", "run", *numbers, "what would fail", right=numbers)
+    for row in rows:
+        counts = [f"{row[name]:,}" for name in ("shards", "done", "passes")]
+        shown.add_row(row["run"], *counts, duration(row["seconds"]), row["reason"])
+    return shown
+
+
 def _engine(name: str, address: str | None, workers: int | None, gpus: float) -> "Engine":
     if name == "ray":
         from kn_lens._ray_engine import RayEngine
@@ -116,33 +167,21 @@ def _engine(name: str, address: str | None, workers: int | None, gpus: float) ->
     return InProcess()
 
 
-@contextmanager
-def _display() -> "Iterator[Callable[[Job, State | None], None]]":
-    """Show how far the study is: one bar on a terminal's stderr, elsewhere a line now and then."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+def _watch(work: Work) -> "Callable[[Job, State | None], None]":
+    """Return what shows how far a study is: the runs begun are counted together."""
+    begun: dict[str, tuple[float, float]] = {}
 
-    bar = Progress(
-        TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), TimeElapsedColumn(),
-        console=err, transient=True, disable=not err.is_terminal,
-    )  # fmt: skip
-    task = bar.add_task("", total=None)
-    last: dict[str, float] = {}
-
-    def show(job: "Job", state: "State | None") -> None:
-        what = f"{job.name}: " + ("loading" if state is None else f"{state.stage.name} ")
+    def watch(job: "Job", state: "State | None") -> None:
+        what = "loading"
         if state is not None:
             if state.note:
                 err.print(f"{job.name}: {state.note}", soft_wrap=True)
-            what += f"({state.shards_done}/{state.n_shards})"
-            bar.update(task, completed=state.done, total=state.total or None)
-        bar.update(task, description=what)
-        now = time.perf_counter()
-        if not err.is_terminal and now - last.get(job.name, -LINE_EVERY) >= LINE_EVERY:
-            last[job.name] = now
-            err.print(what, soft_wrap=True)
+            begun[job.name] = state.done, state.total
+            what = f"{state.stage.name} ({state.shards_done}/{state.n_shards})"
+        done, total = map(sum, zip((0.0, 0.0), *begun.values(), strict=True))
+        work(done, total, f"{job.name}: {what}")
 
-    with bar:
-        yield show
+    return watch
 
 
 def _shown(rows: "pd.DataFrame") -> Any:

@@ -16,6 +16,7 @@ from kn_lens._budget import Budget
 from kn_lens._reading import Ticks, read
 from kn_lens._refining import prompts_by_fact
 from kn_lens.experiments import asking
+from kn_lens.experiments.passes import Passes
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import Shown, Stage, Study, Tick, write_records
 from kn_lens.facts import Fact
@@ -92,5 +93,5 @@ STAGE = Stage(
     tables=_tables,
     shown={"answers": Shown("What the model answers, beside always giving the relation's most frequent object")},
     needs=(asking.STAGE,),
-    cost=lambda study, shard: study.n_rows(shard.relation),
+    passes=lambda study, shard: Passes(whole=study.n_rows(shard.relation)),
 )

@@ -29,9 +29,11 @@ from kn_lens._refining import prompts_by_fact, prompts_needed
 from kn_lens.attribution import Attribution, attribute
 from kn_lens.effects import measure
 from kn_lens.experiments import refining
+from kn_lens.experiments.passes import Passes, integrated
+from kn_lens.experiments.readouts import NEURONS
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import Shown, Stage, Study, Tick, write_records
-from kn_lens.experiments.sweep import COST_OF_POINT
+from kn_lens.experiments.sweep import passes_of
 from kn_lens.facts import Fact
 from kn_lens.interventions import Suppress
 from kn_lens.neuron_sets import NeuronSet
@@ -52,8 +54,8 @@ N_RULES = 4
 METHODS = ("integrated_gradients", "gradient_x_activation", "activation")
 NEURON_BY_NEURON = ("ablation", "log_prob_gain")
 CANDIDATES = 2
-PASSES = 60
-"""Forward passes a row that ``methods`` takes beside gradients, more or less: most of them for candidates."""
+CANDIDATES_PER_FOUND = 4
+"""In all, more or less: methods agree on some."""
 
 STABILITY_SCHEMA = pa.schema(
     [
@@ -205,10 +207,36 @@ def _methods_tables(study: Study) -> "dict[str, pd.DataFrame]":
     return {"methods": table.sort_values("value", kind="stable", ignore_index=True)}
 
 
-def _cost(study: Study, shard: Shard, *, points: int, passes: int) -> float:
-    n_asked = max(1, len(study.asked_facts(shard.relation)))
-    rows = study.n_rows(shard.relation) * min(study.settings.check_facts, n_asked) / n_asked
-    return rows * (passes + COST_OF_POINT * points * study.host.n_layers)
+def _rows(study: Study, relation: str) -> float:
+    n_asked = max(1, len(study.asked_facts(relation)))
+    return study.n_rows(relation) * min(study.settings.check_facts, n_asked) / n_asked
+
+
+def _stability_passes(study: Study, shard: Shard) -> Passes:
+    rows, n_layers = _rows(study, shard.relation), study.host.n_layers
+    rules = (
+        ("left", SUM_POINTS), ("left", 1), ("right", 1), ("midpoint", SUM_POINTS), ("gauss-legendre", GAUSS_POINTS),
+    )  # fmt: skip
+    return sum((integrated(rows, n_layers, *rule) for rule in rules), passes_of(study, rows))
+
+
+def _methods_passes(study: Study, shard: Shard) -> Passes:
+    """Gradients, activations, a pass for each candidate by two methods, and answers with each method's neurons off."""
+    rows, n_layers = _rows(study, shard.relation) * study.share_with_neurons(shard.relation), study.host.n_layers
+    candidates = CANDIDATES_PER_FOUND * _neurons_per_fact(study, shard.relation)
+    n_read = 2 + len(METHODS) + len(NEURON_BY_NEURON)
+    return rows * (
+        integrated(1, n_layers)
+        + Passes(whole=4, resumed=2 * n_layers, whole_gradients=1)  # two layer by layer, one with a backward pass
+        + Passes(resumed=len(NEURON_BY_NEURON) * candidates, whole=2 * n_read)
+    )
+
+
+def _neurons_per_fact(study: Study, relation: str) -> float:
+    if study.run.noted("neurons", Shard(relation)) is None:
+        return NEURONS
+    sizes = [len(neurons) for neurons in study.neurons("found", relation).values() if neurons]
+    return sum(sizes) / max(1, len(sizes))
 
 
 STABILITY = Stage(
@@ -222,7 +250,7 @@ STABILITY = Stage(
         "seed", "quadrature", "n_steps", "tolerance", "attr_threshold", "share_threshold", "min_prompts",
         "check_facts", "check_draws",
     ),
-    cost=lambda study, shard: _cost(study, shard, points=5 + 2 * SUM_POINTS + 2 + GAUSS_POINTS, passes=10),
+    passes=_stability_passes,
 )  # fmt: skip
 METHODS_STAGE = Stage(
     name="methods",
@@ -233,5 +261,5 @@ METHODS_STAGE = Stage(
     needs=(refining.STAGE,),
     settings=("seed", "check_facts"),
     version=2,
-    cost=lambda study, shard: _cost(study, shard, points=6, passes=PASSES),
+    passes=_methods_passes,
 )

@@ -26,6 +26,7 @@ from kn_lens.edit_tables import edit_table
 from kn_lens.edits import update_fact
 from kn_lens.errors import EditError, NoPromptError
 from kn_lens.experiments import answers, refining
+from kn_lens.experiments.passes import Passes
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import Shown, Stage, Study, Tick, write_records
 from kn_lens.facts import Fact
@@ -316,17 +317,35 @@ def _others(study: Study, relation: str, n_same: int, n_others: int) -> PromptBa
     return study.ask([*_same_facts(study, relation, n_same), *_other_facts(study, relation, n_others)])
 
 
-def _update_cost(study: Study, shard: Shard) -> float:
-    settings, n_asked = study.settings, max(1, len(study.asked_facts(shard.relation)))
-    others = 2 * settings.update_others
-    facts = N_KINDS * min(settings.update_facts, n_asked) * (2 + others) + others
-    return facts * study.n_rows(shard.relation) / n_asked
+def _update_passes(study: Study, shard: Shard) -> Passes:
+    """Activations of the updated facts; all questions and other facts without edits, and with each of them."""
+    settings, relation = study.settings, shard.relation
+    n_asked = max(1, len(study.asked_facts(relation)))
+    answered = study.run.noted("answers", Shard(relation)) is not None
+    n_known = len(answers.known_facts(study, relation)) if answered else n_asked
+    n = min(settings.update_facts, n_known, round(n_asked * study.share_with_neurons(relation)))
+    in_relation = sum(fact.relation == relation for fact in study.source)
+    others = min(settings.update_others, in_relation) + min(settings.update_others, len(study.source) - in_relation)
+    questions = 2 * (1.0 + _held_out_share(study, relation) + (relation in dict(_pairs(settings.inverses))))
+    facts = n + (others + n * questions) + N_KINDS * n * (questions + others) if n else 0.0
+    return Passes(whole=facts * study.n_rows(relation) / n_asked)
 
 
-def _erase_cost(study: Study, shard: Shard) -> float:
+def _held_out_share(study: Study, relation: str) -> float:
+    """Return how many held-out wordings a fact of a relation has for each of the others."""
+    own, held_out = (
+        sum(len(fact.templates) for fact in facts if fact.relation == relation)
+        for facts in (study.source, study.held_out)
+    )
+    return held_out / max(1, own)
+
+
+def _erase_passes(study: Study, shard: Shard) -> Passes:
     settings, n_asked = study.settings, max(1, len(study.asked_facts(shard.relation)))
-    facts = min(settings.erase_facts, n_asked) + settings.erase_others
-    return (1 + N_KINDS) * facts * study.n_rows(shard.relation) / n_asked
+    n_others = sum(fact.relation != shard.relation for fact in study.source)
+    facts = min(settings.erase_facts, n_asked) + min(settings.erase_others, n_others)
+    erased = study.share_with_neurons(shard.relation) > 0
+    return Passes(whole=erased * (1 + N_KINDS) * facts * study.n_rows(shard.relation) / n_asked)
 
 
 UPDATES = Stage(
@@ -340,7 +359,7 @@ UPDATES = Stage(
         "seed", "update_facts", "update_others", "lambdas", "update_scaling", "max_share", "inverses", "synonyms",
     ),
     across=True,
-    cost=_update_cost,
+    passes=_update_passes,
 )  # fmt: skip
 ERASURES = Stage(
     name="erasures",
@@ -351,5 +370,5 @@ ERASURES = Stage(
     needs=(refining.STAGE,),
     settings=("seed", "erase_top", "erase_value", "erase_facts", "erase_others"),
     across=True,
-    cost=_erase_cost,
+    passes=_erase_passes,
 )

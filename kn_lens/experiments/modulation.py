@@ -19,6 +19,7 @@ import pyarrow as pa
 from kn_lens.effects import controlled_effects, effect_table
 from kn_lens.experiments import refining
 from kn_lens.experiments.paper import CHANGE_RATIO
+from kn_lens.experiments.passes import Passes
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import Shown, Stage, Study, Tick, write_records
 from kn_lens.facts import Fact
@@ -71,9 +72,14 @@ def _measure(
     write_records(path, {name: effects[name] for name in SCHEMA.names}, SCHEMA)
 
 
-def _cost(study: Study, shard: Shard, n_factors: int, share: float) -> float:
-    """Own and other facts as they are, and for each factor under three kinds of neurons: half-way up on average."""
-    return 2 * (1 + 3 * n_factors / 2) * share * study.n_rows(shard.relation)
+def _passes(study: Study, shard: Shard, n_factors: int, most: int | None = None) -> Passes:
+    """Own and other facts as they are, and where there are neurons, for each factor under three kinds of them."""
+    n_asked = max(1, len(study.asked_facts(shard.relation)))
+    n = n_asked if most is None else min(most, n_asked)
+    rows = study.n_rows(shard.relation) / n_asked * n
+    others = rows * (1 - (1 - 1 / n) ** n)  # each fact has a random one of as many, and two may have the same
+    changed = 2 * rows * 3 * n_factors * study.share_with_neurons(shard.relation)
+    return Passes(whole=rows + others, resumed=changed)
 
 
 def _effect_tables(study: Study) -> "dict[str, pd.DataFrame]":
@@ -122,7 +128,7 @@ EFFECTS = Stage(
     needs=(refining.STAGE,),
     settings=("baseline", "seed"),
     across=True,
-    cost=lambda study, shard: _cost(study, shard, len(FACTORS), 1.0),
+    passes=lambda study, shard: _passes(study, shard, len(FACTORS)),
 )
 DOSES = Stage(
     name="doses",
@@ -133,10 +139,5 @@ DOSES = Stage(
     needs=(refining.STAGE,),
     settings=("baseline", "seed", "doses", "dose_facts"),
     across=True,
-    cost=lambda study, shard: _cost(
-        study,
-        shard,
-        len(study.settings.doses),
-        min(1.0, study.settings.dose_facts / max(1, len(study.asked_facts(shard.relation)))),
-    ),
+    passes=lambda study, shard: _passes(study, shard, len(study.settings.doses), study.settings.dose_facts),
 )

@@ -44,6 +44,7 @@ from kn_lens._refining import coarse_of, prompts_by_fact
 from kn_lens.attribution import attribute_in_parts
 from kn_lens.effects import measure
 from kn_lens.experiments import refining, sweep
+from kn_lens.experiments.passes import Passes
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import Shown, Stage, Study, Tick, write_records
 from kn_lens.facts import Fact
@@ -168,7 +169,7 @@ PREDICTIONS = Stage(
     title="Answers with a fact's neurons on and off",
     make=_make_predictions,
     needs=(refining.STAGE,),
-    cost=lambda study, shard: 2 * study.n_rows(shard.relation),
+    passes=lambda study, shard: Passes(whole=2 * study.n_rows(shard.relation)),
 )
 NEURON_SCORES = Stage(
     name="neuron_scores",
@@ -178,6 +179,5 @@ NEURON_SCORES = Stage(
     shown={"neuron_scores": Shown("How sure neurons are: mean score, prompts that have them, intervals above 0")},
     needs=(sweep.ATTRIBUTIONS, refining.STAGE),
     settings=("seed", "n_resamples", "attr_threshold", "quadrature", "n_steps", "tolerance"),
-    # Reading scores and drawing prompts more than passes: hardly a score is attributed again.
-    cost=lambda study, shard: study.n_rows(shard.relation),
+    # No passes that could be counted: hardly a score is attributed again.
 )

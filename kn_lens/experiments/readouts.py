@@ -20,7 +20,7 @@ among these 10.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from torch import Tensor
 
 from kn_lens._bootstrap import share_of, summed_up, with_control
 from kn_lens.experiments import refining
+from kn_lens.experiments.passes import Passes
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import ALL, Shown, Stage, Study, Tick, write_records
 from kn_lens.facts import Fact
@@ -156,10 +157,19 @@ def _tables(study: Study) -> "dict[str, pd.DataFrame]":
     }
 
 
-def _n_neurons(study: Study, relations: list[str]) -> float:
-    """Return about how many different neurons these relations' facts have."""
+def _passes(study: Study, relations: list[str], kinds: Sequence[str]) -> Passes:
+    """Return a pass through the head for each different neuron of these relations' facts, and one for none."""
+    if all(study.run.noted("neurons", Shard(relation)) for relation in relations):
+        every = {
+            neuron
+            for relation in relations
+            for kind in kinds
+            for neurons in study.neurons(kind, relation).values()
+            for neuron in neurons
+        }
+        return Passes(heads=1 + len(every))
     n_facts = sum(len(study.asked_facts(relation)) for relation in relations)
-    return min(NEURONS * n_facts, study.host.n_layers * study.host.d_mlp)
+    return Passes(heads=1 + min(NEURONS * len(kinds) * n_facts, study.host.n_layers * study.host.d_mlp))
 
 
 READOUTS = Stage(
@@ -168,7 +178,7 @@ READOUTS = Stage(
     make=_make_readouts,
     needs=(refining.STAGE,),
     shards=lambda study: [Shard(ALL)],
-    cost=lambda study, shard: _n_neurons(study, study.relations()) / study.host.n_layers,
+    passes=lambda study, shard: _passes(study, study.relations(), KINDS[:1]),
 )
 ANSWER_READOUTS = Stage(
     name="answer_readouts",
@@ -177,5 +187,5 @@ ANSWER_READOUTS = Stage(
     tables=_tables,
     shown={"answer_readouts": Shown(f"Share of a fact's neurons that have its answer in the {TOP} tokens they say")},
     needs=(refining.STAGE,),
-    cost=lambda study, shard: len(KINDS) * _n_neurons(study, [shard.relation]) / study.host.n_layers,
+    passes=lambda study, shard: _passes(study, [shard.relation], KINDS),
 )

@@ -20,6 +20,7 @@ from kn_lens._refining import prompts_by_fact
 from kn_lens.attribution import Attribution, attribute
 from kn_lens.experiments import sweep
 from kn_lens.experiments.overlap_tables import layer_table, table_2
+from kn_lens.experiments.passes import Passes
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import Shown, Stage, Study, Tick, write_records
 from kn_lens.facts import Fact
@@ -133,5 +134,5 @@ STAGE = Stage(
     settings=(
         "attr_threshold", "baseline_threshold", "share_threshold", "share_step", "max_moves", "min_prompts", "seed",
     ),
-    cost=lambda study, shard: study.n_rows(shard.relation),
+    passes=lambda study, shard: Passes(whole=study.n_rows(shard.relation)),
 )  # fmt: skip

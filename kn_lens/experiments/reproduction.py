@@ -3,39 +3,27 @@
 import hashlib
 import os
 import platform
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from kn_lens.errors import ArgumentError, DataError
-from kn_lens.experiments import asking
-from kn_lens.experiments.run_directory import RunDirectory, Shard, check_same, open_run
-from kn_lens.experiments.running import State, run, with_needs
+from kn_lens.experiments.run_directory import RunDirectory, Shard, open_run
 from kn_lens.experiments.settings import Settings
-from kn_lens.experiments.study import Stage, Study, digest_of_facts
+from kn_lens.experiments.study import Study, digest_of_facts
 from kn_lens.facts import FactSet
 from kn_lens.hosts import Host, host_of
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 LONGEST_NAME = 180
 """Characters of a relation in names of files, which can have 255, with what stands around it."""
-
-SAMPLE_RELATIONS, SAMPLE_ROWS = 2, 120
-"""Relations, and about so many rows of each, that ``plan`` measures the speed on."""
-SAMPLE = {
-    "update_facts": 1, "update_others": 5, "erase_facts": 5, "erase_others": 5, "check_facts": 1, "dose_facts": 2,
-    "n_resamples": 1, "syntax_forms": 1, "syntax_facts": 2,
-}  # fmt: skip
-"""What the settings are lowered to for it: less of the same, so that a pass takes as long as it will."""
 
 
 @contextmanager
@@ -71,113 +59,6 @@ def open_study(
     study, config, provenance = prepared(model, data, Path(path), settings, names or {}, memory_budget)
     with open_run(path, config, provenance, force=force) as run:
         yield replace(study, run=run)
-
-
-def plan(
-    model: Any,
-    facts: FactSet,
-    path: str | os.PathLike[str],
-    settings: Settings,
-    stages: Sequence[Stage],
-    *,
-    held_out: FactSet | None = None,
-    memory_budget: float | None = None,
-    force: bool = False,
-) -> "pd.DataFrame":
-    """Say what a run would do, and how long it would take; the run directory is only read.
-
-    The stages are run in a temporary directory on a few facts, with what else they do lowered likewise (``SAMPLE``), to
-    see how fast they are.
-
-    Args:
-        model: as for ``open_study``.
-        facts: as for ``open_study``.
-        path: as for ``open_study``.
-        settings: as for ``open_study``.
-        stages: which would run.
-        held_out: as for ``open_study``.
-        memory_budget: as for ``open_study``.
-        force: as for ``open_study``.
-
-    Returns:
-        One row for each ``stage``: its ``shards``, how many are ``done``, and for the others the forward ``passes``
-        (one row each; a gradient evaluation counts as several) and the ``seconds``.
-
-    Raises:
-        ArgumentError: as ``open_study``.
-        DataError: as ``open_study``, or no fact can be asked.
-    """
-    import pandas as pd
-
-    data = Data.of(facts, settings, held_out)
-    study, config, provenance = prepared(model, data, Path(path), settings, {}, memory_budget)
-    if not force:
-        check_same(Path(path), config, provenance)
-    how: dict[str, Any] = {"memory_budget": memory_budget, "held_out": held_out}
-    with TemporaryDirectory() as scratch:
-        with open_study(model, facts, Path(scratch, "whole"), settings, **how) as whole:
-            run(whole, [asking.STAGE], lambda state: None)
-            asked = whole.relations()
-            if not asked:
-                run(whole, stages, lambda state: None)  # raises, and says why
-            costs = {
-                stage: {shard: stage.cost(whole, shard) for shard in stage.shards(whole)}
-                for stage in with_needs(stages)
-            }
-        to_do = {stage: [shard for shard in costs[stage] if not study.is_current(stage, shard)] for stage in costs}
-        rates: dict[str, float] = {}
-        if any(to_do.values()):
-            rates = _seconds_per_pass(model, facts, Path(scratch, "sample"), _sampled(whole), stages, how)
-    rows = []
-    for stage, shards in to_do.items():
-        passes = sum(costs[stage][shard] for shard in shards)
-        n_shards = len(costs[stage])
-        rows.append(
-            {
-                "stage": stage.name,
-                "shards": n_shards,
-                "done": n_shards - len(shards),
-                "passes": round(passes),
-                "seconds": passes * rates.get(stage.name, 0.0),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _sampled(study: Study) -> Settings:
-    """Return the settings of a study that is small and otherwise the same."""
-    relations = study.relations()[:SAMPLE_RELATIONS]
-    n_facts = sum(len(study.asked_facts(relation)) for relation in relations)
-    n_rows = sum(study.n_rows(relation) for relation in relations)
-    lowered = {name: min(n, getattr(study.settings, name)) for name, n in SAMPLE.items()}
-    return replace(
-        study.settings,
-        relations=tuple(relations),
-        limit=min(max(2, round(SAMPLE_ROWS * n_facts / n_rows)), study.settings.limit or n_facts),
-        doses=study.settings.doses[:2],
-        **lowered,
-    )
-
-
-def _seconds_per_pass(
-    model: Any, facts: FactSet, path: Path, settings: Settings, stages: Sequence[Stage], how: dict[str, Any]
-) -> dict[str, float]:
-    seconds: dict[str, float] = {}
-    passes: dict[str, float] = {}
-    running, since, before = None, 0.0, 0.0
-
-    def watch(state: State) -> None:
-        nonlocal running, since, before
-        name, now = state.stage.name, time.perf_counter()
-        if running != (name, state.shard):
-            running, since, before = (name, state.shard), now, state.done
-        if state.finished:
-            seconds[name] = seconds.get(name, 0.0) + now - since
-            passes[name] = passes.get(name, 0.0) + state.done - before
-
-    with open_study(model, facts, path, settings, **how) as study:
-        run(study, stages, watch)
-    return {name: seconds[name] / passes[name] if passes[name] else 0.0 for name in seconds}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,10 +113,15 @@ def prepared(
     settings: Settings,
     names: Mapping[str, str | None],
     memory_budget: float | None,
+    *,
+    identified: bool = True,
 ) -> tuple[Study, dict[str, Any], dict[str, Any]]:
-    """Return a study, its configuration and provenance, before its directory is touched; see ``open_study``."""
+    """Return a study, its configuration and provenance, before its directory is touched; see ``open_study``.
+
+    Which model it is need not be told where there are no records yet: that takes reading all weights.
+    """
     host = host_of(model)
-    made_from = {"versions": versions(), "model": identity(host)}
+    made_from = {"versions": versions(), "model": identity(host) if identified else {}}
     provenance = {
         "made_from": {**made_from, "data": data.digests()},
         "model": size(host),

@@ -1,4 +1,4 @@
-"""Running the stages of a study, and saying beforehand what would run."""
+"""Running the stages of a study."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -111,7 +111,7 @@ def begun(study: Study, stages: Sequence[Stage], done: float = 0.0) -> tuple[Sta
     stage, *others = stages
     shards = stage.shards(study)
     if not shards:
-        raise DataError(f"No fact of {', '.join(study.facts.relations[:8])} can be asked: {_reason(study)}")
+        raise nothing_to_ask(study)
     costs = {shard: stage.cost(study, shard) for shard in shards if not study.is_current(stage, shard)}
     state = State(
         stage=stage,
@@ -155,6 +155,11 @@ def _cost(study: Study, stage: Stage) -> float:
     if not all(study.run.noted("facts", Shard(relation)) for relation in study.facts.relations):
         return 0.0
     return sum(stage.cost(study, shard) for shard in stage.shards(study) if not study.is_current(stage, shard))
+
+
+def nothing_to_ask(study: Study) -> DataError:
+    """Return the error of a study none of whose facts can be asked, once that is known; it says why."""
+    return DataError(f"No fact of {', '.join(study.facts.relations[:8])} can be asked: {_reason(study)}")
 
 
 def _reason(study: Study) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from kn_lens._budget import give_back_memory
 from kn_lens.errors import NoPromptError
+from kn_lens.experiments.passes import Passes
 from kn_lens.experiments.run_directory import RunDirectory, Shard, digest_of_json
 from kn_lens.experiments.settings import Settings
 from kn_lens.facts import Fact, FactSet
@@ -60,7 +61,7 @@ class Stage:
         settings: the settings that its records depend on.
         across: whether a shard depends on facts of other relations too.
         shards: its shards, from the study; one for each relation with facts to ask for, unless given.
-        cost: ``cost(study, shard)``: the forward passes that a shard takes, one a row; the base of all estimates.
+        passes: ``passes(study, shard)``: the passes that a shard takes; the base of all estimates.
         version: to be raised when the same inputs give other records.
     """
 
@@ -73,13 +74,17 @@ class Stage:
     settings: tuple[str, ...] = ()
     across: bool = False
     shards: "Callable[[Study], Sequence[Shard]]" = lambda study: [Shard(relation) for relation in study.relations()]
-    cost: "Callable[[Study, Shard], float]" = lambda study, shard: 0.0
+    passes: "Callable[[Study, Shard], Passes]" = lambda study, shard: Passes()
     version: int = 1
 
     def write(self, study: "Study", shard: Shard, path: Path, tick: Tick) -> None:
         """Make the records of a shard, and give back the memory that it took: the next one is of another size."""
         self.make(study, shard, path, tick)
         give_back_memory()
+
+    def cost(self, study: "Study", shard: Shard) -> float:
+        """Return about how many forward passes of a row a shard takes as long as."""
+        return self.passes(study, shard).forwards()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -166,6 +171,13 @@ class Study:
         """Return how many rows the prompts of a relation have."""
         asked = self.asked(relation)
         return int(asked["n_rows"][asked["asked"]].sum())
+
+    def share_with_neurons(self, relation: str) -> float:
+        """Return the share of a relation's asked facts that have found neurons; 1 while that is not known."""
+        if self.run.noted("neurons", Shard(relation)) is None:
+            return 1.0
+        found = self.neurons("found", relation)
+        return sum(map(bool, found.values())) / max(1, len(found))
 
     def prompts(self, relation: str) -> PromptBatch:
         """Return the prompts of a relation's asked facts; those of the last relation are kept."""

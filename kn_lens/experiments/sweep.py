@@ -11,17 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kn_lens.experiments import asking
+from kn_lens.experiments.passes import Passes, integrated
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import Stage, Study, Tick
 from kn_lens.score_files import attribute_to_file, read_attribution
 
 if TYPE_CHECKING:
     import pandas as pd
-
-POINTS = 5
-"""Gradient evaluations that the adaptive quadrature takes for a (prompt, layer), more or less."""
-COST_OF_POINT = 1.5
-"""Forward passes that one costs: it resumes half-way up on average, and has a backward pass."""
 
 
 def _make(how: Callable[[Study], dict[str, Any]], study: Study, shard: Shard, path: Path, tick: Tick) -> None:
@@ -37,9 +33,9 @@ def _gradients(study: Study) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in names}
 
 
-def _cost(study: Study, shard: Shard) -> float:
-    points = study.settings.n_steps or POINTS
-    return study.n_rows(shard.relation) * (1 + COST_OF_POINT * points * study.host.n_layers)
+def passes_of(study: Study, rows: float) -> Passes:
+    """Return the passes that attributing so many rows as the settings say takes."""
+    return integrated(rows, study.host.n_layers, study.settings.quadrature, study.settings.n_steps)
 
 
 def _tables(study: Study) -> "dict[str, pd.DataFrame]":
@@ -72,7 +68,7 @@ ATTRIBUTIONS = Stage(
     tables=_tables,
     needs=(asking.STAGE,),
     settings=("quadrature", "n_steps", "tolerance", "keep"),
-    cost=_cost,
+    passes=lambda study, shard: passes_of(study, study.n_rows(shard.relation)),
 )
 ACTIVATIONS = Stage(
     name="activations",
@@ -80,7 +76,7 @@ ACTIVATIONS = Stage(
     make=partial(_make, lambda study: {"method": "activation", "keep": study.settings.baseline_threshold}),
     needs=(asking.STAGE,),
     settings=("baseline_threshold",),
-    cost=lambda study, shard: study.n_rows(shard.relation),
+    passes=lambda study, shard: Passes(whole=study.n_rows(shard.relation)),
 )
 
 

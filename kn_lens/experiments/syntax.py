@@ -40,9 +40,10 @@ from kn_lens.attribution import attribute
 from kn_lens.experiments import modulation, phenomena, refining
 from kn_lens.experiments.minimal_pairs import wrong_form
 from kn_lens.experiments.overlap_tables import table_2
+from kn_lens.experiments.passes import Passes
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import Shown, Stage, Study, Tick, neuron_sets, write_records
-from kn_lens.experiments.sweep import COST_OF_POINT, POINTS
+from kn_lens.experiments.sweep import passes_of
 from kn_lens.facts import Fact
 from kn_lens.interventions import Amplify
 from kn_lens.neuron_sets import NeuronSet
@@ -271,29 +272,34 @@ def _wide(own: "pd.DataFrame", other: "pd.DataFrame") -> "pd.DataFrame":
     return own[columns].merge(totals[columns], on=labels, suffixes=(f"_{OWN}", f"_{OTHER}"), validate="one_to_one")
 
 
-# --- costs ----------------------------------------------------------------------------------------
+# --- passes ---------------------------------------------------------------------------------------
 
 
 def _n_asked(study: Study, shard: Shard) -> tuple[int, int]:
-    """Return how many forms of a phenomenon are asked, and in how many prompts, at most."""
+    """Return how many forms of a phenomenon are asked, and in how many rows; until it is known, at most, of a token."""
     settings = study.settings
+    if study.run.noted(phenomena.STAGE.name, shard) is not None:
+        forms = phenomena.asked_forms(study, shard.part)
+        return len(forms), study.ask(forms).n_rows if forms else 0
     sizes = Counter(pair.parts[1:3] for pair in phenomena.pairs_of(study)[shard.part] if pair.parts is not None)
     largest = [size for _, size in sizes.most_common(settings.syntax_forms) if size >= settings.min_prompts]
     return len(largest), sum(min(size, settings.syntax_sentences) for size in largest)
 
 
-def _cost_of_neurons(study: Study, shard: Shard) -> float:
-    return _n_asked(study, shard)[1] * (1 + COST_OF_POINT * (study.settings.n_steps or POINTS) * study.host.n_layers)
+def _passes_of_neurons(study: Study, shard: Shard) -> Passes:
+    return passes_of(study, _n_asked(study, shard)[1])
 
 
-def _cost(study: Study, shard: Shard) -> float:
-    n_forms, n_prompts = _n_asked(study, shard)
+def _passes(study: Study, shard: Shard) -> Passes:
+    n_forms, n_rows = _n_asked(study, shard)
+    if not n_forms:
+        return Passes()
     counts = [len(study.asked_facts(relation)) for relation in study.relations()]
     n_facts = min(sum(counts), study.settings.syntax_facts)
     rows = n_facts * sum(study.n_rows(relation) for relation in study.relations()) / max(1, sum(counts))
-    clean = 2 * n_prompts + rows
-    changed = (2 * n_prompts * (1 + n_facts) + rows * n_forms) / 2  # from half-way up on average
-    return clean + len(KINDS) * len(FACTORS) * (clean + 2 * n_prompts + changed)
+    clean = 2 * n_rows + rows
+    changed = Passes(whole=clean + 2 * n_rows, resumed=2 * n_rows * (1 + n_facts) + rows * n_forms)
+    return Passes(whole=clean) + len(KINDS) * len(FACTORS) * changed
 
 
 NEURONS = Stage(
@@ -308,7 +314,7 @@ NEURONS = Stage(
         "max_moves", "min_prompts",
     ),
     shards=phenomena.shards_of,
-    cost=_cost_of_neurons,
+    passes=_passes_of_neurons,
 )  # fmt: skip
 STAGE = Stage(
     name="syntax",
@@ -326,5 +332,5 @@ STAGE = Stage(
     needs=(phenomena.STAGE, NEURONS, refining.STAGE, modulation.EFFECTS),
     settings=("seed", "syntax_facts"),
     shards=phenomena.shards_of,
-    cost=_cost,
+    passes=_passes,
 )

@@ -24,6 +24,7 @@ from kn_lens.attribution import attribute_in_parts
 from kn_lens.errors import NoPromptError
 from kn_lens.experiments import refining
 from kn_lens.experiments.corpora import corpus_of, place_of, places_of
+from kn_lens.experiments.passes import Passes
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.study import Shown, Stage, Study, Tick, write_records
 from kn_lens.facts import Fact
@@ -187,8 +188,10 @@ def _tables(study: Study) -> "dict[str, pd.DataFrame]":
     return {**tables, "texts_of_most_and_least": pd.concat(shown, ignore_index=True)}
 
 
-def _cost(study: Study, shard: Shard) -> float:
-    return 3 * study.settings.text_sentences * len(study.asked_facts(shard.relation))
+def _passes(study: Study, shard: Shard) -> Passes:
+    """Return the most that it can take: as many sentences of each kind as are wanted."""
+    n_facts = len(study.asked_facts(shard.relation)) * study.share_with_neurons(shard.relation)
+    return Passes(whole=3 * study.settings.text_sentences * n_facts)
 
 
 STAGE = Stage(
@@ -200,5 +203,5 @@ STAGE = Stage(
     needs=(refining.STAGE,),
     settings=("seed", "texts_digest", "text_sentences"),
     across=True,
-    cost=_cost,
+    passes=_passes,
 )

@@ -10,7 +10,7 @@ import pytest
 from transformers.utils import logging as transformers_logging
 
 import kn_lens as kn
-from kn_lens.cli import main
+from kn_lens.cli import _terminal, main
 from tests.tiny import COUNTRIES, tiny_checkpoint
 
 CAPITAL = ["The capital of [X] is [Y].", "[Y] is the capital of [X].", "In fact, [X] has its seat in [Y]", "[X], [Y]."]
@@ -25,6 +25,7 @@ def cli():
         streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)]
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(streams[0]), redirect_stderr(streams[1]):
             patch.setattr("kn_lens.cli._prepare_process", lambda: None)  # it is for a process of its own
+            patch.setattr(_terminal, "FIRST_LINE", 1e6)  # how busy the machine is shall not show in what is printed
             patch.setattr(sys, "argv", ["kn-lens", *map(str, args)])
             with warnings.catch_warnings(), pytest.raises(SystemExit) as exit_info:
                 main()

@@ -2,17 +2,19 @@
 
 import io
 import json
+import queue
 import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import typer
-from rich.console import Console
 
 import kn_lens as kn
-from kn_lens.cli import _app, _terminal
+from kn_lens.cli import _app, _terminal, main
+from kn_lens.cli._terminal import EscapingConsole
 
 # --- the process -----------------------------------------------------------------------------------------
 
@@ -39,7 +41,8 @@ def test_help_needs_no_heavy_import():
 def test_a_process_keeps_its_streams_apart(checkpoints, facts_file):
     process = run_process("find", "-m", checkpoints["bert"], "-f", facts_file, "--limit", 3, "--json")
     out, err = process.communicate()
-    assert (process.returncode, err) == (0, "")
+    said = [line for line in err.splitlines() if not line.endswith(" so far")]  # on a busy machine it takes long
+    assert (process.returncode, said) == (0, [])
     assert len(json.loads(out)["facts"]) == 3
 
 
@@ -55,6 +58,8 @@ def test_interrupting_ends_in_one_line_and_writes_nothing(checkpoints, facts_fil
     script = (
         "import sys, time\n"
         "from kn_lens import attribution, cli\n"
+        "from kn_lens.cli import _terminal\n"
+        "_terminal.FIRST_LINE = 1e6\n"
         "attribution.attribute = lambda *args, **how: (print('at work', flush=True), time.sleep(60))\n"
         f"sys.argv[1:] = {arguments}\n"
         "cli.main()"
@@ -168,7 +173,7 @@ def test_bad_input_is_one_clear_line(cli, folder, checkpoints, facts_file, argum
 @pytest.mark.parametrize(("terminal", "slow"), [(True, True), (True, False), (False, True)])
 def test_progress_shows_on_a_terminal_when_it_takes_long(monkeypatch, terminal, slow):
     written = io.StringIO()
-    monkeypatch.setattr(_terminal, "err", Console(file=written, force_terminal=terminal, width=100))
+    monkeypatch.setattr(_terminal, "err", EscapingConsole(file=written, force_terminal=terminal, width=100))
     monkeypatch.setattr(_terminal, "SHOW_AFTER", 0.01 if slow else 60)
     with _terminal.working("Attributing", unit="prompts") as show:
         for done in range(1, 5):
@@ -176,6 +181,91 @@ def test_progress_shows_on_a_terminal_when_it_takes_long(monkeypatch, terminal, 
             time.sleep(0.05)
     assert ("Attributing" in written.getvalue()) == (terminal and slow)
     assert ("prompts/s" in written.getvalue()) == (terminal and slow)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_long_work_is_told_line_by_line_where_there_is_no_terminal(monkeypatch, terminal):
+    now, written = 1000.0, io.StringIO()
+    monkeypatch.setattr(_terminal.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(_terminal, "err", EscapingConsole(file=written, force_terminal=terminal, width=40))
+    monkeypatch.setattr(_terminal, "SHOW_AFTER", 60)
+    pauses, told = [], queue.Queue()
+    monkeypatch.setattr(_terminal, "Event", lambda: Clock(pauses, told))
+
+    def lines_after(seconds):
+        nonlocal now
+        now += seconds
+        if terminal:
+            return ""
+        before = len(written.getvalue())
+        told.put(False)
+        told.join()
+        return written.getvalue()[before:]
+
+    with _terminal.telling():
+        assert lines_after(5) == ("" if terminal else "kn-lens: working: 5 s so far\n")
+        with _terminal.working("Attributing\x1b[2J", unit="prompts") as show:
+            assert lines_after(30) == ("" if terminal else "kn-lens: Attributing\\x1b[2J: 30 s so far\n")
+            show(300, 3000)
+            said = "kn-lens: Attributing\\x1b[2J: 300 of 3,000 prompts, 5/s, 9 min left, 60 s so far\n"
+            assert lines_after(30) == ("" if terminal else said)
+            show(2700, 3000, "Nearly there")
+            assert lines_after(30)[:50] == ("" if terminal else "kn-lens: Nearly there: 2,700 of 3,000 prompts, 30/")
+        assert lines_after(30) == ("" if terminal else "kn-lens: working: 125 s so far\n".replace("125 s", "2 min"))
+    assert pauses == ([] if terminal else [5.0, 30.0, 30.0, 30.0, 30.0, 30.0])
+
+
+class Clock:
+    """An event that waits for the test instead of the time; what it is told is whether it is set."""
+
+    def __init__(self, pauses, told):
+        self.pauses, self.told, self.waited = pauses, told, False
+
+    def wait(self, seconds):
+        if self.waited:
+            self.told.task_done()
+        self.pauses.append(seconds)
+        self.waited = True
+        return self.told.get()
+
+    def set(self):
+        self.told.put(True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "slow", "told"),
+    [
+        ("data read world", "kn_lens.cli.data.read_facts", "working"),
+        ("demo", "kn_lens.hosts.load_model", "Loading world-bert"),
+        ("find", "kn_lens.hosts.load_model", "Loading world-bert"),
+        ("find --json", "kn_lens.hosts.load_model", "Loading world-bert"),
+        ("reproduce --out none", "kn_lens.hosts.load_model", "Loading world-bert"),
+        ("reproduce --out none --dry-run", "kn_lens.hosts.load_model", "Loading world-bert"),
+        ("report none", "kn_lens.report.write_report", "Writing the report"),
+        ("compare a=none b=none", "kn_lens.compare.compare_runs", "Comparing"),
+        ("edit show none", "kn_lens.cli.edit._read", "working"),
+        ("models", "kn_lens.cli.models.embedded", "working"),
+    ],
+)
+def test_whatever_takes_long_is_told_of(monkeypatch, capsys, arguments, slow, told):
+    said = [""]
+
+    def takes_long(*args, **how):
+        deadline = time.monotonic() + 20
+        while f"kn-lens: {told}: " not in said[0] and time.monotonic() < deadline:
+            time.sleep(0.01)
+            said[0] += capsys.readouterr().err
+        raise kn.errors.DataError("enough")
+
+    monkeypatch.setattr(_terminal, "FIRST_LINE", 0.05)
+    monkeypatch.setattr(_terminal, "LINE_EVERY", 0.05)
+    monkeypatch.setattr("kn_lens.cli._prepare_process", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["kn-lens", *arguments.split()])
+    monkeypatch.setattr(slow, takes_long)
+    with pytest.raises(SystemExit), warnings.catch_warnings():
+        main()
+    assert f"kn-lens: {told}: " in said[0]
+    assert capsys.readouterr().out == ""
 
 
 def test_numbers_that_json_cannot_hold_become_null(capsys):

@@ -9,7 +9,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 import kn_lens as kn
 from kn_lens._mirror import working_copy
 from kn_lens._secrets import without_secrets
-from tests.reliability.tries import TRIED
+from tests.reliability.tries import TRIED, timed
 from tests.tiny import tiny_checkpoint
 
 SECRET = "s3cr3tPassw0rd"
@@ -110,11 +110,48 @@ def test_a_study_does_not_take_them_in(study, text):
     TRIED["secrets: addresses and texts", "kept to themselves"] += 1
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"https://user:{SECRET}@host/f", f"https:/user:{SECRET}@host/f", f"https:user:{SECRET}@host/f",
+        f"HTTPS://USER:{SECRET}@HOST/F", f"s3:/key:{SECRET}/+=@bucket/x", f"s3://key:{SECRET}@more@bucket/x",
+        f"https%3A%2F%2Fuser%3A{SECRET}%40host%2Ff", f"https://user:{SECRET}%40x@host", f"git+https://{SECRET}@host/x",
+        f"https://host/f?token={SECRET}", f"https:/host/f?X-Amz-Signature={SECRET}&x=1", f"https://host/#key={SECRET}",
+        f"https%3A%2F%2Fhost%2Ff%3Ftoken%3D{SECRET}%26a%3D1", f"az:user:{SECRET}@host", f"https://user:{SECRET}'x@host",
+    ],
+)  # fmt: skip
+def test_no_command_repeats_those_of_an_address(cli, study, address):
+    for args in (
+        ("data", "read", address), ("find", "--facts", address), ("find", "--model", address, "--subject", "Ireland"),
+        ("intervene", "--neurons", address), ("edit", "show", address), ("reproduce", "--out", study, "-f", address),
+        ("report", address), ("compare", address, study), ("study", address, "--out", study), ("demo", "-m", address),
+        ("find", "--out", f"{address}/x"),
+    ):  # fmt: skip
+        code, out, err = cli(*args)
+        assert code == 2 and not leaks(out, err), args
+        TRIED["secrets: addresses and texts", "kept to themselves"] += 1
+    with pytest.raises(kn.DataError) as caught:
+        kn.FactSet.from_jsonl(address)
+    assert not leaks(str(caught.value))
+    for text in (address, f"'{address}': no such file", f"<{address}>, and me@host"):
+        assert not leaks(without_secrets(text))
+
+
+def test_long_texts_are_looked_through_in_no_time():
+    for text in ("a://b:" * 20_000, "a." * 50_000, "ab://" + "%3a" * 30_000, "https:x" * 20_000, "&key" * 30_000):
+        with timed("secrets: long texts"):
+            without_secrets(text)
+
+
 def test_what_is_no_secret_stays():
     for text in (
         "/home/a@b/run",
         "user@host.org",
         "C:/x",
+        "C:\\a@b",
+        "hf://datasets/me/x@main",
+        "https://host/@scope/package",
+        "https://host?author=me",
         "memory://study",
         "50% of 3, see https://x.org/a?page=3#key",
     ):
