@@ -1,7 +1,7 @@
 """What the rest of kn_lens sees of a model: the few names and operations it needs of a ``TransformerBridge``."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kn_lens._families import Kind
+from kn_lens._interrupts import Undone, entered
 from kn_lens._loading import check_finite
 from kn_lens._prefix import Prefix
 from kn_lens._splicing import at, forwards, norms_in, plain_norms, returning
@@ -141,7 +142,7 @@ class Host:
         self.check_hooks(name for name, _ in hooks)
         if read_pos is not None:
             hooks.append((self._head_entry, at(read_pos)))
-        with self.model.hooks(fwd_hooks=hooks), forwards(plain_norms(self._norms)):
+        with entered(self.model.hooks(fwd_hooks=hooks)), forwards(plain_norms(self._norms)):
             logits = self._run(tokens, attention_mask, prefix)
         return logits if read_pos is None else logits.squeeze(1)
 
@@ -175,7 +176,6 @@ class Host:
         with self.resumed(self.n_layers, resid[:, None]):
             return self.logits(tokens, torch.ones_like(tokens)).squeeze(1)
 
-    @contextmanager
     def resumed(
         self,
         layer: int,
@@ -183,7 +183,7 @@ class Host:
         attn_out: Float[Tensor, "row pos d_model"] | None = None,
         *,
         alone: bool = False,
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """Make the forward passes inside start at ``layer`` with the residual stream ``resid``, skipping those below.
 
         The result is exact (the same operations on the same numbers) when ``resid`` is what ``resid_pre(layer)`` holds
@@ -212,8 +212,7 @@ class Host:
             instead[blocks[layer].attn] = lambda *_, **__: of_attn(attn_out)
         if alone:
             instead |= {block: lambda entering, *_, **__: of_block(entering) for block in blocks[layer + 1 :]}
-        with forwards(instead):
-            yield
+        return forwards(instead)
 
     def check_finite(self) -> None:
         """Raise if a weight is NaN or infinite. Reads every weight once.
@@ -244,17 +243,20 @@ class Host:
     def _beside(self) -> tuple[Callable[[Tensor], Any], Callable[[Tensor], Any]]:
         """How a block and its attention return a tensor: bare, or before values that nothing here needs."""
         seen: list[Any] = []
-        handles = [
-            module.register_forward_hook(lambda module, args, output: seen.append(output))
-            for module in (self.model.blocks[0].attn, self.model.blocks[0])  # in the order they finish
-        ]
-        try:
+        handles: list[Any] = []
+
+        def watch() -> None:
+            for module in (self.model.blocks[0].attn, self.model.blocks[0]):  # in the order they finish
+                handles.append(module.register_forward_hook(lambda module, args, output: seen.append(output)))
+
+        def unwatch() -> None:
+            for handle in handles:
+                handle.remove()
+
+        with Undone(watch, unwatch):
             tokens = torch.zeros(1, 1, dtype=torch.long, device=self.device)
             with torch.no_grad():
                 self.logits(tokens, torch.ones_like(tokens))
-        finally:
-            for handle in handles:
-                handle.remove()
         of_attn, of_block = (returning(output) for output in seen)
         return of_block, of_attn
 

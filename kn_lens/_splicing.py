@@ -1,24 +1,28 @@
 """Running parts of a TransformerLens model: some modules return what they are told, or do without their hooks."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from kn_lens._interrupts import Undone
 
-@contextmanager
-def forwards(instead: Mapping[Any, Callable[..., Any]]) -> Iterator[None]:
-    """Exchange what these modules do when they are called, and take it back again."""
-    for module, forward in instead.items():
-        # An instance attribute hides the class's forward and leaves no trace when it is deleted again.
-        module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
+
+def forwards(instead: Mapping[Any, Callable[..., Any]]) -> AbstractContextManager[None]:
+    """Exchange what these modules do when they are called, for the time of a ``with`` block."""
+
+    def exchange() -> None:
+        for module, forward in instead.items():
+            # An instance attribute hides the class's forward and leaves no trace when it is deleted again.
+            module.__dict__["forward"] = forward
+
+    def take_back() -> None:
         for module in instead:
             module.__dict__.pop("forward", None)
+
+    return Undone(exchange, take_back)
 
 
 def returning(output: Any) -> Callable[[Tensor], Any]:
