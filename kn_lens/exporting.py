@@ -4,15 +4,16 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from kn_lens._interrupts import Undone
 from kn_lens._original import plain_model
 from kn_lens._rows import check_raw
 from kn_lens.errors import ArgumentError, EditError
-from kn_lens.hosts import host_of
+from kn_lens.hosts import Host, host_of
 from kn_lens.weight_edits import WeightEdit
 
 RECORD = "kn_lens_edits.json"
@@ -60,9 +61,7 @@ def export(
     part = directory.with_name(f".{directory.name}.{os.getpid()}.part")
     tokenizer = host.tokenizer if tokenizer is None else tokenizer
     try:
-        with ExitStack() as applied:
-            for edit in edits:
-                applied.enter_context(edit.applied(host))
+        with _all_applied(edits, host):
             plain_model(model).save_pretrained(part)
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
@@ -74,6 +73,17 @@ def export(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return directory
+
+
+def _all_applied(edits: Sequence[WeightEdit], host: Host) -> AbstractContextManager[None]:
+    """Apply edits in their order for the time of a ``with`` block, and undo them last first."""
+    stack = ExitStack()
+
+    def apply() -> None:
+        for edit in edits:
+            stack.enter_context(edit.applied(host))
+
+    return Undone(apply, stack.close)
 
 
 def check_new(directory: Path) -> None:
