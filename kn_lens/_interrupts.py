@@ -11,7 +11,7 @@ because undoing starts over, and two within one undoing are not.
 import io
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Generic, TypeVar
 
@@ -85,7 +85,7 @@ class Undone(io.IOBase, Generic[T]):
             raise
 
 
-def _steps(do: Callable[[], T], undo: Callable[[], object]) -> Iterator[T]:
+def _steps(do: Callable[[], T], undo: Callable[[], object]) -> Generator[T, None, None]:
     undone = False
     try:
         try:
