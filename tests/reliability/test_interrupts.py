@@ -5,7 +5,6 @@ import shutil
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 
@@ -47,16 +46,14 @@ class Keyboard:
     def __init__(self, first: int, second: int = 0) -> None:
         self.first, self.second, self.seen, self.since = first, second, 0, 0
 
-    @contextmanager
-    def watched(self):
-        profiler, tracer = sys.getprofile(), sys.gettrace()
+    def __enter__(self):
+        self.before = sys.getprofile(), sys.gettrace()
         sys.settrace(self._again if self.second else None)
         sys.setprofile(self._moment)
-        try:
-            yield
-        finally:
-            sys.setprofile(profiler)
-            sys.settrace(tracer)
+
+    def __exit__(self, *_):
+        sys.setprofile(self.before[0])
+        sys.settrace(self.before[1])
 
     def _moment(self, frame, event, _):
         if event != "return" and concerned(frame.f_code):
@@ -125,7 +122,7 @@ def test_everything_comes_back(way, presses, tmp_path):
     way(model, tmp_path)  # what is computed once is there
     shutil.rmtree(tmp_path / "edited", ignore_errors=True)
     before, whole = everything(model), Keyboard(0)
-    with whole.watched():
+    with whole:
         way(model, tmp_path)
     n = whole.seen
     moments = [*range(n - LAST + 1, n + 1), *range(1, n - LAST, -(-n // SPREAD))]
@@ -134,7 +131,7 @@ def test_everything_comes_back(way, presses, tmp_path):
         (tmp_path / str(number)).mkdir()
         keyboard = Keyboard(moment, 1 + 5 * number % 18 if presses == 2 else 0)
         try:
-            with keyboard.watched():
+            with keyboard:
                 way(model, tmp_path / str(number))
         except KeyboardInterrupt as interrupt:  # kept, as notebooks keep it, with all that its frames hold
             kept.append(interrupt)
