@@ -1,8 +1,6 @@
 """An edited model as a plain Hugging Face checkpoint, for everything that loads one."""
 
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
@@ -12,6 +10,7 @@ from typing import Any
 from kn_lens._interrupts import Undone
 from kn_lens._original import plain_model
 from kn_lens._rows import check_raw
+from kn_lens._whole_files import part_folder
 from kn_lens.errors import ArgumentError, EditError
 from kn_lens.hosts import Host, host_of
 from kn_lens.weight_edits import WeightEdit
@@ -58,20 +57,18 @@ def export(
     check_raw(host, "Written as a checkpoint, the others would make another model.")
     directory = Path(directory)
     check_new(directory)
-    part = directory.with_name(f".{directory.name}.{os.getpid()}.part")
     tokenizer = host.tokenizer if tokenizer is None else tokenizer
+    record = [{"checkpoint": asdict(edit.checkpoint), "why": edit.why, "digest": edit.digest} for edit in edits]
     try:
-        with _all_applied(edits, host):
-            plain_model(model).save_pretrained(part)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(part)
-        record = [{"checkpoint": asdict(edit.checkpoint), "why": edit.why, "digest": edit.digest} for edit in edits]
-        (part / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.rename(directory)
+        with part_folder(directory.parent) as part:
+            with _all_applied(edits, host):
+                plain_model(model).save_pretrained(part)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(part)
+            (part / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            part.rename(directory)
     except OSError as error:
         raise EditError(f"{directory} cannot be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return directory
 
 

@@ -14,6 +14,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from kn_lens._whole_files import read_whole
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 
 SUBJECT_SLOT = "[X]"
@@ -223,7 +224,7 @@ def _lama_record(place: str, row: Mapping[str, Any], name: str) -> Record:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")  # text mode would translate line ends inside CSV cells
+        return read_whole(path).decode("utf-8-sig")  # text mode would translate line ends inside CSV cells
     except FileNotFoundError:
         siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"{path}: no such file.{did_you_mean(path.name, siblings)}") from None
