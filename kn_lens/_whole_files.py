@@ -90,6 +90,8 @@ def writing_whole(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if fcntl is None:
+                file.close()  # what is open keeps its name on Windows
             part.replace(path)
     finally:
         with suppress(OSError):  # it has taken its place
