@@ -341,6 +341,9 @@ class Driver:
     def _put_back(self, run: _Run, shard: Shard, reason: str) -> None:
         del run.busy[shard]
         run.deaths[shard] += 1
+        assert run.state is not None  # a stage has begun
+        note = f"the worker that made {shard.name} is lost ({reason}); what it had is made again"
+        self._watch(run.job, replace(run.state, finished=False, note=note))
         if run.deaths[shard] < ATTEMPTS:
             run.waiting.appendleft(shard)
         else:

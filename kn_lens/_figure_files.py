@@ -3,10 +3,9 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from kn_lens._whole_files import write_whole
+from kn_lens._whole_files import part_folder, read_whole, write_whole
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def _write_pages(figures: "Mapping[str, Figure]", folder: Path) -> None:
 
     library = folder / "plotly.min.js"
     text = get_plotlyjs()
-    if not library.exists() or library.read_text(encoding="utf-8") != text:
+    if not library.exists() or read_whole(library) != text.encode():
         write_whole(library, text)
     for name, figure in figures.items():
         page = figure.to_html(include_plotlyjs="directory", div_id=name, config={"displaylogo": False})
@@ -94,7 +93,7 @@ def _write_images(figures: "Mapping[str, Figure]", folder: Path, images: Sequenc
     import kaleido
     from choreographer.errors import ChromeNotFoundError
 
-    with TemporaryDirectory(dir=folder, prefix=".drawing-") as scratch:
+    with part_folder(folder) as scratch:
         wanted: list[Any] = [
             {
                 "fig": figures[name],

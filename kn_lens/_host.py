@@ -1,7 +1,7 @@
 """What the rest of kn_lens sees of a model: the few names and operations it needs of a ``TransformerBridge``."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kn_lens._families import Kind
+from kn_lens._interrupts import Undone, entered
 from kn_lens._loading import check_finite, fingerprint
 from kn_lens._prefix import Prefix
 from kn_lens._splicing import at, forwards, norms_in, plain_norms, returning
@@ -140,8 +141,7 @@ class Host:
         """
         return any(_is_users(hook_fn) for module in self._modules for hook_fn in _hooks_on(module))
 
-    @contextmanager
-    def post_through(self, functions: Mapping[int, PostFn]) -> Iterator[None]:
+    def post_through(self, functions: Mapping[int, PostFn]) -> AbstractContextManager[None]:
         """Pass the activations of layers through functions on their way to ``W_out``, in the forward passes inside.
 
         Each takes ``[row, pos, d_mlp]`` and returns what stands in its place. It comes before every hook on
@@ -151,8 +151,7 @@ class Host:
             functions: for each of some layers, what becomes of its activations.
         """
         points = {layer: self._hook_points[self.hook_post(layer)] for layer in functions}
-        with forwards({points[layer]: _in_rows(points[layer], function) for layer, function in functions.items()}):
-            yield
+        return forwards({points[layer]: _in_rows(points[layer], function) for layer, function in functions.items()})
 
     def project(self, layer: int, post: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_model"]:
         """Return what the last map of the MLP of ``layer`` makes of activations, in a call without hooks.
@@ -230,7 +229,7 @@ class Host:
         self.check_hooks(name for name, _ in hooks)
         if read_pos is not None:
             hooks.append((self._head_entry, at(read_pos)))
-        with self.model.hooks(fwd_hooks=hooks), forwards(plain_norms(self._norms)):
+        with entered(self.model.hooks(fwd_hooks=hooks)), forwards(plain_norms(self._norms)):
             logits = self._run(tokens, attention_mask, prefix)
         return logits if read_pos is None else logits.squeeze(1)
 
@@ -281,13 +280,12 @@ class Host:
         with self.resumed(self.n_layers, resid[:, None]):
             return self.logits(tokens, torch.ones_like(tokens)).squeeze(1)
 
-    @contextmanager
     def resumed(
         self,
         layer: int,
         resid: Float[Tensor, "row pos d_model"],
         attn_out: Float[Tensor, "row pos d_model"] | None = None,
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """Make the forward passes inside start at ``layer`` with the residual stream ``resid``, skipping those below.
 
         The result is exact (the same operations on the same numbers) when ``resid`` is what ``resid_pre(layer)`` holds
@@ -313,24 +311,24 @@ class Host:
             instead[blocks[0]] = lambda _, *args, **kwargs: type(blocks[0]).forward(blocks[0], resid, *args, **kwargs)
         if attn_out is not None:
             instead[blocks[layer].attn] = lambda *_, **__: of_attn(attn_out)
-        with forwards(instead):
-            yield
+        return forwards(instead)
 
-    @contextmanager
-    def ending_with(self, layer: int) -> Iterator[None]:
+    def ending_with(self, layer: int) -> AbstractContextManager[None]:
         """Skip the blocks above ``layer`` in the forward passes inside: the head reads what it leaves."""
         blocks = self.model.blocks
+        last, above = blocks[self._checked(layer)], blocks[layer + 1 :]
         seen: list[Any] = []
+        stack = ExitStack()
 
         def skip(entering: Tensor, *_: Any, **__: Any) -> Any:
             return returning(seen[-1])(entering)  # in the form in which this model's blocks return it
 
-        handle = blocks[self._checked(layer)].register_forward_hook(lambda module, args, output: seen.append(output))
-        try:
-            with forwards(dict.fromkeys(blocks[layer + 1 :], skip)):
-                yield
-        finally:
-            handle.remove()
+        def enter() -> None:
+            handle = last.register_forward_hook(lambda module, args, output: seen.append(output))
+            stack.callback(handle.remove)
+            stack.enter_context(forwards(dict.fromkeys(above, skip)))
+
+        return Undone(enter, stack.close)
 
     def check_finite(self) -> None:
         """Raise if a weight is NaN or infinite. Reads every weight once.
@@ -372,17 +370,20 @@ class Host:
     def _beside(self) -> tuple[Callable[[Tensor], Any], Callable[[Tensor], Any]]:
         """How a block and its attention return a tensor: bare, or before values that nothing here needs."""
         seen: list[Any] = []
-        handles = [
-            module.register_forward_hook(lambda module, args, output: seen.append(output))
-            for module in (self.model.blocks[0].attn, self.model.blocks[0])  # in the order they finish
-        ]
-        try:
+        handles: list[Any] = []
+
+        def watch() -> None:
+            for module in (self.model.blocks[0].attn, self.model.blocks[0]):  # in the order they finish
+                handles.append(module.register_forward_hook(lambda module, args, output: seen.append(output)))
+
+        def unwatch() -> None:
+            for handle in handles:
+                handle.remove()
+
+        with Undone(watch, unwatch):
             tokens = torch.zeros(1, 1, dtype=torch.long, device=self.device)
             with torch.no_grad():
                 self.logits(tokens, torch.ones_like(tokens))
-        finally:
-            for handle in handles:
-                handle.remove()
         of_attn, of_block = (returning(output) for output in seen)
         return of_block, of_attn
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from difflib import get_close_matches
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from kn_lens._families import (
     check_config,
     quiet_imports,
 )
+from kn_lens._whole_files import read_whole
 from kn_lens.errors import ArgumentError, KNLensError, UnsupportedModelError, did_you_mean
 
 EMBEDDED_DIR = Path(__file__).parent / "world" / "models"
@@ -308,6 +309,9 @@ def _resolved(device: str | torch.device | None, dtype: torch.dtype | None) -> t
 
 def _check_directory(path: Path, *, needs_tokenizer: bool) -> None:
     present = {entry.name for entry in path.iterdir()}
+    for name in sorted(present):
+        if not (path / name).is_dir() and (path / name).exists() and not (path / name).is_file():
+            raise UnsupportedModelError(f"{str(path)!r} holds {name}, which is no regular file; expected a checkpoint.")
     for what, files in {
         "configuration": ("config.json",),
         "weights": _WEIGHT_FILES,
@@ -318,6 +322,29 @@ def _check_directory(path: Path, *, needs_tokenizer: bool) -> None:
             raise UnsupportedModelError(
                 f"{str(path)!r} holds no {what}; expected {' or '.join(files)} there, as written by "
                 f"save_pretrained{cure}."
+            )
+    for name in present.intersection(_WEIGHT_FILES):
+        if name.endswith(".index.json"):
+            _check_index(path / name)
+
+
+def _check_index(path: Path) -> None:
+    """Raise where an index names a file that is not in the directory; links there may lead elsewhere, as a cache's do.
+
+    Raises:
+        UnsupportedModelError: naming it.
+    """
+    try:
+        names = json.loads(read_whole(path))["weight_map"].values()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UnsupportedModelError(
+            f"{str(path)!r} is damaged: expected the files of the weights by name ({error})."
+        ) from error
+    for name in names:
+        place = PureWindowsPath(name if isinstance(name, str) else "..")  # which knows the signs of other systems too
+        if place.anchor or ".." in place.parts:
+            raise UnsupportedModelError(
+                f"{str(path)!r} has weights in {name!r}; expected names of files in its own directory."
             )
 
 

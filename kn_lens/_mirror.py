@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import Any
 
 from kn_lens._secrets import without_secrets
+from kn_lens._whole_files import part_folder
 from kn_lens.errors import ArgumentError, DataError
 
 
@@ -114,9 +115,9 @@ def working_copy(out: str | Path, mark: str) -> Iterator[tuple[Path, Mirror]]:
         raise ArgumentError(
             f"--out {without_secrets(text)} holds other files; expected a new directory, or one with a {mark}."
         )
-    with TemporaryDirectory(prefix="kn-lens-") as folder:
-        Path(folder, "lock").touch()  # which tells directories of ours from others
-        yield Path(folder), Mirror(Path(folder), (fs, root))
+    with part_folder(gettempdir(), 0o700) as folder:
+        (folder / "lock").touch()  # which tells directories of ours from others
+        yield folder, Mirror(folder, (fs, root))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kn_lens._hooked import is_hooked
+from kn_lens._interrupts import entered
 from kn_lens.errors import EditError
 from kn_lens.hosts import Host
 
@@ -49,7 +50,7 @@ def plain_model(model: Any) -> Any:
             "from the checkpoint loaded with kn_lens.load_model(name)."
         )
     wrapped = model.original_model
-    with torch.device("meta"):
+    with entered(torch.device("meta")):
         plain = type(wrapped)(wrapped.config)
     weights = {_plain(name): weight for name, weight in wrapped.state_dict().items()}
     missing = plain.state_dict().keys() - weights.keys()

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 POLL = 1.0
 """Seconds to wait for a result at a time."""
+STOPPED_FOR = 60.0
+"""Seconds after which a process that somebody has stopped is given up, so that others can go on with its work."""
 END_WITHIN = 5.0
 """Seconds that a process has to end."""
 
@@ -110,6 +112,8 @@ class _Process:
     n_asked: int = 0
     results: dict[int, Any] = field(default_factory=dict)
     dead: bool = False
+    stopped: float = 0.0
+    """Seconds that it has been seen stopped."""
 
 
 _Ref = tuple[_Process, int]
@@ -150,6 +154,11 @@ class Pipes:
         asked = {worker: worker.pipe for worker, _ in refs if not worker.dead}
         known = any(_is_there(ref) for ref in refs)
         ready = wait(list(asked.values()), 0 if known else POLL)
+        if not ready and not known:
+            for worker in asked:
+                # By what passed here: where all were stopped together, as by Ctrl-Z, no time has.
+                worker.stopped = worker.stopped + POLL if _is_stopped(worker.process.pid) else 0.0
+                worker.dead = worker.stopped >= STOPPED_FOR
         for worker in [worker for worker, pipe in asked.items() if pipe in ready]:
             try:
                 number, result = worker.pipe.recv()
@@ -164,6 +173,8 @@ class Pipes:
         worker, number = ref
         if number in worker.results:
             return worker.results.pop(number)
+        if worker.stopped:
+            return Died(f"it has been stopped for {STOPPED_FOR:g} s, as by SIGSTOP")
         worker.process.join(END_WITHIN)
         code = worker.process.exitcode
         return Died(f"killed by {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}")
@@ -176,6 +187,15 @@ class Pipes:
         if worker.process.is_alive():
             worker.process.kill()
             worker.process.join()
+
+
+def _is_stopped(pid: int) -> bool:
+    """Return whether a process has been stopped by a signal, as far as the system tells (Linux does)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] == b"T"  # the name before may hold anything
+    except OSError:
+        return False
 
 
 def _is_there(ref: _Ref) -> bool:

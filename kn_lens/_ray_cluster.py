@@ -2,13 +2,17 @@
 
 import logging
 import os
+import signal
 import socket
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from tempfile import TemporaryDirectory
+from pathlib import Path
 from typing import Any
 
 from kn_lens._cluster import Died, n_processors
+from kn_lens._whole_files import abandoned, part_folder
 from kn_lens.engines import Failure
 from kn_lens.errors import ArgumentError, DataError
 
@@ -129,7 +133,9 @@ def _connect(
         stack.callback(ray.shutdown)
         return None
     # A short path: it holds sockets, whose names may have 107 characters.
-    folder = stack.enter_context(TemporaryDirectory(prefix="kn-ray-", dir="/tmp", ignore_cleanup_errors=True))
+    for left in abandoned(Path("/tmp")):
+        _end_processes_of(left)
+    folder = str(stack.enter_context(part_folder("/tmp", 0o700)))
     stack.enter_context(_environment(RAY_USAGE_STATS_ENABLED="0"))
     stack.callback(ray.shutdown)
     for left in reversed(range(STARTS)):
@@ -142,12 +148,34 @@ def _connect(
                     _temp_dir=folder,
                     **quiet,
                 )
+            stack.enter_context(_termination())
             break
         except Exception as error:
             ray.shutdown()
             if not left:
                 raise DataError(f"Ray cannot be started on this machine: {_first_line(error)}.") from error
     return folder
+
+
+def _end_processes_of(folder: Path) -> None:
+    """End what Ray has started for a process that was killed: all that was told to work in its folder."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # ended meanwhile, or another user's
+            if os.fsencode(f"{folder}/") in (process / "cmdline").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+
+
+@contextmanager
+def _termination() -> Iterator[None]:
+    """Have SIGTERM leave all blocks, in the place of Ray's own handling, which prints a stack and leaves its agents."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _checked(address: str) -> str:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kn_lens._interrupts import Held
 from kn_lens.errors import ArgumentError, EditError
 from kn_lens.hosts import Host
 from kn_lens.neuron_sets import NeuronSet
@@ -82,32 +83,31 @@ class Rows:
         """
         check_not_empty(neurons)
         neurons.check(host)
-        with torch.no_grad():  # views of parameters that require gradients could not be written to
-            return cls(
-                tuple(
-                    (host.W_out(layer), torch.tensor(indices, device=host.device))
-                    for layer, indices in neurons.by_layer().items()
-                )
+        return cls(
+            tuple(
+                # Detached: to be written to without switching gradients off, which an interrupt could leave so.
+                (host.W_out(layer).detach(), torch.tensor(indices, device=host.device))
+                for layer, indices in neurons.by_layer().items()
             )
+        )
 
     def read(self) -> Float[Tensor, "neuron d_model"]:
         """Return a copy on the CPU."""
-        return torch.cat([W_out.detach()[index].cpu() for W_out, index in self.places])
+        return torch.cat([W_out[index].cpu() for W_out, index in self.places])
 
-    def write(self, rows: Float[Tensor, "neuron d_model"], *, over: Float[Tensor, "neuron d_model"]) -> None:
-        """Write rows in place of ``over``, what `read` returned; whatever interrupts it, that is put back."""
+    def write(self, rows: Float[Tensor, "neuron d_model"], *, otherwise: Float[Tensor, "neuron d_model"]) -> None:
+        """Write rows while signals wait; where one came, or something else went wrong, others in their place."""
         try:
-            self._put(rows)
+            with Held():
+                self._put(rows)
         except BaseException:
-            self._put(over)
+            with Held():
+                self._put(otherwise)
             raise
 
     def _put(self, rows: Float[Tensor, "neuron d_model"]) -> None:
-        with torch.no_grad():
-            for (W_out, index), part in zip(
-                self.places, rows.split([len(index) for _, index in self.places]), strict=True
-            ):
-                W_out[index] = part.to(W_out.device)
+        for (W_out, index), part in zip(self.places, rows.split([len(index) for _, index in self.places]), strict=True):
+            W_out[index] = part.to(W_out.device)
 
 
 def same_bits(

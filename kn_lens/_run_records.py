@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kn_lens._whole_files import read_whole
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.experiments.run_directory import CONFIG, PROVENANCE, RunDirectory, Shard, from_toml
 from kn_lens.experiments.settings import PRESETS, Settings
@@ -84,7 +85,7 @@ class RunRecords:
         read = []
         for name, parse in ((CONFIG, _config), (PROVENANCE, _provenance)):
             try:
-                read.append(parse((path / name).read_text(encoding="utf-8")))
+                read.append(parse(read_whole(path / name).decode()))
             except (ValueError, RecursionError) as error:
                 raise DataError(
                     f"{path / name} is damaged ({error}); 'kn-lens reproduce --force' with the settings of the run "
@@ -210,7 +211,7 @@ def read_table(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_whole(path).decode("utf-8-sig")
         if text.partition("\n")[0].endswith("\r"):  # an editor has put these in
             text = text.replace("\r\n", "\n")
         # Names of relations may hold what else ends a line.

@@ -1,27 +1,32 @@
 """Running parts of a TransformerLens model: some modules return what they are told, or do without their hooks."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from kn_lens._interrupts import Undone
 
-@contextmanager
-def forwards(instead: Mapping[Any, Callable[..., Any]]) -> Iterator[None]:
-    """Exchange what these modules do when they are called, and take it back again."""
-    # An instance attribute hides the class's forward. Some have one already, of TransformerLens or of the user.
-    own = {module: module.__dict__["forward"] for module in instead if "forward" in module.__dict__}
-    try:
+
+def forwards(instead: Mapping[Any, Callable[..., Any]]) -> AbstractContextManager[None]:
+    """Exchange what these modules do when they are called, for the time of a ``with`` block."""
+    own: dict[Any, Callable[..., Any]] = {}
+
+    def exchange() -> None:
+        # An instance attribute hides the class's forward. Some have one already, of TransformerLens or of the user.
+        own.update({module: module.__dict__["forward"] for module in instead if "forward" in module.__dict__})
         for module, forward in instead.items():
             module.__dict__["forward"] = forward
-        yield
-    finally:
+
+    def take_back() -> None:
         for module in instead:
             module.__dict__.pop("forward", None)
         for module, forward in own.items():
             module.__dict__["forward"] = forward
+
+    return Undone(exchange, take_back)
 
 
 def returning(output: Any) -> Callable[[Tensor], Any]:

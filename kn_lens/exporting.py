@@ -1,19 +1,19 @@
 """An edited model as a plain Hugging Face checkpoint, for everything that loads one."""
 
 import json
-import os
-import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from kn_lens._exclusive import exclusive
+from kn_lens._interrupts import Undone
 from kn_lens._original import plain_model
 from kn_lens._rows import check_raw
+from kn_lens._whole_files import part_folder
 from kn_lens.errors import ArgumentError, EditError
-from kn_lens.hosts import host_of
+from kn_lens.hosts import Host, host_of
 from kn_lens.weight_edits import WeightEdit
 
 RECORD = "kn_lens_edits.json"
@@ -59,23 +59,30 @@ def export(
     check_raw(host, "Written as a checkpoint, the others would make another model.")
     directory = Path(directory)
     check_new(directory)
-    part = directory.with_name(f".{directory.name}.{os.getpid()}.part")
     tokenizer = host.tokenizer if tokenizer is None else tokenizer
+    record = [{"checkpoint": asdict(edit.checkpoint), "why": edit.why, "digest": edit.digest} for edit in edits]
     try:
-        with ExitStack() as applied:
-            for edit in edits:
-                applied.enter_context(edit.applied(host))
-            plain_model(model).save_pretrained(part)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(part)
-        record = [{"checkpoint": asdict(edit.checkpoint), "why": edit.why, "digest": edit.digest} for edit in edits]
-        (part / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.rename(directory)
+        with part_folder(directory.parent) as part:
+            with _all_applied(edits, host):
+                plain_model(model).save_pretrained(part)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(part)
+            (part / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            part.rename(directory)
     except OSError as error:
         raise EditError(f"{directory} cannot be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return directory
+
+
+def _all_applied(edits: Sequence[WeightEdit], host: Host) -> AbstractContextManager[None]:
+    """Apply edits in their order for the time of a ``with`` block, and undo them last first."""
+    stack = ExitStack()
+
+    def apply() -> None:
+        for edit in edits:
+            stack.enter_context(edit.applied(host))
+
+    return Undone(apply, stack.close)
 
 
 def check_new(directory: Path) -> None:

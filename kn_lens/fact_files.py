@@ -15,6 +15,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from kn_lens._whole_files import read_whole
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 
 SUBJECT_SLOT = "[X]"
@@ -266,7 +267,7 @@ def _lama_sentences(row: Mapping[str, Any], subject: str, place: str) -> Iterato
 
 def _read(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")  # text mode would translate line ends inside CSV cells
+        return read_whole(path).decode("utf-8-sig")  # text mode would translate line ends inside CSV cells
     except FileNotFoundError:
         siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"{path}: no such file.{did_you_mean(path.name, siblings)}") from None

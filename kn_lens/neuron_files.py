@@ -16,11 +16,12 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from io import TextIOWrapper
 from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
-from kn_lens._whole_files import write_whole
+from kn_lens._whole_files import opened, write_whole
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 from kn_lens.fact_files import unique_keys
 
@@ -158,7 +159,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 @contextmanager
 def _opened(path: Path) -> Iterator[TextIO]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with TextIOWrapper(opened(path), encoding="utf-8") as file:
             yield file
     except FileNotFoundError as error:
         beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []

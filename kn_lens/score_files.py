@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from kn_lens._exclusive import exclusive
+from kn_lens._whole_files import opened, writing_whole
 from kn_lens.attribution import Attribution, attribute_in_parts
 from kn_lens.errors import ArgumentError, DataError, KNLensError, did_you_mean
 from kn_lens.hosts import host_of
@@ -337,33 +338,27 @@ def _digest(prompts: PromptBatch) -> str:
 
 @contextmanager
 def _written_whole(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """Write beside the path, and move there when all is written and on the disk."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
-            with pq.ParquetWriter(
+        with (
+            writing_whole(path) as file,
+            pq.ParquetWriter(
                 file,
                 schema,
                 compression="zstd",
                 use_dictionary=False,
                 column_encoding={"neuron.list.element": "DELTA_BINARY_PACKED"},
                 write_page_checksum=True,
-            ) as writer:
-                yield writer
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+            ) as writer,
+        ):
+            yield writer
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error}.") from error
-    finally:
-        with suppress(OSError):  # where it could not be made either
-            part.unlink(missing_ok=True)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with opened(path) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
             yield file
     except KNLensError:
         raise

@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from kn_lens._mirror import Mirror, working_copy
 from kn_lens._run_records import read_table
+from kn_lens._whole_files import read_whole
 from kn_lens.engines import Engine, InProcess, Job, Outcome, Watch
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.experiments.reproduction import Data, versions
@@ -157,7 +158,7 @@ class _Runs:
         self.mirror.fetch_run(f"runs/{job.name}")
         path = self.path / "runs" / job.name
         with open_run(path, config, provenance, force=self.force, settled=self.mirror.store) as run:
-            there = json.loads((path / PROVENANCE).read_bytes())
+            there = json.loads(read_whole(path / PROVENANCE))
             told = {**there, "tags": provenance["tags"]}  # which are no part of what a run is made from
             run.write_text(PROVENANCE, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
             yield run
@@ -183,7 +184,7 @@ def _check_same(path: Path, config: StudyConfig, jobs: Sequence[Job]) -> None:
     for job in jobs:
         run = path / "runs" / job.name
         try:
-            there = json.loads((run / PROVENANCE).read_bytes())["made_from"]["model"]
+            there = json.loads(read_whole(run / PROVENANCE))["made_from"]["model"]
         except (OSError, ValueError, LookupError, TypeError, RecursionError):
             continue  # not begun, or damaged, which is told when it is opened
         made_from = {"versions": versions(), "model": there, "data": job.data.digests()}

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kn_lens._secrets import without_secrets
+from kn_lens._whole_files import read_whole
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 from kn_lens.experiments.run_directory import toml_value
 from kn_lens.experiments.settings import Settings
@@ -157,7 +158,7 @@ def read_study(path: str | Path) -> StudyConfig:
     """
     path = Path(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(read_whole(path).decode())
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:

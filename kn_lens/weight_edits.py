@@ -17,8 +17,8 @@ are edits of raw weights for processed ones and the reverse.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kn_lens._interrupts import Undone
 from kn_lens._rows import Checkpoint, Rows, check_not_empty, check_same_processing, dtype_name, same_bits
 from kn_lens._shown import shown
 from kn_lens.edit_files import canonical, digest_of, read_edit, write_edit
@@ -152,7 +153,7 @@ class WeightEdit:
                 parametrisation stands between the rows and what is written.
         """
         rows, edit = self._ready(_host(model), force)
-        rows.write(edit.new, over=edit.old)
+        rows.write(edit.new, otherwise=edit.old)
         return edit
 
     def undo_(self, model: Any) -> None:
@@ -165,22 +166,28 @@ class WeightEdit:
         if not self._undone(_host(model)):
             raise EditError(f"The edit {self} is not applied to this model: the rows hold their old values.")
 
-    @contextmanager
-    def applied(self, model: Any, *, force: bool = False) -> Iterator["WeightEdit"]:
-        """Apply the edit for the time of a ``with`` block, and undo it then, also after an exception.
+    def applied(self, model: Any, *, force: bool = False) -> AbstractContextManager["WeightEdit"]:
+        """Apply the edit for the time of a ``with`` block, and undo it then, also after an exception or an interrupt.
 
-        Yields what ``apply_`` returns. Where the block has undone the edit itself, nothing is left to do.
+        The block is given what ``apply_`` returns. Where it has undone the edit itself, nothing is left to do.
 
         Raises:
             EditError: as ``apply_``; and at the end of the block if it left another edit on the same rows.
         """
         host = _host(model)
-        rows, edit = self._ready(host, force)
-        try:
-            rows.write(edit.new, over=edit.old)
-            yield edit
-        finally:
-            edit._undone(host)
+        written: list[WeightEdit] = []
+
+        def write() -> WeightEdit:
+            rows, edit = self._ready(host, force)
+            written.append(edit)
+            rows.write(edit.new, otherwise=edit.old)
+            return edit
+
+        def undo() -> None:
+            for edit in written:
+                edit._undone(host)
+
+        return Undone(write, undo)
 
     def _ready(self, host: Host, force: bool) -> tuple[Rows, "WeightEdit"]:
         """Return the rows to write to and what to write, once nothing speaks against it."""
@@ -214,7 +221,7 @@ class WeightEdit:
         there = rows.read()
         agree = same_bits(there, self.new)
         if agree.all():
-            rows.write(self.old, over=there)
+            rows.write(self.old, otherwise=self.old)
             return True
         if same_bits(there, self.old).all():
             return False

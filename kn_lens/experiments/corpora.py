@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kn_lens._whole_files import read_whole
 from kn_lens.errors import DataError, did_you_mean
 from kn_lens.experiments.run_directory import digest_of, digest_of_json
 from kn_lens.facts import Fact
@@ -130,7 +131,7 @@ def _digest_of(path: Path) -> str:
 
 def _plain(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_whole(path).decode()
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a null character
         raise DataError(f"{path}: cannot be read as text in UTF-8 ({error}).") from error
     parts = (part.strip() for line in text.splitlines() for part in _SENTENCE_END.split(line))
@@ -180,6 +181,6 @@ def _bingrel(folder: Path, facts: Iterable[Fact]) -> Corpus:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_whole(path))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}).") from error

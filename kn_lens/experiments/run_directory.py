@@ -28,9 +28,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import quote, unquote
 
+from kn_lens._whole_files import check_regular, opened, read_whole
 from kn_lens.errors import ArgumentError, DataError
 
 CONFIG, PROVENANCE = "config.toml", "provenance.json"
@@ -125,7 +126,7 @@ class RunDirectory:
         """
         path, scratch = self.record(stage, shard), self.path / "scratch" / f"{stage}+{shard.name}"
         with _explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self._make_folder(path.parent)
             try:
                 yield scratch
                 noted = {"sha256": digest_of(scratch), "inputs": inputs, "version": version}
@@ -148,8 +149,8 @@ class RunDirectory:
         """
         path = self.path / path
         with _explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists() and path.read_bytes() == text.encode():
+            self._make_folder(path.parent)
+            if path.is_file() and not path.is_symlink() and read_whole(path) == text.encode():
                 return
             scratch = self.path / "scratch" / f"{path.parent.name}+{path.name}"
             try:
@@ -158,6 +159,12 @@ class RunDirectory:
             finally:
                 scratch.unlink(missing_ok=True)
             self.settled(path)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder of the run, unless it is there; not where a link would lead out of the run."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder.resolve() != self.path.resolve() / folder.relative_to(self.path):
+            raise OSError(errno.ELOOP, "a link takes the place of one of its directories", str(folder))
 
 
 @contextmanager
@@ -177,10 +184,13 @@ def locked(path: str | os.PathLike[str], settled: Callable[[Path], None] = _unno
     flock = _flock()
     with _explained(path):
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / "lock").open("a+")
+    with _explained(path / "lock"):
+        lock = _opened_lock(path / "lock")
     with lock:
         with _explained(path):
             _lock(flock, lock, path)
+            if (path / "scratch").is_symlink():
+                (path / "scratch").unlink()
             shutil.rmtree(path / "scratch", ignore_errors=True)
             (path / "scratch").mkdir(exist_ok=True)
         yield RunDirectory(path, settled)
@@ -225,7 +235,7 @@ def open_run(
 def digest_of(path: Path) -> str:
     """Return the SHA-256 of a file."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with opened(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -289,9 +299,9 @@ def check_same(path: Path, config: Mapping[str, Any], provenance: Mapping[str, A
         if not (path / name).exists():
             continue
         try:
-            there = (path / name).read_text(encoding="utf-8")
+            there = read_whole(path / name).decode()
             before, now = (_flat(name, one) for one in (there, text))
-        except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{path / name} is damaged ({error}). --force writes it anew and keeps every record that was made with "
                 "the settings given now."
@@ -345,6 +355,26 @@ def _flock() -> Callable[[Any], None]:
     return lambda lock: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def _opened_lock(path: Path) -> TextIO:
+    """Open the file that is locked: one of this directory alone, since it is written to.
+
+    Raises:
+        OSError: it is a link, another name of a file elsewhere, or no regular file.
+    """
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link", str(path))
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    try:
+        found = os.fstat(number)
+        check_regular(found, path)
+        if found.st_nlink > 1:
+            raise OSError(errno.EMLINK, "it is the name of a file elsewhere too", str(path))
+    except OSError:
+        os.close(number)
+        raise
+    return os.fdopen(number, "r+")
+
+
 def _lock(flock: Callable[[Any], None], lock: Any, path: Path) -> None:
     try:
         flock(lock)
@@ -354,7 +384,8 @@ def _lock(flock: Callable[[Any], None], lock: Any, path: Path) -> None:
         raise DataError(
             f"{path} is being written by another process (number {owner}); wait for it, or name another directory."
         ) from None
-    lock.truncate(0)
+    lock.seek(0)
+    lock.truncate()
     lock.write(f"{os.getpid()}\n")
     lock.flush()
 
@@ -365,7 +396,7 @@ def _note(path: Path) -> Path:
 
 def _noted(path: Path) -> dict[str, Any] | None:
     try:
-        noted = json.loads(_note(path).read_bytes())
+        noted = json.loads(read_whole(_note(path)))
         is_whole = isinstance(noted["inputs"], str) and isinstance(noted.get("version"), (int, type(None)))
         return noted if is_whole and noted["sha256"] == digest_of(path) else None
     except (OSError, ValueError, TypeError, KeyError, RecursionError):

@@ -1,10 +1,12 @@
 """A damaged checkpoint is refused in words, or loads as a model that can be hosted."""
 
 import json
+import os
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 import kn_lens as kn
 from tests.reliability.tries import damaged, fuzz, places_in, taken_or_refused, with_changed
@@ -49,3 +51,32 @@ def test_with_a_value_exchanged(checkpoint, load, name, data):
     valid = json.loads((checkpoint / name).read_bytes())
     place = data.draw(st.sampled_from(list(places_in(valid))))
     load(name, json.dumps(with_changed(valid, place, data.draw(st.sampled_from(VALUES)))).encode())
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/outside.safetensors", "a/../../outside.safetensors", 3])
+def test_weights_outside_of_the_checkpoint_are_not_loaded(name, tmp_path):
+    folder = tiny_checkpoint("GPT2LMHeadModel", tmp_path / "checkpoint")
+    (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    weights = load_file(tmp_path / "outside.safetensors")
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(weights, name)})
+    )
+    with pytest.raises(kn.UnsupportedModelError, match="in its own directory"):
+        kn.load_model(folder)
+
+
+def test_links_out_of_a_checkpoint_are_followed_as_a_cache_has_them(tmp_path):
+    folder = tiny_checkpoint("GPT2LMHeadModel", tmp_path / "checkpoint")
+    (folder / "model.safetensors").rename(tmp_path / "blob")
+    (folder / "model.safetensors").symlink_to("../blob")
+    kn.load_model(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_pipe_in_a_checkpoint_is_not_waited_for(name, tmp_path):
+    folder = tiny_checkpoint("GPT2LMHeadModel", tmp_path / "checkpoint")
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(kn.UnsupportedModelError, match=f"{name}, which is no regular file"):
+        kn.load_model(folder)

@@ -150,7 +150,7 @@ def test_an_interrupt_anywhere_leaves_a_whole_edit_or_none(action):
             pass
 
     run = {"apply": lambda: edit.apply_(model), "undo": lambda: edit.undo_(model), "with": block}[action]
-    filenames = {sys.modules[name].__file__ for name in ("kn_lens.weight_edits", "kn_lens._rows")}
+    filenames = {sys.modules[f"kn_lens.{name}"].__file__ for name in ("weight_edits", "_rows", "_interrupts")}
     for line in count(1):
         if action == "undo":
             edit.apply_(model)
@@ -161,7 +161,7 @@ def test_an_interrupt_anywhere_leaves_a_whole_edit_or_none(action):
         except KeyboardInterrupt:
             interrupted = True
         there = bits(model)
-        assert same(there, within) or same(there, without), line
+        assert same(there, without) or (same(there, within) and action != "with"), line
         if not same(there, without):
             edit.undo_(model)
         if not interrupted:

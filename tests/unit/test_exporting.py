@@ -57,7 +57,7 @@ def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
         kn.export(model, [first, second], tmp_path / "edited")
 
     def full(self, path, **_):
-        path.mkdir()
+        path.mkdir(exist_ok=True)
         (path / "config.json").write_text("{")
         raise OSError(28, "No space left on device")
 

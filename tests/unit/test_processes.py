@@ -102,6 +102,19 @@ def test_what_a_killed_process_was_asked_is_told_to_be_lost(pipes):
     pipes.stop(worker)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells that a process is stopped")
+def test_a_process_that_somebody_stopped_is_given_up(pipes, monkeypatch):
+    monkeypatch.setattr("kn_lens._processes.POLL", 0.1)
+    monkeypatch.setattr("kn_lens._processes.STOPPED_FOR", 0.5)
+    monkeypatch.setattr("kn_lens._processes.END_WITHIN", 0.1)
+    worker = pipes.start(Echo)
+    pid, _ = result_of(pipes, pipes.ask(worker, "back", None))
+    os.kill(pid, signal.SIGSTOP)
+    assert result_of(pipes, pipes.ask(worker, "back", 1)) == Died("it has been stopped for 0.5 s, as by SIGSTOP")
+    pipes.stop(worker)
+    assert not alive(pid)
+
+
 def test_a_busy_process_is_stopped_and_an_interrupt_is_none_of_its_business(pipes):
     worker = pipes.start(Echo)
     pid, _ = result_of(pipes, pipes.ask(worker, "back", None))
