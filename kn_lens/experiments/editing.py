@@ -110,6 +110,7 @@ def _make_updates(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
             others=others,
             lambdas=settings.lambdas,
             scaling=settings.update_scaling,
+            signed=settings.update_signed,
             seed=settings.seed,
             memory_budget=study.memory_budget,
             progress=tick,
@@ -146,8 +147,8 @@ def _planned(
         try:
             edit = update_fact(
                 study.host.model, fact, new, found[fact], lambdas=settings.lambdas, scaling=settings.update_scaling,
-                neurons_by_fact=found, max_share=settings.max_share, allow_unknown=True,
-            )  # fmt: skip
+                signed=False, neurons_by_fact=found, max_share=settings.max_share, allow_unknown=True,
+            )  # fmt: skip  # which neurons are its own does not depend on signs, which would take a pass
         except EditError as error:  # it has no neurons, or none of its own
             why[fact] = str(error)
         else:
@@ -337,7 +338,8 @@ UPDATES = Stage(
     shown={"table6": Shown("Table 6: facts updated to another object", ("changed", "success", "top5", RISE))},
     needs=(refining.STAGE, answers.STAGE),
     settings=(
-        "seed", "update_facts", "update_others", "lambdas", "update_scaling", "max_share", "inverses", "synonyms",
+        "seed", "update_facts", "update_others", "lambdas", "update_scaling", "update_signed", "max_share", "inverses",
+        "synonyms",
     ),
     across=True,
     cost=_update_cost,
