@@ -133,11 +133,11 @@ def update_effects(
         >>> effects[["neurons", "asked", "right_before", "new_right_after", "says"]].values.tolist()
         [['found', 'own wording', 1.0, 1.0, 'Tokyo'], ['random', 'own wording', 1.0, 0.0, 'Dublin']]
     """
-    host = _checked_host(model)
+    host = checked_host(model)
     budget = Budget.of(host, memory_budget)
-    _check_facts(new_objects, neurons_by_fact, "neurons")
+    check_facts(new_objects, neurons_by_fact, "neurons")
     if activation_neurons is not None:
-        _check_facts(new_objects, activation_neurons, "activation neurons")
+        check_facts(new_objects, activation_neurons, "activation neurons")
     if not len(doses):
         raise ArgumentError("doses is empty; expected at least one factor, such as 1.0.")
     check_share("max_disturbed", max_disturbed)
@@ -283,12 +283,12 @@ def erase_effects(
     """
     import pandas as pd
 
-    host = _checked_host(model)
+    host = checked_host(model)
     budget = Budget.of(host, memory_budget)
     prompts.check_for(host)
     prompts_of = {fact: chosen.cpu().numpy() for fact, chosen in prompts_by_fact(prompts).items()}
     if activation_neurons is not None:
-        _check_facts(neurons_by_fact, activation_neurons, "activation neurons")
+        check_facts(neurons_by_fact, activation_neurons, "activation neurons")
     planned = []
     for relation, found_of in _by_relation(neurons_by_fact, prompts_of).items():
         found = erase_relation(model, found_of, top=top, min_facts=min_facts, value=value, tokenizer=tokenizer)
@@ -369,13 +369,15 @@ def _controls(host: Host, found: NeuronSet, name: str, seed: int, active: Neuron
     return ({} if active is None else {"activation": active}) | {"random": drawn}
 
 
-def _checked_host(model: Any) -> Host:
+def checked_host(model: Any) -> Host:
+    """Return what runs the model, whose weights are numbers."""
     host = host_of(model)
     host.check_finite()
     return host
 
 
-def _check_facts(facts: Iterable[Fact], sets: Mapping[Fact, NeuronSet], what: str) -> None:
+def check_facts(facts: Iterable[Fact], sets: Mapping[Fact, NeuronSet], what: str) -> None:
+    """Raise for no facts, or one without a set."""
     facts = list(facts)
     if not facts:
         raise ArgumentError("There are no facts to edit; expected at least one.")
