@@ -66,7 +66,14 @@ def prepared(name: str, per_relation: int) -> Case:
                 continue
             try:
                 edit = kn.update_fact(
-                    model, fact, new, found[fact], neurons_by_fact=found, max_share=MAX_SHARE, allow_unknown=True
+                    model,
+                    fact,
+                    new,
+                    found[fact],
+                    neurons_by_fact=found,
+                    max_share=MAX_SHARE,
+                    signed=False,
+                    allow_unknown=True,
                 )
             except kn.EditError:  # all its neurons are the relation's
                 continue
@@ -92,24 +99,24 @@ def known_facts(model: Any, facts: kn.FactSet, least: int = 3) -> list[kn.Fact]:
 
 
 def tiny_gated() -> Any:
-    """Return a Llama of 4 layers with 256 gated neurons each, trained on all facts in ten wordings."""
+    """Return a Llama of 3 layers with 256 gated neurons each, trained on all facts in six wordings."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     teacher = kn.host_of(kn.load_model("world-gpt2"))
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=teacher.d_vocab, hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
+        vocab_size=teacher.d_vocab, hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
         max_position_embeddings=64, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     network = LlamaForCausalLM(config)
-    prompts = kn.make_prompts(teacher.model, sampled(kn.FactSet.world("trained"), 10, object_last=True))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.0)
-    n_steps, draw = 1500, torch.Generator().manual_seed(0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=n_steps)
+    prompts = kn.make_prompts(teacher.model, sampled(kn.FactSet.world("trained"), 6, object_last=True))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3, weight_decay=0.0)
+    n_steps, draw = 1000, torch.Generator().manual_seed(0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=n_steps)
     for _ in range(n_steps):
-        rows = torch.randint(prompts.n_rows, (256,), generator=draw)
+        rows = torch.randint(prompts.n_rows, (128,), generator=draw)
         tokens, mask = prompts.tokens[rows], prompts.attention_mask[rows]
-        logits = network(input_ids=tokens, attention_mask=mask).logits[torch.arange(256), prompts.read_pos[rows]]
+        logits = network(input_ids=tokens, attention_mask=mask).logits[torch.arange(128), prompts.read_pos[rows]]
         loss = torch.nn.functional.cross_entropy(logits, prompts.target_ids[rows])
         optimizer.zero_grad()
         loss.backward()
@@ -209,6 +216,7 @@ def updates(case: Case) -> str:
         case.new_objects,
         case.own,
         case.own_active,
+        preset="official",
         questions={
             "held out": kn.reworded(held_out, case.new_objects),
             "inverse": kn.inverse_questions(held_out, case.new_objects, INVERSE),
@@ -232,9 +240,9 @@ def updates(case: Case) -> str:
 
 def dose_curve(case: Case) -> str:
     """Scale the updates."""
-    effects = kn.update_effects(case.model, case.new_objects, case.own, case.own_active, doses=DOSES)
+    effects = kn.update_effects(case.model, case.new_objects, case.own, case.own_active, doses=DOSES, preset="official")
     columns = {"changed": "changed", "success": "success", "mrr": "MRR"}
-    everything = kn.update_effects(case.model, case.new_objects, case.found, case.active)
+    everything = kn.update_effects(case.model, case.new_objects, case.found, case.active, preset="official")
     return (
         f"{cells(effects, columns, ['neurons', 'dose'])}\n\nWith the neurons of the relation:\n\n"
         f"{cells(everything, columns, ['neurons', 'dose'])}\n"
