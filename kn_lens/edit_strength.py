@@ -29,8 +29,8 @@ from kn_lens.prompts import PromptBatch
 if TYPE_CHECKING:
     import pandas as pd
 
-GRID = ((1.0, 1.0), (1.0, 2.0), (1.0, 4.0), (1.0, 8.0), (1.0, 16.0))
-"""Strengths that are tried unless others are given: the paper's and its released code's, halved and doubled."""
+GRID = ((0.25, 0.5), (0.5, 1.0), (1.0, 1.0), (1.0, 2.0), (1.0, 4.0), (1.0, 8.0))
+"""Strengths that are tried unless others are given: that of the paper, and weaker ones."""
 
 HELD_OUT = "held-out wording"
 
@@ -113,7 +113,7 @@ def choose_lambdas(
     Returns:
         The choice, with all that was measured in its ``table``. Cost: for each fact and strength a forward pass for
         each row of its prompts, own and held out, asked for both answers, and of ``others``; two more without edits.
-        With five strengths, eight facts of ten prompts and a hundred others about 6,000 passes of one prompt.
+        With six strengths, eight facts of ten prompts and a hundred others about 7,000 passes of one prompt.
 
     Raises:
         ArgumentError: no facts or strengths, a fact without neurons or held-out wording, numbers out of range.

@@ -111,7 +111,7 @@ def tiny_gated() -> Any:
     network = LlamaForCausalLM(config)
     prompts = kn.make_prompts(teacher.model, sampled(kn.FactSet.world("trained"), 6, object_last=True))
     optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3, weight_decay=0.0)
-    n_steps, draw = 1000, torch.Generator().manual_seed(0)
+    n_steps, draw = 600, torch.Generator().manual_seed(0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=n_steps)
     for _ in range(n_steps):
         rows = torch.randint(prompts.n_rows, (128,), generator=draw)
