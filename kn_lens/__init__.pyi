@@ -5,6 +5,7 @@ from .attribution import Attribution, attribute, attribute_in_parts
 from .compare import Comparison, compare_runs
 from .edit_effects import erase_effects, update_effects
 from .edit_questions import Question, inverse_questions, reworded
+from .edit_strength import LambdaChoice, choose_lambdas
 from .edit_tables import edit_table
 from .edits import WeightEdit, erase_neurons, erase_relation, export, update_fact
 from .effect_plots import Effect
@@ -57,6 +58,7 @@ __all__ = [
     "HookError",
     "Intervention",
     "KNLensError",
+    "LambdaChoice",
     "Neuron",
     "NeuronSet",
     "NoPromptError",
@@ -73,6 +75,7 @@ __all__ = [
     "attribute",
     "attribute_in_parts",
     "attribute_to_file",
+    "choose_lambdas",
     "coarse",
     "compare_runs",
     "controlled_effects",

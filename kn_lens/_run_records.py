@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kn_lens._whole_files import read_whole
 from kn_lens.errors import ArgumentError, DataError
-from kn_lens.experiments.run_directory import CONFIG, PROVENANCE, RunDirectory, Shard, from_toml
+from kn_lens.experiments.run_directory import CONFIG, PROVENANCE, RunDirectory, Shard, completed, from_toml
 from kn_lens.experiments.settings import PRESETS, Settings
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def checked_path(path: str | os.PathLike[str]) -> Path:
 
 def _config(text: str) -> dict[str, Any]:
     """Return the settings, of which all that is read here has the type it was written with."""
-    config = from_toml(text)
+    config = completed(from_toml(text))
     _check_depth(config)
     for name, kind in (("model", str), ("facts", str), ("preset", str), ("neurons", list), ("relations", list)):
         value = config.get(name, kind())

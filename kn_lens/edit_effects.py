@@ -15,7 +15,8 @@ the time of a reading and undone exactly. ``edit_table`` sums up, with bootstrap
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from itertools import chain, product
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -24,16 +25,19 @@ from kn_lens._budget import Budget
 from kn_lens._exclusive import exclusive
 from kn_lens._reading import Progress, Reading, Ticks, read
 from kn_lens._refining import prompts_by_fact
+from kn_lens._request import Preset, check_share
 from kn_lens.edit_questions import (
+    MAX_DISTURBED,
     OTHER_RELATIONS,
     SAME_RELATION,
     Asked,
     Question,
     Questions,
     checked_groups,
+    disturbed_share,
     prompts_in_common,
 )
-from kn_lens.edits import Scaling, erase_neurons, erase_relation, update_fact
+from kn_lens.edits import Scaling, Update, erase_neurons, erase_relation, made
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.hosts import Host, host_of
@@ -57,7 +61,10 @@ def update_effects(
     others: PromptBatch | None = None,
     doses: Sequence[float] = (1.0,),
     lambdas: tuple[float, float] = (1.0, 8.0),
+    preset: Preset | None = None,
     scaling: Scaling = "norm",
+    signed: bool = True,
+    max_disturbed: float = MAX_DISTURBED,
     seed: int = 0,
     tokenizer: Any = None,
     memory_budget: float | None = None,
@@ -79,7 +86,10 @@ def update_effects(
         others: prompts of facts that should stay as they are. Those of the updated fact itself are not looked at.
         doses: factors on both lambdas.
         lambdas: see ``update_fact``.
+        preset: see ``update_fact``.
         scaling: see ``update_fact``.
+        signed: see ``update_fact``; the control neurons' changes have the signs of their own activations.
+        max_disturbed: an update ``disturbs`` when it takes away more than this share of the others' right answers.
         seed: draws the random neurons, as many in each layer as are updated. Those of a fact do not depend on which
             other facts are measured.
         tokenizer: instead of the model's own.
@@ -101,8 +111,13 @@ def update_effects(
           theirs counts.
         - ``says``: the most frequent answer after the update.
 
-        Cost: a forward pass for each row of all prompts; and for each fact, kind of neurons and dose one for each row
-        of its questions, asked for both answers, and of ``others``.
+        And of the update as a whole, the same in all its rows: ``disturbed``, of the prompts of ``others`` that had
+        their answer on top the share that no longer have (NaN where there are none), and ``disturbs``, whether that is
+        more than ``max_disturbed``: the model is then another one, and not only about this fact.
+
+        Cost: a forward pass for each row of all prompts, and for the signs one more for each row of own wordings; and
+        for each fact, kind of neurons and dose one for each row of its questions, asked for both answers, and of
+        ``others``.
 
     Raises:
         ArgumentError: no facts, a fact without neurons or activation neurons, a question that is not about an updated
@@ -120,24 +135,63 @@ def update_effects(
         >>> effects[["neurons", "asked", "right_before", "new_right_after", "says"]].values.tolist()
         [['found', 'own wording', 1.0, 1.0, 'Tokyo'], ['random', 'own wording', 1.0, 0.0, 'Dublin']]
     """
-    import pandas as pd
-
-    host = _checked_host(model)
+    host = checked_host(model)
     budget = Budget.of(host, memory_budget)
-    _check_facts(new_objects, neurons_by_fact, "neurons")
+    check_facts(new_objects, neurons_by_fact, "neurons")
     if activation_neurons is not None:
-        _check_facts(new_objects, activation_neurons, "activation neurons")
+        check_facts(new_objects, activation_neurons, "activation neurons")
     if not len(doses):
         raise ArgumentError("doses is empty; expected at least one factor, such as 1.0.")
-    own = {fact: Question(fact, new) for fact, new in new_objects.items()}
-    groups = checked_groups(own, questions or {})
-    settings: dict[str, Any] = {"lambdas": lambdas, "scaling": scaling, "tokenizer": tokenizer, "allow_unknown": True}
-    planned = []
-    for fact, new in new_objects.items():
+    check_share("max_disturbed", max_disturbed)
+    form: dict[str, Any] = {"lambdas": lambdas, "preset": preset, "scaling": scaling, "signed": signed}
+    trials = {}
+    for fact in new_objects:
         controls = _controls(host, neurons_by_fact[fact], fact.key, seed, (activation_neurons or {}).get(fact))
         sets = {"found": neurons_by_fact[fact], **controls}
-        edits = {kind: update_fact(model, fact, new, one, **settings) for kind, one in sets.items()}
-        planned += [(fact, kind, dose, edit.scaled(dose)) for dose in doses for kind, edit in edits.items()]
+        trials[fact] = [Trial({"neurons": kind}, neurons, form) for kind, neurons in sets.items()]
+    return tried(
+        model, host, budget, new_objects, trials, questions or {}, others, doses, max_disturbed, tokenizer, progress
+    )
+
+
+class Trial(NamedTuple):
+    """An update to try.
+
+    Attributes:
+        about: what the rows about it say of it.
+        neurons: whose rows are changed.
+        form: ``lambdas``, ``preset``, ``scaling`` and ``signed`` of ``update_fact``.
+    """
+
+    about: Mapping[str, Any]
+    neurons: NeuronSet
+    form: Mapping[str, Any]
+
+
+def tried(
+    model: Any,
+    host: Host,
+    budget: Budget,
+    new_objects: Mapping[Fact, str],
+    trials: Mapping[Fact, Sequence[Trial]],
+    questions: Mapping[str, Questions],
+    others: PromptBatch | None,
+    doses: Sequence[float],
+    max_disturbed: float,
+    tokenizer: Any,
+    progress: Progress | None,
+) -> "pd.DataFrame":
+    """Return what each of some updates of each fact does; see ``update_effects`` for the table, its cost and errors."""
+    import pandas as pd
+
+    groups = checked_groups({fact: Question(fact, new) for fact, new in new_objects.items()}, questions)
+    updates = {
+        fact: [Update.of(model, fact, new_objects[fact], one.neurons, tokenizer=tokenizer, **one.form) for one in mine]
+        for fact, mine in trials.items()
+    }
+    for update in chain.from_iterable(updates.values()):
+        for dose in doses:
+            update.unsigned.scaled(dose)  # refuses a dose that gives no rows
     if others is not None:
         others.check_for(host)
     asked = {name: Asked.of(model, host, name, group, tokenizer) for name, group in groups.items()}
@@ -145,28 +199,34 @@ def update_effects(
     n_others = 0 if others is None else others.n_rows
     n_clean = n_others + sum(batch.n_rows for group in asked.values() for batch in group.batches)
     n_asked = {fact: sum(group.n_rows(fact) for group in asked.values()) for fact in new_objects}
-    tick = Ticks(progress, n_clean + sum(n_asked[fact] + n_others for fact, *_ in planned))
+    n_tried = sum(len(doses) * len(mine) * (n_asked[fact] + n_others) for fact, mine in trials.items())
+    tick = Ticks(progress, n_clean + sum(mine[0].prompts.n_rows for mine in updates.values()) + n_tried)
     text_by = host.tokenizer if tokenizer is None else tokenizer
     clean = {name: [read(host, batch, [], budget, tick) for batch in group.batches] for name, group in asked.items()}
     others_clean = None if others is None else read(host, others, [], budget, tick)
     records = []
-    for fact, kind, dose, edit in planned:
-        about = {name: getattr(fact, name) for name in ("relation", "subject", "object", "key")}
-        about |= {"new_object": new_objects[fact], "neurons": kind, "n_neurons": len(edit.neurons), "dose": dose}
-        with edit.applied(model):
-            for name, group in asked.items():
-                if fact in group.questions:
-                    now, then = (
-                        (_part(before, chosen.cpu().numpy()), read(host, batch.select(chosen), [], budget, tick))
-                        for before, (batch, chosen) in zip(clean[name], group.of_update(fact), strict=True)
-                    )
-                    says = _most_frequent(now[1].top_text(text_by))
-                    records.append({**about, "asked": name, **_of_old(*now), **_of_new(*then), "says": says})
-            if others is not None and others_clean is not None:
-                after = read(host, others, [], budget, tick)
-                for scope, chosen in prompts_in_common(others, fact, new_objects[fact]).items():
-                    pair = _part(others_clean, chosen), _part(after, chosen)
-                    records.append({**about, "asked": scope, **_of_old(*pair)})
+    for fact, new in new_objects.items():
+        edits, _ = made(updates[fact], budget, tick)
+        for dose, (one, edit) in product(doses, list(zip(trials[fact], edits, strict=True))):
+            about = {name: getattr(fact, name) for name in ("relation", "subject", "object", "key")}
+            about |= {"new_object": new, **one.about, "n_neurons": len(edit.neurons), "dose": dose}
+            rows = []
+            with edit.scaled(dose).applied(model):
+                for name, group in asked.items():
+                    if fact in group.questions:
+                        now, then = (
+                            (_part(before, chosen.cpu().numpy()), read(host, batch.select(chosen), [], budget, tick))
+                            for before, (batch, chosen) in zip(clean[name], group.of_update(fact), strict=True)
+                        )
+                        says = _most_frequent(now[1].top_text(text_by))
+                        rows.append({**about, "asked": name, **_of_old(*now), **_of_new(*then), "says": says})
+                if others is not None and others_clean is not None:
+                    after = read(host, others, [], budget, tick)
+                    for scope, chosen in prompts_in_common(others, fact, new).items():
+                        pair = _part(others_clean, chosen), _part(after, chosen)
+                        rows.append({**about, "asked": scope, **_of_old(*pair)})
+            disturbed = disturbed_share(rows)
+            records += [{**row, "disturbed": disturbed, "disturbs": disturbed > max_disturbed} for row in rows]
     return pd.DataFrame(records)
 
 
@@ -226,12 +286,12 @@ def erase_effects(
     """
     import pandas as pd
 
-    host = _checked_host(model)
+    host = checked_host(model)
     budget = Budget.of(host, memory_budget)
     prompts.check_for(host)
     prompts_of = {fact: chosen.cpu().numpy() for fact, chosen in prompts_by_fact(prompts).items()}
     if activation_neurons is not None:
-        _check_facts(neurons_by_fact, activation_neurons, "activation neurons")
+        check_facts(neurons_by_fact, activation_neurons, "activation neurons")
     planned = []
     for relation, found_of in _by_relation(neurons_by_fact, prompts_of).items():
         found = erase_relation(model, found_of, top=top, min_facts=min_facts, value=value, tokenizer=tokenizer)
@@ -312,13 +372,15 @@ def _controls(host: Host, found: NeuronSet, name: str, seed: int, active: Neuron
     return ({} if active is None else {"activation": active}) | {"random": drawn}
 
 
-def _checked_host(model: Any) -> Host:
+def checked_host(model: Any) -> Host:
+    """Return what runs the model, whose weights are numbers."""
     host = host_of(model)
     host.check_finite()
     return host
 
 
-def _check_facts(facts: Iterable[Fact], sets: Mapping[Fact, NeuronSet], what: str) -> None:
+def check_facts(facts: Iterable[Fact], sets: Mapping[Fact, NeuronSet], what: str) -> None:
+    """Raise for no facts, or one without a set."""
     facts = list(facts)
     if not facts:
         raise ArgumentError("There are no facts to edit; expected at least one.")

@@ -5,6 +5,7 @@ in other wordings, the other way round, and for synonyms (Niu et al. 2024); and 
 what they have in common with it.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -24,6 +25,10 @@ SAME_RELATION, OTHER_RELATIONS = "same relation", "other relations"
 SAME_SUBJECT, SAME_ANSWER, NEW_ANSWER = "same subject", "same answer", "new answer"
 SCOPES = (SAME_RELATION, OTHER_RELATIONS, SAME_SUBJECT, SAME_ANSWER, NEW_ANSWER)
 """The other facts that an update is measured on; a fact may be in several."""
+
+MAX_DISTURBED = 0.1
+"""An update disturbs other facts when more than this share of their right answers is no longer given: a choice, halfway
+between random rows in the embedded models (3%) and edits that leave little of what a model knows."""
 
 
 class Question(NamedTuple):
@@ -168,3 +173,19 @@ def checked_groups(own: Questions, questions: Mapping[str, Questions]) -> dict[s
                     f"The question {question.asked.key} of {name!r} is to get the answer that it has; expected another."
                 )
     return {OWN: own} | {name: group for name, group in questions.items() if group}
+
+
+def disturbed_share(rows: Iterable[Mapping[str, Any]]) -> float:
+    """Return the share of the right answers to other facts that an update takes away; NaN where there are none.
+
+    Args:
+        rows: those of the update in the table of ``update_effects``.
+
+    >>> rows = [{"asked": "same relation", "n_prompts": 10, "right_before": 0.5, "lost": 0.4}]
+    >>> rows += [{"asked": "other relations", "n_prompts": 40, "right_before": 1.0, "lost": 0.0}]
+    >>> round(disturbed_share(rows), 3)
+    0.089
+    """
+    of_others = [row for row in rows if row["asked"] in (SAME_RELATION, OTHER_RELATIONS)]  # all of them, each once
+    lost, right = (sum(row["n_prompts"] * row[name] for row in of_others) for name in ("lost", "right_before"))
+    return float(lost / right) if right else math.nan

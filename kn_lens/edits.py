@@ -2,10 +2,17 @@
 
 With e(.) the input word embedding of an answer, for each neuron (l, i) of a fact <h, r, t> to become <h, r, t'>:
 
-    W_out[l][i] += - lambda_1 * (|W_i| / |e(t)|) * e(t)  +  lambda_2 * (|W_i| / |e(t')|) * e(t')        scaling="norm"
-    W_out[l][i] += - lambda_1 * e(t)  +  lambda_2 * e(t')                                              scaling="plain"
+    change_i = - lambda_1 * (|W_i| / |e(t)|) * e(t)  +  lambda_2 * (|W_i| / |e(t')|) * e(t')          scaling="norm"
+    change_i = - lambda_1 * e(t)  +  lambda_2 * e(t')                                                scaling="plain"
+    W_out[l][i] += s_i * change_i
 
-The released code scales by norms, with lambdas (1, 8); the paper writes the plain form. A relation is erased by setting
+A neuron adds its activation times its row to the residual stream. So ``s_i`` is the activation's sign: -1 where its
+mean over the fact's prompts is negative, else 1. Without it (``signed=False``) a neuron that fires below zero speaks
+*against* the new answer. The released code (``preset="official"``) scales by norms, the paper (``preset="paper"``)
+writes the plain form, both with lambdas (1, 8) and without signs, which is the same where no activation is negative.
+Behind a ReLU none is, behind a GELU many are a little, and in gated MLPs about half.
+
+A relation is erased by setting
 the rows of its most frequent neurons to zero, or to the embedding of the unknown token. Where embeddings are narrower
 than the rows (ELECTRA, OPT-350m), e(.) goes through the checkpoint's own projection. Where the block normalises what
 ``W_out`` writes (Gemma 2 and 3, OLMo 2), a multiple of an embedding is added before that norm and does not reach the
@@ -16,9 +23,9 @@ Making an edit only reads the model. Each function returns a ``WeightEdit``.
 
 import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import torch
 from einops import rearrange
@@ -28,9 +35,11 @@ from torch import Tensor
 from kn_lens._budget import Budget
 from kn_lens._exclusive import exclusive
 from kn_lens._original import token_embeddings
-from kn_lens._reading import Ticks, read
-from kn_lens._request import check_share
+from kn_lens._reading import Reading, Ticks, read
+from kn_lens._recording import Recording
+from kn_lens._request import Preset, check_share
 from kn_lens._rows import Checkpoint, Rows, check_not_empty, check_raw
+from kn_lens.engine import check_numbers
 from kn_lens.errors import ArgumentError, EditError, NoPromptError, did_you_mean
 from kn_lens.exporting import export
 from kn_lens.facts import Fact
@@ -45,6 +54,9 @@ __all__ = ["Checkpoint", "WeightEdit", "erase_neurons", "erase_relation", "expor
 
 Scaling = Literal["norm", "plain"]
 
+FORMS: Mapping[str, tuple[Scaling, bool]] = {"paper": ("plain", False), "official": ("norm", False)}
+"""How the paper and its released code write an update: the scaling, and whether it has the sign of the activation."""
+
 TOP = 20
 """The paper erases a relation's 20 most frequent neurons."""
 
@@ -57,7 +69,9 @@ def update_fact(
     neurons: NeuronSet,
     *,
     lambdas: tuple[float, float] = (1.0, 8.0),
+    preset: Preset | None = None,
     scaling: Scaling = "norm",
+    signed: bool = True,
     neurons_by_fact: Mapping[Fact, NeuronSet] | None = None,
     max_share: float = 0.1,
     tokenizer: Any = None,
@@ -73,9 +87,15 @@ def update_fact(
         fact: the fact, with its templates.
         new_object: what its object is to become.
         neurons: the fact's knowledge neurons; for the control, random ones.
-        lambdas: how much of the old answer's embedding is taken away, and of the new one's added.
+        lambdas: how much of the old answer's embedding is taken away, and of the new one's added. How much a model
+            bears differs: ``choose_lambdas`` measures it.
+        preset: ``"paper"`` (plain, without signs) or ``"official"`` (norm, without signs), instead of ``scaling`` and
+            ``signed``.
         scaling: ``"norm"``: embeddings are brought to the length of the row, so that lambdas count row lengths;
             ``"plain"``: they are taken as they are.
+        signed: turn the change of a row round where the mean activation of its neuron at the read position, over the
+            fact's prompts, is negative; one of exactly zero counts as positive. What the change writes then points
+            towards the new answer for every neuron.
         neurons_by_fact: the neurons of the relation's facts. Those in more than ``max_share`` of them, and in at least
             two, belong to the relation and are left alone.
         max_share: 0.1 in the paper.
@@ -84,77 +104,176 @@ def update_fact(
             the object in at least half of the fact's prompts.
 
     Returns:
-        The edit. Cost: a forward pass for each of the fact's prompts; none with ``allow_unknown``.
+        The edit; its ``why`` says how many rows had a negative activation (``n_negative``). Cost: one forward pass for
+        each row of the fact's prompts, which tells both what the model knows and the signs; none with ``allow_unknown``
+        and ``signed=False``.
 
     Raises:
         EditError: the new object equals the old or is out of the vocabulary, the set is empty or nothing but neurons of
             the relation, the model does not know the fact, the rows would not be finite, or TransformerLens has
             processed the weights.
-        ArgumentError: neurons that the model does not have, lambdas, scaling or share that make no sense.
+        ArgumentError: neurons that the model does not have, lambdas, a preset, scaling or share that make no sense.
         PromptError: the fact cannot be asked at all.
+        UnsupportedModelError: the model gives no number for the fact.
 
     Example:
         >>> import kn_lens as kn
         >>> model = kn.load_model("world-bert")
         >>> fact = kn.FactSet.world("held_out").find("Ireland", relation="P36")
         >>> edit = kn.update_fact(model, fact, "Tokyo", kn.NeuronSet([(2, 7), (3, 5)]))
-        >>> edit.neurons, edit.why[0]["new_object"]
-        (NeuronSet([(2, 7), (3, 5)]), 'Tokyo')
+        >>> edit.neurons, edit.why[0]["new_object"], edit.why[0]["n_negative"]
+        (NeuronSet([(2, 7), (3, 5)]), 'Tokyo', 1)
     """
-    host = host_of(model)
-    lambda_old, lambda_new = _checked_lambdas(lambdas)
-    if scaling not in ("norm", "plain"):
-        raise ArgumentError(
-            f"scaling={scaling!r}; expected 'norm' or 'plain'.{did_you_mean(str(scaling), ('norm', 'plain'))}"
-        )
-    check_share("max_share", max_share)
-    check_raw(host, "An update is made of their lengths and of embeddings, which were changed as well.")
-    check_not_empty(neurons)
-    neurons.check(host)
-    own = neurons if neurons_by_fact is None else _without_shared(neurons, fact, neurons_by_fact, max_share)
-    target = replace(fact, object=new_object)
-    if target.object == fact.object:
-        raise EditError(f"The new object of {fact.key} is the old one, {new_object!r}; expected another.")
-    prompts = make_prompts(model, fact, tokenizer=tokenizer, unknown_answers="leave_out")
-    try:
-        targets = make_prompts(model, target, tokenizer=tokenizer, unknown_answers="leave_out")
-    except NoPromptError as error:
-        near = did_you_mean(new_object, _words(host.tokenizer if tokenizer is None else tokenizer))
-        raise EditError(f"The new object {new_object!r} cannot be an answer of {host.name}.{near} ({error})") from error
-    old_tokens, new_tokens = _answer_tokens(prompts), _answer_tokens(targets)
-    if old_tokens == new_tokens:
+    update = Update.of(
+        model, fact, new_object, neurons, lambdas=lambdas, preset=preset, scaling=scaling, signed=signed,
+        neurons_by_fact=neurons_by_fact, max_share=max_share, tokenizer=tokenizer,
+    )  # fmt: skip
+    if allow_unknown and not update.signed:
+        return update.unsigned
+    host = update.host
+    (edit,), reading = made([update], Budget.of(host, None), Ticks(None, 0))
+    n_right = int((reading.rank == 0).sum())
+    if not allow_unknown and 2 * n_right < len(update.prompts):
         raise EditError(
-            f"The new object {new_object!r} of {fact.key} has the tokens of the old one, {list(old_tokens)}; expected "
-            "another answer."
+            f"{host.name} does not know {fact.key}: it answers {fact.object!r} to {n_right} of {len(update.prompts)} "
+            "prompts; expected at least half. Pass allow_unknown=True to edit it all the same."
         )
-    if not allow_unknown:
-        _check_known(host, fact, prompts)
+    return edit
 
-    rows = at_least_float32(Rows.of(host, own).read())
-    if scaling == "norm" and not rows.any():
-        raise EditError(
-            f"All {len(rows)} rows to update for {fact.key} are zero, as after an erasure, and scaling='norm' counts "
-            "lengths of rows: nothing would change. Pass scaling='plain', or undo the erasure first."
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Update:
+    """An update that can be made, but for the signs of activations, which a forward pass tells.
+
+    Attributes:
+        host: the model.
+        prompts: those of the fact.
+        neurons: whose rows it changes.
+        rows: their rows.
+        embeddings: of the old and of the new answer, as they are taken away and added.
+        lambdas: how much of them.
+        signed: whether signs count.
+        step: what the edit says of itself.
+        unsigned: the edit for positive activations alone.
+    """
+
+    host: Host
+    prompts: PromptBatch
+    neurons: NeuronSet
+    rows: Float[Tensor, "neuron d_model"]
+    embeddings: tuple[Float[Tensor, "_ d_model"], Float[Tensor, "_ d_model"]]
+    lambdas: tuple[float, float]
+    signed: bool
+    step: Mapping[str, Any]
+    unsigned: WeightEdit
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        fact: Fact,
+        new_object: str,
+        neurons: NeuronSet,
+        *,
+        lambdas: tuple[float, float],
+        preset: Preset | None,
+        scaling: Scaling,
+        signed: bool,
+        neurons_by_fact: Mapping[Fact, NeuronSet] | None = None,
+        max_share: float = 0.1,
+        tokenizer: Any = None,
+    ) -> "Update":
+        """Check all that can be checked without running the model; see ``update_fact`` for arguments and errors."""
+        host = host_of(model)
+        lambda_old, lambda_new = _checked_lambdas(lambdas)
+        scaling, signed = _checked_form(preset, scaling, signed)
+        check_share("max_share", max_share)
+        check_raw(host, "An update is made of their lengths and of embeddings, which were changed as well.")
+        check_not_empty(neurons)
+        neurons.check(host)
+        own = neurons if neurons_by_fact is None else _without_shared(neurons, fact, neurons_by_fact, max_share)
+        target = replace(fact, object=new_object)
+        if target.object == fact.object:
+            raise EditError(f"The new object of {fact.key} is the old one, {new_object!r}; expected another.")
+        prompts = make_prompts(model, fact, tokenizer=tokenizer, unknown_answers="leave_out")
+        try:
+            targets = make_prompts(model, target, tokenizer=tokenizer, unknown_answers="leave_out")
+        except NoPromptError as error:
+            near = did_you_mean(new_object, _words(host.tokenizer if tokenizer is None else tokenizer))
+            raise EditError(
+                f"The new object {new_object!r} cannot be an answer of {host.name}.{near} ({error})"
+            ) from error
+        old_tokens, new_tokens = _answer_tokens(prompts), _answer_tokens(targets)
+        if old_tokens == new_tokens:
+            raise EditError(
+                f"The new object {new_object!r} of {fact.key} has the tokens of the old one, {list(old_tokens)}; "
+                "expected another answer."
+            )
+
+        rows = at_least_float32(Rows.of(host, own).read())
+        if scaling == "norm" and not rows.any():
+            raise EditError(
+                f"All {len(rows)} rows to update for {fact.key} are zero, as after an erasure, and scaling='norm' "
+                "counts lengths of rows: nothing would change. Pass scaling='plain', or undo the erasure first."
+            )
+        old_e, new_e = (
+            rearrange(_mean_embedding(host, tokens), "d_model -> 1 d_model") for tokens in (old_tokens, new_tokens)
         )
-    old_e, new_e = (_mean_embedding(host, tokens) for tokens in (old_tokens, new_tokens))
-    if scaling == "norm":
-        length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-        old_e, new_e = (length * rearrange(e / e.norm(), "d_model -> 1 d_model") for e in (old_e, new_e))
-    step = {
-        "kind": "update",
-        "fact": fact.key,
-        "subject": fact.subject,
-        "relation": fact.relation,
-        "object": fact.object,
-        "new_object": new_object,
-        "old_tokens": old_tokens,
-        "new_tokens": new_tokens,
-        "lambdas": [lambda_old, lambda_new],
-        "scaling": scaling,
-        "n_shared": len(neurons) - len(own),
-        "n_zero": int((~rows.any(-1)).sum()),  # by norm they stay as they are
-    }
-    return WeightEdit.of(host, own, rows - lambda_old * old_e + lambda_new * new_e, [step])
+        if scaling == "norm":
+            length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+            old_e, new_e = (length * (e / e.norm()) for e in (old_e, new_e))
+        step = {
+            "kind": "update",
+            "fact": fact.key,
+            "subject": fact.subject,
+            "relation": fact.relation,
+            "object": fact.object,
+            "new_object": new_object,
+            "old_tokens": old_tokens,
+            "new_tokens": new_tokens,
+            "lambdas": [lambda_old, lambda_new],
+            "scaling": scaling,
+            "signed": signed,
+            "n_negative": None,
+            "n_shared": len(neurons) - len(own),
+            "n_zero": int((~rows.any(-1)).sum()),  # by norm they stay as they are
+        }
+        return cls(
+            host=host,
+            prompts=prompts,
+            neurons=own,
+            rows=rows,
+            embeddings=(old_e, new_e),
+            lambdas=(lambda_old, lambda_new),
+            signed=signed,
+            step=step,
+            unsigned=WeightEdit.of(host, own, rows - lambda_old * old_e + lambda_new * new_e, [step]),
+        )
+
+    def turned(self, mean_activation: Float[Tensor, " neuron"]) -> WeightEdit:
+        """Return the edit with the change of each row that fires below zero turned round."""
+        sign = torch.where(mean_activation < 0, -1.0, 1.0).to(self.rows)[:, None]
+        (old_e, new_e), (lambda_old, lambda_new) = self.embeddings, self.lambdas
+        new = self.rows - lambda_old * (sign * old_e) + lambda_new * (sign * new_e)
+        step = {**self.step, "n_negative": int((mean_activation < 0).sum())}
+        return WeightEdit.of(self.host, self.neurons, new, [step])
+
+
+def made(updates: Sequence[Update], budget: Budget, tick: Ticks) -> tuple[list[WeightEdit], Reading]:
+    """Make updates of one fact, on one or several sets of neurons, and say what the model answers without them.
+
+    Cost: a forward pass for each row of the fact's prompts.
+
+    Raises:
+        UnsupportedModelError: the model gives no number for the fact.
+        EditError: the rows would not be finite.
+    """
+    host, prompts = updates[0].host, updates[0].prompts
+    recording = Recording.of(NeuronSet(neuron for update in updates for neuron in update.neurons), prompts)
+    reading = read(host, prompts, [recording] if any(update.signed for update in updates) else [], budget, tick)
+    check_numbers(host, prompts, torch.from_numpy(reading.log_prob))
+    edits = [update.turned(recording.mean(update.neurons)) if update.signed else update.unsigned for update in updates]
+    return edits, reading
 
 
 @exclusive
@@ -292,6 +411,24 @@ def _checked_lambdas(lambdas: Any) -> tuple[float, float]:
     return old, new
 
 
+def _checked_form(preset: str | None, scaling: Scaling, signed: bool) -> tuple[Scaling, bool]:
+    """Return the scaling and whether signs count, those of a preset where one is given."""
+    if scaling not in get_args(Scaling):
+        known = get_args(Scaling)
+        raise ArgumentError(f"scaling={scaling!r}; expected 'norm' or 'plain'.{did_you_mean(str(scaling), known)}")
+    if not isinstance(signed, bool):
+        raise ArgumentError(f"signed={signed!r}; expected True or False.")
+    if preset is None:
+        return scaling, signed
+    if preset not in FORMS:
+        raise ArgumentError(
+            f"Unknown preset {preset!r}; expected one of {', '.join(FORMS)}.{did_you_mean(str(preset), FORMS)}"
+        )
+    if scaling != "norm" or not signed:
+        raise ArgumentError(f"preset={preset!r} fixes the form: leave scaling and signed out, or the preset.")
+    return FORMS[preset]
+
+
 def _counts(neurons_by_fact: Mapping[Fact, NeuronSet]) -> Counter[Any]:
     return Counter(neuron for found in neurons_by_fact.values() for neuron in found)
 
@@ -323,15 +460,6 @@ def _answer_tokens(prompts: PromptBatch) -> tuple[int, ...]:
     """Return the answer's tokens as most of the prompts of one fact write them; of equals the first."""
     answers = prompts.target_ids.split(prompts.rows_per_prompt.tolist())
     return Counter(tuple(answer.tolist()) for answer in answers).most_common(1)[0][0]
-
-
-def _check_known(host: Host, fact: Fact, prompts: PromptBatch) -> None:
-    n_right = int((read(host, prompts, [], Budget.of(host, None), Ticks(None, 0)).rank == 0).sum())
-    if 2 * n_right < len(prompts):
-        raise EditError(
-            f"{host.name} does not know {fact.key}: it answers {fact.object!r} to {n_right} of {len(prompts)} prompts; "
-            "expected at least half. Pass allow_unknown=True to edit it all the same."
-        )
 
 
 def _mean_embedding(host: Host, tokens: tuple[int, ...]) -> Float[Tensor, " d_model"]:

@@ -122,11 +122,14 @@ def _updated(section: Mapping[str, Any], document: Mapping[str, Any]) -> None:
         return
     new, n = section["new_object"], section["n_neurons"]
     away, to = section["lambdas"]
+    turned = ""
+    if section["n_negative"]:
+        turned = f" (the other way round in {section['n_negative']} that fire below zero)"
     _head(f"5. Rewrite the fact: {fact['subject']} -> {new}")
     _say(
         f"In the {n} rows of W_out that these neurons write with, {away:g} row length of the direction of "
-        f"{fact['object']}'s embedding is taken away, and {to:g} of {new}'s are added. Prompts with the old answer and "
-        "with the new one on top; other facts of the relation are asked for once, in a held-out wording:"
+        f"{fact['object']}'s embedding is taken away, and {to:g} of {new}'s are added{turned}. Prompts with the old "
+        "answer and with the new one on top; other facts of the relation are asked for once, in a held-out wording:"
     )
     numbers = ("n", "prompts", "old", "new")
     shown = table("", "neurons", "asked", *numbers, "says", right=numbers)

@@ -239,6 +239,7 @@ def _updated(
     return {
         "new_object": new,
         "lambdas": edit.why[0]["lambdas"],
+        "n_negative": edit.why[0]["n_negative"],
         "n_neurons": len(edit.neurons),
         "effects": effects.to_dict("records"),
         "embedding_rank": int((read_off > own).sum(1).max()),

@@ -14,6 +14,7 @@ from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
 from kn_lens.cli._options import DTYPES, MODEL, RESULT, check_out, choice, option
 from kn_lens.cli._run import ask, described, in_bytes, load, load_for
+from kn_lens.cli._strength import say_of_trial, trial
 from kn_lens.cli._tables import ROWS_SHOWN, left_out_lines, neuron_names, number, table
 from kn_lens.cli._terminal import out, print_json, working
 from kn_lens.errors import ArgumentError, DataError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 HOW = "How rows are changed"
 SCALINGS = ("norm", "plain")
+PRESETS = ("paper", "official")
 
 app = typer.Typer(
     help="Make edits of weights, look at them, try them, and write the edited model.",
@@ -59,7 +61,16 @@ def update(
     to: To,
     lambda_old: Annotated[float, option(HOW, "X", "How much of the old answer's embedding is taken away.")] = 1.0,
     lambda_new: Annotated[float, option(HOW, "X", "How much of the new answer's embedding is added.")] = 8.0,
+    preset: Annotated[
+        str | None, choice(PRESETS, "The form of the paper or of its released code, instead of the next two", HOW)
+    ] = None,
     scaling: Annotated[str, choice(SCALINGS, "Lambdas count lengths of the row, or of the embedding", HOW)] = "norm",
+    signed: Annotated[
+        bool,
+        typer.Option(
+            "--signed/--unsigned", help="Turn the change round for neurons that fire below zero.", rich_help_panel=HOW
+        ),
+    ] = True,
     max_share: Annotated[
         float, option(HOW, "P", "Leave neurons alone that more of the relation's facts have.", min=0.0, max=1.0)
     ] = 0.1,
@@ -78,7 +89,10 @@ def update(
     subject: options.Subjects = None,
     json: options.Json = False,
 ) -> None:
-    """Give one fact, chosen by --subject and --relation, another answer."""
+    """Give one fact, chosen by --subject and --relation, another answer.
+
+    The edit is tried on the fact and on a hundred others of the same facts, and what it does to them is told.
+    """
     check_out(to, facts, neurons, templates)
     source = read_facts(facts, format, templates, split)
     chosen = choose(source, relation, subject, None, 0)
@@ -97,12 +111,16 @@ def update(
         new_object,
         found[chosen[0]],
         lambdas=(lambda_old, lambda_new),
+        preset=preset,  # type: ignore[arg-type]  # one of PRESETS
         scaling=scaling,  # type: ignore[arg-type]  # one of SCALINGS
+        signed=signed,
         neurons_by_fact=found,
         max_share=max_share,
         allow_unknown=allow_unknown,
     )
-    _finish("edit update", edit, to, json)
+    tried = trial(loaded, edit, chosen[0], new_object, source)
+    _finish("edit update", edit, to, json, {"tried": tried})
+    say_of_trial(tried)
 
 
 @app.command()
@@ -333,11 +351,21 @@ def _named(edits: "Sequence[WeightEdit]", source: FactSet) -> FactSet:
     return named
 
 
-def _finish(command: str, edit: "WeightEdit", to: Path, json: bool) -> None:
+def _tried_line(tried: Mapping[str, Any]) -> str:
+    """Return what a trial of an update says, in words."""
+    reached = f"The new answer is on top in {tried['success']:.1%} of {tried['n_prompts']} prompts of the fact"
+    if not tried["n_others"]:
+        return f"{reached}; there is no right answer to another fact to look at."
+    return f"{reached}; of {tried['n_others']} right answers to other facts {tried['disturbed']:.1%} are lost."
+
+
+def _finish(command: str, edit: "WeightEdit", to: Path, json: bool, more: Mapping[str, Any] | None = None) -> None:
     edit.save(to)
-    result = {"command": command, **document(edit), "out": str(to)}
+    result = {"command": command, **document(edit), **(more or {}), "out": str(to)}
     if json:
         print_json(result)
         return
     print_edit(result)
+    if "tried" in result:
+        out.print(_tried_line(result["tried"]), soft_wrap=True)
     out.print(f"Edit written to {to}; try it with: kn-lens edit apply {to}", soft_wrap=True)

@@ -13,6 +13,7 @@ from kn_lens.cli._facts import read_facts
 from kn_lens.cli._options import FACTS, METHOD, RESULT, choice, option
 from kn_lens.cli._results import result_table
 from kn_lens.cli._run import described, in_bytes, load
+from kn_lens.cli._strength import say_of_updates
 from kn_lens.cli._tables import table
 from kn_lens.cli._terminal import Work, duration, err, out, print_json, working
 from kn_lens.errors import ArgumentError
@@ -211,6 +212,8 @@ def _print(
     to: Path,
     json: bool,
 ) -> None:
+    if "updated" in tables:
+        say_of_updates(tables["updated"], tables.get("table6"))
     if json:
         print_json({**document, "tables": {name: one.to_dict("records") for name, one in tables.items()}})
         return

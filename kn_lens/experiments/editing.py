@@ -21,7 +21,17 @@ from kn_lens._bootstrap import with_control
 from kn_lens._refining import prompts_by_fact
 from kn_lens.attribution import attribute
 from kn_lens.edit_effects import erase_effects, update_effects
-from kn_lens.edit_questions import OTHER_RELATIONS, OWN, SAME_RELATION, Question, Questions, inverse_questions, reworded
+from kn_lens.edit_questions import (
+    MAX_DISTURBED,
+    OTHER_RELATIONS,
+    OWN,
+    SAME_RELATION,
+    Question,
+    Questions,
+    disturbed_share,
+    inverse_questions,
+    reworded,
+)
 from kn_lens.edit_tables import edit_table
 from kn_lens.edits import update_fact
 from kn_lens.errors import EditError, NoPromptError
@@ -111,6 +121,7 @@ def _make_updates(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
             others=others,
             lambdas=settings.lambdas,
             scaling=settings.update_scaling,
+            signed=settings.update_signed,
             seed=settings.seed,
             memory_budget=study.memory_budget,
             progress=tick,
@@ -147,8 +158,8 @@ def _planned(
         try:
             edit = update_fact(
                 study.host.model, fact, new, found[fact], lambdas=settings.lambdas, scaling=settings.update_scaling,
-                neurons_by_fact=found, max_share=settings.max_share, allow_unknown=True,
-            )  # fmt: skip
+                signed=False, neurons_by_fact=found, max_share=settings.max_share, allow_unknown=True,
+            )  # fmt: skip  # which neurons are its own does not depend on signs, which would take a pass
         except EditError as error:  # it has no neurons, or none of its own
             why[fact] = str(error)
         else:
@@ -216,19 +227,22 @@ def _update_tables(study: Study) -> "dict[str, pd.DataFrame]":
 
 
 def _updated(study: Study, records: "pd.DataFrame") -> "pd.DataFrame":
-    """Return how many facts were known, updated, and drawn in vain, by relation."""
+    """Return how many facts were known, updated, updated at the cost of others, and drawn in vain, by relation."""
     import pandas as pd
 
     rows = []
     for relation in study.relations():
         mine = records.query("relation == @relation")
         left_out = mine.query("asked == ''")
+        found = mine.query("asked != '' and neurons == 'found'")
+        disturbed = [disturbed_share(rows.to_dict("records")) for _, rows in found.groupby("key")]
         rows.append(
             {
                 "relation": relation,
                 "asked": len(study.asked_facts(relation)),
                 "known": len(answers.known_facts(study, relation)),
                 "updated": mine.loc[mine["asked"] != "", "key"].nunique(),
+                "disturbing": sum(share > MAX_DISTURBED for share in disturbed),
                 "left_out": len(left_out),
                 "why": "" if left_out.empty else left_out["why"].iloc[0],
             }
@@ -356,7 +370,8 @@ UPDATES = Stage(
     shown={"table6": Shown("Table 6: facts updated to another object", ("changed", "success", "top5", RISE))},
     needs=(refining.STAGE, answers.STAGE),
     settings=(
-        "seed", "update_facts", "update_others", "lambdas", "update_scaling", "max_share", "inverses", "synonyms",
+        "seed", "update_facts", "update_others", "lambdas", "update_scaling", "update_signed", "max_share", "inverses",
+        "synonyms",
     ),
     across=True,
     passes=_update_passes,

@@ -280,6 +280,19 @@ def from_toml(text: str) -> dict[str, Any]:
     return {key: json.loads(value) for key, _, value in entries}
 
 
+BEFORE_THERE_WAS_A_CHOICE: Mapping[str, Any] = {"update_signed": False}
+"""What settings were in runs of versions that did not have them yet; their ``config.toml`` does not name them."""
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a run noted, with those that its version did not have yet as they were in it.
+
+    >>> completed({"preset": "kn_lens", "seed": 3})
+    {'update_signed': False, 'preset': 'kn_lens', 'seed': 3}
+    """
+    return {**(BEFORE_THERE_WAS_A_CHOICE if "preset" in config else {}), **config}
+
+
 NAMES = ("model", "facts", "format", "templates", "split")
 """Settings that name what the provenance describes; two names of one thing are no difference."""
 
@@ -319,7 +332,7 @@ def check_same(path: Path, config: Mapping[str, Any], provenance: Mapping[str, A
 def _flat(name: str, text: str) -> dict[str, Any]:
     """Return the entries to compare; those of the provenance by their paths, without what is only told."""
     if name == CONFIG:
-        return from_toml(text)
+        return completed(from_toml(text))
     return dict(_leaves(json.loads(text)["made_from"], ""))
 
 

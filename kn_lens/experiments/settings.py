@@ -11,6 +11,7 @@ code runs. Where the last two differ from ours, and from each other:
     baseline             matched     refined            refined
     across_samples       all pairs   100 a fact         100 a fact
     update_scaling       norm        plain              norm
+    update_signed        true        false              false
 
 ``baseline`` says which neurons of high activation stand beside the found ones when neurons are switched off and up:
 ``matched`` are as many as the found ones, ``refined`` come out of refining the activations (``baseline_threshold``
@@ -63,6 +64,7 @@ class Settings:
         update_others: other facts of the relation, and as many of other relations, that each update is measured on.
         lambdas: of the old and of the new answer; see ``update_fact``.
         update_scaling: see ``update_fact``.
+        update_signed: see ``signed`` of ``update_fact``.
         max_share: neurons in more than this share of a relation's facts are not updated.
         inverses: relations and their inverse, ``"P36=P1376"``: updates are asked the other way round.
         synonyms: names and another name of the same, ``"Tokyo=Edo"``: updates to the first are asked for the second.
@@ -106,6 +108,7 @@ class Settings:
     update_others: int = 10
     lambdas: tuple[float, float] = (1.0, 8.0)
     update_scaling: Scaling = "norm"
+    update_signed: bool = True
     max_share: float = 0.1
     inverses: tuple[str, ...] = ("P36=P1376", "P1376=P36")
     synonyms: tuple[str, ...] = ()
@@ -189,6 +192,7 @@ POSITIVE = ("tolerance", "share_step")
 NUMBERS = {"doses": None, "lambdas": 2}
 """Lists of numbers, and how many they hold."""
 TEXTS = ("relations", "inverses", "synonyms")
+FLAGS = ("update_signed",)
 CHOICES = {"quadrature": ("adaptive", *RULES), "baseline": get_args(Baseline), "update_scaling": get_args(Scaling)}
 
 
@@ -208,6 +212,8 @@ def _expected(name: str, value: Any) -> str:
     if name in TEXTS:
         texts = isinstance(value, tuple) and all(isinstance(one, str) for one in value)
         return "" if texts else "a list of texts."
+    if name in FLAGS:
+        return "" if isinstance(value, bool) else "true or false."
     if name in CHOICES:
         known = CHOICES[name]
         return "" if value in known else f"one of {', '.join(known)}.{did_you_mean(str(value), known)}"
@@ -230,6 +236,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "baseline": "refined",
         "across_samples": 100,
         "update_scaling": "plain",
+        "update_signed": False,
     },
     "official": {
         "quadrature": "left",
@@ -237,5 +244,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "max_moves": 5,
         "baseline": "refined",
         "across_samples": 100,
+        "update_signed": False,
     },
 }

@@ -16,7 +16,7 @@ import numpy as np
 from kn_lens._budget import give_back_memory
 from kn_lens.errors import NoPromptError
 from kn_lens.experiments.passes import Passes
-from kn_lens.experiments.run_directory import RunDirectory, Shard, digest_of_json
+from kn_lens.experiments.run_directory import BEFORE_THERE_WAS_A_CHOICE, RunDirectory, Shard, digest_of_json
 from kn_lens.experiments.settings import Settings
 from kn_lens.facts import Fact, FactSet
 from kn_lens.hosts import Host
@@ -230,10 +230,11 @@ class Study:
                         return None
                     records[f"{need.name}/{other.name}"] = noted["sha256"]
         chosen = self.settings.as_dict()
+        before = BEFORE_THERE_WAS_A_CHOICE  # left out, so that records made then count
         return digest_of_json(
             {
                 "stage": [stage.name, stage.version, shard.name],
-                "settings": {name: chosen[name] for name in stage.settings},
+                "settings": {name: chosen[name] for name in stage.settings if chosen[name] != before.get(name, ...)},
                 "made_from": self.made_from,
                 "facts": self._digest_of_facts(shard.relation),
                 "source": self._digest_of_facts(None) if stage.across else None,

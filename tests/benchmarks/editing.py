@@ -1,6 +1,11 @@
 """What edits do to the embedded models, and what they cost: the tables of docs/editing.md.
 
     python -m tests.benchmarks.editing [NAME ...] [--facts-per-relation 10] [--only update dose readout erase cost]
+    python -m tests.benchmarks.editing NAME ... --only strength [--facts 30]
+
+``strength`` compares updates with and without the signs of activations over a grid of lambdas, and shows what
+``choose_lambdas`` makes of it; its models may be ``tiny-gated``, a small model with gated MLPs that is trained on the
+facts first, or a folder with a checkpoint of any causal model, of whose facts those that it knows are taken.
 
 Neurons of every fact: attribution on ten trained templates with the defaults, refined with the defaults. Updated are
 facts that the model knows, ten of each relation, to the answer of another fact of the relation, on those of their
@@ -61,7 +66,14 @@ def prepared(name: str, per_relation: int) -> Case:
                 continue
             try:
                 edit = kn.update_fact(
-                    model, fact, new, found[fact], neurons_by_fact=found, max_share=MAX_SHARE, allow_unknown=True
+                    model,
+                    fact,
+                    new,
+                    found[fact],
+                    neurons_by_fact=found,
+                    max_share=MAX_SHARE,
+                    signed=False,
+                    allow_unknown=True,
                 )
             except kn.EditError:  # all its neurons are the relation's
                 continue
@@ -75,6 +87,99 @@ def prepared(name: str, per_relation: int) -> Case:
         own=own,
         own_active=kn.activation_neurons(activations, own),
     )
+
+
+def known_facts(model: Any, facts: kn.FactSet, least: int = 3) -> list[kn.Fact]:
+    """Return the facts of which a model gives the answer first in at least half of three or more prompts."""
+    prompts = kn.make_prompts(model, facts, unknown_answers="leave_out")
+    right: dict[kn.Fact, list[bool]] = {}
+    for number, rank in enumerate(kn.measure(model, prompts, []).rank_before):
+        right.setdefault(prompts.fact(number), []).append(rank == 0)
+    return [fact for fact, seen in right.items() if len(seen) >= least and np.mean(seen) >= 0.5]
+
+
+def tiny_gated() -> Any:
+    """Return a Llama of 3 layers with 256 gated neurons each, trained on all facts in six wordings."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    teacher = kn.host_of(kn.load_model("world-gpt2"))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=teacher.d_vocab, hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
+        max_position_embeddings=64, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    network = LlamaForCausalLM(config)
+    prompts = kn.make_prompts(teacher.model, sampled(kn.FactSet.world("trained"), 6, object_last=True))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3, weight_decay=0.0)
+    n_steps, draw = 600, torch.Generator().manual_seed(0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=n_steps)
+    for _ in range(n_steps):
+        rows = torch.randint(prompts.n_rows, (128,), generator=draw)
+        tokens, mask = prompts.tokens[rows], prompts.attention_mask[rows]
+        logits = network(input_ids=tokens, attention_mask=mask).logits[torch.arange(128), prompts.read_pos[rows]]
+        loss = torch.nn.functional.cross_entropy(logits, prompts.target_ids[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return kn.load_model(network.eval(), tokenizer=teacher.tokenizer)
+
+
+def strength(name: str, n_facts: int) -> str:
+    """Update some facts by both forms and all strengths; choose a strength on half of them, and use it on the rest."""
+    model = tiny_gated() if name == "tiny-gated" else kn.load_model(name)
+    causal = kn.host_of(model).kind == "causal"
+    trained, held_out = kn.FactSet.world("trained"), kn.FactSet.world("held_out")
+    everything = list(sampled(trained, 6, causal))
+    order = np.random.default_rng(0).permutation(len(everything))
+    some = kn.FactSet(everything[i] for i in order[: 10 * n_facts].tolist())
+    known = known_facts(model, some)[:n_facts]
+    found: dict[kn.Fact, kn.NeuronSet] = {}
+    for fact in known:
+        prompts = kn.make_prompts(model, fact, unknown_answers="leave_out")
+        found |= kn.refine(kn.attribute(model, prompts, quadrature="gauss-legendre", n_steps=5))
+    answers = {relation: sorted({fact.object for fact in trained.of(relation)}) for relation in trained.relations}
+    draw = np.random.default_rng(0)
+    new = {
+        fact: str(draw.choice([answer for answer in answers[fact.relation] if answer != fact.object]))
+        for fact in known
+        if found[fact]
+    }
+    wordings = sampled(held_out, 2, causal)
+    prompts = kn.make_prompts(model, sampled(held_out, 1, causal), unknown_answers="leave_out")
+    prompts = prompts.select(torch.arange(0, len(prompts), 4))
+    right = np.flatnonzero(kn.measure(model, prompts, []).rank_before == 0)
+    others = prompts.select(torch.from_numpy(np.sort(draw.permutation(right)[:60])))
+    facts = list(new)
+    to_choose, to_edit = facts[::2], facts[1::2]
+    n_rows = sum(len(found[fact]) for fact in new)
+    n_negative = sum(kn.update_fact(model, fact, new[fact], found[fact]).why[0]["n_negative"] for fact in new)
+    lines = [f"{len(new)} facts with neurons, {len(to_choose)} to choose on; {n_negative} of {n_rows} rows below 0"]
+    tables = []
+    for form in ("signed", "unsigned"):
+        how = {"signed": form == "signed", "others": others}
+        choice = kn.choose_lambdas(model, {fact: new[fact] for fact in to_choose}, found, held_out=wordings, **how)
+        lines += ["", f"{form}: {choice}", "", choice.table.round(3).to_string(index=False)]
+        given = {fact: new[fact] for fact in to_edit}
+        for lambdas in {choice.lambdas, (1.0, 8.0)}:
+            effects = kn.update_effects(
+                model, given, found, questions={"held out": kn.reworded(wordings, given)}, lambdas=lambdas, **how
+            )
+            tables += [
+                {"form": form, "lambdas": lambdas, "neurons": kind, **summed(part)}
+                for kind, part in effects.groupby("neurons")
+            ]
+    return "\n".join([*lines, "", pd.DataFrame(tables).round(3).to_string(index=False)]) + "\n"
+
+
+def summed(effects: pd.DataFrame) -> dict[str, float]:
+    """Return the means over facts that the form of an update is judged by."""
+    asked = dict(list(effects.groupby("asked")))
+    success = {f"success, {name}": asked[name].new_right_after.mean() for name in ("own wording", "held out")}
+    scopes = [name for name in ("same relation", "other relations") if name in asked]
+    kept = {f"right after, {name}": asked[name].right_after.mean() for name in scopes}
+    own = asked["own wording"]
+    return {**success, **kept, "disturbed": own.disturbed.mean(), "disturbing": own.disturbs.mean()}
 
 
 def cells(effects: pd.DataFrame, columns: dict[str, str], index: list[str], **options: Any) -> str:
@@ -111,6 +216,7 @@ def updates(case: Case) -> str:
         case.new_objects,
         case.own,
         case.own_active,
+        preset="official",
         questions={
             "held out": kn.reworded(held_out, case.new_objects),
             "inverse": kn.inverse_questions(held_out, case.new_objects, INVERSE),
@@ -134,9 +240,9 @@ def updates(case: Case) -> str:
 
 def dose_curve(case: Case) -> str:
     """Scale the updates."""
-    effects = kn.update_effects(case.model, case.new_objects, case.own, case.own_active, doses=DOSES)
+    effects = kn.update_effects(case.model, case.new_objects, case.own, case.own_active, doses=DOSES, preset="official")
     columns = {"changed": "changed", "success": "success", "mrr": "MRR"}
-    everything = kn.update_effects(case.model, case.new_objects, case.found, case.active)
+    everything = kn.update_effects(case.model, case.new_objects, case.found, case.active, preset="official")
     return (
         f"{cells(effects, columns, ['neurons', 'dose'])}\n\nWith the neurons of the relation:\n\n"
         f"{cells(everything, columns, ['neurons', 'dose'])}\n"
@@ -257,9 +363,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=MODELS)
     parser.add_argument("--facts-per-relation", type=int, default=10)
-    parser.add_argument("--only", nargs="+", choices=[*PARTS, "cost"], default=[*PARTS, "cost"])
+    parser.add_argument("--only", nargs="+", choices=[*PARTS, "strength", "cost"], default=[*PARTS, "cost"])
+    parser.add_argument("--facts", type=int, default=30, help="how many known facts `strength` takes, at most")
     args = parser.parse_args()
-    for name in args.names if set(args.only) - {"cost"} else ():
+    if "strength" in args.only:
+        for name in args.names:
+            started = time.perf_counter()
+            text = strength(name, args.facts)
+            print(f"### {name}: strength ({time.perf_counter() - started:.0f} s)\n\n{text}", flush=True)
+    for name in args.names if set(args.only) - {"cost", "strength"} else ():
         case = prepared(name, args.facts_per_relation)
         for part in args.only:
             if part in PARTS:

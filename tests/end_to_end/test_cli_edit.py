@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -67,13 +68,17 @@ def test_update_writes_the_edit_of_the_library(cli, source, checkpoint, facts, n
     path = tmp_path / "edit.safetensors"
     chosen = ("-s", "Ireland", "-r", "P36", "--object", "Tokyo", "--allow-unknown", "--lambda-new", 2)
     code, out, err = cli("update", *source, *chosen, "-o", path, "--json")
-    assert (code, err) == (0, "")
+    assert code == 0 and "on top in none of" in err and "choose_lambdas" in err
     model = kn.load_model(checkpoint, device="cpu")
     fact = facts.find("Ireland", relation="P36")
     expected = kn.update_fact(
         model, fact, "Tokyo", neurons[fact], lambdas=(1, 2), neurons_by_fact=neurons, allow_unknown=True
     )
     assert kn.WeightEdit.load(path).digest == expected.digest == json.loads(out)["digest"]
+    tried = json.loads(out)["tried"]
+    prompts = kn.make_prompts(model, replace(fact, object="Tokyo"), unknown_answers="leave_out")
+    reached = kn.measure(model, prompts, expected)
+    assert (tried["n_prompts"], tried["success"]) == (len(prompts), (reached.rank_after == 0).mean())
     assert expected.neurons == kn.NeuronSet([(2, 0)]) and json.loads(out)["why"][0]["n_shared"] == 2
     code, out, err = cli("update", *source, *chosen, "-o", path, "--max-share", 1)
     assert code == 0 and "P36/Ireland/Dublin -> Tokyo" in out and f"kn-lens edit apply {path}" in out

@@ -27,8 +27,7 @@ def mean_embedding(model, ids):
     return found.detach()
 
 
-@pytest.mark.parametrize("scaling", ["norm", "plain"])
-@pytest.mark.parametrize(
+ANY_FAMILY = pytest.mark.parametrize(
     "architecture, config",
     [
         ("BertForMaskedLM", {}),
@@ -40,11 +39,34 @@ def mean_embedding(model, ids):
         ("OPTForCausalLM", NARROW["OPTForCausalLM"]),
     ],
 )
+
+
+def mean_activations(model, fact, neurons):
+    """Each neuron's at the read position, prompt by prompt: over the rows of its answer, then over the prompts."""
+    prompts = kn.make_prompts(model, fact)
+    means = dict.fromkeys(neurons, 0.0)
+    for prompt in range(len(prompts)):
+        part = prompts.select(torch.tensor([prompt]))
+        for neuron in neurons:
+            seen = []
+            keep = (kn.host_of(model).hook_post(neuron.layer), lambda post, hook, seen=seen: seen.append(post.detach()))
+            with torch.no_grad():
+                model.run_with_hooks(part.tokens, attention_mask=part.attention_mask, fwd_hooks=[keep])
+            rows = [float(seen[0][row, part.read_pos[row], neuron.index]) for row in range(part.n_rows)]
+            means[neuron] += sum(rows) / len(rows) / len(prompts)
+    return means
+
+
+@ANY_FAMILY
+@pytest.mark.parametrize("scaling", ["norm", "plain"])
 @pytest.mark.parametrize("new_object", ["Tokyo", "Paris and Rome"])
-def test_an_update_is_the_formula(architecture, config, scaling, new_object):
+@pytest.mark.parametrize("signed", [True, False])
+def test_an_update_is_the_formula(architecture, config, scaling, new_object, signed):
     model = tiny_model(architecture, **config)
     before = bits(model)
-    edit = kn.update_fact(model, IRELAND, new_object, NEURONS, lambdas=(0.5, 3), scaling=scaling, allow_unknown=True)
+    edit = kn.update_fact(
+        model, IRELAND, new_object, NEURONS, lambdas=(0.5, 3), scaling=scaling, signed=signed, allow_unknown=True
+    )
     assert same(before, bits(model))
     tokens = {}
     for name, answer in (("old", "Dublin"), ("new", new_object)):
@@ -55,13 +77,98 @@ def test_an_update_is_the_formula(architecture, config, scaling, new_object):
     assert (
         len(tokens["new"]) > 1 or new_object == "Tokyo" or architecture not in ("BertForMaskedLM", "ElectraForMaskedLM")
     )
+    means = mean_activations(model, IRELAND, NEURONS)
+    n_negative = sum(mean < 0 for mean in means.values())
+    assert (step["signed"], step["n_negative"]) == ((True, n_negative) if signed else (False, None))
+    assert n_negative == 0 or architecture != "OPTForCausalLM"  # which has ReLUs
+    assert n_negative > 0 or architecture != "LlamaForCausalLM"
     for neuron, old, new in zip(edit.neurons, edit.old, edit.new, strict=True):
         row = kn.host_of(model).W_out(neuron.layer)[neuron.index]
         e, f = (mean_embedding(model, tokens[name]) for name in ("old", "new"))
         if scaling == "norm":
             e, f = (row.square().sum().sqrt() * e / e.square().sum().sqrt() for e in (e, f))
+        sign = -1 if signed and means[neuron] < 0 else 1
         assert torch.equal(old, row)
-        torch.testing.assert_close(new, row - 0.5 * e + 3 * f, atol=1e-10, rtol=0)
+        torch.testing.assert_close(new, row + sign * (3 * f - 0.5 * e), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Gemma2ForCausalLM", "GPT2LMHeadModel"])
+def test_every_neuron_of_an_update_writes_towards_the_new_answer(architecture):
+    """In a prompt, what one neuron writes gains along e(t'), whatever the sign it fires with; unsigned, some lose."""
+    model = loaded(architecture)
+    host, prompt = kn.host_of(model), replace(IRELAND, templates=CAPITAL[:1])
+    prompts = kn.make_prompts(model, prompt)
+    gains = {}
+    for signed in (True, False):
+        for neuron in NEURONS:
+            edit = kn.update_fact(
+                model, prompt, "Tokyo", kn.NeuronSet([neuron]), lambdas=(0, 3), signed=signed, allow_unknown=True
+            )
+            towards = mean_embedding(model, edit.why[0]["new_tokens"])
+            post = mean_activations(model, prompt, [neuron])[neuron]  # of one row
+            written = {}
+            for name, hooks in (("before", []), ("after", edit.hooks(model))):
+                seen = []
+                keep = (host.hook_mlp_out(neuron.layer), lambda out, hook, seen=seen: seen.append(out.detach()))
+                with torch.no_grad():
+                    model.run_with_hooks(
+                        prompts.tokens, attention_mask=prompts.attention_mask, fwd_hooks=[*hooks, keep]
+                    )
+                written[name] = seen[0][0, prompts.read_pos[0]] @ towards
+            gains[signed, neuron] = float(written["after"] - written["before"]), post
+    assert {post < 0 for _, post in gains.values()} == {True, False}
+    for (signed, _), (gain, post) in gains.items():
+        assert gain > 0 if signed else (gain > 0) == (post > 0)
+
+
+def test_hooks_of_a_signed_update_are_the_applied_edit():
+    model = loaded("LlamaForCausalLM")
+    edit = kn.update_fact(model, **UPDATE)
+    assert 0 < edit.why[0]["n_negative"] < len(NEURONS)
+    prompts = kn.make_prompts(model, IRELAND)
+    hooked = kn.measure(model, prompts, edit)
+    with edit.applied(model):
+        applied = kn.measure(model, prompts, [])
+    torch.testing.assert_close(*(torch.tensor(one.log_prob_after.to_numpy()) for one in (hooked, applied)))
+    assert (hooked.change.abs() > 0).all()
+
+
+def test_presets_are_the_form_without_signs_to_the_bit():
+    model = loaded("LlamaForCausalLM")
+    rows = kn.update_fact(model, **UPDATE).old
+    for preset, scaling in (("paper", "plain"), ("official", "norm")):
+        edit = kn.update_fact(model, **UPDATE, preset=preset)
+        e, f = (mean_embedding(model, edit.why[0][f"{name}_tokens"]) for name in ("old", "new"))
+        if scaling == "norm":
+            length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+            e, f = (length * (e / e.norm()) for e in (e, f))
+        assert torch.equal(edit.new, rows - 1.0 * e + 8.0 * f)
+        assert edit.digest == kn.update_fact(model, **UPDATE, scaling=scaling, signed=False).digest
+        assert (edit.why[0]["scaling"], edit.why[0]["signed"]) == (scaling, False)
+
+
+def test_without_negative_activations_signs_change_nothing():
+    """Behind ReLUs: an activation of exactly zero counts as positive."""
+    model = loaded("OPTForCausalLM")
+    signed, unsigned = (kn.update_fact(model, **UPDATE, signed=one) for one in (True, False))
+    assert any(mean == 0 for mean in mean_activations(model, IRELAND, NEURONS).values())
+    assert torch.equal(signed.new, unsigned.new) and signed.why[0]["n_negative"] == 0
+
+
+def test_what_the_model_knows_and_signs_come_from_one_pass():
+    model = loaded("LlamaForCausalLM")
+    prompts = kn.make_prompts(model, IRELAND)
+    n_rows = []
+    count = (kn.host_of(model).hook_post(0), lambda post, hook: n_rows.append(len(post)))
+    for how, expected in (({}, prompts.n_rows), ({"signed": False}, 0)):
+        n_rows.clear()
+        with model.hooks(fwd_hooks=[count]):
+            kn.update_fact(model, **UPDATE, **how)
+        assert sum(n_rows) == expected
+    n_rows.clear()
+    with model.hooks(fwd_hooks=[count]), pytest.raises(kn.EditError, match="does not know"):
+        kn.update_fact(model, **UPDATE | {"allow_unknown": False})
+    assert sum(n_rows) == prompts.n_rows
 
 
 def test_neurons_of_the_relation_are_left_alone():
@@ -170,6 +277,10 @@ OTHERS = {fact: NEURONS for fact in (IRELAND, kn.Fact("Dublin", "P1376", "Irelan
         (lambda m: kn.update_fact(m, **UPDATE, lambdas=(1, float("inf"))), kn.ArgumentError, "two finite numbers"),
         (lambda m: kn.update_fact(m, **UPDATE, scaling="nrom"), kn.ArgumentError, "Did you mean 'norm'"),
         (lambda m: kn.update_fact(m, **UPDATE, max_share=2), kn.ArgumentError, "max_share"),
+        (lambda m: kn.update_fact(m, **UPDATE, preset="papr"), kn.ArgumentError, "Did you mean 'paper'"),
+        (lambda m: kn.update_fact(m, **UPDATE, preset="paper", signed=False), kn.ArgumentError, "fixes the form"),
+        (lambda m: kn.update_fact(m, **UPDATE, preset="paper", scaling="plain"), kn.ArgumentError, "fixes the form"),
+        (lambda m: kn.update_fact(m, **UPDATE, signed="no"), kn.ArgumentError, "expected True or False"),
         (lambda m: kn.update_fact(m, **UPDATE, neurons_by_fact={}), kn.ArgumentError, "no facts of P36"),
         (lambda m: kn.update_fact(m, **UPDATE | {"fact": BARE}), kn.PromptError, "no templates"),
         (lambda m: kn.erase_relation(m, OTHERS), kn.EditError, r"2 relations \(P1376, P36\)"),

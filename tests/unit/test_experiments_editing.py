@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kn_lens as kn
-from kn_lens.errors import ArgumentError
+from kn_lens.errors import ArgumentError, DataError
 from kn_lens.experiments import answers, editing
 from kn_lens.experiments.reproduction import hold_out, open_study
 from kn_lens.experiments.run_directory import Shard
@@ -98,7 +98,8 @@ def test_updates_are_asked_in_wordings_that_nothing_was_found_with(finished, mod
     for row in records.to_dict("records"):
         fact = next(fact for fact in OTHER_WORDINGS if fact.key == row["key"])
         neurons = study.neurons("found", fact.relation)[fact]
-        edit = kn.update_fact(model, fact, row["new_object"], neurons, allow_unknown=True)
+        own = next(own for own in study.facts if own == fact)  # signs are those of the wordings it was found with
+        edit = kn.update_fact(model, own, row["new_object"], neurons, allow_unknown=True)
         now = dataclasses.replace(fact, object=row["new_object"])
         effect = kn.measure(model, kn.make_prompts(model, now), edit)
         assert row["n_prompts"] == len(effect) == 2
@@ -185,6 +186,48 @@ def test_facts_are_updated_in_the_templates_that_take_their_answers(tmp_path):
         run(study, [editing.UPDATES], lambda state: None)
         own = study.records("updates", Shard("P36")).query("asked == 'own wording'")
     assert len(own) and set(own["n_prompts"]) == {len(facts[0].templates)}
+
+
+def test_updates_that_disturb_other_facts_are_counted(finished):
+    study, tables = finished
+    records = study.all_records(editing.UPDATES).query("neurons == 'found'")
+    others = records[records["asked"].isin(["same relation", "other relations"])]
+    lost, right = (others["n_prompts"] * others[name] for name in ("lost", "right_before"))
+    share = lost.groupby(others["key"]).sum() / right.groupby(others["key"]).sum()
+    counted = tables["updated"].set_index("relation")["disturbing"]
+    relation_of = others.groupby("key")["relation"].first()
+    for relation in study.relations():
+        assert counted[relation] == (share[relation_of == relation] > 0.1).sum()
+    assert counted.sum() > 0
+
+
+def test_signs_are_a_setting_and_records_without_them_stay(model, tmp_path):
+    """The paper's form is that of runs before there was a choice: they can be taken up, and keep their records."""
+    settings = Settings.of(
+        relations=("P36",), limit=3, update_facts=1, update_others=2, max_share=1.0, n_resamples=5, update_signed=False
+    )
+    facts = kn.FactSet.world("held_out")
+    with open_study(model, facts, tmp_path, settings) as study:
+        run(study, [editing.UPDATES], lambda state: None)
+        row = study.records("updates", Shard("P36")).query("asked == 'own wording' and neurons == 'found'").iloc[0]
+        fact = next(fact for fact in study.facts if fact.key == row["key"])
+        neurons = study.neurons("found", "P36")[fact]
+        edit = kn.update_fact(model, fact, row["new_object"], neurons, preset="official", allow_unknown=True)
+        after = kn.measure(model, kn.make_prompts(model, fact), edit)
+        assert row["nll_after"] == pytest.approx(-after["log_prob_after"].mean(), rel=1e-3)
+    config = (tmp_path / "config.toml").read_text()
+    assert "update_signed = false\n" in config
+    (tmp_path / "config.toml").write_text(config.replace("update_signed = false\n", ""))
+    with open_study(model, facts, tmp_path, settings) as study:
+        assert study.is_current(editing.UPDATES, Shard("P36"))
+    with (
+        pytest.raises(DataError, match="update_signed: false, now true"),
+        open_study(model, facts, tmp_path, dataclasses.replace(settings, update_signed=True)),
+    ):
+        pass
+    with open_study(model, facts, tmp_path, dataclasses.replace(settings, update_signed=True), force=True) as study:
+        assert not study.is_current(editing.UPDATES, Shard("P36"))
+        assert study.is_current(answers.STAGE, Shard("P36"))
 
 
 def test_a_model_that_knows_nothing_is_not_updated(tmp_path):

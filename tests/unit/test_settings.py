@@ -32,6 +32,7 @@ def test_settings_are_those_of_their_own_json(preset):
         ({"relations": "P36"}, "relations is 'P36'; expected a list of texts"),
         ({"erase_value": None}, "erase_value is None; expected a text"),
         ({"quadrature": "lefft"}, "quadrature is 'lefft'.*Did you mean 'left'"),
+        ({"update_signed": 1}, "update_signed is 1; expected true or false"),
         ({"baseline": "machted"}, "Did you mean 'matched'"),
         ({"n_steps": 20}, "adaptive quadrature chooses it: set n_steps=null"),
         ({"inverses": ("P36",)}, "'P36' is no pair"),
