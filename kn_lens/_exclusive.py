@@ -9,7 +9,7 @@ are left for the time of a call: the results are those without them.
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import wraps
 from threading import Lock, RLock
 from typing import Any, ParamSpec, TypeVar
@@ -44,15 +44,21 @@ def exclusive(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def exclusively(model: Any) -> Iterator[None]:
-    """Have a model to oneself, outside of the caller's inference and autocast modes.
+    """Have a model to oneself, in the library's own modes.
 
     Args:
         model: the model, or a ``Host`` of it; what is neither is for the caller to refuse.
     """
+    module = getattr(model, "model", model)
+    alone = lock_of(module) if isinstance(module, torch.nn.Module) else nullcontext()
+    with alone, own_modes():
+        yield
+
+
+@contextmanager
+def own_modes() -> Iterator[None]:
+    """Leave the caller's inference and autocast modes."""
     with ExitStack() as stack:
-        module = getattr(model, "model", model)
-        if isinstance(module, torch.nn.Module):
-            stack.enter_context(lock_of(module))
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())  # leaving inference mode turns gradients on

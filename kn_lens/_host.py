@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from kn_lens._exclusive import own_modes
 from kn_lens._families import Kind
 from kn_lens._interrupts import Undone, entered
 from kn_lens._loading import check_finite, fingerprint
@@ -158,7 +159,7 @@ class Host:
 
         That is ``post @ W_out + b_out``, unless an adapter or anything else works inside the module.
         """
-        with torch.no_grad():
+        with torch.no_grad(), own_modes():
             return self.model.blocks[self._checked(layer)].mlp.out.original_component(post.to(self.dtype))
 
     def writes_plainly(
@@ -176,7 +177,8 @@ class Host:
         """
         W_out = self.W_out(layer).detach().to(post.dtype)
         b_out = self.project(layer, torch.zeros_like(post[:1])).to(post.dtype)
-        off = (mlp_out - (post @ W_out + b_out)).norm(dim=-1)
+        with own_modes():
+            off = (mlp_out - (post @ W_out + b_out)).norm(dim=-1)
         # A product of n terms is rounded by a few units of its terms' type, and what comes out by one of its own.
         terms = torch.finfo(post.dtype).eps * post.norm(dim=-1) * W_out.norm()
         result = torch.finfo(self.dtype).eps * mlp_out.norm(dim=-1)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kn_lens._budget import Budget
+from kn_lens._exclusive import exclusive
 from kn_lens._reading import Progress
 from kn_lens._request import Preset, check_share
 from kn_lens.edit_effects import Trial, check_facts, checked_host, tried
@@ -74,6 +75,7 @@ class LambdaChoice:
         return cls(lambdas=(lambda_old, lambda_new), within=within, max_disturbed=max_disturbed, table=table)
 
 
+@exclusive
 def choose_lambdas(
     model: Any,
     new_objects: Mapping[Fact, str],

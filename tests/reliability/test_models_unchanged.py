@@ -60,6 +60,13 @@ def attribute_by(method: str, **how: Any) -> Callable[[Case], Any]:
     return lambda case: kn.attribute(case.model, case.prompts, method=method, **neurons, **how)
 
 
+def written(case: Case) -> Path:
+    """A file of neurons of the model."""
+    path = case.folder / "neurons.json"
+    kn.NeuronSet.write_many(path, {"Ireland": SOME}, model=case.model)
+    return path
+
+
 QUESTIONS = {"reworded": kn.reworded(FACTS[:2], {IRELAND: "Paris", FRANCE: "Lima"})}
 
 CALLS: dict[str, list[Callable[[Case], Any]]] = {
@@ -111,6 +118,13 @@ CALLS: dict[str, list[Callable[[Case], Any]]] = {
     "Suppress.lowest_layers": [lambda case: kn.Suppress(NEURONS).lowest_layers(case.model, case.prompts)],
     "Amplify.lowest_layers": [lambda case: kn.Amplify(NEURONS).lowest_layers(case.model, case.prompts)],
     "SetTo.lowest_layers": [lambda case: kn.SetTo(NEURONS, 0.0).lowest_layers(case.model, case.prompts)],
+    "NeuronSet.read": [lambda case: kn.NeuronSet.read(written(case), model=case.model)],
+    "NeuronSet.read_many": [lambda case: kn.NeuronSet.read_many(written(case), model=case.model)],
+    "choose_lambdas": [
+        lambda case: kn.choose_lambdas(
+            case.model, {IRELAND: "Paris", FRANCE: "Lima"}, NEURONS, case.prompts, grid=[(1, 1), (1, 2)]
+        )
+    ],
     "NeuronSet.check": [lambda case: SOME.check(case.model)],
     "WeightEdit.of": [lambda case: kn.WeightEdit.of(case.model, SOME, torch.zeros(3, case.edit.old.shape[1]))],
     "WeightEdit.applied": [applied],
@@ -134,6 +148,17 @@ def test_every_public_call_is_listed():
             methods = [(inner, getattr(one, inner)) for inner in dir(one) if not inner.startswith("_")]
             found |= {f"{name}.{inner}" for inner, method in methods if takes_a_model(method)}
     assert set(CALLS) == found
+
+
+TAKE_NO_TIME = {"host_of", "random_neurons", "NeuronSet.check"}
+"""Those that only look at a model."""
+
+
+def test_every_public_call_that_runs_a_model_has_it_to_itself():
+    """What gives hooks or parts runs nothing yet; applied edits are for the caller to keep other threads from."""
+    for name in sorted(set(CALLS) - TAKE_NO_TIME - {"attribute_in_parts"}):
+        if "." not in name:
+            assert hasattr(getattr(kn, name), "__wrapped__"), name
 
 
 PASSES = Passes()

@@ -60,6 +60,13 @@ def test_results_are_those_without_the_callers_modes(architecture, name):
     assert_same(found, expected)
 
 
+def test_an_edit_is_applied_under_autocast_too(tmp_path):
+    """Whether its rows are all that is multiplied with is seen in the model's own precision."""
+    model = kn.load_model(tiny_checkpoint("GPT2LMHeadModel", tmp_path), device="cpu")  # float32, which autocast lowers
+    with torch.autocast("cpu", dtype=torch.bfloat16), kn.erase_neurons(model, NEURONS).applied(model):
+        assert not kn.host_of(model).W_out(1)[2].any()
+
+
 def test_tokens_and_models_made_in_inference_mode(tmp_path):
     tiny_checkpoint("GPT2LMHeadModel", tmp_path)
     batch = {"tokens": [[8, 9, 10, 11], [9, 8, 11, 10]], "read_pos": [3, 3], "target_ids": [12, 13]}
