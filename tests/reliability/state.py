@@ -85,15 +85,20 @@ class Passes:
         if self.seen == self.stop_at:
             raise self.error("stopped in the middle of a pass")
 
-    def on(self, model: Any) -> None:
-        """Watch a model, by a hook that stays."""
+    def on(self, model: Any) -> Any:
+        """Watch a model until the handle that is returned is removed.
 
-        def watch(module: Any, args: Any, output: torch.Tensor) -> None:
-            self.tick()
-            if output.requires_grad:
-                output.register_hook(self.tick)
+        By a hook on all modules there are: one on the model itself would be a user's, under which all passes are whole.
+        """
+        watched = model.blocks[-1].mlp.out
 
-        model.blocks[-1].mlp.out.register_forward_hook(watch)
+        def watch(module: Any, args: Any, output: Any) -> None:
+            if module is watched:
+                self.tick()
+                if output.requires_grad:
+                    output.register_hook(self.tick)
+
+        return torch.nn.modules.module.register_module_forward_hook(watch)
 
     @contextmanager
     def stopping(self, at: int, error: type[BaseException]) -> Iterator[None]:

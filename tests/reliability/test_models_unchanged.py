@@ -169,8 +169,9 @@ def model(request):
     model = tiny_model(request.param)
     tokens = torch.tensor([[1, 2, 3]])
     model.run_with_hooks(tokens, fwd_hooks=[])  # TransformerLens readies some modules when they first run
-    PASSES.on(model)
-    return model
+    handle = PASSES.on(model)
+    yield model
+    handle.remove()
 
 
 @pytest.fixture
