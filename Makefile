@@ -19,7 +19,8 @@ test: $(VENV)/.test
 test-tl3: $(VENV3)/.test
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN3)/python -m pytest -n 2 --dist worksteal -k "not float32" tests/interop tests/parity \
 		$(addprefix tests/unit/test_, $(addsuffix .py, \
-		edits edits_undone exporting hooked hosts interventions loading processed_weights refused_models weight_edits))
+		edits edits_undone exporting hooked hosts interventions live_rows loading model_modes not_finite \
+		processed_weights refused_models weight_edits))
 
 lint: $(VENV)/.test
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
