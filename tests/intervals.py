@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pandas as pd
 
 from kn_lens._draws import resampled
 
@@ -23,3 +24,10 @@ def facts_drawn(sizes: Sequence[int], n_resamples: int) -> Iterator[list[np.ndar
     counts = [resampled(n, n_resamples, generator)[1:].astype(int) for n in sizes]
     for draw in zip(*counts, strict=True):
         yield [np.repeat(np.arange(len(one)), one) for one in draw]
+
+
+def hold_their_values(table: pd.DataFrame) -> bool:
+    """Return whether every interval of a table has two ends and its value between them, to rounding."""
+    given = table.dropna(subset=["low", "high"], how="all")
+    room = 1e-9 * (1 + given["value"].abs())
+    return bool((given["low"] <= given["value"] + room).all() and (given["value"] <= given["high"] + room).all())
