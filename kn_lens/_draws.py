@@ -35,7 +35,7 @@ from jaxtyping import Float, Int
 LEVEL = 0.95
 FEWEST = 8
 """Facts below which there is no interval."""
-WHY_NONE = f"A dash in its place: no interval, as of fewer than {FEWEST} facts, or of facts that are all alike."
+WHY_NONE = f"A dash for an interval: fewer than {FEWEST} facts, or facts that are all alike."
 """What is said under a table some of whose values have none."""
 SHARE = (0.0, 1.0)
 """Where a share lies."""
