@@ -13,8 +13,8 @@ with q the quantile of Student's t. What a adds is what skewed facts need on the
 The degrees of freedom of q were chosen by simulation, so that in ``tests/benchmarks/coverage.py`` intervals of 95% hold
 the truth at least 93% of the time: sum(n - 1), as of facts of normal distribution, for shares, which cannot lie far
 out; half of that for other statistics, and a quarter where there are several relations. ``FEWEST`` facts are what
-this takes. It is not reached where nearly all facts add nothing and few add all: a sample without these few does not
-tell of them, whatever the rule, and looks no worse than others.
+this takes. It is not reached where few facts make up most, as of effects on other facts in a single relation (90%): a
+sample without these few does not tell of them, whatever the rule, and looks no worse than others.
 
 There is no interval (NaN)
 
