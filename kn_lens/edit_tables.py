@@ -8,10 +8,9 @@ Every measure of a relation is a ratio of sums over the prompts of its facts, or
     perplexity_growth  perplexity_after / perplexity_before - 1 = exp(mean(log P_before - log P_after)) - 1
     perplexity_rise    perplexity_after - perplexity_before
 
-Intervals of the exponentials are those of the exponents: of mean(-log P), and of its rise.
-
 Over several relations it is the mean of theirs, each counting alike; but perplexities are of all their prompts
-together: their mean would be that of the relation that the model knows least.
+together: their mean would be that of the relation that the model knows least. The intervals of exponentials are taken
+of the exponents.
 """
 
 from typing import TYPE_CHECKING
