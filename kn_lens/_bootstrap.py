@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from kn_lens._draws import LEVEL, interval, mean_of_known, resampled
+from kn_lens._draws import LEVEL, SHARE, interval, mean_of_known, resampled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,22 +37,26 @@ class Statistic:
 
     Attributes:
         means: these means.
-        of: the statistic, from them; NaN where there is none.
+        of: the statistic, from them, on the scale on which its interval is taken; NaN where there is none.
         pooled: whether that of several relations is of their facts together, instead of the mean of theirs.
-        within: where it lies, whatever the facts are: (0, 1) for shares.
+        within: where it lies on that scale, whatever the facts are: ``SHARE`` for shares.
+        shown: what value and ends are shown as, an increasing function: exp of the logarithm of a perplexity.
     """
 
     means: tuple[Mean, ...]
     of: Callable[..., Float[np.ndarray, " draw"]] = np.asarray
     pooled: bool = False
     within: tuple[float, float] = (-math.inf, math.inf)
+    shown: Callable[..., np.ndarray] = np.asarray
 
     def __sub__(self, other: "Statistic") -> "Statistic":
-        """Return the difference from another statistic of the same kind, of the same facts in every draw."""
+        """Return the difference, as shown, from a statistic of the same kind, of the same facts in every draw."""
         n = len(self.means)
-        return Statistic(
-            (*self.means, *other.means), lambda *means: self.of(*means[:n]) - other.of(*means[n:]), self.pooled
-        )
+
+        def difference(*means: Float[np.ndarray, " draw"]) -> Float[np.ndarray, " draw"]:
+            return self.shown(self.of(*means[:n])) - other.shown(other.of(*means[n:]))
+
+        return Statistic((*self.means, *other.means), difference, self.pooled)
 
 
 def mean_of(column: str, weight: str | None = None) -> Statistic:
@@ -74,7 +78,7 @@ def share_of(column: str, weight: str | None = None) -> Statistic:
     >>> summed_up(group, ["kind"], share_of("right"))[["value", "low", "high"]].round(3).values.tolist()
     [[1.0, 0.722, 1.0]]
     """
-    return Statistic((Mean(column, weight),), within=(0.0, 1.0))
+    return Statistic((Mean(column, weight),), within=SHARE)
 
 
 def change_ratio(before: str = "before", after: str = "after", weight: str = "n_prompts") -> Statistic:
@@ -96,7 +100,7 @@ def perplexity(nll: str = "nll", weight: str = "n_prompts") -> Statistic:
     >>> summed_up(facts, ["kind"], perplexity())["value"].round(3).tolist()
     [4.0]
     """
-    return Statistic((Mean(nll, weight),), np.exp, pooled=True, within=(1.0, math.inf))
+    return Statistic((Mean(nll, weight),), pooled=True, within=(0.0, math.inf), shown=np.exp)
 
 
 def share(part: Float[np.ndarray, " draw"], whole: Float[np.ndarray, " draw"]) -> Float[np.ndarray, " draw"]:
@@ -174,8 +178,9 @@ def all_summed_up(
                 if those:
                     values, known = _values(statistic, those)
                     n = sizes[known].to_numpy()
-                    row = {**about, **part, name: measure, "value": float(values[0])}
-                    rows.append({**row, **interval(values, n, level, statistic.within), "n": int(n.sum())})
+                    ends = {"value": float(values[0]), **interval(values, n, level, statistic.within)}
+                    shown = {column: float(statistic.shown(end)) for column, end in ends.items()}
+                    rows.append({**about, **part, name: measure, **shown, "n": int(n.sum())})
     columns = [*labels, *(["relation"] if by_relation else []), name, "value", "low", "high", "n"]
     return pd.DataFrame(rows, columns=columns)
 

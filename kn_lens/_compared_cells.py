@@ -9,7 +9,7 @@ import numpy as np
 
 from kn_lens import _paired as paired
 from kn_lens._compared_runs import ComparedRun
-from kn_lens._draws import interval
+from kn_lens._draws import SHARE, interval
 from kn_lens.errors import DataError
 from kn_lens.experiments.overlap_tables import STATISTICS as OF_SETS
 from kn_lens.experiments.overlap_tables import exact_and_drawn
@@ -224,4 +224,4 @@ class Estimator:
 
 def _within(statistic: str) -> tuple[float, float]:
     """Return where a statistic lies, whatever the facts are."""
-    return (0.0, 1.0) if statistic in SHARES else (0.0 if statistic in SIZES else -np.inf, np.inf)
+    return SHARE if statistic in SHARES else (0.0 if statistic in SIZES else -np.inf, np.inf)

@@ -8,6 +8,7 @@ import numpy as np
 from kn_lens import _paired as paired
 from kn_lens._compared_cells import STATISTICS, Cell, Cells, Estimator, control_of
 from kn_lens._compared_runs import ComparedRun
+from kn_lens._draws import SHARE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +79,7 @@ def depth_rows(by: Estimator, facts: str, run: ComparedRun, keys: Sequence[str])
         drawn, sizes = by.means(shares, np.ones_like(shares), keys).drawn, by.sizes(keys)
         for layer, depth in enumerate(depths.tolist()):
             about = {"facts": facts, "run": run.name, "layer": layer, "depth": depth}
-            cell = Cell(drawn=drawn[:, layer], sizes=sizes, within=(0.0, 1.0), n=len(keys))
+            cell = Cell(drawn=drawn[:, layer], sizes=sizes, within=SHARE, n=len(keys))
             yield {**about, **cell.row(), "control": depth}
 
 
@@ -116,7 +117,7 @@ def distance_rows(by: Estimator, facts: str, pair: Pair, keys: Sequence[str]) ->
         control, p = paired.distance_under_exchange(found.parts, depths, **how)
         _, p_relations = paired.distance_under_exchange(by.by_relation(found.parts, keys), depths, **how)
         resolution = 0.0 if a.n_layers == b.n_layers else (1 / a.n_layers + 1 / b.n_layers) / 2
-        cell = Cell(drawn=paired.distance(found.drawn, depths), sizes=by.sizes(keys), within=(0.0, 1.0), n=len(keys))
+        cell = Cell(drawn=paired.distance(found.drawn, depths), sizes=by.sizes(keys), within=SHARE, n=len(keys))
         tests = {"p_relations": p_relations, "p": p}
         yield {"facts": facts, **_about(pair), **cell.row(), "control": control, "resolution": resolution, **tests}
 

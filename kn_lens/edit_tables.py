@@ -9,7 +9,8 @@ Every measure of a relation is a ratio of sums over the prompts of its facts, or
     perplexity_rise    perplexity_after - perplexity_before
 
 Over several relations it is the mean of theirs, each counting alike; but perplexities are of all their prompts
-together: their mean would be that of the relation that the model knows least.
+together: their mean would be that of the relation that the model knows least. The intervals of exponentials are taken
+of the exponents.
 """
 
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kn_lens._bootstrap import Mean, Statistic, all_summed_up, perplexity, share, share_of
+from kn_lens._draws import SHARE
 from kn_lens.edit_questions import OWN, SCOPES
 from kn_lens.effects import KINDS
 from kn_lens.errors import ArgumentError, did_you_mean
@@ -33,9 +35,8 @@ def _share(column: str) -> Statistic:
     return share_of(column, "n_prompts")
 
 
-_NLL = _means("nll_before", "nll_after")
 MEASURES = {
-    "changed": Statistic(_means("lost", "right_before"), share, within=(0.0, 1.0)),
+    "changed": Statistic(_means("lost", "right_before"), share, within=SHARE),
     "success_before": _share("new_right_before"),
     "success": _share("new_right_after"),
     "top5_before": _share("new_top5_before"),
@@ -48,8 +49,10 @@ MEASURES = {
     "accuracy_after": _share("right_after"),
     "perplexity_before": perplexity("nll_before"),
     "perplexity_after": perplexity("nll_after"),
-    "perplexity_growth": Statistic(_NLL, lambda before, after: np.expm1(after - before), pooled=True),
-    "perplexity_rise": Statistic(_NLL, lambda before, after: np.exp(after) - np.exp(before), pooled=True),
+    "perplexity_growth": Statistic(
+        _means("nll_before", "nll_after"), lambda before, after: after - before, pooled=True, shown=np.expm1
+    ),
+    "perplexity_rise": perplexity("nll_after") - perplexity("nll_before"),
 }
 _NEEDED = (
     "relation",

@@ -240,7 +240,8 @@ def effect_table(
     The facts of each relation are drawn anew, with replacement, ``n_resamples`` times. The interval says how much
     depends on which facts were measured, the relations being given: it is to hold the change ratio of all facts that
     could have been measured so often as ``level`` says. There is none (NaN) of fewer than 8 facts, where none would do
-    so; facts without another of their relation do not count.
+    so; facts without another of their relation do not count. Effects on other facts come from few of them: in a single
+    relation their intervals of 95% hold it 90% of the time (docs/method.md).
 
     A relation whose ``before`` are all 0 has no ratio, and is left out of the row of all relations; a draw in which
     they become so leaves it out too.

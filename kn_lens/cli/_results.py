@@ -41,7 +41,7 @@ def result_table(rows: "pd.DataFrame", shown: "Shown", console: Console) -> Grou
     said = [f"{hidden:,} more rows are not shown."] if hidden > 0 else []
     if any(_has(row, "value") and "low" in row and not _has(row, "low") for row in rows.to_dict("records")):
         said.append(WHY_NONE)
-    return Group(drawn, *said)
+    return Group(drawn, *([*said, ""] if said else []))
 
 
 def _lines(rows: "pd.DataFrame", labels: list[str], by_kind: bool, measures: tuple[str, ...]) -> Lines:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kn_lens._draws import interval, resampled
+from kn_lens._draws import SHARE, interval, resampled
 from kn_lens.experiments.paper import TABLE_2
 from kn_lens.experiments.study import ALL
 from kn_lens.neuron_sets import Neuron, NeuronSet
@@ -121,7 +121,7 @@ def layer_table(
             shares = drawn / drawn.sum(1, keepdims=True)
         for layer in range(n_layers):
             row = {"neurons": kind, "layer": layer, "value": shares[0, layer]}
-            row |= interval(shares[:, layer], sizes, within=(0.0, 1.0))
+            row |= interval(shares[:, layer], sizes, within=SHARE)
             rows.append({**row, "n": sizes.sum(), "n_neurons": int(drawn[0, layer]), "control": 1 / n_layers})
     return pd.DataFrame(rows)
 

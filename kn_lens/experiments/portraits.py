@@ -16,7 +16,7 @@ Records of ``neuron_scores``, one a fact and found neuron:
 
     relation, key, layer, index
     score        mean attribution over the fact's prompts
-    low, high    the middle 95% of that mean when the prompts are drawn anew, with replacement; NaN for one prompt
+    low, high    its 95% interval, from prompts drawn anew by the rule of ``_draws``; NaN of fewer than 8 prompts
     share        of the prompts whose coarse set has it
     n_prompts    of the fact
 

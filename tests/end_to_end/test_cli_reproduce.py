@@ -16,6 +16,7 @@ import kn_lens as kn
 from kn_lens._report.panels import PANELS
 from kn_lens._run_records import RunRecords
 from kn_lens.experiments.stages import STAGES
+from tests.intervals import hold_their_values
 
 FEW = (
     "--relations", "P36,P30", "--limit", "2", "--set", "n_resamples=50", "--set", "doses=[0.5]",
@@ -81,8 +82,7 @@ def test_all_tables_make_sense(ran, folder, name):
             continue
         known = table.dropna(subset="value")
         assert len(known) and (known["n"] > 0).all(), title
-        room = 1e-9 * (1 + known["value"].abs())
-        assert (known["low"] <= known["value"] + room).all() and (known["value"] <= known["high"] + room).all(), title
+        assert hold_their_values(known), title
         if "neurons" in table:
             kinds = table.groupby("neurons")["n"].max()
             assert "random" in kinds and "control" in table and table["control"].notna().any(), title

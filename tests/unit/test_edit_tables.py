@@ -1,13 +1,13 @@
 """Summing up what edits did: against plain sums over prompts, and resampling one draw at a time."""
 
 import math
-from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import kn_lens as kn
+from tests.intervals import facts_drawn, skewed_t
 
 
 @pytest.fixture(scope="module")
@@ -77,46 +77,43 @@ def test_a_table_is_made_of_ratios_over_prompts_and_of_relations_or_all_prompts_
     ]
 
 
-def further(value, samples):
-    """Return the ends of the interval at level 0.8, two relations of 21 facts: 19 / 4 degrees of freedom."""
-    q = 1.4876
-    low, high = np.quantile(samples, [NormalDist().cdf(-q), NormalDist().cdf(q)])
-    half = q * np.std(samples)
-    return [min(low, value - half), max(high, value + half)]
+Q = 1.4876336
+"""How far t reaches at level 0.8, for two relations of 21 facts: 19 / 4 degrees of freedom."""
+Q_SHARE = 1.3277282
+"""The same for shares: 19 degrees of freedom."""
 
 
-def test_intervals_are_those_of_resampled_facts(effects):
-    """Against drawing the facts one sample at a time, with other random numbers."""
-    cell = effects[(effects.neurons == "found") & (effects.asked == "inverse")]
-    draw = np.random.default_rng(1)
-    samples = [
-        np.mean(
-            [
-                naive_measures(part.iloc[draw.integers(len(part), size=len(part) - 1)])["mrr"]
-                for _, part in cell.groupby("relation")
-            ]
-        )
-        for _ in range(600)
-    ]
-    row = kn.edit_table(cell, n_resamples=4000, level=0.8).set_index("measure").loc["mrr"]
-    assert [row.low, row.high] == pytest.approx(further(row.value, samples), abs=0.02)
-
-
-def test_the_interval_of_a_perplexity_is_that_of_all_prompts_of_facts_drawn_within_relations(effects):
-    """Against drawing facts one sample at a time, with other random numbers."""
+def drawn_one_by_one(effects, n_resamples):
+    """Return the facts of a cell, and those of each draw, by relation."""
     cell = effects[(effects.neurons == "found") & (effects.asked == "inverse")]
     groups = [part for _, part in cell.groupby("relation")]
-    draw = np.random.default_rng(1)
-    samples: dict[str, list[float]] = {"perplexity_after": [], "perplexity_growth": [], "perplexity_rise": []}
-    for _ in range(2000):
-        drawn = naive_measures(pd.concat([one.iloc[draw.integers(len(one), size=len(one) - 1)] for one in groups]))
-        for measure, values in samples.items():
-            values.append(drawn[measure])
-    table = kn.edit_table(cell, n_resamples=4000, level=0.8).set_index("measure")
-    for measure, values in samples.items():
-        expected = further(table.loc[measure, "value"], values)
-        scale = expected[1] - expected[0]
-        assert table.loc[measure, ["low", "high"]].tolist() == pytest.approx(expected, abs=0.1 * scale), measure
+    draws = facts_drawn([len(one) for one in groups], n_resamples)
+    return cell, [[one.iloc[drawn] for one, drawn in zip(groups, draw, strict=True)] for draw in draws]
+
+
+@pytest.mark.parametrize("measure, q", [("mrr", Q), ("accuracy_after", Q_SHARE)])
+def test_intervals_are_those_of_resampled_facts(effects, measure, q):
+    """Against drawing the facts one sample at a time."""
+    cell, draws = drawn_one_by_one(effects, 200)
+    samples = [np.mean([naive_measures(one)[measure] for one in groups]) for groups in draws]
+    row = kn.edit_table(cell, n_resamples=200, level=0.8).set_index("measure").loc[measure]
+    assert [row.low, row.high] == pytest.approx(skewed_t(row.value, samples, q), rel=1e-6)
+
+
+def test_intervals_of_perplexities_are_of_logarithms_of_all_prompts_of_facts_drawn_within_relations(effects):
+    """Against drawing facts one sample at a time; of the difference of two perplexities it is of the difference."""
+    cell, draws = drawn_one_by_one(effects, 200)
+    samples = [naive_measures(pd.concat(groups)) for groups in draws]
+    table = kn.edit_table(cell, n_resamples=200, level=0.8).set_index("measure")
+    forms = {
+        "perplexity_after": (np.log, np.exp),
+        "perplexity_growth": (np.log1p, np.expm1),
+        "perplexity_rise": (float, np.asarray),
+    }
+    for measure, (inverse, form) in forms.items():
+        value = inverse(table.loc[measure, "value"])
+        ends = skewed_t(value, [inverse(one[measure]) for one in samples], Q)
+        assert table.loc[measure, ["low", "high"]].tolist() == pytest.approx(form(ends).tolist(), rel=1e-6), measure
 
 
 def test_a_relation_that_is_hardly_known_has_no_more_weight_than_its_prompts():

@@ -1,12 +1,11 @@
 """The table of effects: ratios of means with intervals, of made-up effects whose structure is known."""
 
-from statistics import NormalDist
-
 import numpy as np
 import pandas as pd
 import pytest
 
 import kn_lens as kn
+from tests.intervals import facts_drawn, skewed_t
 
 
 def made_up(seed=0, n_facts=40, n_relations=3):
@@ -65,26 +64,21 @@ def test_the_table_is_the_mean_over_relations_of_ratios_of_means():
 
 
 def test_the_interval_is_that_of_facts_drawn_within_their_relations():
-    """Against drawing facts one sample at a time, with other random numbers, where relations differ more than facts."""
+    """Against drawing facts one sample at a time, where relations differ more than facts."""
     own = made_up(n_facts=12).query("neurons == 'found' and facts == 'own'")
     own = own.assign(after=own.after * own.relation.map({"P0": 1.0, "P1": 0.7, "P2": 0.4}))
-    groups = [group for _, group in own.groupby("relation")]
-    draw = np.random.default_rng(1)
+    groups = [group for _, group in own.groupby("relation", sort=False)]
 
     def ratio(group):
         return (group.n_prompts * (group.after - group.before)).sum() / (group.n_prompts * group.before).sum()
 
     samples = [
-        np.mean([ratio(group.iloc[draw.integers(len(group), size=len(group) - 1)]) for group in groups])
-        for _ in range(1500)
+        np.mean([ratio(group.iloc[chosen]) for group, chosen in zip(groups, draw, strict=True)])
+        for draw in facts_drawn([len(group) for group in groups], 500)
     ]
-    row = kn.effect_table(own, n_resamples=4000, level=0.8).iloc[0]
-    # Three relations of four facts: 9 / 4 degrees of freedom, with which t reaches to 1.7967.
-    q = 1.7967
-    low, high = np.quantile(samples, [NormalDist().cdf(-q), NormalDist().cdf(q)])
-    half = q * np.std(samples)
-    expected = [min(low, row.change_ratio - half), max(high, row.change_ratio + half)]
-    assert [row.low, row.high] == pytest.approx(expected, abs=0.004)
+    row = kn.effect_table(own, n_resamples=500, level=0.8).iloc[0]
+    # Three relations of twelve facts: 9 / 4 degrees of freedom, with which t reaches to 1.7967142.
+    assert [row.low, row.high] == pytest.approx(skewed_t(row.change_ratio, samples, 1.7967142), rel=1e-6)
 
 
 def test_the_interval_covers_as_often_as_it_says():

@@ -12,6 +12,7 @@ from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.running import named, run, with_needs
 from kn_lens.experiments.settings import Settings
 from kn_lens.experiments.stages import STAGES
+from tests.intervals import hold_their_values
 from tests.tiny import COUNTRIES, tiny_model
 
 CAPITAL = ("The capital of [X] is [Y].", "[Y] is the capital of [X].", "In fact, [X] has its seat in [Y]", "[X], [Y].")
@@ -109,7 +110,7 @@ def test_numbers_have_intervals_controls_and_the_papers_values(finished):
     for name in ("table2", "figure3", "figures4_5", "dose_response"):
         table = tables[name].dropna(subset="value")
         assert {"value", "low", "high", "n", "control"} <= set(table.columns) and (table["n"] > 0).all()
-        assert (table["low"] <= table["high"] + 1e-12).all()
+        assert hold_their_values(table)
     table2, effects = tables["table2"], tables["figures4_5"]
     assert table2.query("statistic == 'neurons_per_fact' and neurons == 'found'")["paper"].tolist() == [4.13]
     assert effects.query("neurons == 'found' and facts == 'own'")["paper"].tolist() == [-0.2903, 0.3117]

@@ -1,7 +1,6 @@
 """Table 2 and Figure 3: the values are those of the library, the intervals those of drawing facts anew by hand."""
 
 import json
-from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from kn_lens.overlap import (
     shared_across_relations,
     shared_within_relation,
 )
+from tests.intervals import facts_drawn, skewed_t
 
 
 def random_sets(seed, sizes=(6, 4, 5)):
@@ -87,21 +87,19 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
 
 
 def test_the_interval_of_table_2_is_that_of_facts_drawn_one_by_one():
-    """Nine of ten facts are drawn, 4.5 degrees of freedom: t reaches to 2.66."""
+    """Nine of ten facts are drawn, 4.5 degrees of freedom: t reaches to 2.6589123."""
     rng = np.random.default_rng(0)
     group = [NeuronSet((0, int(i)) for i in np.flatnonzero(rng.random(8) < 0.4)) for _ in range(10)]
-    rows = overlap_table({"found": {"P1": group}}, n_resamples=2000).query("relation == 'all'").set_index("statistic")
-    sizes, shared, q = [], [], 2.66
-    for _ in range(2000):
-        drawn = rng.integers(10, size=9)
+    rows = overlap_table({"found": {"P1": group}}, n_resamples=200).query("relation == 'all'").set_index("statistic")
+    sizes, shared = [], []
+    for (drawn,) in facts_drawn([10], 200):
         sizes.append(np.mean([len(group[i]) for i in drawn]))
         pairs = [len(group[i] & group[j]) for n, i in enumerate(drawn) for j in drawn[n + 1 :] if i != j]
         shared.append(np.mean(pairs))
     for name, values in {"neurons_per_fact": sizes, "shared_within": shared}.items():
-        row, half = rows.loc[name], q * np.std(values)
-        low, high = np.quantile(values, [NormalDist().cdf(-q), NormalDist().cdf(q)])
-        ends = [max(0, min(low, row["value"] - half)), max(high, row["value"] + half)]
-        assert [row["low"], row["high"]] == pytest.approx(ends, abs=0.15 * half), name
+        row = rows.loc[name]
+        low, high = skewed_t(row["value"], values, 2.6589123)
+        assert [row["low"], row["high"]] == pytest.approx([max(0, low), high], rel=1e-6), name
 
 
 @pytest.mark.parametrize("n_facts", [1, 2, 7])

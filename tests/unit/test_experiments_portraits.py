@@ -1,21 +1,22 @@
 """What is told of single facts and neurons: each number is what the library, or a plain pass, gives for it alone."""
 
-import math
-from itertools import product
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import kn_lens as kn
+from kn_lens._draws import resampled
 from kn_lens.experiments import portraits, readouts, sweep
 from kn_lens.experiments.reproduction import open_study
 from kn_lens.experiments.run_directory import Shard
 from kn_lens.experiments.running import run
 from kn_lens.experiments.settings import Settings
 from kn_lens.experiments.study import ALL
+from tests.intervals import hold_their_values, skewed_t
 from tests.tiny import tiny_model
-from tests.unit.test_experiments import tiny_facts
+from tests.unit.test_experiments import CAPITAL, tiny_facts
 
 # With half of the prompts enough, and little stored, many a found neuron's score is missing from the stored ones.
 SETTINGS = Settings.of(
@@ -99,17 +100,30 @@ def test_scores_are_means_of_all_prompts_also_of_those_not_stored(finished, mode
     assert not_stored
 
 
-def test_intervals_are_those_of_all_ways_to_draw_the_prompts(finished, model):
-    study, _ = finished
-    for row in study.all_records(portraits.NEURON_SCORES).to_dict("records"):
-        fact = next(one for one in tiny_facts() if one.key == row["key"])
-        scores = attributed(model, fact).scores[:, row["layer"], row["index"]].tolist()
-        means = np.array([np.mean(drawn) for drawn in product(scores, repeat=len(scores))])
-        slack, rounding = 4 * math.sqrt(0.025 * 0.975 / SETTINGS.n_resamples), 1e-12
-        for end, beyond in (("low", means < row["low"] - rounding), ("high", means > row["high"] + rounding)):
-            inside = means > row["low"] + rounding if end == "low" else means < row["high"] - rounding
-            assert beyond.mean() <= 0.025 + slack
-            assert inside.mean() <= 0.975 + slack
+def test_intervals_are_those_of_prompts_drawn_one_by_one(model, tmp_path):
+    """Nine prompts a fact, four degrees of freedom: t reaches to 2.7764451."""
+    wordings = tuple("In fact, " * i + template for i in range(3) for template in CAPITAL[:3])
+    facts = [kn.Fact(fact.subject, fact.relation, fact.object, wordings) for fact in tiny_facts(3).of("P36")]
+    settings = replace(SETTINGS, n_resamples=100, relations=("P36",))
+    with open_study(model, kn.FactSet([*facts, *tiny_facts().of("P1376")]), tmp_path, settings) as study:
+        tables = run(study, [portraits.NEURON_SCORES], lambda state: None)
+        records = study.all_records(portraits.NEURON_SCORES)
+        counts = {fact.key: resampled(9, 100, study.generator("neuron_scores", fact.key))[1:] for fact in facts}
+    for row in records.to_dict("records"):
+        fact = next(one for one in facts if one.key == row["key"])
+        scores = attributed(model, fact).scores[:, row["layer"], row["index"]].numpy()
+        means = [np.repeat(scores, drawn.astype(int)).mean() for drawn in counts[fact.key]]
+        assert [row["low"], row["high"]] == pytest.approx(skewed_t(row["score"], means, 2.7764451), rel=1e-6)
+    sure = (records["low"] > 0).groupby(records["key"]).mean().mean()
+    table = tables["neuron_scores"].set_index("measure")
+    assert table.loc["interval above 0", "value"] == pytest.approx(sure, rel=1e-12)
+
+
+def test_fewer_than_eight_prompts_tell_no_interval(finished):
+    study, tables = finished
+    records = study.all_records(portraits.NEURON_SCORES)
+    assert (records["n_prompts"] < 8).all() and records[["low", "high"]].isna().all(axis=None)
+    assert "interval above 0" not in set(tables["neuron_scores"]["measure"])
 
 
 def test_one_prompt_tells_no_interval(model, tmp_path):
@@ -128,9 +142,7 @@ def test_scores_are_summed_up_fact_by_fact(finished):
     expected = records.groupby(["relation", "key"])["share"].mean().groupby("relation").mean().mean()
     table = tables["neuron_scores"].set_index("measure")
     assert table.loc["share of prompts", "value"] == pytest.approx(expected, rel=1e-12)
-    assert (table["low"] <= table["value"]).all() and (table["value"] <= table["high"]).all()
-    sure = (records["low"] > 0).groupby([records["relation"], records["key"]]).mean().groupby("relation").mean().mean()
-    assert table.loc["interval above 0", "value"] == pytest.approx(sure, rel=1e-12)
+    assert hold_their_values(tables["neuron_scores"])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
