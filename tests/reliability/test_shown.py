@@ -246,6 +246,19 @@ def test_no_error_lets_a_name_act(cli, place, name):
     TRIED["shown: commands", "refused"] += 1
 
 
+@pytest.mark.parametrize("command", ["study", "reproduce"])
+def test_no_interrupt_lets_a_name_act(cli, place, command, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        {"study": "kn_lens.study.run_study", "reproduce": "kn_lens.experiments.running.run"}[command], interrupt
+    )
+    asked = ("study", place.folder / "study.toml") if command == "study" else ("reproduce", *place.asked)
+    code, out, err = cli(*asked, "-o", place.folder / "interrupted")
+    assert code == 130 and not ACTS.search(out + err) and len(err.splitlines()) == 1 and "interrupted" in err
+
+
 def test_what_is_for_machines_is_the_same(cli, place):
     folder = place.folder
     code, out, _ = cli("data", "read", folder / "facts.jsonl", "--json")
