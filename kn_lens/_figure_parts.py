@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kn_lens._shown import escaped
 from kn_lens.errors import ArgumentError, did_you_mean
 
 if TYPE_CHECKING:
@@ -38,12 +39,14 @@ ROW, MARGINS = 26, 130
 
 
 def plain(text: object) -> str:
-    """Return text that Plotly shows as it is, where it would otherwise read tags.
+    r"""Return text that Plotly shows as it is, where it would otherwise read tags; control characters are escaped.
 
     >>> plain("<b>R&D</b>")
     '&lt;b&gt;R&amp;D&lt;/b&gt;'
+    >>> print(plain("Dub\u202elin"))
+    Dub\u202elin
     """
-    return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return escaped(str(text)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 PERCENT = "%{x:+.1%} [%{customdata[0]:+.1%}, %{customdata[1]:+.1%}]"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kn_lens._shown import escaped
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import read_facts
 from kn_lens.cli._options import FACTS, METHOD, RESULT, choice, option
@@ -136,8 +137,9 @@ def reproduce(
                 write_figures(to)
         _print(document, tables, {name: how for stage in wanted for name, how in stage.shown.items()}, to, json)
     except KeyboardInterrupt:
+        kept = escaped(str(to))
         print(
-            f"kn-lens: interrupted; what was written to {to} is kept, and the same command goes on from there.",
+            f"kn-lens: interrupted; what was written to {kept} is kept, and the same command goes on from there.",
             file=sys.stderr,
         )
         sys.exit(130)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kn_lens._secrets import without_secrets
+from kn_lens._shown import escaped
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import read_facts
 from kn_lens.cli._options import RESULT, choice, option
@@ -83,7 +84,7 @@ def study(
                 force=force,
             )  # fmt: skip
     except KeyboardInterrupt:
-        print(f"kn-lens: interrupted; the same command takes {without_secrets(to)} up again.", file=sys.stderr)
+        print(f"kn-lens: interrupted; the same command takes {escaped(without_secrets(to))} up again.", file=sys.stderr)
         sys.exit(130)
     failed, place = rows[rows["state"] == "failed"], without_secrets(to)
     if json:

@@ -102,7 +102,7 @@ MISSING = {pa.string(): "", pa.int32(): 0, pa.float64(): np.nan}
 
 def _make_updates(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
     relation, settings = shard.relation, study.settings
-    others = _others(study, relation, settings.update_others, settings.update_others)
+    others = study.ask(_other_facts_of(study, relation, settings.update_others, settings.update_others))
     planned, neurons, why = _planned(study, relation, others)
     own = _askable(study, {fact: Question(fact, new) for fact, new in planned.items()})
     new_objects = {question.asked: question.answer for question in own.values()}
@@ -326,9 +326,9 @@ def _other_facts(study: Study, relation: str, n: int) -> list[Fact]:
     return study.other_facts(relation, n, "edits", relation, "False")
 
 
-def _others(study: Study, relation: str, n_same: int, n_others: int) -> PromptBatch:
-    """Return prompts of other facts, of this relation and of others."""
-    return study.ask([*_same_facts(study, relation, n_same), *_other_facts(study, relation, n_others)])
+def _other_facts_of(study: Study, relation: str, n_same: int, n_others: int) -> list[Fact]:
+    """Return other facts, of this relation and of others."""
+    return [*_same_facts(study, relation, n_same), *_other_facts(study, relation, n_others)]
 
 
 def _update_passes(study: Study, shard: Shard) -> Passes:
@@ -338,11 +338,12 @@ def _update_passes(study: Study, shard: Shard) -> Passes:
     answered = study.run.noted("answers", Shard(relation)) is not None
     n_known = len(answers.known_facts(study, relation)) if answered else n_asked
     n = min(settings.update_facts, n_known, round(n_asked * study.share_with_neurons(relation)))
-    in_relation = sum(fact.relation == relation for fact in study.source)
-    others = min(settings.update_others, in_relation) + min(settings.update_others, len(study.source) - in_relation)
-    questions = 2 * (1.0 + _held_out_share(study, relation) + (relation in dict(_pairs(settings.inverses))))
-    facts = n + (others + n * questions) + N_KINDS * n * (questions + others) if n else 0.0
-    return Passes(whole=facts * study.n_rows(relation) / n_asked)
+    if not n:
+        return Passes()
+    others = study.n_rows_of(_other_facts_of(study, relation, settings.update_others, settings.update_others))
+    own = n * study.n_rows(relation) / n_asked
+    questions = 2 * own * (1.0 + _held_out_share(study, relation) + (relation in dict(_pairs(settings.inverses))))
+    return Passes(whole=own + (others + questions) + N_KINDS * (questions + n * others))
 
 
 def _held_out_share(study: Study, relation: str) -> float:
@@ -355,11 +356,12 @@ def _held_out_share(study: Study, relation: str) -> float:
 
 
 def _erase_passes(study: Study, shard: Shard) -> Passes:
-    settings, n_asked = study.settings, max(1, len(study.asked_facts(shard.relation)))
-    n_others = sum(fact.relation != shard.relation for fact in study.source)
-    facts = min(settings.erase_facts, n_asked) + min(settings.erase_others, n_others)
-    erased = study.share_with_neurons(shard.relation) > 0
-    return Passes(whole=erased * (1 + N_KINDS) * facts * study.n_rows(shard.relation) / n_asked)
+    """All facts that are asked as they are, and with the relation erased by each kind of neurons."""
+    relation, settings = shard.relation, study.settings
+    if not study.share_with_neurons(relation):
+        return Passes()
+    own = study.n_rows_of(study.some_facts(relation, settings.erase_facts, "erasures"))
+    return Passes(whole=(1 + N_KINDS) * (own + study.n_rows_of(_other_facts(study, relation, settings.erase_others))))
 
 
 UPDATES = Stage(

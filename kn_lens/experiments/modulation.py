@@ -46,8 +46,11 @@ def _make_effects(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
 
 
 def _make_doses(study: Study, shard: Shard, path: Path, tick: Tick) -> None:
-    dosed = study.some_facts(shard.relation, study.settings.dose_facts, "doses")
-    _measure(study, shard.relation, dosed, study.settings.doses, path, tick)
+    _measure(study, shard.relation, _dosed(study, shard.relation), study.settings.doses, path, tick)
+
+
+def _dosed(study: Study, relation: str) -> list[Fact]:
+    return study.some_facts(relation, study.settings.dose_facts, "doses")
 
 
 def _measure(
@@ -72,14 +75,18 @@ def _measure(
     write_records(path, {name: effects[name] for name in SCHEMA.names}, SCHEMA)
 
 
-def _passes(study: Study, shard: Shard, n_factors: int, most: int | None = None) -> Passes:
+def _passes(study: Study, shard: Shard, facts: Sequence[Fact], n_factors: int) -> Passes:
     """Own and other facts as they are, and where there are neurons, for each factor under three kinds of them."""
-    n_asked = max(1, len(study.asked_facts(shard.relation)))
-    n = n_asked if most is None else min(most, n_asked)
-    rows = study.n_rows(shard.relation) / n_asked * n
-    others = rows * (1 - (1 - 1 / n) ** n)  # each fact has a random one of as many, and two may have the same
-    changed = 2 * rows * 3 * n_factors * study.share_with_neurons(shard.relation)
-    return Passes(whole=rows + others, resumed=changed)
+    asked = study.asked(shard.relation)
+    n_rows = dict(zip(asked["key"], asked["n_rows"], strict=True))
+    changed = facts
+    if study.run.noted(refining.STAGE.name, shard) is not None:
+        found = study.neurons("found", shard.relation)
+        changed = [fact for fact in facts if found[fact]]
+    own, own_changed = (sum(n_rows[fact.key] for fact in some) for some in (facts, changed))
+    # Each fact has a random other one, of as many, taken to have as many rows; two may have the same.
+    others = own * (1 - (1 - 1 / max(1, len(facts))) ** len(facts))
+    return Passes(whole=own + others, resumed=2 * own_changed * 3 * n_factors)
 
 
 def _effect_tables(study: Study) -> "dict[str, pd.DataFrame]":
@@ -128,7 +135,7 @@ EFFECTS = Stage(
     needs=(refining.STAGE,),
     settings=("baseline", "seed"),
     across=True,
-    passes=lambda study, shard: _passes(study, shard, len(FACTORS)),
+    passes=lambda study, shard: _passes(study, shard, study.asked_facts(shard.relation), len(FACTORS)),
 )
 DOSES = Stage(
     name="doses",
@@ -139,5 +146,5 @@ DOSES = Stage(
     needs=(refining.STAGE,),
     settings=("baseline", "seed", "doses", "dose_facts"),
     across=True,
-    passes=lambda study, shard: _passes(study, shard, len(study.settings.doses), study.settings.dose_facts),
+    passes=lambda study, shard: _passes(study, shard, _dosed(study, shard.relation), len(study.settings.doses)),
 )

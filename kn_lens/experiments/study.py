@@ -114,6 +114,7 @@ class Study:
     _asked: "dict[str, tuple[str, pd.DataFrame]]" = field(default_factory=dict, init=False, repr=False)
     _digests: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     _of: dict[str, tuple[Fact, ...]] = field(default_factory=dict, init=False, repr=False)
+    _n_rows: dict[tuple[Fact, ...], int] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for fact in self.facts:
@@ -171,6 +172,16 @@ class Study:
         """Return how many rows the prompts of a relation have."""
         asked = self.asked(relation)
         return int(asked["n_rows"][asked["asked"]].sum())
+
+    def n_rows_of(self, facts: Sequence[Fact]) -> int:
+        """Return how many rows the prompts of any facts have: they are written for that, once."""
+        facts = tuple(facts)
+        if facts not in self._n_rows:
+            try:
+                self._n_rows[facts] = self.ask(facts).n_rows if facts else 0
+            except NoPromptError:
+                self._n_rows[facts] = 0
+        return self._n_rows[facts]
 
     def share_with_neurons(self, relation: str) -> float:
         """Return the share of a relation's asked facts that have found neurons; 1 while that is not known."""

@@ -291,15 +291,35 @@ def _passes_of_neurons(study: Study, shard: Shard) -> Passes:
 
 
 def _passes(study: Study, shard: Shard) -> Passes:
-    n_forms, n_rows = _n_asked(study, shard)
+    """Each reading has a clean pass of its own, and a changed one of every row under every set of some neurons."""
+    n_forms, n_own = _n_asked(study, shard)  # rows with the right words, and as many with the wrong ones
     if not n_forms:
         return Passes()
-    counts = [len(study.asked_facts(relation)) for relation in study.relations()]
-    n_facts = min(sum(counts), study.settings.syntax_facts)
-    rows = n_facts * sum(study.n_rows(relation) for relation in study.relations()) / max(1, sum(counts))
-    clean = 2 * n_rows + rows
-    changed = Passes(whole=clean + 2 * n_rows, resumed=2 * n_rows * (1 + n_facts) + rows * n_forms)
-    return Passes(whole=clean) + len(KINDS) * len(FACTORS) * changed
+    facts = compared_facts(study)
+    n_known = study.n_rows_of(facts)
+    changed = 0.0
+    for kind in KINDS:
+        forms, found = _with_neurons(study, shard, kind, n_forms, n_own, facts)
+        changed += len(forms) * n_known + sum(forms) * 2 + found * 2 * n_own
+    clean = 2 * n_own + n_known
+    n_times = len(KINDS) * len(FACTORS)
+    return Passes(whole=clean + n_times * (clean + 2 * n_own), resumed=len(FACTORS) * changed)
+
+
+def _with_neurons(
+    study: Study, shard: Shard, kind: str, n_forms: int, n_rows: int, facts: Sequence[Fact]
+) -> tuple[list[float], int]:
+    """Return how many rows each form with neurons has, and how many facts have some: all, while that is not known."""
+    rows: list[float] = [n_rows / n_forms] * n_forms
+    n_facts = len(facts)
+    if study.run.noted(NEURONS.name, shard) is not None:
+        of_key = neuron_sets(study.records(NEURONS.name, shard), kind)
+        rows = [study.n_rows_of([form]) for form in phenomena.asked_forms(study, shard.part) if of_key[form.key]]
+    relations = dict.fromkeys(fact.relation for fact in facts)
+    if all(study.run.noted(refining.STAGE.name, Shard(relation)) is not None for relation in relations):
+        found = {fact for one in relations for fact, neurons in study.neurons(kind, one).items() if neurons}
+        n_facts = sum(fact in found for fact in facts)
+    return rows, n_facts
 
 
 NEURONS = Stage(

@@ -60,6 +60,25 @@ def test_a_study_is_run_told_and_taken_up_again(cli, folder, told):
     assert pd.read_csv(folder / "out/tables/runs.csv")["tag_size"].tolist()[0] == "tiny"
 
 
+def test_a_dry_run_says_what_each_run_would_take_and_writes_nothing(cli, folder, told):
+    """Of a study that has run as far as it could; and of a new one."""
+    (folder / "planned.toml").write_text(STUDY.replace('"late"', '"never"'))
+    there = {path: path.read_bytes() for path in (folder / "out").rglob("*.*")}
+    code, out, err = cli("study", folder / "study.toml", "--out", folder / "out", "--dry-run", "--json")
+    assert code == 0, err
+    done = json.loads(out)["plan"][0]
+    assert done["run"] == "bert+facts+0" and done["done"] == done["shards"] > 0 and done["seconds"] == 0
+    assert {path: path.read_bytes() for path in (folder / "out").rglob("*.*")} == there
+    code, out, err = cli("study", folder / "planned.toml", "--out", folder / "new", "--dry-run", "--json")
+    assert code == 0, err
+    first, second = json.loads(out)["plan"]
+    assert first["done"] == 0 and first["shards"] == done["shards"] and first["passes"] > 0 and first["seconds"] > 0
+    assert second["run"] == "never+facts+0" and "never" in second["reason"] and second["passes"] == 0
+    assert not (folder / "new").exists()
+    code, out, err = cli("study", folder / "planned.toml", "--out", folder / "new", "--dry-run")
+    assert code == 0 and "In all" in out and "what would fail" in out and not (folder / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "args", "message"),
     [

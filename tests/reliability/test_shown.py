@@ -2,11 +2,14 @@
 
 import io
 import json
-import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from unicodedata import category
 
 import pytest
@@ -38,31 +41,137 @@ NAUGHTY = {
     "invisible": "\ufeff\U000e0041",
 }
 ALL = "".join(NAUGHTY.values())
+SOME = dict(list(COUNTRIES.items())[:3])
 FEW_OF_THEM = "\x1b[2J\x07\x00\n\t\x9b\u202e\u2066\u2028x"
 """In names of relations, which are names of files too."""
 ACTS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 """What must not leave: written out, not taken from the library."""
 FEW = (
-    "--limit", "2", "--set", "n_resamples=5", "--set", "doses=[0.5]", "--set", "dose_facts=1",
-    "--set", "update_facts=1", "--set", "update_others=2", "--set", "erase_others=2", "--set", "check_facts=1",
-    "--set", "text_sentences=3", "--set", "syntax_forms=1", "--set", "syntax_sentences=4", "--set", "syntax_facts=1",
+    "--stages", "answers,effects,predictions,readouts,answer_readouts,texts,updates,erasures", "--limit", "2",
+    "--set", "n_resamples=5", "--set", "update_facts=1", "--set", "update_others=2", "--set", "erase_facts=2",
+    "--set", "erase_others=2", "--set", "text_sentences=3", "--set", "max_share=1", "--set", "quadrature=left",
+    "--set", "n_steps=2",
 )  # fmt: skip
+"""All stages that show names, with few samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Facts and a checkpoint whose names, tokens, relations and paths hold everything above; and what came of them."""
+
+    folder: Path
+    facts: Path
+    model: Path
+    ask: Callable[..., tuple[int, str, str]]
+
+    @property
+    def asked(self):
+        """What the model is asked."""
+        return "-m", self.model, "-f", self.facts
+
+    @cached_property
+    def neurons(self):
+        """A file of neurons of three facts of the first relation."""
+        path = self.folder / "neurons.json"
+        sets = {
+            f"P36{FEW_OF_THEM}/{country}{ALL}/{capital}": kn.NeuronSet([(0, number), (2, number)])
+            for number, (country, capital) in enumerate(SOME.items())
+        }
+        kn.NeuronSet.write_many(path, sets)
+        return path
+
+    def update(self, to):
+        """Update one of these facts."""
+        one = ("-r", f"P36{FEW_OF_THEM}", "-s", f"Ireland{ALL}", "--object", "Tokyo")
+        how = ("--allow-unknown", "--max-share", "1")
+        return "edit", "update", *self.asked, "-n", self.neurons, *one, *how, "-o", to
+
+    @cached_property
+    def edit(self):
+        """The file of such an update."""
+        assert self.ask(*self.update(self.folder / "edit.safetensors"))[0] == 0
+        return self.folder / "edit.safetensors"
+
+    @cached_property
+    def run(self):
+        """The directory of a run."""
+        code, out, err = self.ask("reproduce", *self.asked, "-o", self.folder / "run", *FEW)
+        assert code == 0, err[-600:]
+        assert not ACTS.search(out + err)
+        return self.folder / "run"
+
+    @cached_property
+    def run_2(self):
+        """The same run again."""
+        return shutil.copytree(self.run, self.folder / "run 2")
+
+
+SHOWN = {
+    "data read": lambda it: ("data", "read", it.facts),
+    "data check": lambda it: ("data", "check", it.facts, "-m", it.model),
+    "data convert": lambda it: ("data", "convert", it.facts, "-o", it.folder / "again.jsonl"),
+    "find": lambda it: ("find", *it.asked, "-o", it.folder / "found.json", "--method", "activation"),
+    "intervene": lambda it: ("intervene", *it.asked, "-n", it.neurons),
+    "intervene without controls": lambda it: ("intervene", *it.asked, "-n", it.neurons, "--no-controls"),
+    "edit update": lambda it: it.update(it.folder / "updated.safetensors"),
+    "edit erase": lambda it: (
+        "edit", "erase", *it.asked, "-n", it.neurons, "-r", f"P36{FEW_OF_THEM}", "-o", it.folder / "erased.safetensors"
+    ),
+    "edit show": lambda it: ("edit", "show", it.edit),
+    "edit apply": lambda it: ("edit", "apply", it.edit, *it.asked, "-o", it.folder / "applied.csv"),
+    "edit export": lambda it: ("edit", "export", it.edit, "-m", it.model, "-o", it.folder / "exported"),
+    "reproduce": lambda it: ("reproduce", *it.asked, "-o", it.run, *FEW),
+    "reproduce --dry-run": lambda it: ("reproduce", *it.asked, "-o", it.folder / "none", "--dry-run", *FEW),
+    "report": lambda it: ("report", it.run),
+    "models": lambda it: ("models",),
+    "compare": lambda it: ("compare", f"a\x1b[2J={it.run}", f"b={it.run_2}", "-o", it.folder / "tables"),
+    "study --dry-run": lambda it: ("study", it.folder / "study.toml", "-o", it.folder / "none", "--dry-run"),
+}  # fmt: skip
+REFUSED = {
+    "data read a file": lambda it: ("data", "read", it.folder / "none\x1b[2J.jsonl"),
+    "data read a relation": lambda it: ("data", "read", it.facts, "-r", "\x1b[2J"),
+    "data check": lambda it: ("data", "check", it.facts, "-m", it.folder / "none\x1b[2J"),
+    "data convert": lambda it: ("data", "convert", it.facts, "-o", it.folder / ALL / "x"),
+    "find a subject": lambda it: ("find", *it.asked, "-s", "\x1b]52;c;\x07"),
+    "find into a file": lambda it: ("find", *it.asked, "-o", it.folder / ALL / "x"),
+    "find in a model": lambda it: ("find", "-m", "none\x1b[2J"),
+    "find with too few prompts": lambda it: ("find", *it.asked, "--min-prompts", "9"),
+    "find by a method": lambda it: ("find", "--method", "\x1b[2J"),
+    "intervene": lambda it: ("intervene", *it.asked, "-n", it.facts),
+    "edit show": lambda it: ("edit", "show", it.facts),
+    "edit apply": lambda it: ("edit", "apply", it.model / "config.json"),
+    "edit update": lambda it: (
+        "edit", "update", *it.asked, "-n", it.neurons, "-r", f"P36{FEW_OF_THEM}", "-s", f"Ireland{ALL}", "--object",
+        f"{ALL}Tokio", "-o", it.folder / "x",
+    ),
+    "edit erase": lambda it: ("edit", "erase", *it.asked, "-n", it.neurons, "-r", "P1376", "-o", it.folder / "x"),
+    "edit export": lambda it: ("edit", "export", it.edit, "-m", it.model, "-o", it.folder),
+    "demo": lambda it: ("demo", "--fact", f"{ALL}/P36"),
+    "reproduce a setting": lambda it: ("reproduce", *it.asked, "-o", it.folder / "x", *FEW, "--set", f"keep={ALL}"),
+    "reproduce a relation": lambda it: ("reproduce", *it.asked, "-o", it.folder / "x", *FEW, "--relations", "\x9b2J"),
+    "report": lambda it: ("report", it.folder),
+    "compare": lambda it: ("compare", it.folder, it.folder / "x"),
+    "study": lambda it: ("study", it.facts, "-o", it.folder / "x"),
+    "a command": lambda it: ("\x1b[2J",),
+    "an argument": lambda it: ("models", "\x1b[2J"),
+    "an option": lambda it: ("models", "--\x1b[2J"),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """Facts and a checkpoint whose names, tokens, relations and paths hold everything above."""
+def place(tmp_path_factory, cli):
     folder = tmp_path_factory.mktemp("naughty") / ("in" + ALL.replace("\x00", ""))
     folder.mkdir()
     templates = [f"The capital{ALL} of [X] is [Y].", "In fact, [X] has its seat in [Y]", "[X], [Y]."]
     backwards = [f"[X]{ALL} is the capital of [Y].", "The capital [X] of [Y].", "[X] lies in [Y]."]
+    marks = list(NAUGHTY.values())
     rows = []
-    for number, (country, capital) in enumerate(COUNTRIES.items()):
-        mark = list(NAUGHTY.values())[number % len(NAUGHTY)]
+    for number, (country, capital) in enumerate(SOME.items()):
         rows.append(
             {"subject": f"{country}{ALL}", "relation": f"P36{FEW_OF_THEM}", "object": capital, "templates": templates}
         )
-        rows.append({"subject": f"{capital}{mark}", "relation": "P1376", "object": country, "templates": backwards})
+        mine = "".join(marks[number :: len(SOME)])
+        rows.append({"subject": f"{capital}{mine}", "relation": "P1376", "object": country, "templates": backwards})
     (folder / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     model = tiny_checkpoint("GPT2LMHeadModel", folder / f"model{ALL}", n_positions=512)
     _rename_tokens(model / "tokenizer.json")
@@ -71,7 +180,7 @@ def place(tmp_path_factory):
         f"[[models]]\nname = {_in_toml('m' + FEW_OF_THEM)}\nmodel = {_in_toml(str(model))}\n"
         '[[models]]\nname = "none"\nmodel = "none-such\\u001b[2J"\n'
     )
-    return folder, model
+    return Place(folder=folder, facts=folder / "facts.jsonl", model=model, ask=cli)
 
 
 def _in_toml(text):
@@ -99,68 +208,59 @@ def _rename_tokens(path):
     path.write_text(json.dumps(document), encoding="utf-8")
 
 
-def test_no_command_lets_a_name_act(cli, place):
-    folder, model = place
-    facts, neurons, edit = folder / "facts.jsonl", folder / "neurons.json", folder / "edit.safetensors"
-    with_model = ("-m", model, "-f", facts)
-    relation = ("-r", f"P36{FEW_OF_THEM}")
-    one = (*relation, "-s", f"Ireland{ALL}")
-    kn.NeuronSet.write_many(
-        neurons,
-        {
-            f"P36{FEW_OF_THEM}/{country}{ALL}/{capital}": kn.NeuronSet([(0, number), (2, number)])
-            for number, (country, capital) in enumerate(COUNTRIES.items())
-        },
+def test_every_command_is_among_those_tried():
+    tried = {tuple(name.split()) for name in SHOWN}
+    assert {words for words in COMMANDS if not any(one[: len(words)] == words for one in tried)} == {("demo",)}
+
+
+def shows(cli, args, code):
+    """Run a command that ends with this code; nothing that it writes acts. Returns what it wrote to stdout."""
+    ended, out, err = cli(*args)
+    told = f"{args[:2]}: {out[-300:]!r} {err[-600:]!r}"
+    assert ended == code, told
+    assert not ACTS.search(out + err), f"{ACTS.search(out + err)} {told}"
+    assert not re.search("^(kn-lens: )?forged", err, re.M), told  # tables break long texts
+    return out
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_no_command_lets_a_name_act(cli, place, name):
+    args = SHOWN[name](place)
+    shows(cli, args, 0)
+    if name == "edit export":  # which writes no directory twice
+        args = (*args[:-1], place.folder / "exported too")
+    assert json.loads(shows(cli, (*args, "--json"), 0))
+    TRIED["shown: commands", "shown"] += 2
+
+
+def test_no_run_of_a_study_lets_a_name_act(cli, place):
+    args = ("study", place.folder / "study.toml", "-o", place.folder / "study")
+    shows(cli, args, 1)  # as one of its models is not there
+    assert json.loads(shows(cli, (*args, "--json"), 1))
+    TRIED["shown: commands", "shown"] += 2
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_no_error_lets_a_name_act(cli, place, name):
+    assert shows(cli, REFUSED[name](place), 2) == ""
+    TRIED["shown: commands", "refused"] += 1
+
+
+@pytest.mark.parametrize("command", ["study", "reproduce"])
+def test_no_interrupt_lets_a_name_act(cli, place, command, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        {"study": "kn_lens.study.run_study", "reproduce": "kn_lens.experiments.running.run"}[command], interrupt
     )
-    done = [
-        ("data", "read", facts), ("data", "check", facts, "-m", model),
-        ("data", "convert", facts, "-o", folder / "again.jsonl"),
-        ("find", *with_model, "-o", folder / "found.json"),
-        ("intervene", *with_model, "-n", neurons), ("intervene", *with_model, "-n", neurons, "--no-controls"),
-        ("edit", "update", *with_model, "-n", neurons, *one, "--object", "Tokyo", "--allow-unknown", "--max-share",
-         "1", "-o", edit),
-        ("edit", "erase", *with_model, "-n", neurons, *relation, "-o", folder / "erased.safetensors"),
-        ("edit", "show", edit), ("edit", "apply", edit, *with_model, "-o", folder / "applied.csv"),
-        ("edit", "export", edit, "-m", model, "-o", folder / "exported"),
-        ("edit", "export", edit, "-m", model, "-o", folder / "exported too", "--json"),
-        ("reproduce", *with_model, "-o", folder / "run", "--dry-run", *FEW),
-        ("reproduce", *with_model, "-o", folder / "run", *FEW),
-        ("report", folder / "run"), ("models",),
-        ("compare", f"a\x1b[2J={folder / 'run'}", f"b={folder / 'run 2'}", "-o", folder / "tables"),
-        ("study", folder / "study.toml", "-o", folder / "study"),
-    ]  # fmt: skip
-    refused = [
-        ("data", "read", folder / "none\x1b[2J.jsonl"), ("data", "read", facts, "-r", "\x1b[2J"),
-        ("data", "check", facts, "-m", folder / "none\x1b[2J"), ("data", "convert", facts, "-o", folder / ALL / "x"),
-        ("find", *with_model, "-s", "\x1b]52;c;\x07"), ("find", *with_model, "-o", folder / ALL / "x"),
-        ("find", "-m", "none\x1b[2J"), ("find", *with_model, "--min-prompts", "9"),
-        ("intervene", *with_model, "-n", facts), ("edit", "show", facts), ("edit", "apply", model / "config.json"),
-        ("edit", "update", *with_model, "-n", neurons, *one, "--object", f"{ALL}Tokio", "-o", folder / "x"),
-        ("edit", "erase", *with_model, "-n", neurons, "-r", "P1376", "-o", folder / "x"),
-        ("edit", "export", edit, "-m", model, "-o", folder), ("demo", "--fact", f"{ALL}/P36"),
-        ("reproduce", *with_model, "-o", folder / "run", *FEW, "--set", f"keep={ALL}"),
-        ("reproduce", *with_model, "-o", folder / "run", *FEW, "--relations", "\x9b2J"),
-        ("report", folder), ("compare", folder / "run", folder), ("study", facts, "-o", folder / "study"),
-        ("find", "--method", "\x1b[2J"), ("\x1b[2J",), ("models", "\x1b[2J"), ("models", "--\x1b[2J"),
-    ]  # fmt: skip
-    assert {words for words in COMMANDS if not any(args[: len(words)] == words for args in done)} == {("demo",)}
-    for args in [*done, *refused]:
-        if args[0] == "compare":
-            shutil.copytree(folder / "run", folder / "run 2", dirs_exist_ok=True)
-        json_too = [(*args, "--json")] if args in done and args[:2] != ("edit", "export") else []
-        for asked in [args, *json_too]:
-            code, out, err = cli(*asked)
-            shown = f"{asked[:2]}: {out[-300:]!r} {err[-600:]!r}"
-            assert code == (2 if args in refused else 1 if args[0] == "study" else 0), shown
-            assert not ACTS.search(out + err), f"{ACTS.search(out + err)} {shown}"
-            assert not re.search("^(kn-lens: )?forged", err, re.M), shown
-            if asked in json_too:
-                assert json.loads(out)
-            TRIED["shown: commands", "refused" if args in refused else "shown"] += 1
+    asked = ("study", place.folder / "study.toml") if command == "study" else ("reproduce", *place.asked)
+    code, out, err = cli(*asked, "-o", place.folder / "interrupted")
+    assert code == 130 and not ACTS.search(out + err) and len(err.splitlines()) == 1 and "interrupted" in err
 
 
 def test_what_is_for_machines_is_the_same(cli, place):
-    folder, _ = place
+    folder = place.folder
     code, out, _ = cli("data", "read", folder / "facts.jsonl", "--json")
     assert code == 0 and f"P36{FEW_OF_THEM}" in json.loads(out)["relations"]
     assert cli("data", "convert", folder / "facts.jsonl", "-o", folder / "same.jsonl")[0] == 0
@@ -233,10 +333,7 @@ def test_words_that_are_written_with_joiners_stay():
         assert _shown.escaped(word) == word
 
 
-def test_a_report_shows_names_in_the_order_that_they_have(cli, place):
-    folder, _ = place
-    if not (folder / "run").exists():
-        pytest.skip("needs the run of the test above")
-    page = (folder / "run" / "report.html").read_text(encoding="utf-8")
-    data = [part for part in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.S)]
-    assert not ACTS.search(re.sub(r"<script.*?</script>", "", page, flags=re.S)) and len(os.fspath(folder)) and data
+def test_a_report_shows_names_in_the_order_that_they_have(place):
+    page = (place.run / "report.html").read_text(encoding="utf-8")
+    assert re.search(r'<script type="application/json"', page)
+    assert not ACTS.search(re.sub(r"<script.*?</script>", "", page, flags=re.S))

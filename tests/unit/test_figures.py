@@ -116,10 +116,10 @@ def test_scores_of_neurons_and_predictions_keep_their_order_from_above():
     figure = figures.neuron_scores(scores)
     assert figure.layout.yaxis.ticktext == ("L3N7", "L2N9") and list(figure.data[0].y) == [2, 1]
     assert np.allclose(marks(figure), [(0.2, 0.0, 0.3), (0.5, 0.4, 0.6)])
-    effect = pd.DataFrame({"text": ["A <b>", "B"], "before": [0.9, 0.8], "after": [0.1, 0.7]})
+    effect = pd.DataFrame({"text": ["A <b>", "\x1bB\u202e"], "before": [0.9, 0.8], "after": [0.1, 0.7]})
     _, before, after = figures.predictions(effect).data
     assert (list(before.x), list(after.x)) == ([0.9, 0.8], [0.1, 0.7])
-    assert figures.predictions(effect).layout.yaxis.ticktext == ("A &lt;b&gt;", "B")
+    assert figures.predictions(effect).layout.yaxis.ticktext == ("A &lt;b&gt;", r"\x1bB\u202e")
 
 
 def test_a_figure_of_another_table_is_refused_with_the_nearest_column(tables):
