@@ -20,8 +20,8 @@ from kn_lens._exclusive import exclusive
 from kn_lens._reading import Progress
 from kn_lens._request import Preset, check_share
 from kn_lens.edit_effects import Trial, check_facts, checked_host, tried
+from kn_lens.edit_forms import Scaling, checked_lambdas
 from kn_lens.edit_questions import MAX_DISTURBED, OWN, reworded
-from kn_lens.edits import Scaling
 from kn_lens.errors import ArgumentError
 from kn_lens.facts import Fact
 from kn_lens.neuron_sets import NeuronSet
@@ -140,11 +140,12 @@ def choose_lambdas(
     check_facts(new_objects, neurons_by_fact, "neurons")
     check_share("max_disturbed", max_disturbed)
     if not len(grid):
-        raise ArgumentError("grid is empty; expected at least one pair of lambdas, such as (1, 8).")
+        raise ArgumentError("grid is empty; expected at least one pair of lambdas, such as (1, 2).")
+    strengths = [checked_lambdas(lambdas) for lambdas in grid]
     form: dict[str, Any] = {"preset": preset, "scaling": scaling, "signed": signed}
     trials = {
         fact: [Trial({"strength": number}, neurons_by_fact[fact], {**form, "lambdas": lambdas})
-               for number, lambdas in enumerate(grid)]
+               for number, lambdas in enumerate(strengths)]
         for fact in new_objects
     }  # fmt: skip
     questions = {} if held_out is None else {HELD_OUT: reworded(held_out, new_objects)}
@@ -153,13 +154,13 @@ def choose_lambdas(
         tokenizer, progress,
     )  # fmt: skip
     rows = []
-    for number, (lambda_old, lambda_new) in enumerate(grid):
+    for number, (lambda_old, lambda_new) in enumerate(strengths):
         mine = effects[effects["strength"] == number]
         own, asked = (mine[mine["asked"] == name] for name in (OWN, OWN if held_out is None else HELD_OUT))
         rows.append(
             {
-                "lambda_old": float(lambda_old),
-                "lambda_new": float(lambda_new),
+                "lambda_old": lambda_old,
+                "lambda_new": lambda_new,
                 "success": asked["new_right_after"].mean(),
                 "success_own": own["new_right_after"].mean(),
                 "disturbed": own["disturbed"].mean(),  # each update's, in all its rows

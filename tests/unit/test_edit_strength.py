@@ -72,6 +72,7 @@ def test_strengths_are_measured_as_update_effects_does():
     [
         ({"grid": []}, kn.ArgumentError, "grid is empty"),
         ({"grid": [(1,)]}, kn.ArgumentError, "two finite numbers"),
+        ({"grid": [None]}, kn.ArgumentError, "two finite numbers"),
         ({"max_disturbed": 2}, kn.ArgumentError, "max_disturbed"),
         ({"new_objects": {}}, kn.ArgumentError, "no facts"),
         ({"held_out": HELD_OUT[:1]}, kn.ArgumentError, "no other wording of"),
