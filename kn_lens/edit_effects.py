@@ -26,6 +26,7 @@ from kn_lens._exclusive import exclusive
 from kn_lens._reading import Progress, Reading, Ticks, read
 from kn_lens._refining import prompts_by_fact
 from kn_lens._request import Preset, check_share
+from kn_lens.edit_forms import Scaling
 from kn_lens.edit_questions import (
     MAX_DISTURBED,
     OTHER_RELATIONS,
@@ -37,7 +38,7 @@ from kn_lens.edit_questions import (
     disturbed_share,
     prompts_in_common,
 )
-from kn_lens.edits import Scaling, Update, erase_neurons, erase_relation, made
+from kn_lens.edits import Update, erase_neurons, erase_relation, made
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.hosts import Host, host_of
@@ -60,7 +61,7 @@ def update_effects(
     questions: Mapping[str, Questions] | None = None,
     others: PromptBatch | None = None,
     doses: Sequence[float] = (1.0,),
-    lambdas: tuple[float, float] = (1.0, 8.0),
+    lambdas: tuple[float, float] | None = None,
     preset: Preset | None = None,
     scaling: Scaling = "norm",
     signed: bool = True,
@@ -131,9 +132,9 @@ def update_effects(
         >>> model = kn.load_model("world-gpt2")
         >>> fact = kn.FactSet.world("held_out").find("Ireland", relation="P36")
         >>> found = kn.refine(kn.attribute(model, kn.make_prompts(model, fact)))
-        >>> effects = kn.update_effects(model, {fact: "Tokyo"}, found)
+        >>> effects = kn.update_effects(model, {fact: "Rome"}, found)
         >>> effects[["neurons", "asked", "right_before", "new_right_after", "says"]].values.tolist()
-        [['found', 'own wording', 1.0, 1.0, 'Tokyo'], ['random', 'own wording', 1.0, 0.0, 'Dublin']]
+        [['found', 'own wording', 1.0, 1.0, 'Rome'], ['random', 'own wording', 1.0, 0.0, 'Dublin']]
     """
     host = checked_host(model)
     budget = Budget.of(host, memory_budget)

@@ -20,8 +20,8 @@ from kn_lens._exclusive import exclusive
 from kn_lens._reading import Progress
 from kn_lens._request import Preset, check_share
 from kn_lens.edit_effects import Trial, check_facts, checked_host, tried
+from kn_lens.edit_forms import Scaling, checked_lambdas
 from kn_lens.edit_questions import MAX_DISTURBED, OWN, reworded
-from kn_lens.edits import Scaling
 from kn_lens.errors import ArgumentError
 from kn_lens.facts import Fact
 from kn_lens.neuron_sets import NeuronSet
@@ -42,6 +42,7 @@ class LambdaChoice:
 
     Attributes:
         lambdas: for ``update_fact`` and ``update_effects``.
+        success: what they reach; 0 says that no strength allowed puts a new answer on top, and then they mean little.
         within: whether they disturb at most ``max_disturbed``; False where no strength of the grid is known to.
         max_disturbed: the share of other right answers that a strength may take away.
         table: a row for each strength, from weak to strong: ``lambda_old``, ``lambda_new``; ``success``, by which is
@@ -49,6 +50,7 @@ class LambdaChoice:
     """
 
     lambdas: tuple[float, float]
+    success: float
     within: bool
     max_disturbed: float
     table: "pd.DataFrame" = field(repr=False)
@@ -61,7 +63,7 @@ class LambdaChoice:
         >>> measured = [(1, 2, 0.5, 0.01), (1, 4, 0.8, 0.04), (1, 8, 0.9, 0.68)]
         >>> table = pd.DataFrame(measured, columns=["lambda_old", "lambda_new", "success", "disturbed"])
         >>> LambdaChoice.of(table, max_disturbed=0.1)
-        LambdaChoice(lambdas=(1.0, 4.0), within=True, max_disturbed=0.1)
+        LambdaChoice(lambdas=(1.0, 4.0), success=0.8, within=True, max_disturbed=0.1)
         """
         strength = table["lambda_old"].abs() + table["lambda_new"].abs()
         table = table.loc[strength.sort_values(kind="stable").index].reset_index(drop=True)
@@ -71,8 +73,8 @@ class LambdaChoice:
             place = table["success"].where(allowed, -1.0).fillna(-1.0).argmax()  # the first of equals
         else:
             place = table["disturbed"].fillna(float("inf")).argmin()
-        lambda_old, lambda_new = (float(table[name].iloc[place]) for name in ("lambda_old", "lambda_new"))
-        return cls(lambdas=(lambda_old, lambda_new), within=within, max_disturbed=max_disturbed, table=table)
+        old, new, success = (float(table[name].iloc[place]) for name in ("lambda_old", "lambda_new", "success"))
+        return cls(lambdas=(old, new), success=success, within=within, max_disturbed=max_disturbed, table=table)
 
 
 @exclusive
@@ -132,7 +134,7 @@ def choose_lambdas(
         >>> others = kn.make_prompts(model, held_out.of("P36", "P30").sample(20, seed=0), unknown_answers="leave_out")
         >>> grid = [(1, 1), (1, 2), (1, 4)]
         >>> kn.choose_lambdas(model, dict.fromkeys(facts, "Rome"), found, others, held_out=held_out, grid=grid)
-        LambdaChoice(lambdas=(1.0, 1.0), within=True, max_disturbed=0.1)
+        LambdaChoice(lambdas=(1.0, 1.0), success=1.0, within=True, max_disturbed=0.1)
     """
     import pandas as pd
 
@@ -140,11 +142,12 @@ def choose_lambdas(
     check_facts(new_objects, neurons_by_fact, "neurons")
     check_share("max_disturbed", max_disturbed)
     if not len(grid):
-        raise ArgumentError("grid is empty; expected at least one pair of lambdas, such as (1, 8).")
+        raise ArgumentError("grid is empty; expected at least one pair of lambdas, such as (1, 2).")
+    strengths = [checked_lambdas(lambdas) for lambdas in grid]
     form: dict[str, Any] = {"preset": preset, "scaling": scaling, "signed": signed}
     trials = {
         fact: [Trial({"strength": number}, neurons_by_fact[fact], {**form, "lambdas": lambdas})
-               for number, lambdas in enumerate(grid)]
+               for number, lambdas in enumerate(strengths)]
         for fact in new_objects
     }  # fmt: skip
     questions = {} if held_out is None else {HELD_OUT: reworded(held_out, new_objects)}
@@ -153,13 +156,13 @@ def choose_lambdas(
         tokenizer, progress,
     )  # fmt: skip
     rows = []
-    for number, (lambda_old, lambda_new) in enumerate(grid):
+    for number, (lambda_old, lambda_new) in enumerate(strengths):
         mine = effects[effects["strength"] == number]
         own, asked = (mine[mine["asked"] == name] for name in (OWN, OWN if held_out is None else HELD_OUT))
         rows.append(
             {
-                "lambda_old": float(lambda_old),
-                "lambda_new": float(lambda_new),
+                "lambda_old": lambda_old,
+                "lambda_new": lambda_new,
                 "success": asked["new_right_after"].mean(),
                 "success_own": own["new_right_after"].mean(),
                 "disturbed": own["disturbed"].mean(),  # each update's, in all its rows

@@ -10,7 +10,8 @@ A neuron adds its activation times its row to the residual stream. So ``s_i`` is
 mean over the fact's prompts is negative, else 1. Without it (``signed=False``) a neuron that fires below zero speaks
 *against* the new answer. The released code (``preset="official"``) scales by norms, the paper (``preset="paper"``)
 writes the plain form, both with lambdas (1, 8) and without signs, which is the same where no activation is negative.
-Behind a ReLU none is, behind a GELU many are a little, and in gated MLPs about half.
+Behind a ReLU none is, behind a GELU many are a little, and in gated MLPs about half. The default lambdas are weaker:
+``edit_forms.CHOSEN_LAMBDAS``.
 
 A relation is erased by setting
 the rows of its most frequent neurons to zero, or to the embedding of the unknown token. Where embeddings are narrower
@@ -21,11 +22,10 @@ residual stream as one: the formulas are computed as they stand, and mean less.
 Making an edit only reads the model. Each function returns a ``WeightEdit``.
 """
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -39,6 +39,7 @@ from kn_lens._reading import Reading, Ticks, read
 from kn_lens._recording import Recording
 from kn_lens._request import Preset, check_share
 from kn_lens._rows import Checkpoint, Rows, check_not_empty, check_raw
+from kn_lens.edit_forms import Scaling, checked_form
 from kn_lens.engine import check_numbers
 from kn_lens.errors import ArgumentError, EditError, NoPromptError, did_you_mean
 from kn_lens.exporting import export
@@ -52,11 +53,6 @@ from kn_lens.weight_edits import WeightEdit
 
 __all__ = ["Checkpoint", "WeightEdit", "erase_neurons", "erase_relation", "export", "update_fact"]
 
-Scaling = Literal["norm", "plain"]
-
-FORMS: Mapping[str, tuple[Scaling, bool]] = {"paper": ("plain", False), "official": ("norm", False)}
-"""How the paper and its released code write an update: the scaling, and whether it has the sign of the activation."""
-
 TOP = 20
 """The paper erases a relation's 20 most frequent neurons."""
 
@@ -68,7 +64,7 @@ def update_fact(
     new_object: str,
     neurons: NeuronSet,
     *,
-    lambdas: tuple[float, float] = (1.0, 8.0),
+    lambdas: tuple[float, float] | None = None,
     preset: Preset | None = None,
     scaling: Scaling = "norm",
     signed: bool = True,
@@ -87,10 +83,10 @@ def update_fact(
         fact: the fact, with its templates.
         new_object: what its object is to become.
         neurons: the fact's knowledge neurons; for the control, random ones.
-        lambdas: how much of the old answer's embedding is taken away, and of the new one's added. How much a model
-            bears differs: ``choose_lambdas`` measures it.
+        lambdas: how much of the old answer's embedding is taken away, and of the new one's added; None: those of the
+            preset, or (1, 2). How much a model bears differs: ``choose_lambdas`` measures it.
         preset: ``"paper"`` (plain, without signs) or ``"official"`` (norm, without signs), instead of ``scaling`` and
-            ``signed``.
+            ``signed``; both with lambdas (1, 8) unless others are given.
         scaling: ``"norm"``: embeddings are brought to the length of the row, so that lambdas count row lengths;
             ``"plain"``: they are taken as they are.
         signed: turn the change of a row round where the mean activation of its neuron at the read position, over the
@@ -175,7 +171,7 @@ class Update:
         new_object: str,
         neurons: NeuronSet,
         *,
-        lambdas: tuple[float, float],
+        lambdas: tuple[float, float] | None,
         preset: Preset | None,
         scaling: Scaling,
         signed: bool,
@@ -185,8 +181,7 @@ class Update:
     ) -> "Update":
         """Check all that can be checked without running the model; see ``update_fact`` for arguments and errors."""
         host = host_of(model)
-        lambda_old, lambda_new = _checked_lambdas(lambdas)
-        scaling, signed = _checked_form(preset, scaling, signed)
+        (lambda_old, lambda_new), scaling, signed = checked_form(lambdas, preset, scaling, signed)
         check_share("max_share", max_share)
         check_raw(host, "An update is made of their lengths and of embeddings, which were changed as well.")
         check_not_empty(neurons)
@@ -399,34 +394,6 @@ def _token_id(host: Host, value: str | int, tokenizer: Any) -> int | None:
             + did_you_mean(value, vocabulary)
         )
     return vocabulary[value]
-
-
-def _checked_lambdas(lambdas: Any) -> tuple[float, float]:
-    try:
-        old, new = map(float, lambdas)
-    except (TypeError, ValueError):
-        old = new = math.nan
-    if not (math.isfinite(old) and math.isfinite(new)):
-        raise ArgumentError(f"lambdas={lambdas!r}; expected two finite numbers, such as (1, 8).")
-    return old, new
-
-
-def _checked_form(preset: str | None, scaling: Scaling, signed: bool) -> tuple[Scaling, bool]:
-    """Return the scaling and whether signs count, those of a preset where one is given."""
-    if scaling not in get_args(Scaling):
-        known = get_args(Scaling)
-        raise ArgumentError(f"scaling={scaling!r}; expected 'norm' or 'plain'.{did_you_mean(str(scaling), known)}")
-    if not isinstance(signed, bool):
-        raise ArgumentError(f"signed={signed!r}; expected True or False.")
-    if preset is None:
-        return scaling, signed
-    if preset not in FORMS:
-        raise ArgumentError(
-            f"Unknown preset {preset!r}; expected one of {', '.join(FORMS)}.{did_you_mean(str(preset), FORMS)}"
-        )
-    if scaling != "norm" or not signed:
-        raise ArgumentError(f"preset={preset!r} fixes the form: leave scaling and signed out, or the preset.")
-    return FORMS[preset]
 
 
 def _counts(neurons_by_fact: Mapping[Fact, NeuronSet]) -> Counter[Any]:

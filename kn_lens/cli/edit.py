@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.console import Group
@@ -17,6 +17,7 @@ from kn_lens.cli._run import ask, described, in_bytes, load, load_for
 from kn_lens.cli._strength import say_of_trial, trial
 from kn_lens.cli._tables import ROWS_SHOWN, left_out_lines, neuron_names, number, table
 from kn_lens.cli._terminal import out, print_json, working
+from kn_lens.edit_forms import CHOSEN_LAMBDAS, FORMS, Scaling, checked_form
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.facts import Fact, FactSet
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from kn_lens.weight_edits import WeightEdit
 
 HOW = "How rows are changed"
-SCALINGS = ("norm", "plain")
-PRESETS = ("paper", "official")
+OLD, NEW = (f"{lambda_:g} unless given" for lambda_ in CHOSEN_LAMBDAS)
+NEW_OF_PRESETS = f"{FORMS['paper'].lambdas[1]:g} with --preset"
 
 app = typer.Typer(
     help="Make edits of weights, look at them, try them, and write the edited model.",
@@ -59,12 +60,19 @@ def update(
     neurons: Neurons,
     new_object: Annotated[str, typer.Option("--object", metavar="TEXT", help="What the answer is to become.")],
     to: To,
-    lambda_old: Annotated[float, option(HOW, "X", "How much of the old answer's embedding is taken away.")] = 1.0,
-    lambda_new: Annotated[float, option(HOW, "X", "How much of the new answer's embedding is added.")] = 8.0,
-    preset: Annotated[
-        str | None, choice(PRESETS, "The form of the paper or of its released code, instead of the next two", HOW)
+    lambda_old: Annotated[
+        float | None, option(HOW, "X", f"How much of the old answer's embedding is taken away; {OLD}.")
     ] = None,
-    scaling: Annotated[str, choice(SCALINGS, "Lambdas count lengths of the row, or of the embedding", HOW)] = "norm",
+    lambda_new: Annotated[
+        float | None, option(HOW, "X", f"How much of the new answer's embedding is added; {NEW}, {NEW_OF_PRESETS}.")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        choice(tuple(FORMS), "The form of the paper or of its released code, instead of the next two", HOW),
+    ] = None,
+    scaling: Annotated[
+        str, choice(get_args(Scaling), "Lambdas count lengths of the row, or of the embedding", HOW)
+    ] = "norm",
     signed: Annotated[
         bool,
         typer.Option(
@@ -94,6 +102,7 @@ def update(
     The edit is tried on the fact and on a hundred others of the same facts, and what it does to them is told.
     """
     check_out(to, facts, neurons, templates)
+    old, new = checked_form(None, preset, scaling, signed).lambdas  # type: ignore[arg-type]  # one of Scaling
     source = read_facts(facts, format, templates, split)
     chosen = choose(source, relation, subject, None, 0)
     if len(chosen) != 1:
@@ -110,9 +119,9 @@ def update(
         chosen[0],
         new_object,
         found[chosen[0]],
-        lambdas=(lambda_old, lambda_new),
-        preset=preset,  # type: ignore[arg-type]  # one of PRESETS
-        scaling=scaling,  # type: ignore[arg-type]  # one of SCALINGS
+        lambdas=(old if lambda_old is None else lambda_old, new if lambda_new is None else lambda_new),
+        preset=preset,  # type: ignore[arg-type]  # one of FORMS
+        scaling=scaling,  # type: ignore[arg-type]  # one of Scaling
         signed=signed,
         neurons_by_fact=found,
         max_share=max_share,

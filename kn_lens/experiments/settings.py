@@ -12,6 +12,7 @@ code runs. Where the last two differ from ours, and from each other:
     across_samples       all pairs   100 a fact         100 a fact
     update_scaling       norm        plain              norm
     update_signed        true        false              false
+    lambdas              1, 2        1, 8               1, 8
 
 ``baseline`` says which neurons of high activation stand beside the found ones when neurons are switched off and up:
 ``matched`` are as many as the found ones, ``refined`` come out of refining the activations (``baseline_threshold``
@@ -23,13 +24,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from kn_lens.edit_forms import CHOSEN_LAMBDAS, FORMS, Scaling
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.experiments.corpora import digest_of_texts
 from kn_lens.experiments.minimal_pairs import digest_of_pairs
 from kn_lens.quadrature import RULES
 
 Baseline = Literal["matched", "refined"]
-Scaling = Literal["norm", "plain"]
 
 MORE_THAN = 1e-4
 """Added to a share makes "at least" of it "more than", for facts of up to 500 prompts and shares in steps of 0.05."""
@@ -106,7 +107,7 @@ class Settings:
     n_resamples: int = 1000
     update_facts: int = 10
     update_others: int = 10
-    lambdas: tuple[float, float] = (1.0, 8.0)
+    lambdas: tuple[float, float] = CHOSEN_LAMBDAS
     update_scaling: Scaling = "norm"
     update_signed: bool = True
     max_share: float = 0.1
@@ -225,6 +226,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
+def _updates(preset: str) -> dict[str, Any]:
+    """Return the settings of updates as a preset of theirs has them."""
+    lambdas, scaling, signed = FORMS[preset]
+    return {"lambdas": lambdas, "update_scaling": scaling, "update_signed": signed}
+
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "kn_lens": {},
     "paper": {
@@ -235,8 +242,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "max_moves": 20,  # from 0.7 no share is further away
         "baseline": "refined",
         "across_samples": 100,
-        "update_scaling": "plain",
-        "update_signed": False,
+        **_updates("paper"),
     },
     "official": {
         "quadrature": "left",
@@ -244,6 +250,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "max_moves": 5,
         "baseline": "refined",
         "across_samples": 100,
-        "update_signed": False,
+        **_updates("official"),
     },
 }

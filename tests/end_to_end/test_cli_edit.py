@@ -103,7 +103,7 @@ def test_show_says_what_is_in_a_file(cli, written):
     for part in (
         "P36/Ireland/Dublin -> Tokyo",
         "BertForMaskedLM, float32",
-        "lambdas [1.0, 8.0]",
+        "lambdas [1.0, 2.0]",
         "L1N7",
         edit.digest[:16],
     ):

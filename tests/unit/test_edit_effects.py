@@ -110,7 +110,7 @@ def test_updates_are_what_a_loop_over_facts_and_prompts_gives(model):
     for fact, new in NEW.items():
         for kind, dose in [("found", 1.0), ("found", 0.25), ("activation", 1.0)]:
             sets = FOUND if kind == "found" else ACTIVE
-            edit = kn.update_fact(model, fact, new, sets[fact], lambdas=(dose, 8 * dose), allow_unknown=True)
+            edit = kn.update_fact(model, fact, new, sets[fact], lambdas=(dose, 2 * dose), allow_unknown=True)
             for name, question in asked_of[fact].items():
                 answered = replace(question.asked, object=question.answer)
                 before, new_before = readings(model, [question.asked]), readings(model, [answered])
@@ -197,7 +197,7 @@ def test_doses_scale_both_lambdas(model):
     for column in ("right", "nll", "new_rank", "new_nll"):
         assert np.allclose(none[f"{column}_before"], none[f"{column}_after"], rtol=1e-9, equal_nan=True)
     assert (none.lost == 0).all()
-    doubled = kn.update_effects(model, NEW, FOUND, ACTIVE, lambdas=(2.0, 16.0), others=others_of(model))
+    doubled = kn.update_effects(model, NEW, FOUND, ACTIVE, lambdas=(2.0, 4.0), others=others_of(model))
     assert np.allclose(table[table.dose == 2].nll_after, doubled.nll_after)
 
 

@@ -37,6 +37,7 @@ def measured(*rows):
 def test_a_strength_is_chosen_by_the_rule(rows, expected, within):
     choice = kn.LambdaChoice.of(measured(*rows), max_disturbed=0.1)
     assert (choice.lambdas, choice.within) == (tuple(map(float, expected)), within)
+    assert choice.success == next(success for old, new, success, _ in rows if (old, new) == choice.lambdas)
     strength = choice.table.lambda_old.abs() + choice.table.lambda_new.abs()
     assert strength.is_monotonic_increasing and len(choice.table) == len(rows)
 
@@ -72,6 +73,7 @@ def test_strengths_are_measured_as_update_effects_does():
     [
         ({"grid": []}, kn.ArgumentError, "grid is empty"),
         ({"grid": [(1,)]}, kn.ArgumentError, "two finite numbers"),
+        ({"grid": [None]}, kn.ArgumentError, "two finite numbers"),
         ({"max_disturbed": 2}, kn.ArgumentError, "max_disturbed"),
         ({"new_objects": {}}, kn.ArgumentError, "no facts"),
         ({"held_out": HELD_OUT[:1]}, kn.ArgumentError, "no other wording of"),

@@ -8,6 +8,7 @@ import torch
 
 import kn_lens as kn
 from kn_lens import _original
+from kn_lens.edit_forms import CHOSEN_LAMBDAS
 from tests.edits import FACTS, IRELAND, NEURONS, UPDATE, bits, random_edit, same
 from tests.effects import CAPITAL
 from tests.tiny import D_MLP, D_MODEL, N_LAYERS, loaded, tiny_model
@@ -143,8 +144,18 @@ def test_presets_are_the_form_without_signs_to_the_bit():
             length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
             e, f = (length * (e / e.norm()) for e in (e, f))
         assert torch.equal(edit.new, rows - 1.0 * e + 8.0 * f)
-        assert edit.digest == kn.update_fact(model, **UPDATE, scaling=scaling, signed=False).digest
-        assert (edit.why[0]["scaling"], edit.why[0]["signed"]) == (scaling, False)
+        assert edit.digest == kn.update_fact(model, **UPDATE, lambdas=(1, 8), scaling=scaling, signed=False).digest
+        assert [edit.why[0][name] for name in ("lambdas", "scaling", "signed")] == [[1, 8], scaling, False]
+        weaker = kn.update_fact(model, **UPDATE, lambdas=(1, 4), preset=preset)
+        assert weaker.digest == kn.update_fact(model, **UPDATE, lambdas=(1, 4), scaling=scaling, signed=False).digest
+
+
+def test_updates_have_the_chosen_strength_unless_told():
+    model = loaded("LlamaForCausalLM")
+    for scaling in ("norm", "plain"):
+        edit = kn.update_fact(model, **UPDATE, scaling=scaling)
+        assert tuple(edit.why[0]["lambdas"]) == CHOSEN_LAMBDAS
+        assert edit.digest == kn.update_fact(model, **UPDATE, scaling=scaling, lambdas=CHOSEN_LAMBDAS).digest
 
 
 def test_without_negative_activations_signs_change_nothing():

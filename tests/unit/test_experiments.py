@@ -130,6 +130,8 @@ def test_presets_are_those_of_the_paper_and_its_code():
     paper, official = Settings.of("paper"), Settings.of("official")
     assert (paper.quadrature, paper.n_steps, paper.min_prompts) == ("right", 20, 1)
     assert (official.quadrature, official.n_steps, official.min_prompts, official.max_moves) == ("left", 20, 3, 5)
+    forms = [(one.lambdas, one.update_scaling, one.update_signed) for one in (paper, official)]
+    assert forms == [((1, 8), "plain", False), ((1, 8), "norm", False)]
     # "More than 70%" of ten prompts are eight; the code takes seven.
     from kn_lens._refining import prompts_needed
 

@@ -205,8 +205,9 @@ def test_updates_that_disturb_other_facts_are_counted(finished):
 def test_signs_are_a_setting_and_records_without_them_stay(model, tmp_path):
     """The paper's form is that of runs before there was a choice: they can be taken up, and keep their records."""
     settings = Settings.of(
-        relations=("P36",), limit=3, update_facts=1, update_others=2, max_share=1.0, n_resamples=5, update_signed=False
-    )
+        relations=("P36",), limit=3, update_facts=1, update_others=2, max_share=1.0, n_resamples=5, update_signed=False,
+        lambdas=(1.0, 8.0),
+    )  # fmt: skip
     facts = kn.FactSet.world("held_out")
     with open_study(model, facts, tmp_path, settings) as study:
         run(study, [editing.UPDATES], lambda state: None)
@@ -217,13 +218,18 @@ def test_signs_are_a_setting_and_records_without_them_stay(model, tmp_path):
         after = kn.measure(model, kn.make_prompts(model, fact), edit)
         assert row["nll_after"] == pytest.approx(-after["log_prob_after"].mean(), rel=1e-3)
     config = (tmp_path / "config.toml").read_text()
-    assert "update_signed = false\n" in config
+    assert "update_signed = false\n" in config and "lambdas = [1.0, 8.0]\n" in config
     (tmp_path / "config.toml").write_text(config.replace("update_signed = false\n", ""))
     with open_study(model, facts, tmp_path, settings) as study:
         assert study.is_current(editing.UPDATES, Shard("P36"))
     with (
         pytest.raises(DataError, match="update_signed: false, now true"),
         open_study(model, facts, tmp_path, dataclasses.replace(settings, update_signed=True)),
+    ):
+        pass
+    with (
+        pytest.raises(DataError, match=r"lambdas: \[1.0, 8.0\], now \[1.0, 2.0\]"),
+        open_study(model, facts, tmp_path, dataclasses.replace(settings, lambdas=Settings.of().lambdas)),
     ):
         pass
     with open_study(model, facts, tmp_path, dataclasses.replace(settings, update_signed=True), force=True) as study:

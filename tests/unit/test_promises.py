@@ -16,6 +16,7 @@ from kn_lens._compared_cells import STATISTICS
 from kn_lens.cli._app import app
 from kn_lens.cli.models import REFUSED
 from kn_lens.compare import Comparison
+from kn_lens.edit_forms import CHOSEN_LAMBDAS, FORMS
 from kn_lens.experiments.paper import CHANGE_RATIO, TABLE_2
 from kn_lens.experiments.settings import PRESETS, Settings
 from kn_lens.experiments.stages import STAGES
@@ -132,7 +133,7 @@ def test_what_can_be_hosted_and_what_is_refused_is_listed():
         (kn.refine_by_relation, "max_moves", 6, "at most 6\n   times"),
         (kn.attribute, "tolerance", 1e-3, "`tolerance` being 1e-3"),
         (kn.attribute, "max_points", 129, "Clenshaw-Curtis with 3, 5, 9, ..., 129"),
-        (kn.update_fact, "lambdas", (1, 8), r"$(\lambda_1, \lambda_2) = (1, 8)$"),
+        (kn.update_fact, "lambdas", None, r"$(\lambda_1, \lambda_2) = (1, 2)$"),
         (kn.update_fact, "scaling", "norm", '`scaling="norm"` unless given'),
         (kn.update_fact, "max_share", 0.1, "more than a tenth of the\nrelation's facts"),
         (kn.effect_table, "n_resamples", 1000, "1,000 times"),
@@ -154,6 +155,11 @@ def test_presets_are_those_that_the_pages_say():
         assert PRESETS[preset]["baseline"] == "refined"
     assert rows["beside the found neurons"] == ["as many most active ones", *["the refined baseline"] * 2]
     assert Settings.of("kn_lens").baseline == "matched"
+    lambdas = [Settings.of(preset).lambdas for preset in ("kn_lens", "paper", "official")]
+    assert [CHOSEN_LAMBDAS, FORMS["paper"].lambdas, FORMS["official"].lambdas] == lambdas
+    assert rows["lambdas of updates"] == ["({:g}, {:g})".format(*pair) for pair in lambdas]
+    assert rows["updates scale the embeddings"] == ["by norms", "not", "by norms"]
+    assert [FORMS[preset].scaling for preset in ("paper", "official")] == ["plain", "norm"]
 
 
 def test_the_papers_values_are_those_of_the_pages():
