@@ -173,7 +173,7 @@ class CleanGradients:
         for some in cuts(self.prompts.rows_per_prompt, self.rows_per_pass):
             rows, owner = self.prompts.rows_and_owners(some)
             with torch.enable_grad():
-                added = {
+                added: dict[int, tuple[Place, Tensor]] = {
                     layer: (place, torch.zeros_like(getattr(self.state, place)[layer][rows]).requires_grad_())
                     for layer, place in self.places.items()
                 }
@@ -215,7 +215,7 @@ def sites(host: Host, prompts: PromptBatch, output: Output, layers: Sequence[int
     rows = torch.arange(prompts.n_rows, device=host.device)
     clean = _read(output, prompts, rows, prompts.prompt_index, state.logits)
     check_numbers(host, prompts, clean, output.name, finite=True)
-    places = {layer: _place(host, state, layer) for layer in layers}
+    places: dict[int, Place] = {layer: _place(host, state, layer) for layer in layers}
     at_clean = CleanGradients(
         prompts=prompts,
         output=output,
