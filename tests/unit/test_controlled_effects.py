@@ -183,15 +183,18 @@ def test_blocks_below_what_changes_run_for_the_clean_pass_alone(model_and_prompt
     host = kn.host_of(model)
     top = {fact: kn.NeuronSet([(N_LAYERS - 1, 3)]) for fact in FACTS}
     seen = [0] * N_LAYERS
+    layer_of = {model.hook_dict[host.hook_post(layer)]: layer for layer in range(N_LAYERS)}
 
-    def counter(layer):
-        def hook_fn(post, hook):
-            seen[layer] += len(post)
+    def count(module, args, output):
+        if module in layer_of:
+            seen[layer_of[module]] += len(output)
 
-        return host.hook_post(layer), hook_fn
-
-    with model.hooks(fwd_hooks=[counter(layer) for layer in range(N_LAYERS)]):
+    # On all modules there are: hooks on the model itself would be a user's, under which every pass is a whole one.
+    handle = torch.nn.modules.module.register_module_forward_hook(count)
+    try:
         effects = kn.controlled_effects(model, prompts, top)
+    finally:
+        handle.remove()
     n_rows = {fact.key: prompts.select(chosen).n_rows for fact, chosen in prompts_by_fact(prompts).items()}
     assert set(seen[:-1]) == {seen[0]}
     assert seen[-1] - seen[0] == sum(n_rows[key] for key in effects.measured)
