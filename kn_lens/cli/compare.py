@@ -77,7 +77,9 @@ def _named(runs: Sequence[str]) -> dict[str, str]:
     named: dict[str, str] = {}
     for run in runs:
         name, equals, path = run.partition("=")
-        if not equals or Path(run).exists():
+        if (
+            not equals or "/" in name or Path(run).exists()
+        ):  # of an address, what is behind "=" is not to be shown alone
             name, path = Path(run).resolve().name, run
         if not name or not path:
             raise ArgumentError(f"{run!r}; expected a run directory, or NAME=DIRECTORY.")

@@ -176,7 +176,7 @@ def measured(study: Study, *, adaptive: bool) -> Rates:
     def whole_pass(n: int) -> None:
         read(host, prompts.select(first(n)), [], Budget.of(host, study.memory_budget), Ticks(None, 0))
 
-    whole = timer.seconds("whole", whole_pass, together, foretold=0.0)
+    whole = timer.seconds("whole", whole_pass, len(prompts), foretold=0.0)
     resumed, gradient = whole / 2, 3 / 2 * whole
     if timer.left() >= whole:
         few = prompts.select(first(max(1, min(len(prompts), at_once, int(timer.left("resumed") / whole)))))
@@ -224,21 +224,25 @@ class _Timer:
         if foretold:  # more or less: with half of the time there is room for less, and for a first pass that is slower
             n = max(1, min(most, int(self.left(kind) / 2 / foretold)))
         while n * one <= (self.left() if n == 1 else end - time.perf_counter()):
-            began = time.perf_counter()
-            with torch.no_grad():
-                run_some(n)
-            if self.host.device.type == "cuda":
-                torch.cuda.synchronize(self.host.device)
-            took = time.perf_counter() - began
+            took = self._took(run_some, n)
             if not one:
                 self.until += took
                 end += took
             one = took / n
             larger = most if not one else min(most, int((end - time.perf_counter()) / one))
             if larger < 2 * n:
-                break
+                # What runs for the first time takes longer: memory is fetched.
+                return min(one, self._took(run_some, n) / n) if n <= larger else one
             n = larger
         return one
+
+    def _took(self, run_some: Callable[[int], Any], n: int) -> float:
+        began = time.perf_counter()
+        with torch.no_grad():
+            run_some(n)
+        if self.host.device.type == "cuda":
+            torch.cuda.synchronize(self.host.device)
+        return time.perf_counter() - began
 
 
 def _some_prompts(study: Study) -> PromptBatch:

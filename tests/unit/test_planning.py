@@ -165,7 +165,7 @@ def test_a_plan_adds_up_what_the_stages_count(tmp_path, monkeypatch):
     assert planned.loc["answers", "passes"] == pytest.approx(n_rows, rel=0.2)
 
 
-@pytest.mark.parametrize("seconds", [0.001, 0.02, 0.5, 3.0, 7.0, 200.0])
+@pytest.mark.parametrize("seconds", [0.001, 0.5, 3.0, 200.0])
 def test_however_slow_a_model_is_a_plan_takes_seconds_and_a_pass(tmp_path, seconds):
     model = loaded()
     with slowed(model, seconds) as clock:
