@@ -49,7 +49,8 @@ def exclusively(model: Any) -> Iterator[None]:
     Args:
         model: the model, or a ``Host`` of it; what is neither is for the caller to refuse.
     """
-    module = getattr(model, "model", model)
+    # A model has attributes of the model that it wraps, ``model`` among them: a host alone is looked into.
+    module = model if isinstance(model, torch.nn.Module) else getattr(model, "model", None)
     alone = lock_of(module) if isinstance(module, torch.nn.Module) else nullcontext()
     with alone, own_modes():
         yield

@@ -56,6 +56,9 @@ class HookedHost(Host):
         embed = self.model.embed
         return embed.embed.W_E if self.kind == "masked" else embed.W_E
 
+    def has_adapter(self, layer: int) -> bool:
+        return False
+
     def project(self, layer: int, post: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_model"]:
         mlp = self.model.blocks[self._checked(layer)].mlp
         with torch.no_grad():

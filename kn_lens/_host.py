@@ -16,11 +16,14 @@ from kn_lens._families import Kind
 from kn_lens._interrupts import Undone, entered
 from kn_lens._loading import check_finite, fingerprint
 from kn_lens._prefix import Prefix
-from kn_lens._splicing import at, forwards, norms_in, plain_norms, returning
+from kn_lens._splicing import HOOKS, at, forwards, norms_in, plain_norms, returning
 from kn_lens.errors import ArgumentError, EditError, HookError, did_you_mean
 
 HookFn = Callable[..., Tensor | None]
 PostFn = Callable[[Float[Tensor, "row pos d_mlp"]], Float[Tensor, "row pos d_mlp"]]
+
+OF_ROWS = "of_rows"
+"""The attribute of a hook that is for the rows of one batch, in their order."""
 
 ROUNDING = 4
 """By how many units of rounding the output of ``W_out`` may differ from the product that it should be."""
@@ -90,6 +93,11 @@ class Host:
         """Return the value rows of ``layer``, live: writing to them (under ``torch.no_grad``) changes the model."""
         return self.model.blocks[self._checked(layer)].mlp.W_out
 
+    def has_adapter(self, layer: int) -> bool:
+        """Return whether the last map of the MLP of ``layer`` has other weights than ``W_out`` and its bias."""
+        out = self.model.blocks[self._checked(layer)].mlp.out.original_component
+        return not {name for name, _ in out.named_parameters()} <= {"weight", "bias"}
+
     def check_live_rows(self, layers: Iterable[int]) -> None:
         """Raise unless rows of ``W_out`` are weights of the model, and nothing else is made of its activations.
 
@@ -111,11 +119,13 @@ class Host:
                 1, self.d_mlp, generator=generator, dtype=torch.promote_types(self.dtype, torch.float32)
             )
             probe = probe.to(self.device)
-            if not self.writes_plainly(layer, probe, self.project(layer, probe).to(probe.dtype)):
+            plain = self.writes_plainly(layer, probe, self.project(layer, probe).to(probe.dtype))
+            if self.has_adapter(layer) or not plain:
                 raise EditError(
                     f"The MLP of layer {layer} of {self.name} does not write its activations times the rows of W_out: "
-                    "an adapter works in it (LoRA, say), which no edit of these rows reaches. Merge it before "
-                    "kn_lens.load_model: hf_model = peft_model.merge_and_unload(). Suppress and Amplify work with it."
+                    "an adapter works in it (LoRA, say), or a hook of PyTorch's, which no edit of these rows reaches. "
+                    "Merge the adapter before kn_lens.load_model: hf_model = peft_model.merge_and_unload(); remove the "
+                    "hook. Suppress and Amplify work with both."
                 )
 
     @property
@@ -249,6 +259,12 @@ class Host:
         """
         if not self.has_user_hooks:
             return self.logits(tokens, attention_mask, read_pos, fwd_hooks)
+        if any(getattr(hook_fn, OF_ROWS, False) for module in self._modules for hook_fn in _hooks_on(module)):
+            raise HookError(
+                f"Hooks of an intervention, made for the rows of one batch, are on {self.name}, and kn_lens' functions "
+                "run a batch in parts and in an order of their own. Pass interventions to measure; to attribute with "
+                "neurons off, erase them: with erase_neurons(model, neurons).applied(model): ..."
+            )
         logits = self.logits(tokens, attention_mask, None, fwd_hooks)
         return logits[torch.arange(len(logits), device=logits.device), read_pos]
 
@@ -409,22 +425,26 @@ def _in_rows(point: Any, function: PostFn) -> Callable[[Tensor], Tensor]:
 
 
 def _hooks_on(module: Any) -> Iterator[Any]:
-    """Yield the functions that a module calls beside its own ``forward``, those of TransformerLens as they were given.
+    """Yield what a module calls beside its class's ``forward``, or instead of it; hooks as they were given.
 
     TransformerLens wraps a hook for PyTorch and, from version 4 on, keeps the original beside the wrapper; version 3
     keeps none, and puts none on a model itself.
     """
     handles = [*getattr(module, "fwd_hooks", ()), *getattr(module, "bwd_hooks", ())]
     yield from (getattr(handle, "user_hook", None) for handle in handles)
-    for name in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
+    for name in HOOKS:
         for hook_fn in getattr(module, name).values():
             if not handles or _module_of(hook_fn) != "transformer_lens.hook_points":
                 yield hook_fn
+    if "forward" in module.__dict__:
+        yield module.__dict__["forward"]
 
 
 def _is_users(hook_fn: Any) -> bool:
-    return not _module_of(hook_fn).startswith("transformer_lens.model_bridge.")
+    """Return whether neither TransformerLens put it on the model, nor transformers, to collect what it is asked for."""
+    return not _module_of(hook_fn).startswith(("transformer_lens.model_bridge.", "transformers.utils."))
 
 
 def _module_of(function: Any) -> str:
+    function = getattr(function, "func", function)  # of a partial
     return getattr(function, "__module__", None) or ""

@@ -80,6 +80,8 @@ class Undone(io.IOBase, Generic[T]):
     def __enter__(self) -> T:  # type: ignore[override]
         try:
             return next(self._steps)
+        except StopIteration:
+            raise RuntimeError("This context was entered before, and serves once: make another.") from None
         except BaseException:
             self.close()
             raise

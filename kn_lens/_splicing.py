@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from kn_lens._interrupts import Undone
 
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+"""Where PyTorch keeps the hooks of a module."""
+
 
 def forwards(instead: Mapping[Any, Callable[..., Any]]) -> AbstractContextManager[None]:
     """Exchange what these modules do when they are called, for the time of a ``with`` block."""
@@ -54,9 +57,15 @@ def plain_norms(norms: Iterable[Any]) -> dict[Any, Callable[..., Any]]:
     plain = {}
     for module in norms:
         points = (module.hook_in, module.hook_scale, module.hook_normalized, module.hook_out)
-        if module.use_native_layernorm_autograd and not any(point.fwd_hooks or point.bwd_hooks for point in points):
+        listening = (module, module.original_component, *points)
+        if module.use_native_layernorm_autograd and not any(map(is_changed, listening)):
             plain[module] = module.original_component.forward
     return plain
+
+
+def is_changed(module: Any) -> bool:
+    """Return whether a module calls hooks, or something else than its class's ``forward``."""
+    return "forward" in module.__dict__ or any(getattr(module, name) for name in HOOKS)
 
 
 def at(read_pos: Int[Tensor, " row"]) -> Callable[..., Tensor]:

@@ -20,7 +20,7 @@ import torch
 from kn_lens._exclusive import exclusive
 from kn_lens._families import FAMILIES, Family, architecture_of, check_config
 from kn_lens._hooked import hooked_from, hooked_host, is_hooked
-from kn_lens._host import HookFn, Host, Part, PostFn
+from kn_lens._host import OF_ROWS, HookFn, Host, Part, PostFn
 from kn_lens._loading import (
     attach_tokenizer,
     check_finite,
@@ -37,6 +37,7 @@ from kn_lens.errors import ArgumentError, UnsupportedModelError, did_you_mean
 
 __all__ = [
     "FAMILIES",
+    "OF_ROWS",
     "Family",
     "HookFn",
     "Host",

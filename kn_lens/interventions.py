@@ -25,7 +25,7 @@ from torch import Tensor
 
 from kn_lens.errors import ArgumentError, HookError, did_you_mean
 from kn_lens.facts import Fact
-from kn_lens.hosts import HookFn, Host, host_of
+from kn_lens.hosts import OF_ROWS, HookFn, Host, host_of
 from kn_lens.neuron_sets import NeuronSet
 from kn_lens.prompts import PromptBatch
 
@@ -153,6 +153,8 @@ class _Change:
             changed[where] = self._changed(post[where], layer, rows, index)
             return changed
 
+        # One set at every position is for any rows in any order, as long as there are as many.
+        setattr(hook_fn, OF_ROWS, at_read or not isinstance(self.neurons, NeuronSet))
         return hook_fn
 
     def _check(self, host: Host, prompts: PromptBatch, places: Places) -> None:

@@ -98,18 +98,20 @@ def is_hosted(value: object) -> bool:
 
 
 def weights_digest(host: Host) -> str:
-    """Return the SHA-256 of the set of weights of a checkpoint, each rounded to bfloat16.
+    """Return the SHA-256 of the set of weights of a checkpoint, and of each layer's ``W_out``, rounded to bfloat16.
 
     Weights of zeros alone are left out: releases of TransformerLens differ in whether they add a bias of zeros.
     """
-    digests = set()
-    for weight in host.checkpoint.parameters():
-        rounded = weight.detach().to(torch.bfloat16).contiguous()
-        if rounded.any():
-            one = hashlib.sha256(str(list(rounded.shape)).encode())
-            one.update(rounded.flatten().view(torch.uint8).cpu().numpy().data)
-            digests.add(one.digest())
-    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+    digests = {_digest(weight) for weight in host.checkpoint.parameters() if weight.any()}
+    in_order = [_digest(host.W_out(layer)) for layer in range(host.n_layers)]
+    return hashlib.sha256(b"".join([*sorted(digests), *in_order])).hexdigest()
+
+
+def _digest(weight: torch.Tensor) -> bytes:
+    rounded = weight.detach().to(torch.bfloat16).contiguous()
+    one = hashlib.sha256(str(list(rounded.shape)).encode())
+    one.update(rounded.flatten().view(torch.uint8).cpu().numpy().data)
+    return one.digest()
 
 
 def _same_place(one: str, other: str) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kn_lens.cli._options import DTYPES
-from kn_lens.cli._terminal import working
+from kn_lens.cli._terminal import err, working
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.facts import Fact
 
@@ -55,9 +55,11 @@ def load_for(neurons: Path, model: str | None, device: str | None, dtype: str | 
         if model is not None:
             raise
         raise UnsupportedModelError(f"{error} {neurons} names it; say where it is now with --model.") from error
-    if not force:
-        here = ModelIdentity.of(loaded, with_digest=found_in.digest is not None)
-        if (difference := found_in.difference(here)) is not None:
+    here = ModelIdentity.of(loaded, with_digest=found_in.digest is not None)
+    if (difference := found_in.difference(here)) is not None:
+        if force:
+            err.print(f"{neurons} holds neurons of {found_in.name}, and the model is {here.name}: {difference}.")
+        else:
             raise DataError(
                 f"{neurons} holds neurons of {found_in.name}, and the model is {here.name}: {difference}. A neuron's "
                 "index means nothing in another model: find them in this one with `kn-lens find`, leave --model out, "

@@ -1,13 +1,14 @@
 """Hooks that a user has put on the model belong to the function: everything is as in full passes with these hooks."""
 
 from functools import partial
+from importlib.metadata import version
 
 import pytest
 import torch
 
 import kn_lens as kn
 from kn_lens.quadrature import quadrature
-from tests.tiny import CAUSAL, MASKED, N_LAYERS, equal, loaded
+from tests.tiny import CAUSAL, MASKED, N_LAYERS, equal, loaded, tiny_model
 
 ARCHITECTURES = ("BertForMaskedLM", "GPT2LMHeadModel", "LlamaForCausalLM", "Gemma2ForCausalLM")
 LENGTHS = torch.tensor([6, 9, 6])
@@ -225,6 +226,71 @@ def test_a_model_as_loaded_has_no_hooks_of_a_user(architecture):
         assert host.has_user_hooks
         handle.remove()
     assert not host.has_user_hooks
+
+
+@pytest.mark.parametrize("architecture", ["BertForMaskedLM", "LlamaForCausalLM", "Gemma2ForCausalLM"])
+def test_hooks_on_the_checkpoints_own_norms_are_called(architecture):
+    """TransformerLens' norms are passed by where nobody listens, and these hooks with them."""
+    model, prompts = loaded(architecture), prompts_for(architecture)
+    norm = model.ln_final.original_component
+    plain = kn.measure(model, prompts, []).before
+    handle = norm.register_forward_hook(lambda module, args, output: output + 0.5 * torch.tanh(output.flip(-1)))
+    try:
+        found = torch.tensor(kn.measure(model, prompts, []).before.to_numpy())
+        with torch.no_grad():
+            logits = model(prompts.tokens, attention_mask=prompts.attention_mask)
+    finally:
+        handle.remove()
+    rows = torch.arange(len(prompts))
+    equal(found, logits[rows, prompts.read_pos].softmax(-1)[rows, prompts.target_ids])
+    assert not torch.allclose(found, torch.tensor(plain.to_numpy()), rtol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["BertForMaskedLM", "GPT2LMHeadModel"])
+def test_an_exchanged_forward_belongs_to_the_function(architecture):
+    model, prompts = loaded(architecture), prompts_for(architecture)
+    attn = model.blocks[1].attn
+    name, half = kn.host_of(model).hook_attn_out(1), lambda value, hook: 0.5 * value
+    with model.hooks(fwd_hooks=[(name, half)]):
+        hooked = kn.attribute(model, prompts, quadrature="midpoint", n_steps=2)
+
+    def forward(*args, **kwargs):
+        output = type(attn).forward(attn, *args, **kwargs)
+        return (0.5 * output[0], *output[1:]) if isinstance(output, tuple) else 0.5 * output
+
+    attn.__dict__["forward"] = forward
+    try:
+        exchanged = kn.attribute(model, prompts, quadrature="midpoint", n_steps=2)
+    finally:
+        del attn.__dict__["forward"]
+    equal(exchanged.scores, hooked.scores)
+    equal(exchanged.expected, hooked.expected)
+
+
+def test_what_transformers_leaves_on_a_model_is_no_hook_of_a_user():
+    model, prompts = tiny_model("GPT2LMHeadModel"), prompts_for("GPT2LMHeadModel")
+    model.run_with_cache(prompts.tokens)
+    with torch.no_grad():
+        kn.host_of(model).checkpoint(prompts.tokens, output_hidden_states=True, output_attentions=True)
+    assert not kn.host_of(model).has_user_hooks
+
+
+@pytest.mark.skipif(
+    version("transformer-lens").startswith("3."), reason="TransformerLens 3 does not keep what hooks were"
+)
+@pytest.mark.parametrize("call", [kn.predict, kn.attribute, lambda model, prompts: kn.measure(model, prompts, [])])
+def test_hooks_for_the_rows_of_a_batch_are_refused(call):
+    """Functions of the library run rows in another order: they would act on the wrong ones unseen."""
+    model, prompts = loaded("GPT2LMHeadModel"), prompts_for("GPT2LMHeadModel")
+    with model.hooks(fwd_hooks=kn.Suppress(NEURONS).hooks(model, prompts)):
+        with pytest.raises(kn.HookError, match=r"rows of one batch.*erase_neurons"):
+            call(model, prompts)
+    everywhere = kn.Suppress(NEURONS, position="all").hooks(model, prompts)
+    with model.hooks(fwd_hooks=everywhere):
+        found = kn.measure(model, prompts, []).before
+    with kn.erase_neurons(model, NEURONS).applied(model):
+        expected = kn.measure(model, prompts, []).before
+    equal(torch.tensor(found.to_numpy()), torch.tensor(expected.to_numpy()))
 
 
 def test_a_method_that_the_user_has_exchanged_is_kept():

@@ -101,8 +101,9 @@ def everything_but_edits(model):
     return attr.scores, attr.total, *parts, kn.measure(model, prompts, kn.Suppress(NEURONS))
 
 
-def test_a_call_waits_for_the_one_before_and_none_waits_for_itself():
-    model, entered = loaded("GPT2LMHeadModel"), Event()
+@pytest.mark.parametrize("architecture", ["GPT2LMHeadModel", "LlamaForCausalLM"])
+def test_a_call_waits_for_the_one_before_and_none_waits_for_itself(architecture):
+    model, entered = loaded(architecture), Event()
 
     def call():
         kn.predict(model, kn.make_prompts(model, FACTS, unknown_answers="leave_out"))
