@@ -180,7 +180,7 @@ def assert_equal_to_hugging_face(case: Case, tolerance: float) -> None:
     assert every.shape == (4, 14, case.host.d_vocab)
     at_last = case.host.logits(case.tokens, case.mask, case.read_pos)
     state = run_clean(case.host, case.tokens, case.mask, case.read_pos, [0])
-    resumed = state.resumed(0, case.rows, state.mlp_out[0])
+    resumed = state.logits_with_post(0, case.rows, state.post[0])
     for row, expected in enumerate(case.expected()):
         equal(every[row, : len(expected)], expected, tolerance)
         for found in (at_last, state.logits, resumed):
