@@ -93,7 +93,9 @@ def test_a_model_without_answers_is_refused_not_read_as_one_without_neurons():
         lambda: kn.measure(model, prompts, kn.Suppress(kn.NeuronSet())),
         lambda: kn.controlled_effects(model, prompts, sets_of(FACTS)),
     ):
-        with pytest.raises(kn.UnsupportedModelError, match=r"no finite number \(prob = nan\) for the answer to .*overflow float64"):
+        with pytest.raises(
+            kn.UnsupportedModelError, match=r"no finite number \(prob = nan\) for the answer to .*overflow float64"
+        ):
             run()
 
 
