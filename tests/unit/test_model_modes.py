@@ -123,8 +123,15 @@ def test_an_error_gives_the_lock_back_and_the_model_does_not_hold_it():
     model = loaded("GPT2LMHeadModel")
     with pytest.raises(kn.ArgumentError):
         kn.attribute(model, kn.make_prompts(model, FACTS, unknown_answers="leave_out"), method="nothing")
+
+    def take_and_give_back():
+        taken = lock_of(model).acquire(timeout=5)
+        if taken:
+            lock_of(model).release()
+        return taken
+
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(lock_of(model).acquire, timeout=5).result()
+        assert pool.submit(take_and_give_back).result()
     assert not any(isinstance(value, type(lock_of(model))) for value in vars(model).values())
 
 
