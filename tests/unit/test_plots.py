@@ -48,7 +48,8 @@ def test_a_plot_of_an_attribution_has_the_neurons_of_highest_mean_score(fact):
         if len(chosen) < 8:
             assert np.isnan([more, less]).all()
         else:
-            assert 2 * error <= more <= 4 * error and 2 * error <= less <= 4 * error
+            # Towards the long tail of skewed values it reaches further, the more so the more skewed they are.
+            assert 2 * error <= min(more, less) <= 4 * error and max(more, less) <= 10 * error
 
 
 def test_one_prompt_has_no_interval():
