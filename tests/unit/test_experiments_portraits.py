@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -205,4 +206,26 @@ def test_answers_are_looked_for_among_the_top_tokens(finished, model):
     table = tables["answer_readouts"].set_index("neurons")
     assert list(table.index) == ["found", "activation", "random"]
     assert (table["control"] == table.loc["random", "value"]).all()
-    assert records["n_neurons"].sum()  # whether any of them says an answer depends on the tokens of a tiny vocabulary
+    assert records["n_neurons"].sum()
+
+
+def test_neurons_that_say_an_answer_are_counted(finished, model, tmp_path, monkeypatch):
+    """With all neurons of the model as those of each fact: some say its answer, whatever the tiny vocabulary is."""
+    study, _ = finished
+    host = study.host
+    every = kn.NeuronSet((layer, index) for layer in range(host.n_layers) for index in range(host.d_mlp))
+    relation = tiny_facts()[0].relation
+    facts = {fact: every for fact in tiny_facts() if fact.relation == relation}
+    monkeypatch.setattr(type(study), "neurons", lambda self, kind, relation: facts)
+    readouts.ANSWER_READOUTS.make(study, Shard(relation), tmp_path / "answers.parquet", lambda done, total: None)
+    records = pd.read_parquet(tmp_path / "answers.parquet").query("neurons == 'found'").set_index("key")
+
+    empty = host.unembed(torch.zeros(1, host.d_model, dtype=host.dtype))
+    for fact in facts:
+        answer = set(kn.make_prompts(model, fact).target_ids.tolist())
+        tops = [
+            (host.unembed(host.W_out(layer)[index, None]) - empty)[0].topk(readouts.TOP).indices.tolist()
+            for layer, index in ((neuron.layer, neuron.index) for neuron in every)
+        ]
+        assert records.loc[fact.key, "n_saying"] == sum(not answer.isdisjoint(top) for top in tops)
+    assert records["n_saying"].sum()

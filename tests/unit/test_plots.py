@@ -9,6 +9,9 @@ import pytest
 import torch
 
 import kn_lens as kn
+from kn_lens._draws import student
+from kn_lens._plots import DRAWS
+from tests.intervals import facts_drawn, skewed_t
 from tests.tiny import COUNTRIES, D_MLP, N_LAYERS, tiny_model
 
 TEMPLATES = ("The capital of [X] is [Y].", "[X]'s capital city, [Y]", "In fact, [X] has its seat of government in [Y]")
@@ -42,14 +45,14 @@ def test_a_plot_of_an_attribution_has_the_neurons_of_highest_mean_score(fact):
     assert list(figure.data[0].x) == pytest.approx([means[name] for name in names])
     bars = figure.data[0].error_x
     scores = [attr.scores[chosen, int(name[1 : name.index("N")]), int(name[name.index("N") + 1 :])] for name in names]
-    for more, less, of_prompts in zip(bars.array, bars.arrayminus, scores, strict=True):
-        # The interval of a mean of few values: some standard errors wide; none of a fact's three prompts.
-        error = float(of_prompts.std(correction=1)) / len(chosen) ** 0.5
-        if len(chosen) < 8:
+    for mean, more, less, of_prompts in zip(figure.data[0].x, bars.array, bars.arrayminus, scores, strict=True):
+        n = len(chosen)
+        if n < 8:  # one fact's three prompts
             assert np.isnan([more, less]).all()
-        else:
-            # Towards the long tail of skewed values it reaches further, the more so the more skewed they are.
-            assert 2 * error <= min(more, less) <= 4 * error and max(more, less) <= 10 * error
+            continue
+        means_of_drawn = [float(of_prompts[drawn].mean()) for (drawn,) in facts_drawn([n], DRAWS)]
+        low, high = skewed_t(mean, means_of_drawn, student(0.95, (n - 1) / 2))
+        assert [mean - less, mean + more] == pytest.approx([low, high], rel=1e-6)
 
 
 def test_one_prompt_has_no_interval():
