@@ -77,7 +77,7 @@ class Undone(io.IOBase, Generic[T]):
         self._steps = _steps(do, undo)
         self.close = self._steps.close
 
-    def __enter__(self) -> T:  # type: ignore[override]
+    def __enter__(self) -> T:  # type: ignore[override]  # a file would return itself
         try:
             return next(self._steps)
         except StopIteration:

@@ -157,8 +157,49 @@ class _Entry:
     projected: dict[Part, Float[Tensor, "row pos ..."]]  # queries, keys and values of the next layer
 
 
+class _ByPass:
+    """The answers of a clean state whose rows go into one pass; a subclass says how that pass runs."""
+
+    host: Host
+    read_pos: Int[Tensor, " row"]
+
+    def logits_with_post(
+        self,
+        layer: int,
+        rows: Int[Tensor, " some"],
+        post: Float[Tensor, "some d_mlp"],
+        added: Added | None = None,
+        *,
+        early: bool = False,
+    ) -> Float[Tensor, "some d_vocab"]:
+        through, hooks = _adding(self.host, added or {}, self.read_pos[rows])
+        through = {layer: _replacing(post, self.read_pos[rows]), **through}
+        return self._pass(layer, rows, through, hooks, early=early)
+
+    def logits_with_added(self, rows: Int[Tensor, " some"], added: Added) -> Float[Tensor, "some d_vocab"]:
+        return self._pass(min(added), rows, *_adding(self.host, added, self.read_pos[rows]))
+
+    def logits_with_hooks(
+        self, layer: int, rows: Int[Tensor, " some"], hooks: Sequence[tuple[str, HookFn]]
+    ) -> Float[Tensor, "some d_vocab"]:
+        read_pos = self.read_pos[rows]
+        return self._pass(layer, rows, {}, [(name, _at_read(hook_fn, read_pos)) for name, hook_fn in hooks])
+
+    def _pass(
+        self,
+        layer: int,
+        rows: Int[Tensor, " some"],
+        through: Mapping[int, PostFn],
+        hooks: list[tuple[str, HookFn]],
+        *,
+        early: bool = False,
+    ) -> Float[Tensor, "some d_vocab"]:
+        """Return the logits of some rows with activations passed through functions, and hooks, from a layer on."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, kw_only=True)
-class _Rows:
+class _Rows(_ByPass):
     """Rows that go into one pass together; with a prefix, ``tokens`` are the ones after it."""
 
     host: Host
@@ -226,29 +267,7 @@ class _Rows:
             },
         )
 
-    def logits_with_post(
-        self,
-        layer: int,
-        rows: Int[Tensor, " some"],
-        post: Float[Tensor, "some d_mlp"],
-        added: Added | None = None,
-        *,
-        early: bool = False,
-    ) -> Float[Tensor, "some d_vocab"]:
-        through, hooks = _adding(self.host, added or {}, self.read_pos[rows])
-        through = {layer: _replacing(post, self.read_pos[rows]), **through}
-        return self._from(layer, rows, through, hooks, early=early)
-
-    def logits_with_added(self, rows: Int[Tensor, " some"], added: Added) -> Float[Tensor, "some d_vocab"]:
-        return self._from(min(added), rows, *_adding(self.host, added, self.read_pos[rows]))
-
-    def logits_with_hooks(
-        self, layer: int, rows: Int[Tensor, " some"], hooks: Sequence[tuple[str, HookFn]]
-    ) -> Float[Tensor, "some d_vocab"]:
-        read_pos = self.read_pos[rows]
-        return self._from(layer, rows, {}, [(name, _at_read(hook_fn, read_pos)) for name, hook_fn in hooks])
-
-    def _from(
+    def _pass(
         self,
         layer: int,
         rows: Int[Tensor, " some"],
@@ -293,7 +312,7 @@ class _Rows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _WholeRows:
+class _WholeRows(_ByPass):
     """Rows that go whole through a model with hooks of the user's on it."""
 
     host: Host
@@ -330,34 +349,18 @@ class _WholeRows:
             mlp_out={layer: at_least_float32(seen[host.hook_mlp_out(layer)]) for layer in layers},
         )
 
-    def logits_with_post(
+    def _pass(
         self,
         layer: int,
         rows: Int[Tensor, " some"],
-        post: Float[Tensor, "some d_mlp"],
-        added: Added | None = None,
+        through: Mapping[int, PostFn],
+        hooks: list[tuple[str, HookFn]],
         *,
         early: bool = False,
     ) -> Float[Tensor, "some d_vocab"]:
-        through, hooks = _adding(self.host, added or {}, self.read_pos[rows])
-        through = {layer: _replacing(post, self.read_pos[rows]), **through}
-        with self.host.ending_with(layer) if early else nullcontext():
-            return self._run(rows, through, hooks)
-
-    def logits_with_added(self, rows: Int[Tensor, " some"], added: Added) -> Float[Tensor, "some d_vocab"]:
-        return self._run(rows, *_adding(self.host, added, self.read_pos[rows]))
-
-    def logits_with_hooks(
-        self, layer: int, rows: Int[Tensor, " some"], hooks: Sequence[tuple[str, HookFn]]
-    ) -> Float[Tensor, "some d_vocab"]:
-        read_pos = self.read_pos[rows]
-        return self._run(rows, {}, [(name, _at_read(hook_fn, read_pos)) for name, hook_fn in hooks])
-
-    def _run(
-        self, rows: Int[Tensor, " some"], through: Mapping[int, PostFn], hooks: list[tuple[str, HookFn]]
-    ) -> Float[Tensor, "some d_vocab"]:
-        with self.host.post_through(through):
-            return self.host.whole_logits(self.tokens[rows], self.attention_mask[rows], self.read_pos[rows], hooks)
+        host = self.host
+        with host.post_through(through), host.ending_with(layer) if early else nullcontext():
+            return host.whole_logits(self.tokens[rows], self.attention_mask[rows], self.read_pos[rows], hooks)
 
 
 @dataclass(frozen=True, kw_only=True)
