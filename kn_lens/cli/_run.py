@@ -58,7 +58,8 @@ def load_for(neurons: Path, model: str | None, device: str | None, dtype: str | 
     here = ModelIdentity.of(loaded, with_digest=found_in.digest is not None)
     if (difference := found_in.difference(here)) is not None:
         if force:
-            err.print(f"{neurons} holds neurons of {found_in.name}, and the model is {here.name}: {difference}.")
+            said = f"{neurons} holds neurons of {found_in.name}, and the model is {here.name}: {difference}."
+            err.print(said, soft_wrap=True)
         else:
             raise DataError(
                 f"{neurons} holds neurons of {found_in.name}, and the model is {here.name}: {difference}. A neuron's "

@@ -312,7 +312,7 @@ def _with_neurons(
     """Return how many rows each form with neurons has, and how many facts have some: all, while that is not known."""
     rows: list[float] = [n_rows / n_forms] * n_forms
     n_facts = len(facts)
-    if study.run.noted(NEURONS.name, shard) is not None:
+    if all(study.run.noted(name, shard) is not None for name in (phenomena.STAGE.name, NEURONS.name)):
         of_key = neuron_sets(study.records(NEURONS.name, shard), kind)
         rows = [study.n_rows_of([form]) for form in phenomena.asked_forms(study, shard.part) if of_key[form.key]]
     relations = dict.fromkeys(fact.relation for fact in facts)
