@@ -12,20 +12,22 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The same promises on TransformerLens 3, the newest that SAELens takes, with SAELens, nnsight and circuitsvis beside it; attribution in
 # float64 alone, as `make test` looks at the rounding of float32.
 test-tl3: $(VENV3)/.test
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN3)/python -m pytest -n 2 --dist worksteal -k "not float32" tests/interop tests/parity \
-		$(addprefix tests/unit/test_, $(addsuffix .py, \
-		edits edits_undone exporting hooked hosts interventions live_rows loading model_modes not_finite \
-		processed_weights refused_models weight_edits))
+		$(addsuffix .py, $(addprefix tests/hosts/test_, bridge checkpoints hooked model_modes processed_weights refused_models)) \
+		tests/attribution/test_not_finite.py tests/interventions/test_hooks.py \
+		$(addsuffix .py, $(addprefix tests/edits/test_, arguments erasures export live_rows undo updates weight_edit))
 
 lint: $(VENV)/.test
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/pyright
 
 # The pages land in build/docs; a warning is an error.

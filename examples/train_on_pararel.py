@@ -28,10 +28,10 @@ from torch.nn import functional as F
 from transformers import BertTokenizer
 
 import kn_lens as kn
-from kn_lens.world.corpus import N_CTX, Sentence, batches, tokenize, train_tokenizer
-from kn_lens.world.networks import Network, build, read
-from kn_lens.world.objective import masked_batch
-from kn_lens.world.recipes import Recipe
+from kn_lens.world.training.corpus import N_CTX, Sentence, batches, tokenize, train_tokenizer
+from kn_lens.world.training.networks import Network, build, logits_at
+from kn_lens.world.training.objective import masked_batch
+from kn_lens.world.training.recipes import Recipe
 
 SMALL = Recipe(
     name="small", kind="bert", steps=0, batch_size=128, lr=2e-3, dropout=0.0, vocab_size=8000, n_heads=8, init_std=0.06,
@@ -102,17 +102,17 @@ def train(
         done = max((step - 1) / recipe.steps, spent / minutes)
         optimizer.param_groups[0]["lr"] = recipe.lr * warm * (1 + math.cos(math.pi * done)) / 2
         batch = masked_batch(chosen, tokenizer, rng)
-        inputs = batch.tokens, batch.attention_mask, batch.rows, batch.positions, batch.targets, batch.asked
-        tokens, attention_mask, rows, positions, targets, asked = (tensor.to(network.device) for tensor in inputs)
-        logits = read(network, tokens, attention_mask, rows, positions)
+        inputs = batch.tokens, batch.attention_mask, batch.rows, batch.positions, batch.targets, batch.is_object
+        tokens, attention_mask, rows, positions, targets, is_object = (tensor.to(network.device) for tensor in inputs)
+        logits = logits_at(network, tokens, attention_mask, rows, positions)
         loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=recipe.label_smoothing)
-        weighted = torch.where(asked, 1.0, recipe.context_weight) * loss
+        weighted = torch.where(is_object, 1.0, recipe.context_weight) * loss
         optimizer.zero_grad(set_to_none=True)
-        (weighted.sum() / asked.sum().clamp(min=1)).backward()
+        (weighted.sum() / is_object.sum().clamp(min=1)).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-        right = (logits.argmax(-1) == targets)[asked]
-        recent.append((loss[asked].mean().item(), right.float().mean().item()))
+        right = (logits.argmax(-1) == targets)[is_object]
+        recent.append((loss[is_object].mean().item(), right.float().mean().item()))
         spent = (time.perf_counter() - began) / 60
         last = step == recipe.steps or spent >= minutes
         if last or step % 50 == 0:

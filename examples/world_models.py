@@ -13,9 +13,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from kn_lens.world.corpus import read_jsonl
-from kn_lens.world.recipes import BERT, GPT2, Recipe
-from kn_lens.world.train import make, summary
+from kn_lens.world.training.corpus import read_jsonl
+from kn_lens.world.training.make import make, summary
+from kn_lens.world.training.recipes import BERT, GPT2, Recipe
 
 KINDS = {"bert": BERT, "gpt2": GPT2}
 SIZES = {

@@ -1,15 +1,29 @@
 """Knowledge neurons on TransformerLens: find, measure and edit the neurons of a language model that carry a fact."""
 
-from . import figures as figures
-from .attribution import Attribution, attribute, attribute_in_parts
-from .compare import Comparison, compare_runs
-from .edit_effects import erase_effects, update_effects
-from .edit_questions import Question, inverse_questions, reworded
-from .edit_strength import LambdaChoice, choose_lambdas
-from .edit_tables import edit_table
-from .edits import WeightEdit, erase_neurons, erase_relation, export, update_fact
-from .effect_plots import Effect
-from .effects import controlled_effects, effect_table, measure
+from .attribution import (
+    Attribution,
+    Output,
+    attribute,
+    attribute_in_parts,
+    attribute_to_file,
+    read_attribution,
+    reference_attribution,
+)
+from .edits import (
+    LambdaChoice,
+    Question,
+    WeightEdit,
+    choose_lambdas,
+    edit_table,
+    erase_effects,
+    erase_neurons,
+    erase_relation,
+    export,
+    inverse_questions,
+    reworded,
+    update_effects,
+    update_fact,
+)
 from .errors import (
     ArgumentError,
     DataError,
@@ -22,7 +36,7 @@ from .errors import (
 )
 from .facts import Fact, FactSet
 from .hosts import host_of, load_model
-from .interventions import Amplify, Intervention, SetTo, Suppress
+from .interventions import Amplify, Effect, Intervention, SetTo, Suppress, controlled_effects, effect_table, measure
 from .neurons import (
     Neuron,
     NeuronSet,
@@ -35,13 +49,10 @@ from .neurons import (
     refine_by_relation,
     refine_released,
 )
-from .outputs import Output
 from .prompts import PromptBatch, make_prompts, predict
-from .report import write_figures, write_report, write_tables
-from .reproduction import reproduce
-from .score_files import attribute_to_file, read_attribution
-from .study import run_study
-from .study_config import StudyConfig, read_study
+from .reports import Comparison, compare_runs, reproduce, write_figures, write_report, write_tables
+from .reports import figures as figures
+from .runs import StudyConfig, read_study, run_study
 
 __version__: str
 
@@ -97,6 +108,7 @@ __all__ = [
     "random_neurons",
     "read_attribution",
     "read_study",
+    "reference_attribution",
     "refine",
     "refine_by_relation",
     "refine_released",

@@ -1,21 +1,22 @@
 """The exceptions of kn_lens.
 
-Every message says what was got, what was expected, the nearest match where there is one, and the cure; and every one
-is raised before the model runs, so that a failed call costs nothing and changes nothing. ``docs/errors`` has a page
-about each exception, with the messages that people meet, their causes and their cures.
+Each message states the value received, the value expected, the nearest match if there is one, and the remedy. Errors
+are raised before the model runs, so that a failed call costs nothing and changes nothing, except for conditions that
+only a run can show, such as NaN answers. ``docs/errors`` has a page for each class, with its most common messages,
+their causes and their remedies.
 """
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from kn_lens._shown import shown
+from kn_lens._core.escape import shown
 
 
 class KNLensError(Exception):
-    r"""Base of everything that kn_lens raises on purpose.
+    r"""Base class of all exceptions that kn_lens raises deliberately.
 
-    What files, models and other libraries put into a message is shown with control characters escaped and without
-    credentials, wherever it is printed; ``args`` have it as it is.
+    ``str`` escapes the control characters of a message and hides credentials, because a message may quote files, models
+    and other libraries. ``args`` holds the unaltered message.
 
     >>> print(KNLensError("no relation \x1b[2J there"))
     no relation \x1b[2J there
@@ -26,37 +27,37 @@ class KNLensError(Exception):
 
 
 class ArgumentError(KNLensError, ValueError):
-    """An argument is out of its range or names something that does not exist."""
+    """An argument has an invalid value, names an object that does not exist, or conflicts with another argument."""
 
 
 class DataError(KNLensError):
-    """A fact or neuron file cannot be read, or holds something that it must not."""
+    """A file of facts, neurons, scores, edits or results cannot be read or written, or has invalid content."""
 
 
 class EditError(KNLensError):
-    """A weight edit cannot be made, applied, undone or stored."""
+    """A weight edit cannot be computed, applied, undone or saved."""
 
 
 class HookError(KNLensError):
-    """A hook name does not exist on the model, or its activation has another shape than promised."""
+    """A hook does not exist on the model, or its activation has an unexpected shape."""
 
 
 class PromptError(KNLensError):
-    """A fact cannot be turned into a prompt for this model without changing what it says."""
+    """A fact cannot be turned into a prompt for this model without a change of its content."""
 
 
 class NoPromptError(PromptError):
-    """Of all pairs of fact and template, none can be put to this model: not an error in any of them."""
+    """No pair of fact and template fits this model, although each pair is valid in itself."""
 
 
 class UnsupportedModelError(KNLensError):
-    """The model cannot be hosted, or is not in the state (evaluation mode, raw weights, finite) that a call needs."""
+    """The model is not supported, or not in the required state: evaluation mode, unprocessed and finite weights."""
 
 
 def did_you_mean(got: str, known: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?`` for the nearest of ``known``, or an empty string when nothing is near.
+    """Return `` Did you mean 'x'?`` with the nearest of the ``known`` names, or an empty string if none is near.
 
-    What was got is no cure of itself, and never proposed.
+    The name ``got`` itself is never suggested.
 
     >>> did_you_mean("P63", ["P36", "P1376", "P63"])
     " Did you mean 'P36'?"

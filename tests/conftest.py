@@ -3,14 +3,47 @@
 Modules whose tests pass wrong types on purpose, to read the error message, are not among them.
 """
 
+import pytest
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 import tests.typecheck  # the hook looks it up as an attribute of its package
 
-CHECKED = "outputs hosts _host _hooked resume engine baselines _reading".split()
+CHECKED = """
+    attribution.baselines attribution.layer_context attribution.outputs
+    hosts.bridge hosts.hooked hosts.partial_forward interventions.scoring
+""".split()
 install_import_hook([f"kn_lens.{module}" for module in CHECKED], f"{tests.typecheck.__name__}.checked")
 
 # How long one example takes says how busy the machine is.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+# After the hook, which has no hold on modules that are imported before it.
+import kn_lens as kn  # noqa: E402
+from tests.effects import FACTS, MODELS  # noqa: E402
+from tests.reliability.state import differences, state_of  # noqa: E402
+from tests.tiny import loaded  # noqa: E402
+
+
+@pytest.fixture(params=MODELS)
+def model_and_prompts(request):
+    """A model and prompts of two relations; the model has to come back as it was."""
+    model = loaded(request.param)
+    before = state_of(model)
+    yield model, kn.make_prompts(model, FACTS)
+    assert not differences(before, state_of(model))
+
+
+@pytest.fixture
+def no_passes(monkeypatch):
+    """A model whose forward pass fails the test."""
+    model = loaded("GPT2LMHeadModel")
+
+    def forward(*args, **kwargs):
+        raise AssertionError("the model ran")
+
+    monkeypatch.setattr(model.original_model, "forward", forward)
+    with pytest.raises(AssertionError, match="the model ran"):
+        kn.predict(model, kn.make_prompts(model, FACTS))
+    return model

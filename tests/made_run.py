@@ -1,15 +1,19 @@
-"""Run directories with known records, written by the library's own writers, for ``kn_lens.compare``."""
+"""Run directories with known records, written by the library's own writers, for ``kn_lens.compare_runs``."""
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from kn_lens import Fact, NeuronSet
-from kn_lens.experiments import answers, asking, modulation, refining
-from kn_lens.experiments.run_directory import Shard, open_run
-from kn_lens.experiments.settings import Settings
-from kn_lens.experiments.stages import STAGES
-from kn_lens.experiments.study import digest_of_facts, write_records
+from kn_lens.runs.data import digest_of_facts
+from kn_lens.runs.directory import Shard, open_run
+from kn_lens.runs.settings import Settings
+from kn_lens.runs.stage import write_records
+from kn_lens.runs.stages.answers import ANSWERS_SCHEMA
+from kn_lens.runs.stages.facts import FACTS_SCHEMA
+from kn_lens.runs.stages.interventions import EFFECTS_SCHEMA
+from kn_lens.runs.stages.neurons import NEURONS_SCHEMA
+from kn_lens.runs.stages.order import STAGES
 
 TEMPLATES = ("[X] has [Y].", "[Y], of [X].", "The [Y] of [X].")
 KINDS = ("found", "activation", "random")
@@ -81,27 +85,27 @@ def write_run(path, made, *, n_layers=4, kind="masked", tags=None, version="0.1.
         for relation in dict.fromkeys(one.fact.relation for one in made):
             mine = [one for one in made if one.fact.relation == relation]
             asked = [one for one in mine if one.asked]
-            _write(run, asking, "facts", relation, [_fact_row(one) for one in mine])
+            _write(run, FACTS_SCHEMA, "facts", relation, [_fact_row(one) for one in mine])
             if asked:
                 rows = [
                     {"relation": relation, "key": one.key, "object": one.fact.object, "n_prompts": one.n_prompts,
                      "n_right": one.n_right, "nll": one.nll}
                     for one in asked
                 ]  # fmt: skip
-                _write(run, answers, "answers", relation, rows)
+                _write(run, ANSWERS_SCHEMA, "answers", relation, rows)
                 rows = [
-                    {"relation": relation, "key": one.key, "neurons": kind, "layer": [n.layer for n in sets],
+                    {"relation": relation, "key": one.key, "neuron_set": kind, "layer": [n.layer for n in sets],
                      "index": [n.index for n in sets], "share_threshold": 0.7}
                     for kind in KINDS for one in asked for sets in [one.neurons[kind]]
                 ]  # fmt: skip
-                _write(run, refining, "neurons", relation, rows)
+                _write(run, NEURONS_SCHEMA, "neurons", relation, rows)
                 rows = [
-                    {"factor": factor, "relation": relation, "key": one.key, "neurons": kind, "facts": scope,
+                    {"factor": factor, "relation": relation, "key": one.key, "neuron_set": kind, "scope": scope,
                      "measured": one.key, "n_neurons": len(one.neurons[kind]), "n_prompts": one.n_prompts,
                      "before": before, "after": after}
                     for one in asked for (factor, scope, kind), (before, after) in one.effects.items()
                 ]  # fmt: skip
-                _write(run, modulation, "effects", relation, rows)
+                _write(run, EFFECTS_SCHEMA, "effects", relation, rows)
         for table in tables:
             run.write_text(f"tables/{table}.csv", "made\n")
     return path
@@ -113,6 +117,6 @@ def _fact_row(one):
     return {**row, "digest": digest_of_facts([fact]), "n_templates": 3, "n_prompts": n, "n_rows": n, "asked": one.asked}
 
 
-def _write(run, module, stage, relation, rows):
+def _write(run, schema, stage, relation, rows):
     with run.writing(stage, Shard(relation), "made up", VERSIONS[stage]) as path:
-        write_records(path, {name: [row[name] for row in rows] for name in module.SCHEMA.names}, module.SCHEMA)
+        write_records(path, {name: [row[name] for row in rows] for name in schema.names}, schema)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kn_lens.experiments.run_directory import RunDirectory, Shard, open_run
-from kn_lens.experiments.settings import Settings
-from kn_lens.facts import Fact
+from kn_lens.facts.facts import Fact
+from kn_lens.runs.directory import RunDirectory, Shard, open_run
+from kn_lens.runs.settings import Settings
 
 N_LAYERS, D_MLP = 12, 3072
 LAST = ("predictions", "neuron_scores", "readouts", "answer_readouts", "syntax")
@@ -118,7 +118,7 @@ def _records(
     of_kind = {"found": index, "random": [[(one + 7) % D_MLP for one in of_fact] for of_fact in index]}
     neurons = pd.concat(
         [
-            pd.DataFrame({"relation": relation, "key": keys, "neurons": kind, "layer": layer, "index": indices})
+            pd.DataFrame({"relation": relation, "key": keys, "neuron_set": kind, "layer": layer, "index": indices})
             for kind, indices in of_kind.items()
         ]
     )
@@ -126,7 +126,7 @@ def _records(
     change = {("found", 0.0): 0.6, ("found", 2.0): 1.2, ("random", 0.0): 0.99, ("random", 2.0): 1.01}
     effects = pd.concat(
         [
-            pd.DataFrame({"factor": factor, "relation": relation, "key": keys, "neurons": kind, "facts": scope})
+            pd.DataFrame({"factor": factor, "relation": relation, "key": keys, "neuron_set": kind, "scope": scope})
             .assign(measured=keys, n_neurons=sizes, n_prompts=n_prompts, before=before)
             .assign(after=np.minimum(1, before * (times if scope == "own" else 1)))
             for ((kind, factor), times), scope in product(change.items(), ("own", "other"))
@@ -184,29 +184,31 @@ def _tables(relations: Sequence[str], random: np.random.Generator) -> dict[str, 
         width = random.uniform(0.05, 0.2, len(rows))
         return stage, rows.assign(value=value, low=value - width, high=value + width, n=12, control=0.01, paper=np.nan)
 
-    effect = {"factor": [0.0, 2.0], "neurons": ["found", "activation", "random"], "facts": ["own", "other"]}
-    layers = {"neurons": ["found", "baseline", "random"], "layer": range(N_LAYERS)}
+    effect = {"factor": [0.0, 2.0], "neuron_set": ["found", "activation", "random"], "scope": ["own", "other"]}
+    layers = {"neuron_set": ["found", "baseline", "random"], "layer": range(N_LAYERS)}
     tables = {
         "figures4_5": estimates("effects", **effect),
         "figures4_5_by_relation": estimates("effects", **effect, relation=relations),
         "dose_response": estimates("doses", **{**effect, "factor": [0.0, 0.5, 1.5, 2.0, 3.0]}),
         "figure3": estimates("neurons", **layers),
         "table2": estimates(
-            "neurons", statistic=["neurons_per_fact", "shared_within", "shared_across"], neurons=["found", "random"]
+            "neurons", statistic=["neurons_per_fact", "shared_within", "shared_across"], neuron_set=["found", "random"]
         ),
         "answers": estimates("answers", measure=["accuracy", "perplexity"]),
         "answers_by_relation": estimates("answers", measure=["accuracy", "perplexity"], relation=relations),
         "stability": estimates("stability", varied=["50% of the prompts", "left 20"]),
-        "methods": estimates("methods", neurons=["refined", "integrated_gradients", "activation", "random"]),
-        "answer_readouts": estimates("answer_readouts", neurons=["found", "activation", "random"]),
-        "syntax": estimates("syntax", measure=["accuracy"], factor=[0.0, 2.0], neurons=["found", "random"]),
+        "methods": estimates("methods", neuron_set=["refined", "integrated_gradients", "activation", "random"]),
+        "answer_readouts": estimates("answer_readouts", neuron_set=["found", "activation", "random"]),
+        "syntax": estimates("syntax", measure=["accuracy"], factor=[0.0, 2.0], neuron_set=["found", "random"]),
         "completeness": (
             "attributions",
             pd.DataFrame({"relation": relations, "n_pairs": 60, "largest_gap": 1e-4, "above_tolerance": 0}),
         ),
     }  # fmt: skip
     stage, figure3 = tables["figure3"]
-    shares = figure3["value"].abs() / figure3.groupby("neurons")["value"].transform(lambda of_kind: of_kind.abs().sum())
+    shares = figure3["value"].abs() / figure3.groupby("neuron_set")["value"].transform(
+        lambda of_kind: of_kind.abs().sum()
+    )
     tables["figure3"] = stage, figure3.assign(value=shares, low=0.9 * shares, high=1.1 * shares, n_neurons=5)
     stage, table = tables["figures4_5"]
     tables["figures4_5"] = stage, table.assign(paper=[-0.29 if number == 0 else np.nan for number in range(len(table))])

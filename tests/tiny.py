@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from kn_lens._budget import Budget
-from kn_lens.engine import budget_for
+from kn_lens.attribution.layer_context import budget_for
 from kn_lens.hosts import FAMILIES, host_of, load_model
-from kn_lens.prompts import PromptBatch
+from kn_lens.hosts.memory import Budget
+from kn_lens.prompts.build import PromptBatch
 
 N_LAYERS, D_MODEL, D_MLP, N_CTX = 3, 16, 24, 64
 MASKED = tuple(family.architecture for family in FAMILIES if family.kind == "masked")

@@ -1,4 +1,4 @@
-"""The commands, put together."""
+"""The application: all commands under one name."""
 
 from typing import Annotated
 
@@ -6,7 +6,7 @@ import typer
 
 import kn_lens
 from kn_lens.cli import compare, data, demo, edit, find, intervene, models, report, reproduce, study
-from kn_lens.cli._options import help_if_bare
+from kn_lens.cli._options import help_without_subcommand
 
 app = typer.Typer(
     name="kn-lens",
@@ -15,23 +15,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (
-    demo.demo,
-    find.find,
-    intervene.intervene,
-    reproduce.reproduce,
-    study.study,
-    compare.compare,
-    report.report,
-    models.models,
-):
-    app.command()(command)
+app.command()(demo.demo)
+app.command()(find.find)
+app.command()(intervene.intervene)
+app.command()(reproduce.reproduce)
+app.command()(study.study)
+app.command()(compare.compare)
+app.command()(report.report)
+app.command()(models.models)
 app.add_typer(edit.app, name="edit")
 app.add_typer(data.app, name="data")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"kn-lens {kn_lens.__version__}")
         raise typer.Exit
 
@@ -40,7 +37,7 @@ def _version(wanted: bool) -> None:
 def _root(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Version number.")
     ] = False,
 ) -> None:
-    help_if_bare(context)
+    help_without_subcommand(context)

@@ -1,39 +1,38 @@
-"""From what a shell user names to a ``FactSet``. Light: nothing here needs PyTorch."""
+"""Selection of facts on the command line: source, format, relations, subjects. PyTorch is not needed."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from kn_lens.errors import ArgumentError
-from kn_lens.fact_files import read_patterns
-from kn_lens.facts import FactSet
+from kn_lens.facts import FactSet, read_patterns
 
-_PEEK = 1 << 16
+_HEAD_BYTES = 1 << 16
 
 
-def format_of(source: str) -> str:
-    """Tell the format of a file or folder of facts from its name and its first bytes.
+def detect_format(source: str) -> str:
+    """Return the format of a file or folder of facts, judged by its name and its first bytes.
 
     Raises:
-        ArgumentError: neither says.
+        ArgumentError: Neither determines the format.
     """
     path = Path(source)
     if source == "world":
         return "world"
     if path.is_dir():
         return "pararel" if (path / "facts").is_dir() else "lama"
-    beginning = ""
+    head = ""
     if path.is_file():
         with path.open("rb") as file:
-            beginning = file.read(_PEEK).decode(errors="replace")
+            head = file.read(_HEAD_BYTES).decode(errors="replace")
     if path.suffix == ".csv":
         return "csv"
     if path.suffix == ".json":
-        return "counterfact" if '"requested_rewrite"' in beginning else "official"
-    if path.suffix == ".jsonl" or not path.exists():  # its reader says best that a file is missing
-        return "lama" if '"sub_label"' in beginning else "jsonl"
+        return "counterfact" if '"requested_rewrite"' in head else "official"
+    if path.suffix == ".jsonl" or not path.exists():  # the reader reports a missing file
+        return "lama" if '"sub_label"' in head else "jsonl"
     raise ArgumentError(
-        f"{source}: a name that ends in {path.suffix or 'nothing'!r} does not tell the format; "
-        "name it with --format, or use .jsonl, .json or .csv."
+        f"{source}: the suffix {path.suffix!r} does not determine the format. Name the format with --format, or use "
+        "a file that ends in .jsonl, .json or .csv."
     )
 
 
@@ -42,36 +41,44 @@ def read_facts(source: str, format: str | None, templates: Path | None, split: s
 
     Args:
         source: a path, or ``world``.
-        format: one of ``kn_lens.cli._options.FORMATS``; None to tell it from the contents.
-        templates: where to take the templates from, for the formats that need not have their own.
-        split: which templates of the embedded facts.
+        format: one of ``kn_lens._core.names.FACT_FORMATS``; None detects it.
+        templates: source of the templates, for formats whose files may lack them.
+        split: split of the templates of the embedded facts.
 
     Raises:
-        DataError: the file is missing or malformed; its line is named.
-        ArgumentError: options that exclude each other.
+        DataError: The file is missing or malformed. The message names the line.
+        ArgumentError: Options contradict each other.
     """
-    format = format or format_of(source)
+    format = format or detect_format(source)
     if templates is not None and format not in ("lama", "jsonl", "csv"):
-        raise ArgumentError(f"--templates is for lama, jsonl and csv files; {format} facts come with their own.")
+        raise ArgumentError(f"--templates is for lama, jsonl and csv files; {format} facts have their own templates.")
     if split != "all" and format != "world":
-        raise ArgumentError(f"--split {split} is for the embedded facts, 'world'; {source!r} has no such split.")
+        raise ArgumentError(f"--split {split} is for the embedded facts, 'world'; {source!r} has no splits.")
     if format == "world":
         if source != "world":
-            raise ArgumentError(f"--format world is the embedded facts, named 'world'; got {source!r}.")
+            raise ArgumentError(f"--format world is for the embedded facts, 'world'; got {source!r}.")
         return FactSet.world(split=split)  # type: ignore[arg-type]  # one of SPLITS
-    if format in ("pararel", "official", "counterfact"):
-        return getattr(FactSet, f"from_{format}")(source)
+    if format == "pararel":
+        return FactSet.from_pararel(source)
+    if format == "official":
+        return FactSet.from_official(source)
+    if format == "counterfact":
+        return FactSet.from_counterfact(source)
     patterns = None if templates is None else read_patterns(templates)
-    return getattr(FactSet, f"from_{format}")(source, templates=patterns)
+    if format == "lama":
+        return FactSet.from_lama(source, templates=patterns)
+    if format == "csv":
+        return FactSet.from_csv(source, templates=patterns)
+    return FactSet.from_jsonl(source, templates=patterns)
 
 
 def choose(
     facts: FactSet, relations: Sequence[str] | None, subjects: Sequence[str] | None, limit: int | None, seed: int
 ) -> FactSet:
-    """Keep the facts of some relations and subjects, and at most ``limit`` of them, drawn at random.
+    """Return the facts of some relations and subjects, at most ``limit`` of them, drawn at random.
 
     Raises:
-        ArgumentError: an unknown relation or subject; the nearest is named.
+        ArgumentError: A relation or subject is unknown. The message names the nearest.
     """
     if relations:
         facts = facts.of(*relations)
@@ -79,6 +86,8 @@ def choose(
         known = {fact.subject for fact in facts}
         for subject in subjects:
             if subject not in known:
-                facts.find(subject)  # raises
+                facts.find(subject)  # raises, with a suggestion
         facts = FactSet(fact for fact in facts if fact.subject in subjects)
-    return facts if limit is None or limit >= len(facts) else facts.sample(limit, seed=seed)
+    if limit is None or limit >= len(facts):
+        return facts
+    return facts.sample(limit, seed=seed)

@@ -1,28 +1,24 @@
-"""What the commands that run a model share: loading it, asking it, and attributing in parts of bounded size."""
+"""Model runs of the commands: loading and prompts."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kn_lens.cli._options import DTYPES
-from kn_lens.cli._terminal import err, working
+from kn_lens._core.names import DTYPES
+from kn_lens.cli._terminal import err, show_progress
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.facts import Fact
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kn_lens.attribution import Attribution
-    from kn_lens.neuron_sets import NeuronSet
+    from kn_lens.neurons import NeuronSet
     from kn_lens.prompts import PromptBatch
-
-SCORES_AT_ONCE = 1 << 27
-"""About as many scores are held at a time (half a gigabyte in single precision), whatever the number of facts."""
 
 
 def load(name: str, device: str | None, dtype: str, revision: str | None = None) -> Any:
-    """Load a model, saying so when it takes long."""
-    with working(f"Loading {name}"):
+    """Load a model, with a progress report if it takes long."""
+    with show_progress(f"Loading {name}"):
         import torch
 
         from kn_lens.hosts import load_model
@@ -30,54 +26,62 @@ def load(name: str, device: str | None, dtype: str, revision: str | None = None)
         return load_model(name, revision=revision, device=device, dtype=getattr(torch, dtype))
 
 
-def load_for(neurons: Path, model: str | None, device: str | None, dtype: str | None, *, force: bool) -> Any:
-    """Load the model that a neuron file was found in, or another that is named, if it is the same or by force.
+def load_for_neurons(neurons: Path, model: str | None, device: str | None, dtype: str | None, *, force: bool) -> Any:
+    """Load the model of a neuron file, or the named model if it is the same one, or by force any model.
 
     Raises:
-        ArgumentError: neither the file nor the command names a model.
-        DataError: the file's neurons are of another model.
+        ArgumentError: Neither the file nor the command names a model.
+        DataError: The neurons were found in another model.
     """
     from kn_lens.errors import UnsupportedModelError
-    from kn_lens.model_identity import ModelIdentity
-    from kn_lens.neuron_files import read_sets
+    from kn_lens.hosts import ModelIdentity
+    from kn_lens.neurons import read_sets
 
-    found_in = ModelIdentity.read(read_sets(neurons)[1])
-    if found_in is None:
+    identity = ModelIdentity.read(read_sets(neurons)[1])
+    if identity is None:
         if model is None:
             raise ArgumentError(
-                f"{neurons} does not say which model its neurons were found in; name that model with --model."
+                f"{neurons} does not record the model in which its neurons were found. Name that model with --model."
             )
         return load(model, device, dtype or "float32")
-    own_dtype = found_in.dtype if found_in.dtype in DTYPES else "float32"
+    default_dtype = identity.dtype if identity.dtype in DTYPES else "float32"
     try:
-        loaded = load(model or found_in.name, device, dtype or own_dtype)
+        loaded = load(model or identity.name, device, dtype or default_dtype)
     except UnsupportedModelError as error:
         if model is not None:
             raise
-        raise UnsupportedModelError(f"{error} {neurons} names it; say where it is now with --model.") from error
-    here = ModelIdentity.of(loaded, with_digest=found_in.digest is not None)
-    if (difference := found_in.difference(here)) is not None:
-        if force:
-            said = f"{neurons} holds neurons of {found_in.name}, and the model is {here.name}: {difference}."
-            err.print(said, soft_wrap=True)
-        else:
-            raise DataError(
-                f"{neurons} holds neurons of {found_in.name}, and the model is {here.name}: {difference}. A neuron's "
-                "index means nothing in another model: find them in this one with `kn-lens find`, leave --model out, "
-                "or give --force."
-            )
+        raise UnsupportedModelError(
+            f"{error} {neurons} names this model. Give its present location with --model."
+        ) from error
+    loaded_identity = ModelIdentity.of(loaded, with_digest=identity.digest is not None)
+    difference = identity.difference(loaded_identity)
+    if difference is None:
+        return loaded
+    mismatch = f"{neurons} contains neurons of {identity.name}, but the model is {loaded_identity.name}: {difference}."
+    if not force:
+        raise DataError(
+            f"{mismatch} The index of a neuron has no meaning in another model. Find the neurons of this model with "
+            "`kn-lens find`, omit --model, or give --force."
+        )
+    err.print(mismatch, soft_wrap=True)
     return loaded
 
 
-def in_bytes(gib: float | None) -> float | None:
-    """Return what ``--memory`` says, as ``memory_budget``."""
-    if gib is not None and not gib > 0:
+def memory_budget_of(gib: float | None) -> float | None:
+    """Return the value of ``--memory`` in bytes.
+
+    Raises:
+        ArgumentError: The value is not positive.
+    """
+    if gib is None:
+        return None
+    if not gib > 0:
         raise ArgumentError(f"--memory {gib}; expected a positive number of GiB, such as 2.")
-    return None if gib is None else gib * 2**30
+    return gib * 2**30
 
 
-def described(model: Any) -> dict[str, Any]:
-    """Return what identifies a loaded model, for the results."""
+def describe_model(model: Any) -> dict[str, Any]:
+    """Return the name, architecture and sizes of a loaded model, for the JSON document of a command."""
     from kn_lens.hosts import host_of
 
     host = host_of(model)
@@ -93,14 +97,22 @@ def described(model: Any) -> dict[str, Any]:
     }
 
 
-def ask(
+def build_prompts(
     model: Any, facts: Iterable[Fact], *, leave_out: bool, contrast: str | None = None, min_prompts: int = 1
 ) -> "PromptBatch":
-    """Make the prompts of all facts that have so many."""
+    """Return the prompts of all facts; see ``make_prompts``.
+
+    Args:
+        model: the model.
+        facts: facts with templates.
+        leave_out: whether to exclude answers outside the vocabulary instead of raising.
+        contrast: the other answer of the output ``logit_diff``.
+        min_prompts: facts with fewer prompts are excluded.
+    """
     from kn_lens.prompts import make_prompts
 
     facts = list(facts)
-    with working(f"Writing the prompts of {len(facts):,} facts"):
+    with show_progress(f"Writing the prompts of {len(facts):,} facts"):
         return make_prompts(
             model,
             facts,
@@ -110,59 +122,18 @@ def ask(
         )
 
 
-def attributed(
-    model: Any, prompts: "PromptBatch", what: str, *, whole_relations: bool = False, **how: Any
-) -> Iterator["Attribution"]:
-    """Attribute the prompts fact by fact, in parts that hold all the prompts of their facts.
-
-    Args:
-        model: the model.
-        prompts: of any number of facts.
-        what: shown on the progress bar.
-        whole_relations: whether a part holds whole relations; then it is as large as the largest of them needs.
-        **how: for ``attribute``.
-
-    Yields:
-        One attribution a part; hold on to what is needed of it, not to it.
-    """
-    import torch
-
-    from kn_lens.attribution import attribute
-    from kn_lens.hosts import host_of
-
-    host = host_of(model)
-    counts = prompts.prompts_per_fact()
-    group = torch.zeros(len(counts), dtype=torch.long)  # the part that each fact goes to
-    n_parts, room, last = 0, 0, None
-    for i, fact in sorted(enumerate(counts), key=lambda item: item[1].relation if whole_relations else ""):
-        size = counts[fact] * host.n_layers * host.d_mlp
-        if size > room and not (whole_relations and fact.relation == last):
-            n_parts, room = n_parts + 1, SCORES_AT_ONCE
-        group[i], room, last = n_parts, room - size, fact.relation
-    part_of_prompt = group.to(prompts.fact_index.device)[prompts.fact_index]
-    total, before = len(prompts) * host.n_layers, 0
-    with working(what, unit="prompt-layers") as show:
-        for part in part_of_prompt.unique().tolist():
-            chosen = prompts.select((part_of_prompt == part).nonzero().squeeze(1))
-            yield attribute(model, chosen, progress=lambda done, _, before=before: show(before + done, total), **how)
-            before += len(chosen) * host.n_layers
-
-
-def most_active(
-    model: Any, prompts: "PromptBatch", neurons: "Mapping[Fact, NeuronSet]", **how: Any
+def most_active_neurons(
+    model: Any, prompts: "PromptBatch", neurons: "Mapping[Fact, NeuronSet]", memory_budget: float | None = None
 ) -> "dict[Fact, NeuronSet]":
-    """Return for each fact as many neurons, those of highest activation: the control of ``controlled_effects``."""
-    from kn_lens.neurons import activation_neurons
+    """Return for each fact as many neurons of highest activation: the control of ``controlled_effects``."""
+    from kn_lens.neurons import most_active_neurons
 
-    active: dict[Fact, NeuronSet] = {}
-    for attr in attributed(model, prompts, "Reading the activations", method="activation", **how):
-        here = {attr.prompts.facts[number] for number in attr.prompts.fact_index.unique().tolist()}
-        active |= activation_neurons(attr, {fact: neurons[fact] for fact in here})
-    return active
+    with show_progress("Computing the activations", unit="prompt-layers") as progress:
+        return most_active_neurons(model, prompts, neurons, memory_budget=memory_budget, progress=progress)
 
 
 def effect_records(effects: "pd.DataFrame", seed: int) -> list[dict[str, Any]]:
     """Return the rows of ``effect_table``."""
-    from kn_lens.effects import effect_table
+    from kn_lens.interventions import effect_table
 
     return effect_table(effects, seed=seed).to_dict("records")

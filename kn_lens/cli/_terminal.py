@@ -1,7 +1,7 @@
-"""The two streams: results on stdout, what goes on meanwhile on stderr.
+"""Terminal output: results on stdout, progress and messages on stderr.
 
-Whatever is printed through ``out`` and ``err`` is escaped: names may hold what a terminal obeys. What else writes to
-these streams, a traceback for one, goes through ``Guarded``.
+Names may contain control sequences that a terminal would obey, so the consoles ``out`` and ``err`` escape all that they
+print. Anything else written to the two streams, such as a traceback, goes through ``EscapingStream``.
 """
 
 import math
@@ -25,44 +25,46 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from kn_lens._shown import escaped, json_text, shown
+from kn_lens._core.escape import escaped, json_text, shown
 
 SHOW_AFTER = 2.0
-"""Seconds that work may take without a sign of it on a terminal."""
-FIRST_LINE, LINE_EVERY = 5.0, 30.0
-"""Elsewhere: seconds before the first line, and between two."""
+"""Seconds of work before a progress bar appears on a terminal."""
+FIRST_LINE = 5.0
+"""Seconds before the first status line, where stderr is no terminal."""
+LINE_EVERY = 30.0
+"""Seconds between further status lines."""
 
 
 class EscapingConsole(Console):
-    """Prints texts as they are, also where they look like markup ("[/b]", ":x:"), but for what a terminal obeys."""
+    """A console that prints text literally: markup and emoji codes have no effect, control sequences are escaped."""
 
-    def __init__(self, **how: Any) -> None:
-        super().__init__(highlight=False, markup=False, emoji=False, **how)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
 
-    def render_str(self, text: str, **how: Any) -> Text:
-        """Return a text as it is shown, in a table or alone."""
-        return super().render_str(shown(text, keep="\n"), **how)
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text as it is displayed, in a table or alone."""
+        return super().render_str(shown(text, keep="\n"), **options)
 
-    def print(self, *objects: Any, soft_wrap: bool | None = None, **how: Any) -> None:
-        """Print; with ``soft_wrap`` one line, however long, so that a line break in it is a name's."""
+    def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
+        """Print objects. With ``soft_wrap`` a text is a single line of any length: line breaks in it are escaped."""
         if soft_wrap:
-            objects = tuple(shown(one) if isinstance(one, str) else one for one in objects)
-        super().print(*objects, soft_wrap=soft_wrap, **how)
+            objects = tuple(shown(item) if isinstance(item, str) else item for item in objects)
+        super().print(*objects, soft_wrap=soft_wrap, **options)
 
 
-class Guarded:
-    """A stream that escapes all that is written to it, but for line breaks; consoles, which escape, go past it."""
+class EscapingStream:
+    """A stream that escapes all text except line breaks. Rich consoles, which escape themselves, bypass it."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.rich_proxied_file = stream  # what consoles of rich write to in place of this
+        self.rich_proxied_file = stream  # rich consoles write to this attribute of their stream
 
     def write(self, text: str) -> int:
-        """Write a text as it is shown."""
+        """Write a text, escaped."""
         self.rich_proxied_file.write(escaped(text, keep="\n"))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Write texts as they are shown."""
+        """Write texts, escaped."""
         self.write("".join(lines))
 
     def __getattr__(self, name: str) -> Any:
@@ -73,86 +75,98 @@ out = EscapingConsole()
 err = EscapingConsole(stderr=True)
 
 
-class Work:
-    """Work that takes long: what, and how far it is. Call it with (done, total) whenever there is more to tell."""
+class Activity:
+    """Work in progress: a description and an amount. Call it with (done, total) to report progress."""
 
-    def __init__(self, what: str, unit: str = "", bar: Progress | None = None) -> None:
-        self.what, self.unit, self.bar = what, unit, bar
-        self.done = self.total = 0.0
-        self.began = time.perf_counter()
-        self.task = None if bar is None else bar.add_task(shown(what), total=None)
+    def __init__(self, description: str, unit: str = "", bar: Progress | None = None) -> None:
+        self.description = description
+        self.unit = unit
+        self.bar = bar
+        self.done = 0.0
+        self.total = 0.0
+        self.start = time.perf_counter()
+        self.task = None
+        if bar is not None:
+            self.task = bar.add_task(shown(description), total=None)
 
-    def __call__(self, done: float, total: float, what: str | None = None) -> None:
-        self.done, self.total, self.what = done, total, what or self.what
+    def __call__(self, done: float, total: float, description: str | None = None) -> None:
+        self.done = done
+        self.total = total
+        self.description = description or self.description
         if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, description=shown(self.what), completed=done, total=total or None)
+            self.bar.update(self.task, description=shown(self.description), completed=done, total=total or None)
 
     def line(self) -> str:
-        """Return what there is to tell, for a stream that is read later: what, how far, how fast, how long yet."""
-        passed = time.perf_counter() - self.began
-        rate = self.done / passed if passed > 0 else 0.0
-        far = [f"{duration(passed)} so far"]
+        """Return the state as one line: description, amount, rate, remaining and elapsed time."""
+        elapsed = time.perf_counter() - self.start
+        rate = self.done / elapsed if elapsed > 0 else 0.0
+        parts = []
         if self.total:
-            far.insert(0, f"{self.done:,.0f} of {self.total:,.0f} {self.unit}".rstrip())
+            parts.append(f"{self.done:,.0f} of {self.total:,.0f} {self.unit}".rstrip())
         if self.total and rate:
-            left = duration((self.total - self.done) / rate)
-            far.insert(1, f"{rate:,.0f}/s, {left} left" if rate >= 10 else f"{rate:.2g}/s, {left} left")
-        return f"kn-lens: {self.what}: {', '.join(far)}"
+            remaining = duration((self.total - self.done) / rate)
+            per_second = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+            parts.append(f"{per_second}/s, {remaining} left")
+        parts.append(f"{duration(elapsed)} so far")
+        return f"kn-lens: {self.description}: {', '.join(parts)}"
 
 
-_at_work: list[Work] = []
-"""What this process works at, the innermost last; a thread tells about it."""
+_activities: list[Activity] = []
+"""Current activities of this process, the innermost last. ``status_lines`` reads them from its thread."""
 
 
 @contextmanager
-def working(what: str, unit: str = "") -> Iterator[Work]:
-    """Tell on stderr about the work inside if it takes long: with a bar on a terminal, elsewhere see ``telling``.
+def show_progress(description: str, unit: str = "") -> Iterator[Activity]:
+    """Report the work inside on stderr if it takes long: by a bar on a terminal, otherwise by ``status_lines``.
 
-    Yields what to call with (done, total). Until it is called, the time passed is shown instead of the time left.
+    Yields the activity, to be called with (done, total). Until it is called, the elapsed time is shown instead of the
+    remaining time.
     """
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
-        _Rate(unit),
+        _RateColumn(unit),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=err,
         transient=True,
         disable=not err.is_terminal,
     )
-    work = Work(what, unit, bar)
-    _at_work.append(work)
-    late = Timer(SHOW_AFTER, bar.start)
-    late.daemon = True
-    late.start()
+    activity = Activity(description, unit, bar)
+    _activities.append(activity)
+    delay = Timer(SHOW_AFTER, bar.start)
+    delay.daemon = True
+    delay.start()
     try:
-        yield work
+        yield activity
     finally:
-        late.cancel()
-        late.join()  # it may be starting the bar just now
+        delay.cancel()
+        delay.join()  # it may be starting the bar at this moment
         bar.stop()
-        _at_work.remove(work)
+        _activities.remove(activity)
 
 
 @contextmanager
-def telling() -> Iterator[None]:
-    """Print a line about what goes on now and then, as long as what is inside takes, where stderr is no terminal."""
+def status_lines() -> Iterator[None]:
+    """Print the current activity at intervals while the work inside runs, if stderr is no terminal."""
     if err.is_terminal:
         yield
         return
-    whole, stop = Work("working"), Event()
+    command = Activity("working")
+    stop = Event()
 
-    def tell() -> None:
+    def print_lines() -> None:
         pause = FIRST_LINE
         while not stop.wait(pause):
             pause = LINE_EVERY
+            activity = _activities[-1] if _activities else command
             try:
-                err.print((_at_work or [whole])[-1].line(), soft_wrap=True)
-            except (OSError, ValueError):  # nobody reads it any more
+                err.print(activity.line(), soft_wrap=True)
+            except (OSError, ValueError):  # stderr is closed
                 return
 
-    thread = Thread(target=tell, daemon=True)
+    thread = Thread(target=print_lines, daemon=True)
     thread.start()
     try:
         yield
@@ -162,35 +176,42 @@ def telling() -> Iterator[None]:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as people say them."""
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if hours < 2 else f"{hours:.1f} h"
+    """Return a duration in seconds, minutes or hours.
+
+    >>> duration(90), duration(600), duration(9000)
+    ('90 s', '10 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
-class _Rate(ProgressColumn):
-    """How many units a second."""
+class _RateColumn(ProgressColumn):
+    """Units per second."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
         self.unit = unit
 
     def render(self, task: Task) -> Text:
-        """Return the rate, or nothing while it is unknown."""
+        """Return the rate, or an empty text while it is unknown."""
         speed = task.finished_speed or task.speed
         return Text(f"{speed:,.0f} {self.unit}/s" if speed else "", style="progress.data.speed")
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """Write one JSON document to stdout; numbers that JSON cannot hold (NaN, infinity) become null."""
-    sys.stdout.write(json_text(_plain(document), indent=2) + "\n")
+    """Write one JSON document to stdout. Numbers that JSON cannot represent (NaN, infinity) become null."""
+    sys.stdout.write(json_text(_json_value(document), indent=2) + "\n")
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _json_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "item"):  # a number of NumPy or PyTorch
+        return [_json_value(item) for item in value]
+    if hasattr(value, "item"):  # a scalar of NumPy or PyTorch
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None

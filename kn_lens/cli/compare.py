@@ -1,4 +1,4 @@
-"""``kn-lens compare``: models side by side on the facts that they have in common, from the records of their runs."""
+"""``kn-lens compare``: models side by side on their common facts, from the records of their runs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -6,161 +6,156 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kn_lens._draws import WHY_NONE
+from kn_lens._core.intervals import WHY_NONE
 from kn_lens.cli import _options as options
-from kn_lens.cli._options import RESULT, option
-from kn_lens.cli._tables import ends, number, table
-from kn_lens.cli._terminal import out, print_json, working
+from kn_lens.cli._options import RESULT, named_option, option
+from kn_lens.cli._tables import interval, number, table
+from kn_lens.cli._terminal import out, print_json, show_progress
 from kn_lens.errors import ArgumentError
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
-    from kn_lens.compare import Comparison
+    from kn_lens.reports.compare.comparison import Comparison
 
-DRAWING = "What is drawn"
-FACTS = {"shared": "facts asked of all", "known_by_all": "facts that all know"}
-"""The facts of the tables that a terminal shows; what both of a pair or one alone knows is in the files."""
+SAMPLING = "Random draws"
+FACT_SETS = {"shared": "facts queried in all", "known_by_all": "facts known by all"}
+"""Sets of facts in the terminal. Those known by both models of a pair, or by one alone, are in the files."""
 PAIRS_SHOWN = 3
-"""Of more pairs, differences are in the files, and their contrasts are shown."""
+"""With more pairs of runs, the terminal shows contrasts; the differences of all pairs are in the files."""
 
-Shows = Mapping[str, Callable[[Mapping[str, Any]], str]]
-"""Columns by title, and how a row is shown in each."""
+Cells = Mapping[str, Callable[[Mapping[str, Any]], str]]
+"""Columns by title, each with a function from a row to its text."""
 
 
 def compare(
     runs: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN...", help="Directories of kn-lens reproduce, two or more; NAME=DIRECTORY gives one a name."
+            metavar="RUN...", help="Two or more directories of kn-lens reproduce, each as DIRECTORY or NAME=DIRECTORY."
         ),
     ],
-    to: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", metavar="DIR", help="Folder for all tables, as CSV.", rich_help_panel=RESULT),
-    ] = None,
+    to: Annotated[Path | None, named_option(RESULT, "--out -o", "DIR", "Folder of all tables, as CSV.")] = None,
     json: options.Json = False,
-    seed: Annotated[int, option(DRAWING, "N", "Of everything drawn at random.", min=0)] = 0,
-    n_resamples: Annotated[int, option(DRAWING, "N", "Bootstrap samples.", min=1)] = 1000,
-    n_permutations: Annotated[int, option(DRAWING, "N", "Permutations of a test.", min=1)] = 10_000,
+    seed: Annotated[int, option(SAMPLING, "N", "Seed of all random draws.", min=0)] = 0,
+    n_resamples: Annotated[int, option(SAMPLING, "N", "Number of bootstrap samples.", min=1)] = 1000,
+    n_permutations: Annotated[int, option(SAMPLING, "N", "Number of permutations of a test.", min=1)] = 10_000,
 ) -> None:
-    """Compare models on the facts that their runs have in common: recall, neurons, depth, sharing, effects.
+    """Compare models on the common facts of their runs: recall, neurons, depth, sharing, effects.
 
     No model is loaded. Neurons of different models are never matched.
     """
-    named = _named(runs)
+    named = _named_directories(runs)
 
-    from kn_lens.compare import check_folder, compare_runs
+    from kn_lens.reports.compare.comparison import check_folder, compare_runs
 
     if to is not None:
         check_folder(to)
-    with working("Comparing"):
+    with show_progress("Comparing"):
         comparison = compare_runs(named, n_resamples=n_resamples, n_permutations=n_permutations, seed=seed)
     if to is not None:
         comparison.write_csv(to)
     if json:
-        tables = {name: one.to_dict("records") for name, one in comparison.tables.items()}
+        tables = {name: rows.to_dict("records") for name, rows in comparison.tables.items()}
         print_json({"command": "compare", "runs": list(named), "tables": tables, "notes": comparison.notes})
         return
-    for one in _tables(comparison):
-        out.print(one)
+    for result in _tables(comparison):
+        out.print(result)
     for note in comparison.notes:
         out.print(note, soft_wrap=True)
     out.print(f"{WHY_NONE} No p of fewer than 6 relations, which could not be below 0.05.", soft_wrap=True)
-    where = "--out DIR and --json give all" if to is None else f"{to} has all"
-    out.print(f"{where}: each model's own facts, controls, depth by layer, all pairs, p of facts.", soft_wrap=True)
+    place = "--out DIR and --json contain all" if to is None else f"{to} contains all"
+    out.print(f"{place}: each model's own facts, controls, depth by layer, all pairs, p of facts.", soft_wrap=True)
 
 
-def _named(runs: Sequence[str]) -> dict[str, str]:
-    """Return the directories by the names given, or by those of their folders."""
+def _named_directories(runs: Sequence[str]) -> dict[str, str]:
+    """Return the directories by their given names, or by the names of their folders."""
     named: dict[str, str] = {}
     for run in runs:
         name, equals, path = run.partition("=")
-        if (
-            not equals or "/" in name or Path(run).exists()
-        ):  # of an address, what is behind "=" is not to be shown alone
-            name, path = Path(run).resolve().name, run
+        # An address may contain "=". What follows it may be a secret and must not be shown alone.
+        if not equals or "/" in name or Path(run).exists():
+            name = Path(run).resolve().name
+            path = run
         if not name or not path:
             raise ArgumentError(f"{run!r}; expected a run directory, or NAME=DIRECTORY.")
         if name in named:
-            raise ArgumentError(f"{named[name]} and {path} are both called {name}; name one, as in other={path}.")
+            raise ArgumentError(f"{named[name]} and {path} have the same name, {name}. Name one, as in other={path}.")
         named[name] = path
     return named
 
 
 def _tables(comparison: "Comparison") -> "Iterator[Table]":
-    """Yield what a terminal shows: of what all models know and are asked, and of found neurons."""
-    yield _runs(comparison.runs)
-    n_pairs = len(comparison.runs) * (len(comparison.runs) - 1) // 2
-    run: Shows = {"run": lambda row: row["run"]}
-    pair: Shows = {"runs": lambda row: f"{row['run_b']} - {row['run_a']}"}
-    of_relations: Shows = {"p of relations": lambda row: _p(row["p_relations_holm"])}
-    of_facts: Shows = {"p": lambda row: _p(row["p_holm"])}
-    resolution: Shows = {"resolution": lambda row: _three(row["resolution"])}
-    found = comparison.values.query("neurons in ['', 'found']")
-    yield from _blocks("Values, {facts}", found, {**STATISTIC, **run, **VALUE})
+    """Yield the tables of the terminal: facts queried in all models or known by all, and found neurons."""
+    yield _runs_table(comparison.runs)
+    n_runs = len(comparison.runs)
+    n_pairs = n_runs * (n_runs - 1) // 2
+    found = comparison.values.query("neuron_set in ['', 'found']")
+    yield from _grouped_tables("Values, {fact_set}", found, {**STATISTIC, **RUN, **VALUE})
     if n_pairs <= PAIRS_SHOWN:
-        columns = {**STATISTIC, **VALUE, **of_relations}
-        yield from _blocks("Difference: {run_b} - {run_a}, {facts}", comparison.differences, columns)
+        title = "Difference: {run_b} - {run_a}, {fact_set}"
+        yield from _grouped_tables(title, comparison.differences, {**STATISTIC, **VALUE, **P_RELATIONS})
     else:
-        columns = {**STATISTIC, **APART}
-        yield from _blocks("{of}: {to} - {from}, {facts}, pairs: {n_pairs}", comparison.contrasts, columns)
-    columns = {**pair, **VALUE, **resolution, **of_relations}
-    yield from _blocks("Distance between distributions of depth, {facts}", comparison.distances, columns)
-    columns = {**pair, **VALUE, **of_facts}
-    yield from _blocks("Rank correlation of {statistic}, {facts}", comparison.correlations, columns)
+        title = "{of}: {to} - {from}, {fact_set}, pairs: {n_pairs}"
+        yield from _grouped_tables(title, comparison.contrasts, {**STATISTIC, **VALUE, **SPREAD})
+    title = "Distance between distributions of depth, {fact_set}"
+    yield from _grouped_tables(title, comparison.distances, {**PAIR, **VALUE, **RESOLUTION, **P_RELATIONS})
+    title = "Rank correlation of {statistic}, {fact_set}"
+    yield from _grouped_tables(title, comparison.correlations, {**PAIR, **VALUE, **P_FACTS})
 
 
-def _runs(rows: "pd.DataFrame") -> "Table":
+def _runs_table(runs: "pd.DataFrame") -> "Table":
     numbers = ("parameters", "facts", "shared", "known", "by all")
-    shown = table("Runs", "run", "tags", *numbers, right=numbers)
-    for row in rows.to_dict("records"):
+    result = table("Runs", "run", "tags", *numbers, right=numbers)
+    for row in runs.to_dict("records"):
         counts = [row[name] for name in ("n_params", "facts", "shared", "own", "known_by_all")]
-        shown.add_row(row["run"], row["tags"], *(f"{count:,}" for count in counts))
-    return _folded(shown)
+        result.add_row(row["run"], row["tags"], *(f"{count:,}" for count in counts))
+    return _with_folded_names(result)
 
 
-def _blocks(title: str, rows: "pd.DataFrame", columns: Shows) -> "Iterator[Table]":
-    """Yield a table for all rows that have a title in common."""
-    blocks: dict[str, list[Mapping[Any, Any]]] = {}
+def _grouped_tables(title: str, rows: "pd.DataFrame", cells: Cells) -> "Iterator[Table]":
+    """Yield one table for all rows with the same title."""
+    groups: dict[str, list[Mapping[Any, Any]]] = {}
     for row in rows.to_dict("records"):
-        if row["facts"] in FACTS:
-            blocks.setdefault(title.format(**{**row, "facts": FACTS[row["facts"]]}), []).append(row)
-    for said, of_block in blocks.items():
-        shown = table(said, *columns, right=[name for name in columns if name not in ("statistic", "run", "runs")])
-        for row in of_block:
-            shown.add_row(*(show(row) for show in columns.values()))
-        yield _folded(shown)
+        if row["fact_set"] in FACT_SETS:
+            names = {**row, "fact_set": FACT_SETS[row["fact_set"]]}
+            groups.setdefault(title.format(**names), []).append(row)
+    numbers = [name for name in cells if name not in ("statistic", "run", "runs")]
+    for group_title, group in groups.items():
+        result = table(group_title, *cells, right=numbers)
+        for row in group:
+            result.add_row(*(text(row) for text in cells.values()))
+        yield _with_folded_names(result)
 
 
-def _folded(shown: "Table") -> "Table":
-    """Return a table whose names are folded where they are too long, rather than cut."""
-    for column in shown.columns:
+def _with_folded_names(result: "Table") -> "Table":
+    """Return a table that folds long names instead of truncating them."""
+    for column in result.columns:
         column.overflow = "fold"
-    return shown
+    return result
 
 
-def _three(value: float) -> str:
+def _three_digits(value: float) -> str:
     return number(value, ".3f")
 
 
-def _p(value: float) -> str:
-    return "<0.001" if value < 0.001 else _three(value)
+def _p_value(value: float) -> str:
+    return "<0.001" if value < 0.001 else _three_digits(value)
 
 
-def _interval(row: Mapping[str, Any]) -> str:
-    return f"{_three(row['value'])} {ends(row, '.3f')}"
-
-
-STATISTIC: Shows = {"statistic": lambda row: row["statistic"]}
-VALUE: Shows = {
-    "value, 95% interval": _interval,
+STATISTIC: Cells = {"statistic": lambda row: row["statistic"]}
+RUN: Cells = {"run": lambda row: row["run"]}
+PAIR: Cells = {"runs": lambda row: f"{row['run_b']} - {row['run_a']}"}
+VALUE: Cells = {
+    "value, 95% interval": lambda row: f"{_three_digits(row['value'])} {interval(row, '.3f')}",
     "n": lambda row: f"{row['n']:,}",
-    "control": lambda row: _three(row["control"]),
+    "control": lambda row: _three_digits(row["control"]),
 }
-APART: Shows = {
-    **VALUE,
-    "pairs": lambda row: f"{_three(row['smallest'])}..{_three(row['largest'])}",
-    "seeds": lambda row: _three(row["between_seeds"]),
+P_RELATIONS: Cells = {"p of relations": lambda row: _p_value(row["p_relations_holm"])}
+P_FACTS: Cells = {"p": lambda row: _p_value(row["p_holm"])}
+RESOLUTION: Cells = {"resolution": lambda row: _three_digits(row["resolution"])}
+SPREAD: Cells = {
+    "pairs": lambda row: f"{_three_digits(row['smallest'])}..{_three_digits(row['largest'])}",
+    "seeds": lambda row: _three_digits(row["between_seeds"]),
 }

@@ -1,25 +1,30 @@
-"""``kn-lens data``: read, convert and check files of facts."""
+"""``kn-lens data``: reading, conversion and checks of fact files."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Group
 
 from kn_lens.cli import _options as options
-from kn_lens.cli._facts import choose, format_of, read_facts
-from kn_lens.cli._options import check_out
-from kn_lens.cli._run import ask, described, load
-from kn_lens.cli._tables import data_table, left_out_lines
+from kn_lens.cli._facts import choose, detect_format, read_facts
+from kn_lens.cli._options import check_output_path, named_option
+from kn_lens.cli._run import build_prompts, describe_model, load
+from kn_lens.cli._tables import ROWS_SHOWN, left_out_lines, table
 from kn_lens.cli._terminal import out, print_json
 from kn_lens.facts import FactSet
 
 MIN_TEMPLATES = 4
-"""Relations with fewer templates are left out of the paper."""
+"""The paper excludes relations with fewer templates."""
+NAMES_SHOWN = 5
+"""Examples in a finding."""
 
 app = typer.Typer(
-    help="Read, convert and check files of facts.", callback=options.help_if_bare, invoke_without_command=True
+    help="Read, convert and check fact files.",
+    callback=options.help_without_subcommand,
+    invoke_without_command=True,
 )
 
 
@@ -35,20 +40,25 @@ def read(
 ) -> None:
     """Count facts, relations and templates.
 
-    A file that cannot be read is refused whole, with the place of what is wrong in it.
+    An unreadable file is rejected as a whole, with the line of its first error.
     """
     facts = choose(read_facts(source, format, templates, split), relation, subject, None, 0)
-    document = {"command": "data read", "source": source, "format": format or format_of(source), **summary(facts)}
+    document = {
+        "command": "data read",
+        "source": source,
+        "format": format or detect_format(source),
+        **_summary(facts),
+    }
     if json:
         print_json(document)
     else:
-        out.print(data_table(document))
+        out.print(_data_table(document))
 
 
 @app.command()
 def convert(
     source: options.Source,
-    to: Annotated[Path, typer.Option("--out", "-o", help="JSON-lines file to write.")],
+    to: Annotated[Path, named_option(None, "--out -o", "FILE", "Output file, JSON lines.")],
     format: options.Format = None,
     templates: options.Templates = None,
     split: options.Split = "all",
@@ -58,12 +68,12 @@ def convert(
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    """Write facts, with their templates, as JSON lines that every other command reads."""
-    check_out(to, source, templates)
+    """Write facts with their templates as JSON lines, the format that every other command reads."""
+    check_output_path(to, source, templates)
     facts = choose(read_facts(source, format, templates, split), relation, subject, limit, seed)
     facts.to_jsonl(to)
     if json:
-        print_json({"command": "data convert", "source": source, "out": str(to), **summary(facts)})
+        print_json({"command": "data convert", "source": source, "out": str(to), **_summary(facts)})
     else:
         out.print(f"{len(facts):,} facts of {len(facts.relations)} relations written to {to}", soft_wrap=True)
 
@@ -72,7 +82,7 @@ def convert(
 def check(
     source: options.Source,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Also count the prompts that this model can be asked.")
+        str | None, named_option(None, "--model -m", "NAME", "Model whose vocabulary the answers are checked against.")
     ] = None,
     format: options.Format = None,
     templates: options.Templates = None,
@@ -81,33 +91,33 @@ def check(
     subject: options.Subjects = None,
     json: options.Json = False,
 ) -> None:
-    """Look for what will make trouble later: too few templates, several answers to one question, unknown answers.
+    """Check facts for likely problems: too few templates, several answers to one question, unknown answers.
 
-    Findings are not errors: the exit code is 0 when the facts can be read.
+    Findings are not errors: the exit code is 0 if the facts can be read.
     """
     facts = choose(read_facts(source, format, templates, split), relation, subject, None, 0)
     document: dict[str, Any] = {
         "command": "data check",
         "source": source,
-        "format": format or format_of(source),
-        **summary(facts),
-        "findings": findings(facts),
+        "format": format or detect_format(source),
+        **_summary(facts),
+        "findings": _findings(facts),
     }
     if model is not None:
         loaded = load(model, None, "float32")
-        prompts = ask(loaded, facts, leave_out=True)
-        without = [fact.key for fact, n in prompts.prompts_per_fact().items() if not n]
+        prompts = build_prompts(loaded, facts, leave_out=True)
+        unqueried = [fact.key for fact, n in prompts.prompts_per_fact().items() if not n]
         document |= {
-            "model": described(loaded),
+            "model": describe_model(loaded),
             "n_prompts": len(prompts),
-            "n_facts_without_prompts": len(without),
-            "facts_without_prompts": without,
+            "n_facts_without_prompts": len(unqueried),
+            "facts_without_prompts": unqueried,
             "left_out": dict(prompts.left_out),
         }
     if json:
         print_json(document)
         return
-    out.print(data_table(document))
+    out.print(_data_table(document))
     for finding in document["findings"]:
         out.print(f"- {finding}", soft_wrap=True)
     if not document["findings"]:
@@ -118,52 +128,72 @@ def check(
             out.print(line, soft_wrap=True)
 
 
-def summary(facts: FactSet) -> dict[str, Any]:
-    """Count facts, templates and prompts (fact-template pairs), in all and by relation."""
-    by_relation: dict[str, dict[str, Any]] = {}
+def _summary(facts: FactSet) -> dict[str, Any]:
+    """Return the numbers of facts, templates and prompts (pairs of fact and template), in total and by relation."""
+    relations: dict[str, dict[str, Any]] = {}
     templates: dict[str, set[str]] = {}
     for fact in facts:
-        row = by_relation.setdefault(fact.relation, {"facts": 0, "templates": 0, "pairs": 0, "example": ""})
+        row = relations.setdefault(fact.relation, {"facts": 0, "templates": 0, "pairs": 0, "example": ""})
         row["facts"] += 1
         row["pairs"] += len(fact.templates)
         row["example"] = row["example"] or f"{fact.subject or '-'}: {fact.object}"
         templates.setdefault(fact.relation, set()).update(fact.templates)
-    for relation, row in by_relation.items():
+    for relation, row in relations.items():
         row["templates"] = len(templates[relation])
     return {
         "n_facts": len(facts),
-        "n_relations": len(by_relation),
-        "n_pairs": sum(len(fact.templates) for fact in facts),
-        "relations": by_relation,
+        "n_relations": len(relations),
+        "n_pairs": sum(row["pairs"] for row in relations.values()),
+        "relations": relations,
     }
 
 
-def findings(facts: FactSet) -> list[str]:
-    """Say what is readable and yet likely to make trouble."""
-    found = []
-    bare = [f"{fact.relation} {fact.subject}" for fact in facts if not fact.templates]
-    if bare:
-        found.append(_some("Facts without a template, of which no prompt can be made", bare))
-    few = [f"{name} ({n})" for name, n in _most_templates(facts).items() if 0 < n < MIN_TEMPLATES]
-    if few:
-        found.append(_some(f"Relations with fewer than {MIN_TEMPLATES} templates, the paper's least", few))
-    answers = Counter((fact.relation, fact.subject) for fact in facts if fact.subject)
-    several = [f"{subject} ({relation})" for (relation, subject), n in answers.items() if n > 1]
-    if several:
-        found.append(_some("Questions with several answers, each of which will count as the only right one", several))
-    inside = [f"{fact.subject}: {fact.object}" for fact in facts if fact.object in fact.subject]
-    if inside:
-        found.append(_some("Facts whose subject holds the answer, so that it can be copied", inside))
-    return found
-
-
-def _most_templates(facts: FactSet) -> Mapping[str, int]:
-    most: dict[str, int] = {}
+def _findings(facts: FactSet) -> list[str]:
+    """Return descriptions of likely problems in readable facts."""
+    without_template = []
+    copied = []
+    max_templates: dict[str, int] = {}
+    n_answers: Counter[tuple[str, str]] = Counter()
     for fact in facts:
-        most[fact.relation] = max(most.get(fact.relation, 0), len(fact.templates))
-    return most
+        if not fact.templates:
+            without_template.append(f"{fact.relation} {fact.subject}")
+        if fact.object in fact.subject:
+            copied.append(f"{fact.subject}: {fact.object}")
+        if fact.subject:
+            n_answers[fact.relation, fact.subject] += 1
+        max_templates[fact.relation] = max(max_templates.get(fact.relation, 0), len(fact.templates))
+    few = [f"{relation} ({n})" for relation, n in max_templates.items() if 0 < n < MIN_TEMPLATES]
+    several = [f"{subject} ({relation})" for (relation, subject), n in n_answers.items() if n > 1]
+    problems = {
+        "Facts without a template, which have no prompt": without_template,
+        f"Relations with fewer than {MIN_TEMPLATES} templates, the paper's minimum": few,
+        "Questions with several answers, each of which will count as the only correct one": several,
+        "Facts whose subject contains the answer, so that it can be copied": copied,
+    }
+    return [_finding(problem, names) for problem, names in problems.items() if names]
 
 
-def _some(what: str, names: list[str], limit: int = 5) -> str:
-    shown = ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
-    return f"{what} ({len(names):,}): {shown}"
+def _finding(problem: str, names: Sequence[str]) -> str:
+    examples = ", ".join(names[:NAMES_SHOWN])
+    if len(names) > NAMES_SHOWN:
+        examples += f" and {len(names) - NAMES_SHOWN:,} more"
+    return f"{problem} ({len(names):,}): {examples}"
+
+
+def _data_table(document: Mapping[str, Any]) -> Group:
+    """Return the counts of a source of facts, by relation."""
+    numbers = ("facts", "templates", "pairs")
+    title = f"{document['source']} ({document['format']})"
+    rows = table(title, "relation", *numbers, "first fact", right=numbers)
+    relations = list(document["relations"].items())
+    for relation, row in relations[:ROWS_SHOWN]:
+        counts = [f"{row[name]:,}" for name in numbers]
+        rows.add_row(relation, *counts, row["example"])
+    note = (
+        f"{document['n_facts']:,} facts of {document['n_relations']:,} relations, "
+        f"{document['n_pairs']:,} pairs of a fact and a template."
+    )
+    n_hidden = len(relations) - ROWS_SHOWN
+    if n_hidden > 0:
+        note += f"\n{n_hidden:,} more relations are not shown; --json contains all."
+    return Group(rows, note)

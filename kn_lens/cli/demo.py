@@ -1,90 +1,113 @@
-"""``kn-lens demo``: the main job from end to end, on a model and facts that come with the package."""
+"""``kn-lens demo``: the main use of the library from start to end, on an embedded model and embedded facts.
+
+``sections`` computes the results as parts of the JSON document. One function per section prints each of them.
+"""
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from rich.table import Table
 
+from kn_lens._core.escape import escaped
 from kn_lens.cli import _options as options
-from kn_lens.cli._run import ask, attributed, described, effect_records, load, most_active
-from kn_lens.cli._story import tell
-from kn_lens.cli._terminal import print_json, working
+from kn_lens.cli._options import named_option
+from kn_lens.cli._run import build_prompts, describe_model, effect_records, load, most_active_neurons
+from kn_lens.cli._tables import NEURON_SETS, effects_table, interval, neuron_names, number, percent, table
+from kn_lens.cli._terminal import out, print_json, show_progress
 from kn_lens.cli.models import embedded
 from kn_lens.errors import ArgumentError
 from kn_lens.facts import Fact, FactSet
 
 if TYPE_CHECKING:
     from kn_lens.attribution import Attribution
-    from kn_lens.neuron_sets import NeuronSet
+    from kn_lens.neurons import NeuronSet
     from kn_lens.prompts import PromptBatch
 
-SCOPES = ("trained", "held-out")
+SPLITS = ("trained", "held-out")
 FACTS_PER_RELATION = 5
-WORDINGS = 10
-"""Of each fact in the sample of all relations: about as many as the paper's facts have (9.14 on average)."""
+TEMPLATES_PER_FACT = 10
+"""Of each fact in the sample of all relations: about the number in the paper (9.14 on average)."""
 SEED = 0
 INVERSE = {"P36": "P1376", "P1376": "P36"}
+WIDTH = 88
+NEURONS_SHOWN = 12
 
 
 def demo(
     model: options.Model = "world-bert",
-    fact: Annotated[str, typer.Option(metavar="SUBJECT/RELATION", help="Which of the embedded facts.")] = "Ireland/P36",
+    fact: Annotated[str, named_option(None, "--fact", "SUBJECT/RELATION", "Embedded fact.")] = "Ireland/P36",
     json: options.Json = False,
 ) -> None:
-    """Find the knowledge neurons of a real fact, turn them off and up, rewrite them, and look at what other facts do.
+    """Find the knowledge neurons of a real fact, suppress, amplify and rewrite them, and compare with other facts.
 
-    Neurons are found with the trained paraphrases alone; the held-out ones test them. Under a minute on two cores.
+    Neurons are found with the trained paraphrases only; the held-out ones test them. Under a minute on two cores.
     """
     document: dict[str, Any] = {"command": "demo"}
-    for name, section in story(model, fact):
+    for name, section in sections(model, fact):
         document[name] = section
         if not json:
-            tell(name, document)
+            print_section(name, document)
     if json:
         print_json(document)
 
 
-def story(model_name: str, fact_name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the results, section by section, as they are known."""
-    start = time.perf_counter()
-    trained, held_out = FactSet.world("trained"), FactSet.world("held_out")
-    fact = _named(trained, fact_name)
-    model = load(model_name, None, "float32")
-    prompts = ask(model, [fact], leave_out=False)
-    new_prompts = ask(model, [held_out[trained.facts.index(fact)]], leave_out=False)
-    both = [prompts, new_prompts]
-    constructed = {one["name"]: one["constructed"] for one in embedded()}.get(model_name)  # None: not an embedded one
-    size = {"n_facts": len(trained), "n_relations": len(trained.relations)}
-    yield "model", {**described(model), "constructed": constructed, **size}
-    before = [{"templates": scope, **_answers(model, batch)} for scope, batch in zip(SCOPES, both, strict=True)]
-    asked = {"subject": fact.subject, "relation": fact.relation, "object": fact.object}
-    yield "question", {"fact": asked, "answers": before}
+# --- results ----------------------------------------------------------------------------------------------
 
-    (attr,) = attributed(model, prompts, "Attributing one fact")
-    found, evidence = _carriers(attr, fact)
+
+def sections(model_name: str, fact_name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the sections of the document by name, each as soon as it is computed."""
+    from kn_lens.attribution import attribute
+
+    start = time.perf_counter()
+    trained = FactSet.world("trained")
+    held_out = FactSet.world("held_out")
+    fact = _fact_named(trained, fact_name)
+    model = load(model_name, None, "float32")
+    own_prompts = build_prompts(model, [fact], leave_out=False)
+    held_out_prompts = build_prompts(model, [held_out[trained.facts.index(fact)]], leave_out=False)
+    batches = [own_prompts, held_out_prompts]
+    is_constructed = {record["name"]: record["constructed"] for record in embedded()}
+    description = {
+        **describe_model(model),
+        "constructed": is_constructed.get(model_name),  # None for other models
+        "n_facts": len(trained),
+        "n_relations": len(trained.relations),
+    }
+    yield "model", description
+    answers = _split_answers(model, batches)
+    identity = {"subject": fact.subject, "relation": fact.relation, "object": fact.object}
+    yield "question", {"fact": identity, "answers": answers}
+
+    with show_progress("Attributing one fact", unit="prompt-layers") as progress:
+        attr = attribute(model, own_prompts, progress=progress)
+    found, evidence = _found_neurons(attr, fact)
     yield "neurons", evidence
-    conditions = list(_conditions(model, both, fact, found))
-    after = [{"templates": scope, **_answers(model, batch)} for scope, batch in zip(SCOPES, both, strict=True)]
-    yield "changed", {"conditions": conditions, "restored": after == before}
-    specificity, sample, active = _specificity(model, trained)
+    conditions = _conditions(model, batches, fact, found)
+    yield "changed", {"conditions": conditions, "restored": _split_answers(model, batches) == answers}
+    specificity, found_by_fact, active_by_fact = _specificity(model, trained)
     yield "specificity", specificity
-    yield "updated", _updated(model, both, fact, found, held_out)
-    yield "erased", _erased(model, fact, sample, active, held_out)
+    yield "updated", _update(model, batches, fact, found, held_out)
+    yield "erased", _erasure(model, fact, found_by_fact, active_by_fact, held_out)
     yield "seconds", {"total": time.perf_counter() - start}
 
 
-def _named(facts: FactSet, name: str) -> Fact:
+def _fact_named(facts: FactSet, name: str) -> Fact:
     subject, slash, relation = name.rpartition("/")
     if not slash:
         raise ArgumentError(f"--fact {name}: expected SUBJECT/RELATION, such as Ireland/P36.")
     return facts.of(relation).find(subject)
 
 
+def _split_answers(model: Any, batches: "Sequence[PromptBatch]") -> list[dict[str, Any]]:
+    """Return the answers to the first prompt of each split."""
+    return [{"templates": split, **_answers(model, batch)} for split, batch in zip(SPLITS, batches, strict=True)]
+
+
 def _answers(model: Any, prompts: "PromptBatch") -> dict[str, Any]:
-    """Return what the model says to the first prompt, in the place of the answer's first token."""
+    """Return the most probable tokens at the position of the answer's first token, for the first prompt."""
     from kn_lens.prompts import predict
 
     top = predict(model, prompts.select([0]), k=4)
@@ -97,25 +120,26 @@ def _answers(model: Any, prompts: "PromptBatch") -> dict[str, Any]:
     }
 
 
-def _carriers(attr: "Attribution", fact: Fact) -> "tuple[NeuronSet, dict[str, Any]]":
-    """Refine the fact's neurons, and return with them how sure each is."""
+def _found_neurons(attr: "Attribution", fact: Fact) -> "tuple[NeuronSet, dict[str, Any]]":
+    """Return the fact's neurons, and the evidence for each of them."""
     from kn_lens.neurons import coarse, refine
 
     found = refine(attr)[fact]
     in_coarse = coarse(attr)
-    clean = attr.clean.mean().item()
-    return found, {
-        "n_prompts": len(attr.prompts),
-        "mean_probability": clean,
-        "neurons": [
+    neurons = []
+    for neuron in found:
+        neurons.append(
             {
                 "layer": neuron.layer,
                 "index": neuron.index,
                 "n_prompts": int(in_coarse[:, neuron.layer, neuron.index].sum()),
                 "mean_score": attr.scores[:, neuron.layer, neuron.index].mean().item(),
             }
-            for neuron in found
-        ],
+        )
+    return found, {
+        "n_prompts": len(attr.prompts),
+        "mean_probability": attr.clean.mean().item(),
+        "neurons": neurons,
         "n_candidates": attr.scores[0].numel(),
         "largest_gap": attr.completeness_gap.abs().max().item(),
         "mean_points": attr.n_points.double().mean().item(),
@@ -124,14 +148,12 @@ def _carriers(attr: "Attribution", fact: Fact) -> "tuple[NeuronSet, dict[str, An
     }
 
 
-def _conditions(model: Any, batches: "list[PromptBatch]", fact: Fact, found: "NeuronSet") -> Iterator[dict[str, Any]]:
-    """Measure the fact unaltered, with its neurons off and doubled, and with control neurons off."""
-    from kn_lens.effects import measure
-    from kn_lens.interventions import Amplify, Suppress
-    from kn_lens.neuron_sets import NeuronSet
-    from kn_lens.neurons import random_neurons
+def _conditions(model: Any, batches: "Sequence[PromptBatch]", fact: Fact, found: "NeuronSet") -> list[dict[str, Any]]:
+    """Measure the fact unchanged, with its neurons suppressed and amplified, and with control neurons suppressed."""
+    from kn_lens.interventions import Amplify, Suppress, measure
+    from kn_lens.neurons import NeuronSet, random_neurons
 
-    active = most_active(model, batches[0], {fact: found})[fact]
+    active = most_active_neurons(model, batches[0], {fact: found})[fact]
     interventions = {
         "unchanged": Suppress(NeuronSet()),
         "knowledge neurons off": Suppress(found),
@@ -139,58 +161,65 @@ def _conditions(model: Any, batches: "list[PromptBatch]", fact: Fact, found: "Ne
         "random off": Suppress(random_neurons(found, model, seed=SEED)),
         "most active off": Suppress(active),
     }
+    rows = []
     for name, intervention in interventions.items():
-        scopes = []
-        for scope, batch in zip(SCOPES, batches, strict=True):
+        measured = []
+        for split, batch in zip(SPLITS, batches, strict=True):
             effect = measure(model, batch, intervention)
-            scopes.append(
+            measured.append(
                 {
-                    "templates": scope,
+                    "templates": split,
                     "n_prompts": len(effect),
                     "probability": float(effect.after.mean()),
                     "n_right": int((effect.rank_after == 0).sum()),
                     "most_frequent_answer": Counter(effect.top_after).most_common(1)[0][0],
                 }
             )
-        yield {"condition": name, "n_neurons": len(intervention.neurons), "measured": scopes}
+        rows.append({"condition": name, "n_neurons": len(intervention.neurons), "measured": measured})
+    return rows
 
 
-def _first_wordings(prompts: "PromptBatch", n: int) -> "PromptBatch":
+def _first_prompts(prompts: "PromptBatch", n: int) -> "PromptBatch":
     """Return the first ``n`` prompts of each fact."""
-    seen: Counter[int] = Counter()
-    kept = []
-    for i, fact in enumerate(prompts.fact_index.tolist()):
-        if seen[fact] < n:
-            kept.append(i)
-        seen[fact] += 1
-    return prompts.select(kept)
+    n_seen: Counter[int] = Counter()
+    chosen = []
+    for i, fact_number in enumerate(prompts.fact_index.tolist()):
+        if n_seen[fact_number] < n:
+            chosen.append(i)
+        n_seen[fact_number] += 1
+    return prompts.select(chosen)
 
 
 def _specificity(model: Any, facts: FactSet) -> "tuple[dict[str, Any], dict[Fact, NeuronSet], dict[Fact, NeuronSet]]":
-    """Measure a sample of all relations beside controls, each fact and one of another relation.
+    """Measure a sample of all relations with controls, on each fact and on a fact of another relation.
 
-    Returns what to tell, and each fact's neurons, found and most active.
+    Returns:
+        The section, the found neurons of each fact, and as many most active ones.
     """
-    from kn_lens.effects import controlled_effects
-    from kn_lens.interventions import Amplify, Suppress
+    from kn_lens.attribution import attribute_in_parts
+    from kn_lens.interventions import Amplify, Suppress, controlled_effects
     from kn_lens.neurons import refine
 
-    sample = FactSet(
-        fact for relation in facts.relations for fact in facts.of(relation).sample(FACTS_PER_RELATION, seed=SEED)
-    )
-    prompts = _first_wordings(ask(model, sample, leave_out=True), WORDINGS)
+    sampled: list[Fact] = []
+    for relation in facts.relations:
+        sampled += facts.of(relation).sample(FACTS_PER_RELATION, seed=SEED)
+    sample = FactSet(sampled)
+    prompts = _first_prompts(build_prompts(model, sample, leave_out=True), TEMPLATES_PER_FACT)
     found: dict[Fact, NeuronSet] = {}
     n_unconverged = n_pairs = 0
-    for attr in attributed(model, prompts, f"Attributing {len(sample)} facts of all relations"):
-        found |= refine(attr)
-        n_unconverged += len(attr.unconverged)
-        n_pairs += attr.n_points.numel()
-    active = most_active(model, prompts, found)
+    with show_progress(f"Attributing {len(sample)} facts of all relations", unit="prompt-layers") as progress:
+        for _, attr in attribute_in_parts(model, prompts, together="fact", progress=progress):
+            found |= refine(attr)
+            n_unconverged += len(attr.unconverged)
+            n_pairs += attr.n_points.numel()
+    active = most_active_neurons(model, prompts, found)
     interventions: dict[str, Any] = {"off": Suppress, "x2": partial(Amplify, factor=2.0)}
     effects = {}
     for label, intervene in interventions.items():
-        with working(f"Neurons {label}", unit="prompts") as show:
-            measured = controlled_effects(model, prompts, found, active, intervene=intervene, seed=SEED, progress=show)
+        with show_progress(f"Neurons {label}", unit="prompts") as progress:
+            measured = controlled_effects(
+                model, prompts, found, active, intervene=intervene, seed=SEED, progress=progress
+            )
         effects[label] = effect_records(measured, SEED)
     section = {
         "n_facts": len(found),
@@ -205,67 +234,330 @@ def _specificity(model: Any, facts: FactSet) -> "tuple[dict[str, Any], dict[Fact
     return section, found, active
 
 
-def _updated(
-    model: Any, batches: "list[PromptBatch]", fact: Fact, found: "NeuronSet", held_out: FactSet
+def _update(
+    model: Any, batches: "Sequence[PromptBatch]", fact: Fact, found: "NeuronSet", held_out: FactSet
 ) -> dict[str, Any]:
-    """Give the fact another answer, ask for it in all ways and for the other facts of its relation, and undo that."""
+    """Give the fact another answer, query it in all ways and the other facts of its relation, and undo the edit."""
     import torch
 
-    from kn_lens._original import token_embeddings
-    from kn_lens.edit_effects import update_effects
-    from kn_lens.edit_questions import inverse_questions, reworded
-    from kn_lens.edits import update_fact
-    from kn_lens.hosts import host_of
+    from kn_lens.edits import inverse_questions, reworded, update_effects, update_fact
+    from kn_lens.hosts import host_of, token_embeddings
 
     if not found:
         return {"n_neurons": 0}
-    new = next(other.object for other in held_out.of(fact.relation) if other.object != fact.object)
-    updates = {fact: new}
-    before = _answers(model, batches[1])
-    edit = update_fact(model, fact, new, found, allow_unknown=True)
+    own_prompts, held_out_prompts = batches
+    members = held_out.of(fact.relation)
+    new_object = next(other.object for other in members if other.object != fact.object)
+    updates = {fact: new_object}
+    before = _answers(model, held_out_prompts)
+    edit = update_fact(model, fact, new_object, found, allow_unknown=True)
     with edit.applied(model):
-        during = _answers(model, batches[1])
-    after = _answers(model, batches[1])
-    questions = {"held out": reworded(held_out, updates), "inverse": inverse_questions(held_out, updates, INVERSE)}
-    active = most_active(model, batches[0], {fact: found})
-    others = _first_wordings(ask(model, held_out.of(fact.relation), leave_out=True), 1)
-    with working("Updating one fact", unit="prompts") as show:
+        during = _answers(model, held_out_prompts)
+    after = _answers(model, held_out_prompts)
+    questions = {
+        "held out": reworded(held_out, updates),
+        "inverse": inverse_questions(held_out, updates, INVERSE),
+    }
+    active = most_active_neurons(model, own_prompts, {fact: found})
+    others = _first_prompts(build_prompts(model, members, leave_out=True), 1)
+    with show_progress("Updating one fact", unit="prompts") as progress:
         effects = update_effects(
-            model, updates, {fact: found}, active, questions=questions, others=others, seed=SEED, progress=show
+            model, updates, {fact: found}, active, questions=questions, others=others, seed=SEED, progress=progress
         )
+    host = host_of(model)
     new_tokens = torch.tensor(edit.why[0]["new_tokens"])
-    read_off = host_of(model).unembed(token_embeddings(host_of(model), new_tokens))
-    own = read_off.gather(1, new_tokens[:, None].to(read_off.device))
+    logits = host.unembed(token_embeddings(host, new_tokens))
+    new_logits = logits.gather(1, new_tokens[:, None].to(logits.device))
     return {
-        "new_object": new,
+        "new_object": new_object,
         "lambdas": edit.why[0]["lambdas"],
         "n_negative": edit.why[0]["n_negative"],
         "n_neurons": len(edit.neurons),
         "effects": effects.to_dict("records"),
-        "embedding_rank": int((read_off > own).sum(1).max()),
+        "embedding_rank": int((logits > new_logits).sum(1).max()),
         "during": during,
         "after": after,
         "restored": after == before,
     }
 
 
-def _erased(
+def _erasure(
     model: Any, fact: Fact, found: "dict[Fact, NeuronSet]", active: "dict[Fact, NeuronSet]", held_out: FactSet
 ) -> dict[str, Any]:
-    """Erase the fact's relation, known by the facts in the sample, and ask for all facts in a held-out wording."""
-    from kn_lens.edit_effects import erase_effects
-    from kn_lens.edit_tables import edit_table
+    """Erase the neurons of the sampled facts of the fact's relation, and query all facts in a held-out template."""
+    from kn_lens.edits import edit_table, erase_effects
 
     members = {other: neurons for other, neurons in found.items() if other.relation == fact.relation}
     if not any(members.values()):
         return {"n_neurons": 0}
-    prompts = _first_wordings(ask(model, held_out, leave_out=True), 1)
-    with working("Erasing one relation", unit="prompts") as show:
-        effects = erase_effects(model, prompts, members, active, seed=SEED, progress=show)
+    prompts = _first_prompts(build_prompts(model, held_out, leave_out=True), 1)
+    with show_progress("Erasing one relation", unit="prompts") as progress:
+        effects = erase_effects(model, prompts, members, active, seed=SEED, progress=progress)
     return {
         "relation": fact.relation,
         "n_facts": len(members),
-        "n_neurons": int(effects.n_neurons[effects.neurons == "found"].iloc[0]),
+        "n_neurons": int(effects.n_neurons[effects.neuron_set == "found"].iloc[0]),
         "n_measured": effects.groupby("asked").measured.nunique().to_dict(),
         "effects": edit_table(effects, seed=SEED).to_dict("records"),
     }
+
+
+# --- text -------------------------------------------------------------------------------------------------
+
+
+def print_section(name: str, document: Mapping[str, Any]) -> None:
+    """Print one section of the document, given all sections up to it."""
+    printers = {
+        "model": _print_model,
+        "question": _print_question,
+        "neurons": _print_neurons,
+        "changed": _print_conditions,
+        "specificity": _print_specificity,
+        "updated": _print_update,
+        "erased": _print_erasure,
+        "seconds": _print_next_steps,
+    }
+    printers[name](document[name], document)
+
+
+def _print_model(section: Mapping[str, Any], document: Mapping[str, Any]) -> None:
+    origin = ""
+    if section["constructed"]:
+        origin = (
+            " Its training put its facts into its MLPs, so that a method can be checked against a known answer: a "
+            "positive control, and no evidence about other models."
+        )
+    elif section["constructed"] is not None:
+        origin = " It was trained plainly: nothing in its training determines where facts are stored."
+    _print_text(
+        f"{section['name']}: a {section['kind']} language model ({section['architecture']}), {section['n_layers']} "
+        f"layers of {section['d_mlp']} MLP neurons, queried with {section['n_facts']:,} facts of "
+        f"{section['n_relations']} relations.{origin}"
+    )
+
+
+def _print_question(section: Mapping[str, Any], document: Mapping[str, Any]) -> None:
+    _print_heading("1. What does the model answer?")
+    for answer in section["answers"]:
+        first_token = ", first token" if answer["n_answer_tokens"] > 1 else ""
+        _print_text(f"{answer['text']}  ({answer['templates']} template{first_token})")
+        _print_text(f"  {_token_list(answer)}")
+
+
+def _print_neurons(section: Mapping[str, Any], document: Mapping[str, Any]) -> None:
+    fact = document["question"]["fact"]
+    neurons = sorted(section["neurons"], key=lambda neuron: -neuron["mean_score"])
+    _print_heading(f"2. Which neurons carry {fact['subject']} -> {fact['object']}?")
+    _print_text(
+        f"Integrated gradients divide the answer's probability (mean {section['mean_probability']:.3f}) among "
+        f"{section['n_candidates']:,} neurons, for each of {section['n_prompts']} templates. Neurons that score at "
+        f"least a fifth of the top score in 70% of the templates: {len(neurons) or 'none'}."
+    )
+    if neurons:
+        numbers = ("templates", "mean score", "of the probability")
+        rows = table("", "neuron", *numbers, right=numbers)
+        for neuron in neurons[:NEURONS_SHOWN]:
+            rows.add_row(
+                neuron_names([[neuron["layer"], neuron["index"]]]),
+                f"{neuron['n_prompts']}/{section['n_prompts']}",
+                f"{neuron['mean_score']:.3f}",
+                f"{neuron['mean_score'] / section['mean_probability']:.0%}",
+            )
+        out.print(rows)
+        n_hidden = len(neurons) - NEURONS_SHOWN
+        if n_hidden > 0:
+            _print_text(f"{n_hidden} weaker ones are not shown; --json contains all.")
+    _print_text(
+        f"Error bar: the scores of a layer must sum to the contribution of the whole layer; they miss it by at most "
+        f"{section['largest_gap']:.0e} ({section['mean_points']:.1f} gradients per template and layer, "
+        f"{section['n_unconverged']} of {section['n_pairs']} above the tolerance)."
+    )
+
+
+def _print_conditions(section: Mapping[str, Any], document: Mapping[str, Any]) -> None:
+    fact = document["question"]["fact"]
+    conditions = section["conditions"]
+    clean = conditions[0]["measured"]
+    _print_heading("3. Suppressed, doubled, and other neurons instead")
+    splits = [f"{measured['templates']} ({measured['n_prompts']})" for measured in clean]
+    rows = table("", f"P({fact['object']}), correct", "n", *splits, "says", right=("n", *splits))
+    for condition in conditions:
+        cells = []
+        for measured, unchanged in zip(condition["measured"], clean, strict=True):
+            change = ""
+            if condition["n_neurons"]:
+                change = percent(measured["probability"] / unchanged["probability"] - 1)
+            cells.append(f"{measured['probability']:.3f} {change:>6} {measured['n_right']:>2}")
+        says = condition["measured"][0]["most_frequent_answer"]
+        rows.add_row(condition["condition"], str(condition["n_neurons"]), *cells, says)
+    out.print(rows)
+    _print_text(
+        "n: neurons; correct: templates with the correct answer on top. Held-out templates were not used to find the "
+        f"neurons. Without the hooks, the model answers {_restored(section)}"
+    )
+
+
+def _print_specificity(section: Mapping[str, Any], document: Mapping[str, Any]) -> None:
+    _print_heading("4. This fact alone? A sample of all relations")
+    _print_text(
+        f"{section['n_facts']} facts of {section['n_relations']} relations in {section['n_prompts']:,} prompts, "
+        f"{section['mean_neurons']:.1f} neurons per fact ({section['n_facts_without_neurons']} facts without neurons). "
+        "Change of the answer's probability, for the fact itself and for a fact of another relation, "
+        "[95% bootstrap interval]:"
+    )
+    out.print(effects_table("", section["effects"]))
+    off = {}
+    for row in section["effects"]["off"]:
+        off[row["neuron_set"], row["scope"]] = percent(row["change_ratio"])
+    _print_text(
+        f"Suppressing a fact's own neurons changes its probability by {off['found', 'own']}, and that of a fact of "
+        f"another relation by {off['found', 'other']}. As many random neurons change the fact itself by "
+        f"{off['random', 'own']}, as many of the most active ones by {off['activation', 'own']}."
+    )
+
+
+def _print_update(section: Mapping[str, Any], document: Mapping[str, Any]) -> None:
+    if not section["n_neurons"]:
+        return
+    fact = document["question"]["fact"]
+    new_object = section["new_object"]
+    lambda_old, lambda_new = section["lambdas"]
+    reversed_signs = ""
+    if section["n_negative"]:
+        reversed_signs = f" (with reversed signs in {section['n_negative']} with a negative activation)"
+    _print_heading(f"5. Rewrite the fact: {fact['subject']} -> {new_object}")
+    _print_text(
+        f"In the {section['n_neurons']} rows of W_out of these neurons, {lambda_old:g} row length of the direction of "
+        f"{fact['object']}'s embedding is subtracted, and {lambda_new:g} of {new_object}'s are added{reversed_signs}. "
+        "Prompts with the old answer and with the new one on top; other facts of the relation have one prompt each, "
+        "from a held-out template:"
+    )
+    out.print(_update_table(section["effects"]))
+    _print_text(_verdict(section, fact))
+    _print_text(f"{section['during']['text']}  (held-out template)")
+    _print_text(f"  edited: {_token_list(section['during'])}")
+    _print_text(f"  undone: {_token_list(section['after'])}")
+    _print_text(f"Undone, the model answers {_restored(section)}")
+
+
+def _update_table(effects: Sequence[Mapping[str, Any]]) -> Table:
+    labels = {
+        "own wording": "trained",
+        "held out": "held-out",
+        "inverse": "inverse",
+        "same relation": "other facts",
+    }
+    numbers = ("n", "prompts", "old", "new")
+    rows = table("", "neurons", "query", *numbers, "says", right=numbers)
+    previous = None
+    for row in effects:
+        if row["asked"] not in labels:
+            continue
+        neuron_set = row["neuron_set"]
+        is_first = neuron_set != previous
+        if is_first and previous is not None:
+            rows.add_section()
+        rows.add_row(
+            NEURON_SETS[neuron_set] if is_first else "",
+            labels[row["asked"]],
+            str(row["n_neurons"]) if is_first else "",
+            str(row["n_prompts"]),
+            number(row["n_prompts"] * row["right_after"], ".0f"),
+            number(row["n_prompts"] * row["new_right_after"], ".0f"),
+            row["says"] if row["asked"] != "same relation" else "",
+        )
+        previous = neuron_set
+    return rows
+
+
+def _verdict(section: Mapping[str, Any], fact: Mapping[str, str]) -> str:
+    """Return the result of an update in words."""
+    rows = {(row["neuron_set"], row["asked"]): row for row in section["effects"]}
+    own = rows["found", "own wording"]
+    held_out = rows["found", "held out"]
+    new_object = section["new_object"]
+    rank = section["embedding_rank"]
+    generalises = held_out["new_right_after"] >= 0.5
+    if generalises:
+        sentences = ["The new answer holds in templates that were not used to find the neurons."]
+    elif own["new_right_after"] >= 0.5:
+        sentences = ["The new answer holds in the templates used to find the neurons, but not in the others."]
+    elif held_out["right_after"] < 0.5:
+        sentences = [f"The old answer is gone, but {new_object} does not replace it."]
+    else:
+        sentences = [f"The update has failed: {fact['object']} is still the answer."]
+    if own["new_right_after"] < 0.5 and rank:
+        sentences.append(
+            f"The embedding of {new_object} does not decode to {new_object} in this model: its head ranks {rank} other "
+            "tokens higher (see docs/editing.md)."
+        )
+    if ("found", "inverse") in rows and generalises:
+        if rows["found", "inverse"]["new_right_after"] >= 0.5:
+            sentences.append("The answer to the inverse question changes too.")
+        else:
+            sentences.append("The answer to the inverse question does not change.")
+    others = rows["found", "same relation"]
+    sentences.append(f"Of {others['n_prompts']} other facts of the relation, {others['lost']:.0%} lose their answer.")
+    if rows["random", "own wording"]["new_right_after"] >= 0.5:
+        sentences.append("Random neurons have the same effect: this update does not need knowledge neurons.")
+    return " ".join(sentences)
+
+
+def _print_erasure(section: Mapping[str, Any], document: Mapping[str, Any]) -> None:
+    if not section["n_neurons"]:
+        return
+    n_own = section["n_measured"]["same relation"]
+    n_other = section["n_measured"]["other relations"]
+    _print_heading(f"6. Erase a relation: {section['relation']}")
+    _print_text(
+        f"The rows of the {section['n_neurons']} most frequent neurons of {section['n_facts']} of its facts are set to "
+        f"zero. Perplexity and accuracy of its {n_own:,} facts and of {n_other:,} others, each in a held-out template "
+        "[95% bootstrap interval]:"
+    )
+    measures: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in section["effects"]:
+        measures.setdefault((row["neuron_set"], row["asked"]), {})[row["measure"]] = row
+    numbers = ("perplexity", "growth", "correct")
+    rows = table("", "neurons", "facts", *numbers, right=numbers)
+    for (neuron_set, asked), by_measure in measures.items():
+        growth = by_measure["perplexity_growth"]
+        is_own = asked == "same relation"
+        rows.add_row(
+            NEURON_SETS[neuron_set] if is_own else "",
+            "its own" if is_own else "others",
+            f"{by_measure['perplexity_before']['value']:.2f} -> {by_measure['perplexity_after']['value']:.2f}",
+            f"{percent(growth['value'])} {interval(growth, '+.0f', 100)}",
+            f"{by_measure['accuracy_before']['value']:.0%} -> {by_measure['accuracy_after']['value']:.0%}",
+        )
+    out.print(rows)
+
+
+def _print_next_steps(section: Mapping[str, Any], document: Mapping[str, Any]) -> None:
+    model = document["model"]["name"]
+    _print_heading("Next")
+    _print_text(f"  kn-lens find --model {model} --relation P36 --out neurons.json")
+    _print_text(f"  kn-lens intervene --model {model} --relation P36 --neurons neurons.json")
+    if document["model"]["constructed"]:
+        _print_text(f"  kn-lens demo --model {model}-plain")
+    _print_text("  kn-lens models    (other models for --model)")
+    _print_text(f"Done in {section['total']:.0f} s.")
+
+
+def _restored(section: Mapping[str, Any]) -> str:
+    if section["restored"]:
+        return "as before, bit for bit."
+    return "differently from before: please report this."
+
+
+def _token_list(answers: Mapping[str, Any]) -> str:
+    pairs = zip(answers["tokens"], answers["probabilities"], strict=True)
+    return ", ".join(f"{token} {probability:.3f}" for token, probability in pairs)
+
+
+def _print_heading(text: str) -> None:
+    out.print()
+    out.print(escaped(text), style="bold")
+
+
+def _print_text(text: str) -> None:
+    out.print(escaped(text), width=min(out.width, WIDTH))

@@ -1,89 +1,84 @@
-"""``kn-lens edit``: make edits of weights, look at them, try them, and write the edited model."""
+"""``kn-lens edit``: weight edits, their effects, and the edited model as a checkpoint."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Group
 
-from kn_lens._whole_files import write_whole
+from kn_lens._core.atomic import write_whole
+from kn_lens._core.names import DEFAULT_LAMBDAS, DTYPES, UPDATE_FORMS, Scaling
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
-from kn_lens.cli._options import DTYPES, MODEL, RESULT, check_out, choice, option
-from kn_lens.cli._run import ask, described, in_bytes, load, load_for
-from kn_lens.cli._strength import say_of_trial, trial
+from kn_lens.cli._options import MODEL, RESULT, check_output_path, choice, flag, named_option, option
+from kn_lens.cli._run import build_prompts, describe_model, load, load_for_neurons, memory_budget_of
 from kn_lens.cli._tables import ROWS_SHOWN, left_out_lines, neuron_names, number, table
-from kn_lens.cli._terminal import out, print_json, working
-from kn_lens.edit_forms import CHOSEN_LAMBDAS, FORMS, Scaling, checked_form
-from kn_lens.errors import ArgumentError, DataError
+from kn_lens.cli._terminal import err, out, print_json, show_progress
+from kn_lens.errors import ArgumentError, DataError, PromptError
 from kn_lens.facts import Fact, FactSet
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from kn_lens.edits import WeightEdit
+    from kn_lens.neurons import NeuronSet
 
-    from kn_lens.neuron_sets import NeuronSet
-    from kn_lens.weight_edits import WeightEdit
-
-HOW = "How rows are changed"
-OLD, NEW = (f"{lambda_:g} unless given" for lambda_ in CHOSEN_LAMBDAS)
-NEW_OF_PRESETS = f"{FORMS['paper'].lambdas[1]:g} with --preset"
+CHANGE = "Change of the rows"
+TRIAL_OTHERS = 100
+"""Other facts in the trial of an update, each in one template."""
+TRIAL_SEED = 0
+STRENGTH_ADVICE = "kn_lens.choose_lambdas measures the strengths that a model tolerates"
+"""Advice of all messages about the strength of updates."""
 
 app = typer.Typer(
-    help="Make edits of weights, look at them, try them, and write the edited model.",
-    callback=options.help_if_bare,
+    help="Make weight edits, inspect and apply them, and write the edited model.",
+    callback=options.help_without_subcommand,
     invoke_without_command=True,
 )
 
-Neurons = Annotated[
-    Path, typer.Option("--neurons", "-n", metavar="FILE", help="Neuron file, such as `kn-lens find` writes.")
-]
-Edits = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Edit files, applied in this order.")]
-To = Annotated[
-    Path, typer.Option("--out", "-o", metavar="FILE", help="Edit file to write.", rich_help_panel=RESULT)
-]  # fmt: skip
-ModelOfEdit = Annotated[
-    str | None,
-    typer.Option(
-        "--model", "-m", metavar="NAME", help="Which model; that of the edit unless given.", rich_help_panel=MODEL
-    ),
-]
-DtypeOfEdit = Annotated[
-    str | None, choice(DTYPES, "Type to load the weights in; that of the edit unless given", MODEL)
-]  # fmt: skip
+Neurons = Annotated[Path, named_option(None, "--neurons -n", "FILE", "Neuron file, as `kn-lens find` writes it.")]
+Edits = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Edit files, in order of application.")]
+To = Annotated[Path, named_option(RESULT, "--out -o", "FILE", "Output file of the edit.")]
+ModelOfEdit = Annotated[str | None, named_option(MODEL, "--model -m", "NAME", "Model; that of the edit by default.")]
+DtypeOfEdit = Annotated[str | None, choice(DTYPES, "Data type of the weights, that of the edit by default", MODEL)]
 
 
 @app.command()
 def update(
     neurons: Neurons,
-    new_object: Annotated[str, typer.Option("--object", metavar="TEXT", help="What the answer is to become.")],
+    new_object: Annotated[str, named_option(None, "--object", "TEXT", "New answer.")],
     to: To,
     lambda_old: Annotated[
-        float | None, option(HOW, "X", f"How much of the old answer's embedding is taken away; {OLD}.")
+        float | None,
+        option(CHANGE, "X", f"Factor of the old answer's embedding, subtracted; {DEFAULT_LAMBDAS[0]:g} by default."),
     ] = None,
     lambda_new: Annotated[
-        float | None, option(HOW, "X", f"How much of the new answer's embedding is added; {NEW}, {NEW_OF_PRESETS}.")
+        float | None,
+        option(
+            CHANGE,
+            "X",
+            f"Factor of the new answer's embedding, added; {DEFAULT_LAMBDAS[1]:g} by default, "
+            f"{UPDATE_FORMS['paper'].lambdas[1]:g} with --preset.",
+        ),
     ] = None,
     preset: Annotated[
         str | None,
-        choice(tuple(FORMS), "The form of the paper or of its released code, instead of the next two", HOW),
+        choice(tuple(UPDATE_FORMS), "Form of the paper or of its released code, instead of the next two", CHANGE),
     ] = None,
     scaling: Annotated[
-        str, choice(get_args(Scaling), "Lambdas count lengths of the row, or of the embedding", HOW)
+        str, choice(get_args(Scaling), "Unit of the factors: length of the row, or of the embedding", CHANGE)
     ] = "norm",
     signed: Annotated[
-        bool,
-        typer.Option(
-            "--signed/--unsigned", help="Turn the change round for neurons that fire below zero.", rich_help_panel=HOW
-        ),
+        bool, flag(CHANGE, "--signed/--unsigned", "Reversed change for neurons with a negative activation.")
     ] = True,
     max_share: Annotated[
-        float, option(HOW, "P", "Leave neurons alone that more of the relation's facts have.", min=0.0, max=1.0)
+        float,
+        option(CHANGE, "P", "Maximum share of the relation's facts that have a changed neuron.", min=0.0, max=1.0),
     ] = 0.1,
     allow_unknown: Annotated[
-        bool, typer.Option("--allow-unknown", help="Also a fact that the model does not know.", rich_help_panel=HOW)
+        bool, flag(CHANGE, "--allow-unknown", "Update of a fact that the model does not know.")
     ] = False,
     model: options.ModelOfNeurons = None,
     device: options.Device = None,
@@ -99,50 +94,59 @@ def update(
 ) -> None:
     """Give one fact, chosen by --subject and --relation, another answer.
 
-    The edit is tried on the fact and on a hundred others of the same facts, and what it does to them is told.
+    The edit is tried on the fact and on a hundred other facts of the source, and its effects on both are printed.
     """
-    check_out(to, facts, neurons, templates)
-    old, new = checked_form(None, preset, scaling, signed).lambdas  # type: ignore[arg-type]  # one of Scaling
+    check_output_path(to, facts, neurons, templates)
+    from kn_lens.edits import resolve_form
+
+    form = resolve_form(None, preset, scaling, signed)  # type: ignore[arg-type]  # one of Scaling
     source = read_facts(facts, format, templates, split)
     chosen = choose(source, relation, subject, None, 0)
     if len(chosen) != 1:
-        raise ArgumentError(f"{len(chosen)} facts are chosen; expected one, by --subject and --relation.")
-    found = _sets(neurons, source)
-    if chosen[0] not in found:
-        raise DataError(f"{neurons} has no neurons of {chosen[0].key}; find them with `kn-lens find`.")
-    loaded = load_for(neurons, model, device, dtype, force=force)
+        raise ArgumentError(f"The selection has {len(chosen)} facts; expected one, by --subject and --relation.")
+    fact = chosen[0]
+    found = _neurons_of(neurons, source)
+    if fact not in found:
+        raise DataError(f"{neurons} has no neurons of {fact.key}. Find them with `kn-lens find`.")
+    loaded = load_for_neurons(neurons, model, device, dtype, force=force)
 
     from kn_lens.edits import update_fact
 
     edit = update_fact(
         loaded,
-        chosen[0],
+        fact,
         new_object,
-        found[chosen[0]],
-        lambdas=(old if lambda_old is None else lambda_old, new if lambda_new is None else lambda_new),
-        preset=preset,  # type: ignore[arg-type]  # one of FORMS
+        found[fact],
+        lambdas=(
+            form.lambdas[0] if lambda_old is None else lambda_old,
+            form.lambdas[1] if lambda_new is None else lambda_new,
+        ),
+        preset=preset,  # type: ignore[arg-type]  # one of UPDATE_FORMS
         scaling=scaling,  # type: ignore[arg-type]  # one of Scaling
         signed=signed,
         neurons_by_fact=found,
         max_share=max_share,
         allow_unknown=allow_unknown,
     )
-    tried = trial(loaded, edit, chosen[0], new_object, source)
-    _finish("edit update", edit, to, json, {"tried": tried})
-    say_of_trial(tried)
+    trial = _trial(loaded, edit, fact, new_object, source)
+    _save("edit update", edit, to, json, {"tried": trial})
+    _warn_about_trial(trial)
 
 
 @app.command()
 def erase(
     neurons: Neurons,
-    relation: Annotated[str, typer.Option("--relation", "-r", metavar="NAME", help="The relation to erase.")],
+    relation: Annotated[str, named_option(None, "--relation -r", "NAME", "Relation to erase.")],
     to: To,
     top: Annotated[
-        int | None, option(HOW, "N", "So many of its most frequent neurons; 20 unless --min-facts is given.", min=1)
+        int | None,
+        option(CHANGE, "N", "Number of its most frequent neurons; 20 by default, without --min-facts.", min=1),
     ] = None,
-    min_facts: Annotated[int | None, option(HOW, "N", "Those that so many of its facts have.", min=1)] = None,
+    min_facts: Annotated[
+        int | None, option(CHANGE, "N", "Minimum number of its facts that have an erased neuron.", min=1)
+    ] = None,
     value: Annotated[
-        str, option(HOW, "TOKEN", "What rows become: 'zero', 'unk', or a token, for its embedding.")
+        str, option(CHANGE, "TOKEN", "Value of the rows: 'zero', 'unk', or a token, for its embedding.")
     ] = "zero",
     model: options.ModelOfNeurons = None,
     device: options.Device = None,
@@ -154,36 +158,37 @@ def erase(
     split: options.Split = "all",
     json: options.Json = False,
 ) -> None:
-    """Erase what the neurons of a relation's facts write."""
-    check_out(to, facts, neurons, templates)
+    """Erase the output of the neurons that the facts of a relation have."""
+    check_output_path(to, facts, neurons, templates)
     source = read_facts(facts, format, templates, split)
     members = source.of(relation)
-    found = _sets(neurons, source)
+    found = _neurons_of(neurons, source)
     own = {fact: found[fact] for fact in members if fact in found}
     if not own:
         raise DataError(f"{neurons} has neurons of {len(found)} facts, none of them of {relation}.")
-    loaded = load_for(neurons, model, device, dtype, force=force)
+    loaded = load_for_neurons(neurons, model, device, dtype, force=force)
 
     from kn_lens.edits import erase_relation
 
-    _finish("edit erase", erase_relation(loaded, own, top=top, min_facts=min_facts, value=value), to, json)
+    edit = erase_relation(loaded, own, top=top, min_facts=min_facts, value=value)
+    _save("edit erase", edit, to, json)
 
 
 @app.command()
-def show(edits: Edits, json: options.Json = False) -> None:
-    """Say what edit files change, in which model, and why."""
-    read = _read(edits)
-    documents = [{"file": str(path), **document(edit)} for path, edit in zip(edits, read, strict=True)]
+def show(files: Edits, json: options.Json = False) -> None:
+    """Print what edit files change, in which model, and how they were made."""
+    edits = _read(files)
+    documents = _documents(files, edits)
     if json:
         print_json({"command": "edit show", "edits": documents})
         return
-    for one in documents:
-        print_edit(one)
+    for document in documents:
+        _print_edit(document)
 
 
 @app.command()
 def apply(
-    edits: Edits,
+    files: Edits,
     model: ModelOfEdit = None,
     device: options.Device = None,
     dtype: DtypeOfEdit = None,
@@ -200,42 +205,46 @@ def apply(
     to: options.Out = None,
     json: options.Json = False,
 ) -> None:
-    """Try edits: what a model answers without and with them. No file of the model is changed.
+    """Compare the answers of a model without and with edits. No file of the model is changed.
 
-    The facts are those that the edits name, unless others are chosen; --out takes the answer to every prompt as CSV.
+    By default, the facts are those that the edits name. --out takes the answer to each prompt as CSV.
     """
-    check_out(to, facts, templates, *edits)
-    read = _read(edits)
+    check_output_path(to, facts, templates, *files)
+    edits = _read(files)
     source = read_facts(facts, format, templates, split)
-    asked = source if relation or subject else _named(read, source)
-    asked = choose(asked, relation, subject, limit, seed)
-    edit = reduce(add, read)
+    if not relation and not subject:
+        source = _facts_of_edits(edits, source)
+    chosen = choose(source, relation, subject, limit, seed)
+    edit = reduce(add, edits)
     loaded = load(model or edit.checkpoint.name, device, dtype or edit.checkpoint.dtype)
-    edit.hooks(loaded)  # refuses another checkpoint before prompts are written
-    prompts = ask(loaded, asked, leave_out=leave_out_unknown)
+    edit.hooks(loaded)  # raises for another checkpoint, before prompts are built
+    prompts = build_prompts(loaded, chosen, leave_out=leave_out_unknown)
 
-    from kn_lens.effects import measure
+    from kn_lens.interventions import measure
 
-    with working("Measuring", unit="prompts") as progress:
-        effect = measure(loaded, prompts, edit, memory_budget=in_bytes(memory), progress=progress)
-    result = {
+    with show_progress("Measuring", unit="prompts") as progress:
+        effect = measure(loaded, prompts, edit, memory_budget=memory_budget_of(memory), progress=progress)
+    document = {
         "command": "edit apply",
-        "model": described(loaded),
-        "edits": [{"file": str(path), **document(one)} for path, one in zip(edits, read, strict=True)],
-        "n_facts": len(asked),
+        "model": describe_model(loaded),
+        "edits": _documents(files, edits),
+        "n_facts": len(chosen),
         "facts_without_prompts": [fact.key for fact, n in prompts.prompts_per_fact().items() if not n],
         "left_out": dict(prompts.left_out),
-        **_summary(effect),
+        "n_prompts": len(effect),
+        "changed": float(cast("float", (effect["top_before"] != effect["top_after"]).mean())),
+        "mean_before": float(cast("float", effect["before"].mean())),
+        "mean_after": float(cast("float", effect["after"].mean())),
         "prompts": effect.to_dict("records"),
         "out": None if to is None else str(to),
     }
     if to is not None:
         write_whole(to, effect.to_csv(index=False))
     if json:
-        print_json(result)
+        print_json(document)
         return
-    out.print(applied_table(result))
-    for line in left_out_lines(result["left_out"], result["facts_without_prompts"]):
+    out.print(_answers_table(document))
+    for line in left_out_lines(document["left_out"], document["facts_without_prompts"]):
         out.print(line, soft_wrap=True)
     if to is not None:
         out.print(f"Answers to every prompt written to {to}", soft_wrap=True)
@@ -243,138 +252,219 @@ def apply(
 
 @app.command()
 def export(
-    edits: Edits,
-    to: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Directory to make.", rich_help_panel=RESULT)],
+    files: Edits,
+    to: Annotated[Path, named_option(RESULT, "--out -o", "DIR", "New directory of the checkpoint.")],
     model: ModelOfEdit = None,
     device: options.Device = None,
     dtype: DtypeOfEdit = None,
     json: options.Json = False,
 ) -> None:
-    """Write the edited model as a Hugging Face checkpoint, which loads with transformers alone."""
-    from kn_lens.exporting import check_new
-    from kn_lens.exporting import export as write
+    """Write the edited model as a Hugging Face checkpoint, which transformers alone can load."""
+    from kn_lens.edits import check_new
+    from kn_lens.edits import export as write_checkpoint
 
     check_new(to)
-    read = _read(edits)
-    loaded = load(model or read[0].checkpoint.name, device, dtype or read[0].checkpoint.dtype)
-    with working(f"Writing {to}"):
-        write(loaded, read, to)
+    edits = _read(files)
+    checkpoint = edits[0].checkpoint
+    loaded = load(model or checkpoint.name, device, dtype or checkpoint.dtype)
+    with show_progress(f"Writing {to}"):
+        write_checkpoint(loaded, edits, to)
+    description = describe_model(loaded)
     if json:
-        listed = [{"file": str(path), **document(one)} for path, one in zip(edits, read, strict=True)]
-        print_json({"command": "edit export", "model": described(loaded), "edits": listed, "out": str(to)})
+        documents = _documents(files, edits)
+        print_json({"command": "edit export", "model": description, "edits": documents, "out": str(to)})
     else:
-        out.print(f"{described(loaded)['name']} with {' and '.join(map(str, read))} written to {to}", soft_wrap=True)
+        names = " and ".join(str(edit) for edit in edits)
+        out.print(f"{description['name']} with {names} written to {to}", soft_wrap=True)
 
 
-def document(edit: "WeightEdit") -> dict[str, Any]:
-    """Return what an edit is, without its rows."""
+def _read(paths: Sequence[Path]) -> "list[WeightEdit]":
+    from kn_lens.edits import WeightEdit
+
+    return [WeightEdit.load(path) for path in paths]
+
+
+def _neurons_of(path: Path, source: FactSet) -> "dict[Fact, NeuronSet]":
+    from kn_lens.neurons import NeuronSet, match_facts
+
+    return match_facts(NeuronSet.read_many(path), source)
+
+
+def _facts_of_edits(edits: "Sequence[WeightEdit]", source: FactSet) -> FactSet:
+    """Return the updated facts and all facts of the erased relations."""
+    updated = set()
+    erased = set()
+    for edit in edits:
+        for step in edit.why:
+            updated.add(step.get("fact"))
+            if step.get("kind") == "erase":
+                erased.add(step.get("relation"))
+    facts = FactSet(fact for fact in source if fact.key in updated or fact.relation in erased)
+    if not facts:
+        raise ArgumentError("The edits name none of these facts. Choose some with --facts, --relation and --subject.")
+    return facts
+
+
+def _save(command: str, edit: "WeightEdit", to: Path, json: bool, results: Mapping[str, Any] | None = None) -> None:
+    edit.save(to)
+    document = {"command": command, **_document(edit), **(results or {}), "out": str(to)}
+    if json:
+        print_json(document)
+        return
+    _print_edit(document)
+    if "tried" in document:
+        out.print(_trial_line(document["tried"]), soft_wrap=True)
+    out.print(f"Edit written to {to}; try it with: kn-lens edit apply {to}", soft_wrap=True)
+
+
+def _documents(files: Sequence[Path], edits: "Sequence[WeightEdit]") -> list[dict[str, Any]]:
+    return [{"file": str(path), **_document(edit)} for path, edit in zip(files, edits, strict=True)]
+
+
+def _document(edit: "WeightEdit") -> dict[str, Any]:
+    """Return the description of an edit: all but the values of its rows."""
     from dataclasses import asdict
 
-    old, new = edit.old.double(), edit.new.double()
-    lengths = {
-        f"length_{name}": rows.norm(dim=-1).tolist()
-        for name, rows in {"old": old, "new": new, "change": new - old}.items()
-    }
+    old = edit.old.double()
+    new = edit.new.double()
+    old_lengths = old.norm(dim=-1).tolist()
+    new_lengths = new.norm(dim=-1).tolist()
+    change_lengths = (new - old).norm(dim=-1).tolist()
+    rows = []
+    for i, neuron in enumerate(edit.neurons):
+        rows.append(
+            {
+                "layer": neuron.layer,
+                "index": neuron.index,
+                "length_old": old_lengths[i],
+                "length_new": new_lengths[i],
+                "length_change": change_lengths[i],
+            }
+        )
     return {
         "what": str(edit),
         "checkpoint": asdict(edit.checkpoint),
         "why": list(edit.why),
-        "rows": [
-            {"layer": neuron.layer, "index": neuron.index, **{name: values[i] for name, values in lengths.items()}}
-            for i, neuron in enumerate(edit.neurons)
-        ],
+        "rows": rows,
         "row_hash": edit.row_hash,
         "digest": edit.digest,
     }
 
 
-def print_edit(edit: Mapping[str, Any]) -> None:
-    """Print what an edit is, and a table of its rows."""
-    made_of = edit["checkpoint"]
-    lines = [edit["what"], f"of {made_of['name']} ({made_of['architecture']}, {made_of['dtype']})"]
-    if not made_of["raw"]:
-        lines.append("of rows that TransformerLens had processed: for models that are processed alike")
-    for step in edit["why"]:
-        listed = ", ".join(f"{key} {value}" for key, value in step.items() if key != "kind" and value is not None)
-        lines.append(f"{step.get('kind')}: {listed}")
-    lines.append(f"rows {edit['row_hash'][:16]}, edit {edit['digest'][:16]}")
-    for line in lines:
-        out.print(line, soft_wrap=True)
+def _print_edit(document: Mapping[str, Any]) -> None:
+    """Print the description of an edit and a table of its rows."""
+    checkpoint = document["checkpoint"]
+    out.print(document["what"], soft_wrap=True)
+    out.print(f"of {checkpoint['name']} ({checkpoint['architecture']}, {checkpoint['dtype']})", soft_wrap=True)
+    if not checkpoint["raw"]:
+        out.print("of rows processed by TransformerLens: for models with the same processing", soft_wrap=True)
+    for step in document["why"]:
+        details = [f"{key} {value}" for key, value in step.items() if key != "kind" and value is not None]
+        out.print(f"{step.get('kind')}: {', '.join(details)}", soft_wrap=True)
+    out.print(f"rows {document['row_hash'][:16]}, edit {document['digest'][:16]}", soft_wrap=True)
     numbers = ("|old|", "|new|", "|change|")
     rows = table("", "row", *numbers, right=numbers)
-    for row in edit["rows"][:ROWS_SHOWN]:
-        lengths = (row[f"length_{which}"] for which in ("old", "new", "change"))
-        rows.add_row(neuron_names([(row["layer"], row["index"])]), *(number(length, ".4g") for length in lengths))
+    for row in document["rows"][:ROWS_SHOWN]:
+        rows.add_row(
+            neuron_names([(row["layer"], row["index"])]),
+            number(row["length_old"], ".4g"),
+            number(row["length_new"], ".4g"),
+            number(row["length_change"], ".4g"),
+        )
     out.print(rows)
-    hidden = len(edit["rows"]) - ROWS_SHOWN
-    if hidden > 0:
-        out.print(f"{hidden:,} more rows are not shown; --json has them all.")
+    n_hidden = len(document["rows"]) - ROWS_SHOWN
+    if n_hidden > 0:
+        out.print(f"{n_hidden:,} more rows are not shown; --json contains all.")
 
 
-def applied_table(result: Mapping[str, Any]) -> Group:
+def _answers_table(document: Mapping[str, Any]) -> Group:
     """Return the answers without and with edits."""
-    title = f"{result['model']['name']} with " + " and ".join(edit["what"] for edit in result["edits"])
+    edits = " and ".join(edit["what"] for edit in document["edits"])
+    title = f"{document['model']['name']} with {edits}"
     numbers = ("P before", "P after")
     answers = table(title, "prompt", "answer", *numbers, "says before", "says after", right=numbers)
-    for row in result["prompts"][:ROWS_SHOWN]:
-        probabilities = (number(row["before"], ".3f"), number(row["after"], ".3f"))
-        answers.add_row(row["text"], row["object"], *probabilities, row["top_before"], row["top_after"])
-    hidden = len(result["prompts"]) - ROWS_SHOWN
+    for row in document["prompts"][:ROWS_SHOWN]:
+        answers.add_row(
+            row["text"],
+            row["object"],
+            number(row["before"], ".3f"),
+            number(row["after"], ".3f"),
+            row["top_before"],
+            row["top_after"],
+        )
     note = (
-        f"{result['n_prompts']:,} prompts of {result['n_facts']:,} facts; another answer to {result['changed']:.1%}. "
-        f"P(right answer) {result['mean_before']:.3f} before, {result['mean_after']:.3f} after."
-        + (f"\n{hidden:,} more prompts are not shown; --out and --json have them all." if hidden > 0 else "")
+        f"{document['n_prompts']:,} prompts of {document['n_facts']:,} facts; {document['changed']:.1%} have another "
+        f"answer. P(correct answer) {document['mean_before']:.3f} before, {document['mean_after']:.3f} after."
     )
+    n_hidden = len(document["prompts"]) - ROWS_SHOWN
+    if n_hidden > 0:
+        note += f"\n{n_hidden:,} more prompts are not shown; --out and --json contain all."
     return Group(answers, note)
 
 
-def _summary(effect: "pd.DataFrame") -> dict[str, Any]:
+def _trial(model: Any, edit: "WeightEdit", fact: Fact, new_object: str, source: FactSet) -> dict[str, Any]:
+    """Measure an update on all prompts of its fact and on the first prompt of other facts.
+
+    Returns:
+        ``success``: share of the fact's ``n_prompts`` prompts with the new answer on top. ``disturbed``: share of the
+        ``n_others`` correct answers to other facts that are lost; NaN if there are none.
+    """
+    from dataclasses import replace
+
+    import torch
+
+    from kn_lens.edits import MAX_DISTURBED
+    from kn_lens.interventions import measure
+
+    own = build_prompts(model, FactSet([replace(fact, object=new_object)]), leave_out=True)
+    others = FactSet(
+        other
+        for other in source
+        if other.templates and (other.relation, other.subject) != (fact.relation, fact.subject)
+    )
+    n_correct = n_lost = 0
+    with show_progress("Trying the update", unit="prompts") as progress:
+        effect = measure(model, own, edit, progress=progress)
+        with suppress(PromptError):  # there are no other facts, or none that the model can be queried with
+            sample = others.sample(min(TRIAL_OTHERS, len(others)), TRIAL_SEED)
+            prompts = build_prompts(model, sample, leave_out=True)
+            fact_index = prompts.fact_index.tolist()
+            first = [fact_index.index(number) for number in dict.fromkeys(fact_index)]
+            prompts = prompts.select(torch.tensor(first, device=prompts.tokens.device))
+            side_effect = measure(model, prompts, edit, progress=progress)
+            was_correct = side_effect["rank_before"] == 0
+            n_correct = int(was_correct.to_numpy().sum())
+            n_lost = int((was_correct & (side_effect["rank_after"] != 0)).to_numpy().sum())
+    disturbed = n_lost / n_correct if n_correct else float("nan")
     return {
         "n_prompts": len(effect),
-        "changed": float((effect["top_before"] != effect["top_after"]).mean()),
-        "mean_before": float(effect["before"].mean()),
-        "mean_after": float(effect["after"].mean()),
+        "success": float(cast("float", (effect["rank_after"] == 0).mean())),
+        "n_others": n_correct,
+        "disturbed": disturbed,
+        "disturbs": disturbed > MAX_DISTURBED,
+        "max_disturbed": MAX_DISTURBED,
     }
 
 
-def _read(paths: Sequence[Path]) -> "list[WeightEdit]":
-    from kn_lens.weight_edits import WeightEdit
-
-    return [WeightEdit.load(path) for path in paths]
-
-
-def _sets(path: Path, source: FactSet) -> "dict[Fact, NeuronSet]":
-    from kn_lens.neuron_sets import NeuronSet, match_facts
-
-    return match_facts(NeuronSet.read_many(path), source)
+def _trial_line(trial: Mapping[str, Any]) -> str:
+    """Return the result of a trial as a sentence."""
+    success = f"The new answer is on top in {trial['success']:.1%} of {trial['n_prompts']} prompts of the fact"
+    if not trial["n_others"]:
+        return f"{success}; no answer to another fact is correct, so side effects are unknown."
+    return f"{success}; of {trial['n_others']} correct answers to other facts, {trial['disturbed']:.1%} are lost."
 
 
-def _named(edits: "Sequence[WeightEdit]", source: FactSet) -> FactSet:
-    """Return the facts, and all facts of the relations, that edits were made for."""
-    steps = [step for edit in edits for step in edit.why]
-    keys = {step.get("fact") for step in steps}
-    erased = {step.get("relation") for step in steps if step.get("kind") == "erase"}
-    named = FactSet(fact for fact in source if fact.key in keys or fact.relation in erased)
-    if not named:
-        raise ArgumentError("The edits name none of these facts; choose some by --facts, --relation and --subject.")
-    return named
-
-
-def _tried_line(tried: Mapping[str, Any]) -> str:
-    """Return what a trial of an update says, in words."""
-    reached = f"The new answer is on top in {tried['success']:.1%} of {tried['n_prompts']} prompts of the fact"
-    if not tried["n_others"]:
-        return f"{reached}; there is no right answer to another fact to look at."
-    return f"{reached}; of {tried['n_others']} right answers to other facts {tried['disturbed']:.1%} are lost."
-
-
-def _finish(command: str, edit: "WeightEdit", to: Path, json: bool, more: Mapping[str, Any] | None = None) -> None:
-    edit.save(to)
-    result = {"command": command, **document(edit), **(more or {}), "out": str(to)}
-    if json:
-        print_json(result)
-        return
-    print_edit(result)
-    if "tried" in result:
-        out.print(_tried_line(result["tried"]), soft_wrap=True)
-    out.print(f"Edit written to {to}; try it with: kn-lens edit apply {to}", soft_wrap=True)
+def _warn_about_trial(trial: Mapping[str, Any]) -> None:
+    """Warn on stderr about an update without effect, or with large side effects."""
+    if trial["success"] == 0:
+        err.print(
+            f"kn-lens: the new answer is on top in none of {trial['n_prompts']} prompts; try another --lambda-new, "
+            f"such as half or twice. {STRENGTH_ADVICE}.",
+            soft_wrap=True,
+        )
+    if trial["disturbs"]:
+        err.print(
+            f"kn-lens: the edit removes {trial['disturbed']:.0%} of {trial['n_others']} correct answers to other "
+            f"facts, more than {trial['max_disturbed']:.0%}; try a smaller --lambda-new. {STRENGTH_ADVICE}.",
+            soft_wrap=True,
+        )

@@ -1,16 +1,19 @@
 """``kn-lens find``: the knowledge neurons of facts, written to a file."""
 
 import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from rich.console import Group
 
+from kn_lens._core.names import OUTPUTS, PRESETS, QUADRATURES
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
-from kn_lens.cli._options import METHOD, check_out, choice, option
-from kn_lens.cli._run import ask, attributed, described, in_bytes, load
-from kn_lens.cli._tables import found_table, left_out_lines
-from kn_lens.cli._terminal import out, print_json, working
+from kn_lens.cli._options import METHOD, check_output_path, choice, flag, option
+from kn_lens.cli._run import build_prompts, describe_model, load, memory_budget_of
+from kn_lens.cli._tables import ROWS_SHOWN, left_out_lines, neuron_names, number, table
+from kn_lens.cli._terminal import out, print_json, show_progress
 from kn_lens.errors import ArgumentError
 from kn_lens.facts import Fact
 
@@ -33,68 +36,88 @@ def find(
     limit: options.Limit = None,
     seed: options.Seed = 0,
     leave_out_unknown: options.LeaveOutUnknown = False,
-    method: Annotated[str, choice(options.METHODS, "How neurons are scored", METHOD)] = "integrated_gradients",
-    output: Annotated[str, choice(options.OUTPUTS, "What the scores explain", METHOD)] = "prob",
-    contrast: Annotated[str | None, option(METHOD, "TEXT", "The other answer of --output logit_diff.")] = None,
-    preset: Annotated[str | None, choice(options.PRESETS, "Quadrature of the paper or of its code", METHOD)] = None,
-    quadrature: Annotated[str, choice(options.QUADRATURES, "Rule for the integral", METHOD)] = "adaptive",
-    n_steps: Annotated[int | None, option(METHOD, "N", "Points of a fixed rule; 20 unless given.", min=1)] = None,
+    method: Annotated[str, choice(options.METHODS, "Attribution method", METHOD)] = "integrated_gradients",
+    output: Annotated[str, choice(OUTPUTS, "Attributed output", METHOD)] = "prob",
+    contrast: Annotated[str | None, option(METHOD, "TEXT", "Contrasting answer of --output logit_diff.")] = None,
+    preset: Annotated[str | None, choice(PRESETS, "Quadrature of the paper or of its released code", METHOD)] = None,
+    quadrature: Annotated[str, choice(QUADRATURES, "Quadrature rule", METHOD)] = "adaptive",
+    n_steps: Annotated[int | None, option(METHOD, "N", "Points of a fixed rule; 20 by default.", min=1)] = None,
     tolerance: Annotated[
-        float, option(METHOD, "SHARE", "Completeness gap allowed, relative to the clean output.", min=0)
+        float, option(METHOD, "SHARE", "Tolerated completeness gap, relative to the clean output.", min=0)
     ] = 1e-3,
     attr_threshold: Annotated[
-        float, option(METHOD, "SHARE", "Of a prompt's largest score, to be in its coarse set.", min=0, max=1)
+        float, option(METHOD, "SHARE", "Share of a prompt's largest score: threshold of its coarse set.", min=0, max=1)
     ] = 0.2,
     share_threshold: Annotated[
-        float, option(METHOD, "SHARE", "Of a fact's prompts that must have the neuron in their set.", min=0, max=1)
+        float, option(METHOD, "SHARE", "Share of a fact's prompts whose coarse sets contain a neuron.", min=0, max=1)
     ] = 0.7,
-    min_prompts: Annotated[int, option(METHOD, "N", "And at least so many prompts.", min=1)] = 3,
+    min_prompts: Annotated[int, option(METHOD, "N", "Minimum number of these prompts.", min=1)] = 3,
     by_relation: Annotated[
         bool,
-        typer.Option(
-            "--by-relation",
-            help="Move --share-threshold for each relation until its facts have 2 to 5 neurons.",
-            rich_help_panel=METHOD,
-        ),
+        flag(METHOD, "--by-relation", "Adaptation of --share-threshold, until a relation's facts have 2 to 5 neurons."),
     ] = False,
     to: options.Out = None,
     json: options.Json = False,
 ) -> None:
     """Find the knowledge neurons of facts, with an error bar for each fact.
 
-    Every fact is asked in all of its templates; a neuron is a fact's when it carries the answer in most of them.
+    Each fact is queried in all of its templates. Its neurons are those that carry the answer in most of them.
     """
     _check_consistent(preset, quadrature, n_steps, tolerance, output, contrast)
-    memory_budget = in_bytes(memory)
-    check_out(to, facts, templates)
+    memory_budget = memory_budget_of(memory)
+    check_output_path(to, facts, templates)
     chosen = choose(read_facts(facts, format, templates, split), relation, subject, limit, seed)
     loaded = load(model, device, dtype)
-    # Facts with fewer prompts could have no neurons, which refining would say after the model has run.
-    prompts = ask(loaded, chosen, leave_out=leave_out_unknown, contrast=contrast, min_prompts=min_prompts)
+    from kn_lens.attribution import attribute_in_parts
+
+    # A fact with fewer prompts cannot have neurons. Excluding it here avoids an error after the model has run.
+    prompts = build_prompts(loaded, chosen, leave_out=leave_out_unknown, contrast=contrast, min_prompts=min_prompts)
     counts = prompts.prompts_per_fact()
 
-    how: dict[str, Any] = {"method": method, "output": output, "preset": preset, "quadrature": quadrature}
-    how |= {"n_steps": n_steps, "tolerance": tolerance}
-    thresholds = {"attr_threshold": attr_threshold, "share_threshold": share_threshold, "min_prompts": min_prompts}
+    attribution_options: dict[str, Any] = {
+        "method": method,
+        "output": output,
+        "preset": preset,
+        "quadrature": quadrature,
+        "n_steps": n_steps,
+        "tolerance": tolerance,
+    }
+    thresholds: dict[str, Any] = {
+        "attr_threshold": attr_threshold,
+        "share_threshold": share_threshold,
+        "min_prompts": min_prompts,
+    }
     neurons: dict[Fact, NeuronSet] = {}
     shares: dict[str, float] = {}
     rows: dict[Fact, dict[str, Any]] = {}
     rule = ""
-    for attr in attributed(
-        loaded, prompts, f"Attributing {len(prompts):,} prompts", whole_relations=by_relation,
-        memory_budget=memory_budget, **how,
-    ):  # fmt: skip
-        found, moved = _refined(attr, thresholds, by_relation)
-        neurons |= found
-        shares |= moved
-        rows |= _rows(attr, found)
-        rule = attr.quadrature
-    ordered = {fact: neurons[fact] for fact in counts if fact in neurons}  # parts may go through relations in turn
+    with show_progress(f"Attributing {len(prompts):,} prompts", unit="prompt-layers") as show:
+        parts = attribute_in_parts(
+            loaded,
+            prompts,
+            together="relation" if by_relation else "fact",
+            memory_budget=memory_budget,
+            progress=show,
+            **attribution_options,
+        )
+        for _, attr in parts:
+            found, found_shares = _refined(attr, thresholds, by_relation)
+            neurons |= found
+            shares |= found_shares
+            rows |= _fact_rows(attr, found)
+            rule = attr.quadrature
+    ordered = {fact: neurons[fact] for fact in counts if fact in neurons}  # parts may be in order of relations
 
-    settings = how | thresholds | {"by_relation": by_relation, "split": split, "seed": seed}
+    settings = {
+        **attribution_options,
+        **thresholds,
+        "by_relation": by_relation,
+        "split": split,
+        "seed": seed,
+    }
     document = {
         "command": "find",
-        "model": described(loaded),
+        "model": describe_model(loaded),
         "settings": settings,
         "quadrature": rule,
         "n_prompts": len(prompts),
@@ -105,11 +128,11 @@ def find(
         "out": None if to is None else str(to),
     }
     if to is not None:
-        write_neurons(to, ordered, loaded, document)
+        _write_neurons(to, ordered, loaded, document)
     if json:
         print_json(document)
         return
-    out.print(found_table(document))
+    out.print(_found_table(document))
     for line in left_out_lines(document["left_out"], document["facts_without_prompts"]):
         out.print(line, soft_wrap=True)
     if to is not None:
@@ -119,35 +142,42 @@ def find(
 def _check_consistent(
     preset: str | None, quadrature: str, n_steps: int | None, tolerance: float, output: str, contrast: str | None
 ) -> None:
-    """Raise, before anything is loaded, when options contradict each other.
+    """Check, before anything is loaded, that no options contradict each other.
 
     Raises:
-        ArgumentError: naming them.
+        ArgumentError: Some do. The message names them.
     """
     if preset is not None and (quadrature != "adaptive" or n_steps is not None):
         raise ArgumentError(
-            f"--preset {preset} fixes the quadrature; leave out --quadrature and --n-steps, or --preset."
+            f"--preset {preset} fixes the quadrature. Omit either --preset, or --quadrature and --n-steps."
         )
     if n_steps is not None and quadrature == "adaptive":
-        raise ArgumentError("--n-steps is for a fixed rule; name one, such as --quadrature gauss-legendre.")
+        raise ArgumentError("--n-steps is for a fixed rule. Name one, such as --quadrature gauss-legendre.")
     if not 0 < tolerance < math.inf:
         raise ArgumentError(f"--tolerance {tolerance}; expected a positive number, such as 1e-3.")
     if (output == "logit_diff") != (contrast is not None):
-        raise ArgumentError("--output logit_diff and --contrast ANSWER, the answer to compare with, need each other.")
+        raise ArgumentError("--output logit_diff and --contrast ANSWER, the contrasting answer, require each other.")
 
 
-def write_neurons(path: Any, neurons: "dict[Fact, NeuronSet]", model: Any, document: dict[str, Any]) -> None:
-    """Write the sets with what they were found in and with."""
+def _write_neurons(path: Path, neurons: "dict[Fact, NeuronSet]", model: Any, document: dict[str, Any]) -> None:
+    """Write the neuron sets with the identity of the model and the settings."""
     from kn_lens.neurons import NeuronSet
 
-    kept = ("settings", "quadrature", "share_threshold_by_relation")
-    with working("Reading the weights for their digest"):
-        NeuronSet.write_many(path, neurons, model=model, **{key: document[key] for key in kept})
+    with show_progress("Computing the digest of the weights"):
+        NeuronSet.write_many(
+            path,
+            neurons,
+            model=model,
+            settings=document["settings"],
+            quadrature=document["quadrature"],
+            share_threshold_by_relation=document["share_threshold_by_relation"],
+        )
 
 
 def _refined(
     attr: "Attribution", thresholds: dict[str, Any], by_relation: bool
 ) -> "tuple[dict[Fact, NeuronSet], dict[str, float]]":
+    """Return the neurons of each fact, and with ``by_relation`` the share threshold of each relation."""
     from kn_lens.neurons import refine, refine_by_relation
 
     if not by_relation:
@@ -156,24 +186,68 @@ def _refined(
     return refinement.neurons, refinement.share_threshold
 
 
-def _rows(attr: "Attribution", found: "dict[Fact, NeuronSet]") -> dict[Fact, dict[str, Any]]:
-    """Sum up what was found of each fact; gaps are in the output's unit, and null where the method promises no sum."""
-    prompts, gaps, unconverged = attr.prompts, attr.completeness_gap.abs(), ~attr.converged
+def _fact_rows(attr: "Attribution", found: "dict[Fact, NeuronSet]") -> dict[Fact, dict[str, Any]]:
+    """Return neurons and error bar of each fact; gaps have the unit of the output, None if a method has no sum rule."""
+    prompts = attr.prompts
+    gaps = attr.completeness_gap.abs()
+    unconverged = ~attr.converged
     rows = {}
-    for number in prompts.fact_index.unique().tolist():
-        fact, mine = prompts.facts[number], prompts.fact_index == number
-        gaps_here = gaps[mine]
+    for fact_number in prompts.fact_index.unique().tolist():
+        fact = prompts.facts[fact_number]
+        is_fact = prompts.fact_index == fact_number
+        fact_gaps = gaps[is_fact]
+        largest_gap = None
+        if not fact_gaps.isnan().all():
+            largest_gap = fact_gaps.nan_to_num(0).max().item()
         rows[fact] = {
             "key": fact.key,
             "subject": fact.subject,
             "relation": fact.relation,
             "object": fact.object,
-            "n_prompts": int(mine.sum()),
-            "mean_output": attr.clean[mine].mean().item(),
+            "n_prompts": int(is_fact.sum()),
+            "mean_output": attr.clean[is_fact].mean().item(),
             "neurons": [[neuron.layer, neuron.index] for neuron in found[fact]],
-            "largest_gap": None if gaps_here.isnan().all() else gaps_here.nan_to_num(0).max().item(),
-            "n_pairs": gaps_here.numel(),
-            "n_unconverged": int(unconverged[mine].sum()),
-            "mean_points": attr.n_points[mine].double().mean().item(),
+            "largest_gap": largest_gap,
+            "n_pairs": fact_gaps.numel(),
+            "n_unconverged": int(unconverged[is_fact].sum()),
+            "mean_points": attr.n_points[is_fact].double().mean().item(),
         }
     return rows
+
+
+def _found_table(document: Mapping[str, Any]) -> Group:
+    """Return one row for each fact, and totals."""
+    facts = document["facts"]
+    settings = document["settings"]
+    n_unconverged = sum(row["n_unconverged"] for row in facts)
+    n_pairs = sum(row["n_pairs"] for row in facts)
+    numbers = ["prompts", settings["output"], "gap", "n"]
+    if n_unconverged:
+        numbers.insert(3, "unconverged")
+    title = f"{document['model']['name']}: {settings['method']}, {document['quadrature']}"
+    rows = table(title, "", "fact", *numbers, "neurons", right=numbers)
+    for row in facts[:ROWS_SHOWN]:
+        cells = [
+            row["relation"],
+            f"{row['subject']}: {row['object']}".removeprefix(": "),
+            str(row["n_prompts"]),
+            number(row["mean_output"], ".3f"),
+            number(row["largest_gap"]),
+            str(len(row["neurons"])),
+            neuron_names(row["neurons"]),
+        ]
+        if n_unconverged:
+            cells.insert(5, f"{row['n_unconverged']}/{row['n_pairs']}")
+        rows.add_row(*cells)
+    gaps = [row["largest_gap"] for row in facts if row["largest_gap"] is not None]
+    mean = sum(len(row["neurons"]) for row in facts) / len(facts)
+    n_without = sum(not row["neurons"] for row in facts)
+    note = (
+        f"{len(facts):,} facts, {document['n_prompts']:,} prompts; {mean:.2f} neurons per fact, {n_without:,} facts "
+        f"without neurons. Completeness gap at most {number(max(gaps, default=None))}; {n_unconverged:,} of "
+        f"{n_pairs:,} (prompt, layer) pairs above tolerance."
+    )
+    n_hidden = len(facts) - ROWS_SHOWN
+    if n_hidden > 0:
+        note += f"\n{n_hidden:,} more facts are not shown; --out and --json contain all."
+    return Group(rows, note)

@@ -1,4 +1,4 @@
-"""``kn-lens intervene``: turn neurons off or up and see which facts move."""
+"""``kn-lens intervene``: the effects of neurons on facts, measured by suppressing, amplifying or setting them."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -7,22 +7,23 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from rich.console import Group
 
-from kn_lens._whole_files import write_whole
+from kn_lens._core.atomic import write_whole
+from kn_lens._core.intervals import WHY_NONE
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
-from kn_lens.cli._options import check_out, option
+from kn_lens.cli._options import check_output_path, flag, named_option, option
 from kn_lens.cli._run import (
-    ask,
-    described,
+    build_prompts,
+    describe_model,
     effect_records,
-    in_bytes,
-    load_for,
-    most_active,
+    load_for_neurons,
+    memory_budget_of,
+    most_active_neurons,
 )
-from kn_lens.cli._tables import intervened_table, left_out_lines
-from kn_lens.cli._terminal import out, print_json, working
+from kn_lens.cli._tables import effects_table, is_missing, left_out_lines
+from kn_lens.cli._terminal import out, print_json, show_progress
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.facts import Fact, FactSet
 
@@ -30,29 +31,24 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from kn_lens.interventions import Intervention, Position
-    from kn_lens.neuron_sets import NeuronSet
+    from kn_lens.neurons import NeuronSet
     from kn_lens.prompts import PromptBatch
 
-WHAT = "What is done to the neurons"
-OTHERS_AT_LEAST = 100
-"""Facts of other relations are drawn from the facts chosen and as many more of the source, at least so many."""
+INTERVENTION = "Intervention"
+MIN_OTHERS = 100
+"""Facts of other relations are drawn from the chosen facts and as many more of the source, but at least this many."""
 
 
 def intervene(
-    neurons: Annotated[
-        Path, typer.Option("--neurons", "-n", metavar="FILE", help="Neuron file, such as `kn-lens find` writes.")
-    ],
-    suppress: Annotated[
-        bool, typer.Option("--suppress", help="Turn the neurons off; so unless another is given.", rich_help_panel=WHAT)
-    ] = False,
-    amplify: Annotated[float | None, option(WHAT, "FACTOR", "Multiply their activations.")] = None,
-    set_to: Annotated[float | None, option(WHAT, "VALUE", "Set their activations.")] = None,
+    neurons: Annotated[Path, named_option(None, "--neurons -n", "FILE", "Neuron file, as `kn-lens find` writes it.")],
+    suppress: Annotated[bool, flag(INTERVENTION, "--suppress", "Suppression of the neurons; the default.")] = False,
+    amplify: Annotated[float | None, option(INTERVENTION, "FACTOR", "Factor of their activations.")] = None,
+    set_to: Annotated[float | None, option(INTERVENTION, "VALUE", "Value of their activations.")] = None,
     all_positions: Annotated[
-        bool,
-        typer.Option("--all-positions", help="Not only where answers are read.", rich_help_panel=WHAT),
+        bool, flag(INTERVENTION, "--all-positions", "Intervention at all positions, not only the read position.")
     ] = False,
     controls: Annotated[
-        bool, typer.Option(help="Also other neurons, and facts of other relations.", rich_help_panel=WHAT)
+        bool, flag(INTERVENTION, "--controls/--no-controls", "Control neurons, and facts of other relations.")
     ] = True,
     model: options.ModelOfNeurons = None,
     device: options.Device = None,
@@ -71,34 +67,42 @@ def intervene(
     to: options.Out = None,
     json: options.Json = False,
 ) -> None:
-    """Turn the neurons of facts off or up, and measure these facts and others.
+    """Suppress, amplify or set the neurons of facts, and measure these facts and others.
 
-    The table gives the change of the right answer's probability, relative to what it was, with a 95% bootstrap
-    interval; --out takes what it is made of, fact by fact, as CSV.
+    The table gives the change of the correct answer's probability, relative to its value before, with a 95% bootstrap
+    interval; --out takes the underlying values of each fact as CSV.
     """
-    memory_budget = in_bytes(memory)
-    label, make = _intervention(suppress, amplify, set_to, "all" if all_positions else "read")
-    check_out(to, facts, neurons, templates)
+    memory_budget = memory_budget_of(memory)
+    position = "all" if all_positions else "read"
+    label, make_intervention = _intervention(suppress, amplify, set_to, position)
+    check_output_path(to, facts, neurons, templates)
     source = read_facts(facts, format, templates, split)
-    sets = _sets(neurons, source, choose(source, relation, subject, limit, seed))
-    loaded = load_for(neurons, model, device, dtype, force=force)
+    sets = _neurons_of(neurons, source, choose(source, relation, subject, limit, seed))
+    loaded = load_for_neurons(neurons, model, device, dtype, force=force)
     _check_neurons(sets, loaded)
-    prompts = ask(loaded, sets, leave_out=leave_out_unknown)
-    without = [fact for fact, n in prompts.prompts_per_fact().items() if not n]
-    sets = {fact: found for fact, found in sets.items() if fact not in without}
+    prompts = build_prompts(loaded, sets, leave_out=leave_out_unknown)
+    unqueried = [fact for fact, n in prompts.prompts_per_fact().items() if not n]
+    sets = {fact: found for fact, found in sets.items() if fact not in unqueried}
 
-    job = _Job(model=loaded, prompts=prompts, sets=sets, intervene=make(), seed=seed, memory_budget=memory_budget)
-    effects = _controlled(job, source) if controls else _alone(job)
+    job = _Job(
+        model=loaded,
+        prompts=prompts,
+        sets=sets,
+        intervene=make_intervention(),
+        seed=seed,
+        memory_budget=memory_budget,
+    )
+    effects = _controlled_effects(job, source) if controls else _own_effects(job)
     document = {
         "command": "intervene",
-        "model": described(loaded),
+        "model": describe_model(loaded),
         "neurons": str(neurons),
         "intervention": label,
-        "positions": "all" if all_positions else "read",
+        "positions": position,
         "seed": seed,
         "n_facts": len(sets),
         "n_facts_without_neurons": sum(not found for found in sets.values()),
-        "facts_without_prompts": [fact.key for fact in without],
+        "facts_without_prompts": [fact.key for fact in unqueried],
         "left_out": dict(prompts.left_out),
         "effects": effect_records(effects, seed),
         "facts": effects.to_dict("records"),
@@ -109,16 +113,29 @@ def intervene(
     if json:
         print_json(document)
         return
-    out.print(intervened_table(document))
+    out.print(_effects_group(document))
     for line in left_out_lines(document["left_out"], document["facts_without_prompts"]):
         out.print(line, soft_wrap=True)
     if to is not None:
         out.print(f"Effects on every fact written to {to}", soft_wrap=True)
 
 
+def _effects_group(document: Mapping[str, Any]) -> Group:
+    """Return the table of effects with its note."""
+    title = f"{document['model']['name']}: change of the answer's probability"
+    note = (
+        f"{document['n_facts']:,} facts, {document['n_facts_without_neurons']:,} of them without neurons (and without "
+        "any change). n: neurons per fact. Means over relations of (after - before) / before, with 95% bootstrap "
+        "intervals."
+    )
+    if any(is_missing(row["low"]) for row in document["effects"]):
+        note += f" {WHY_NONE}"
+    return Group(effects_table(title, {document["intervention"]: document["effects"]}), note)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """What to measure, and how."""
+    """The model, facts and intervention of a measurement."""
 
     model: Any
     prompts: "PromptBatch"
@@ -131,18 +148,19 @@ class _Job:
 def _intervention(
     suppress: bool, amplify: float | None, set_to: float | None, position: "Position"
 ) -> "tuple[str, Callable[[], Callable[[Any], Intervention]]]":
-    """Return what the intervention is called, and what makes it once its class may be imported.
+    """Return the label of the intervention, and a function that imports and returns its constructor.
 
     Raises:
-        ArgumentError: more than one is asked for, or a number that is none.
+        ArgumentError: More than one is given, or a number is not finite.
     """
     given = {"--suppress": suppress, "--amplify": amplify is not None, "--set-to": set_to is not None}
-    if sum(given.values()) > 1:
-        raise ArgumentError(f"{' and '.join(name for name in given if given[name])} exclude each other; give one.")
+    names = [name for name, is_given in given.items() if is_given]
+    if len(names) > 1:
+        raise ArgumentError(f"{' and '.join(names)} exclude each other; give one.")
     if not math.isfinite(amplify or 0) or not math.isfinite(set_to or 0):
         raise ArgumentError("--amplify and --set-to take a finite number.")
 
-    def make() -> "Callable[[Any], Intervention]":
+    def constructor() -> "Callable[[Any], Intervention]":
         from kn_lens.interventions import Amplify, SetTo, Suppress
 
         if amplify is not None:
@@ -151,17 +169,21 @@ def _intervention(
             return partial(SetTo, value=set_to, position=position)
         return partial(Suppress, position=position)
 
-    label = "off" if amplify is None else f"x{amplify:g}"
-    return label if set_to is None else f"= {set_to:g}", make
+    if amplify is not None:
+        return f"x{amplify:g}", constructor
+    if set_to is not None:
+        return f"= {set_to:g}", constructor
+    return "off", constructor
 
 
-def _sets(path: Path, source: FactSet, chosen: FactSet) -> "dict[Fact, NeuronSet]":
-    """Return the neurons of the chosen facts that the file has an entry for.
+def _neurons_of(path: Path, source: FactSet, chosen: FactSet) -> "dict[Fact, NeuronSet]":
+    """Return the neurons of the chosen facts with an entry in the file.
 
     Raises:
-        DataError: the file is not one of neurons, an entry is for no fact of the source, or none is for those chosen.
+        DataError: The file is not a neuron file, an entry is not that of a fact of the source, or no entry is that of
+            a chosen fact.
     """
-    from kn_lens.neuron_sets import NeuronSet, match_facts
+    from kn_lens.neurons import NeuronSet, match_facts
 
     matched = match_facts(NeuronSet.read_many(path), source)
     sets = {fact: matched[fact] for fact in chosen if fact in matched}
@@ -178,66 +200,83 @@ def _check_neurons(sets: "Mapping[Fact, NeuronSet]", model: Any) -> None:
         found.check(host)
 
 
-def _controlled(job: _Job, source: FactSet) -> "pd.DataFrame":
-    """Measure beside random and most active neurons, on each fact and on one of another relation."""
-    from kn_lens.effects import controlled_effects
+def _controlled_effects(job: _Job, source: FactSet) -> "pd.DataFrame":
+    """Measure found, random and most active neurons, on each fact and on a fact of another relation."""
+    from kn_lens.interventions import controlled_effects
 
     if len(source.relations) < 2:
         raise ArgumentError(
-            f"The controls need facts of another relation, and these are all of {', '.join(source.relations)}: name a "
-            "source with more relations (--relation chooses from it), or give --no-controls."
+            f"The controls need facts of another relation, and all of these are of {', '.join(source.relations)}. Name "
+            "a source with more relations (--relation chooses from it), or give --no-controls."
         )
-    n_others = max(OTHERS_AT_LEAST, len(job.sets))
-    rest = FactSet(fact for fact in source if fact not in job.sets and fact.templates)
-    others = rest.sample(min(len(rest), n_others), job.seed)
-    if len({fact.relation for fact in (*job.sets, *others)}) < 2:  # nearly all of the source are of one relation
-        rest = rest.of(*({fact.relation for fact in rest} - {fact.relation for fact in job.sets}))
-        others = rest.sample(min(len(rest), n_others), job.seed)
-    pool = ask(job.model, [*job.sets, *others], leave_out=True)
+    others = _other_facts(job, source)
+    pool = build_prompts(job.model, [*job.sets, *others], leave_out=True)
     relations = {fact.relation for fact, n in pool.prompts_per_fact().items() if n}
     if len(relations) < 2:  # before the model runs
         raise ArgumentError(
-            f"The controls need facts of another relation, and of those drawn the model can be asked for facts of "
-            f"{', '.join(relations)} alone; name a source with others that it can be asked for, or give --no-controls."
+            "The controls need facts of another relation, but of the drawn facts the model can only be queried with "
+            f"those of {', '.join(relations)}. Name a source with others, or give --no-controls."
         )
-    active = most_active(job.model, job.prompts, job.sets, memory_budget=job.memory_budget)
-    with working("Measuring", unit="prompts") as show:
+    active = most_active_neurons(job.model, job.prompts, job.sets, memory_budget=job.memory_budget)
+    with show_progress("Measuring", unit="prompts") as progress:
         return controlled_effects(
-            job.model, pool, job.sets, active, intervene=job.intervene, seed=job.seed, memory_budget=job.memory_budget,
-            progress=show,
-        )  # fmt: skip
+            job.model,
+            pool,
+            job.sets,
+            active,
+            intervene=job.intervene,
+            seed=job.seed,
+            memory_budget=job.memory_budget,
+            progress=progress,
+        )
 
 
-def _alone(job: _Job) -> "pd.DataFrame":
-    """Measure the facts' own neurons on the facts themselves; columns as those of ``controlled_effects``."""
+def _other_facts(job: _Job, source: FactSet) -> FactSet:
+    """Return facts for the control on other relations, drawn from those that are not measured themselves."""
+    n_others = max(MIN_OTHERS, len(job.sets))
+    rest = FactSet(fact for fact in source if fact not in job.sets and fact.templates)
+    others = rest.sample(min(len(rest), n_others), job.seed)
+    own_relations = {fact.relation for fact in job.sets}
+    if len(own_relations | {fact.relation for fact in others}) < 2:  # nearly all of the source are of one relation
+        rest = rest.of(*({fact.relation for fact in rest} - own_relations))
+        others = rest.sample(min(len(rest), n_others), job.seed)
+    return others
+
+
+def _own_effects(job: _Job) -> "pd.DataFrame":
+    """Measure the found neurons on their own facts; the columns are those of ``controlled_effects``."""
     import numpy as np
     import pandas as pd
 
-    from kn_lens.effects import measure
+    from kn_lens.interventions import measure
 
     prompts = job.prompts
-    with working("Measuring", unit="prompts") as show:
-        effect = measure(job.model, prompts, job.intervene(job.sets), memory_budget=job.memory_budget, progress=show)
-    owner = prompts.fact_index.cpu().numpy()
-    n_prompts = np.bincount(owner, minlength=len(prompts.facts))
-    before, after = (
-        np.bincount(owner, weights=effect[column], minlength=len(prompts.facts)) / np.maximum(n_prompts, 1)
-        for column in ("before", "after")
-    )
-    return pd.DataFrame(
-        {
-            "relation": fact.relation,
-            "subject": fact.subject,
-            "object": fact.object,
-            "key": fact.key,
-            "neurons": "found",
-            "facts": "own",
-            "measured": fact.key,
-            "n_neurons": len(job.sets[fact]),
-            "n_prompts": n_prompts[number],
-            "before": before[number],
-            "after": after[number],
-        }
-        for number, fact in enumerate(prompts.facts)
-        if fact in job.sets
-    )
+    with show_progress("Measuring", unit="prompts") as progress:
+        effect = measure(
+            job.model, prompts, job.intervene(job.sets), memory_budget=job.memory_budget, progress=progress
+        )
+    fact_index = prompts.fact_index.cpu().numpy()
+    n_facts = len(prompts.facts)
+    n_prompts = np.bincount(fact_index, minlength=n_facts)
+    divisor = np.maximum(n_prompts, 1)
+    before = np.bincount(fact_index, weights=effect["before"], minlength=n_facts) / divisor
+    after = np.bincount(fact_index, weights=effect["after"], minlength=n_facts) / divisor
+    rows = []
+    for number, fact in enumerate(prompts.facts):
+        if fact in job.sets:
+            rows.append(
+                {
+                    "relation": fact.relation,
+                    "subject": fact.subject,
+                    "object": fact.object,
+                    "key": fact.key,
+                    "neuron_set": "found",
+                    "scope": "own",
+                    "measured": fact.key,
+                    "n_neurons": len(job.sets[fact]),
+                    "n_prompts": n_prompts[number],
+                    "before": before[number],
+                    "after": after[number],
+                }
+            )
+    return pd.DataFrame(rows)

@@ -1,10 +1,14 @@
-"""``kn-lens models``: what can be hosted, and what comes with the package."""
+"""``kn-lens models``: embedded models, supported families, and rejected kinds of models."""
 
 import json as json_module
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Group
+from rich.table import Table
+
 from kn_lens.cli import _options as options
-from kn_lens.cli._tables import embedded_table, families_table, refused_table
+from kn_lens.cli._tables import number, table
 from kn_lens.cli._terminal import out, print_json
 
 REFUSED = {
@@ -15,40 +19,42 @@ REFUSED = {
     "quantised weights": "rows can be neither read nor edited exactly; take the original weights",
     "a model in train mode": "dropout makes every pass another one; call model.eval()",
 }
-"""What `load_model` turns away, and what to do instead."""
+"""Kinds of models that `load_model` rejects, with the reason and an alternative."""
 
 
 def models(json: options.Json = False) -> None:
-    """List the embedded models, the families that can be hosted, and what is refused."""
+    """List the embedded models, the supported families, and the rejected kinds of models."""
     from kn_lens.hosts import FAMILIES
 
-    document = {
-        "command": "models",
-        "embedded": embedded(),
-        "families": [
-            {"name": one.name, "kind": one.kind, "architecture": one.architecture, "example": one.example}
-            for one in FAMILIES
-        ],
-        "refused": REFUSED,
-    }
+    families = []
+    for family in FAMILIES:
+        families.append(
+            {
+                "name": family.name,
+                "kind": family.kind,
+                "architecture": family.architecture,
+                "example": family.example,
+            }
+        )
+    document = {"command": "models", "embedded": embedded(), "families": families, "refused": REFUSED}
     if json:
         print_json(document)
         return
-    out.print(embedded_table(document["embedded"]))
-    out.print(families_table(document["families"]))
+    out.print(_embedded_table(document["embedded"]))
+    out.print(_families_table(families))
     out.print("Other causal families work where TransformerLens has an adapter and every block a dense MLP.\n")
-    out.print(refused_table(REFUSED))
+    out.print(_refused_table())
 
 
 def embedded() -> list[dict[str, Any]]:
-    """Return what the record beside each embedded model says: how it was made, and what was measured of it."""
-    from kn_lens._loading import EMBEDDED_DIR, embedded_models
+    """Return name, kind and measurements of each embedded model, from the ``recipe.json`` of its checkpoint."""
+    from kn_lens.hosts import EMBEDDED_DIR, embedded_models
 
-    found = []
+    result = []
     for name in embedded_models():
         record = json_module.loads((EMBEDDED_DIR / name / "recipe.json").read_text(encoding="utf-8"))
         recipe = record["recipe"]
-        found.append(
+        result.append(
             {
                 "name": name,
                 "kind": "masked" if recipe["kind"] == "bert" else "causal",
@@ -56,4 +62,39 @@ def embedded() -> list[dict[str, Any]]:
                 **record["measured"],
             }
         )
-    return found
+    return result
+
+
+def _embedded_table(models: Sequence[Mapping[str, Any]]) -> Group:
+    numbers = ("trained", "held out", "P(answer)")
+    title = "Embedded models: top-1 recall of the embedded facts"
+    rows = table(title, "name", "kind", "facts", *numbers, right=numbers)
+    for model in models:
+        rows.add_row(
+            model["name"],
+            model["kind"],
+            "constructed" if model["constructed"] else "plain",
+            f"{model['recall']['trained']:.1%}",
+            f"{model['recall']['held_out']:.1%}",
+            number(model["probability"]["trained"], ".3f"),
+        )
+    note = (
+        "constructed: the training put its facts into its MLPs; a positive control. plain: nothing in its training "
+        "determines where facts are stored. trained, held out: recall on templates seen in training, and on others. "
+        "P(answer): mean on the trained templates.\n"
+    )
+    return Group(rows, note)
+
+
+def _families_table(families: Sequence[Mapping[str, str]]) -> Table:
+    rows = table("Families", "family", "kind", "example")
+    for family in families:
+        rows.add_row(family["name"], family["kind"], family["example"])
+    return rows
+
+
+def _refused_table() -> Table:
+    rows = table("Refused", "model", "reason and alternative")
+    for kind, reason in REFUSED.items():
+        rows.add_row(kind, reason)
+    return rows

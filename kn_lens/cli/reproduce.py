@@ -1,43 +1,39 @@
-"""``kn-lens reproduce``: the paper's tables and figures for any model, resumed where it was stopped."""
+"""``kn-lens reproduce``: the tables and figures of the paper for any model, resumable."""
 
-import json as jsonlib
+import json as json_module
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-import typer
+from rich.console import Console, Group
+from rich.table import Table
 
-from kn_lens._shown import escaped
+from kn_lens._core.escape import escaped
+from kn_lens._core.intervals import WHY_NONE
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import read_facts
-from kn_lens.cli._options import FACTS, METHOD, RESULT, choice, option
-from kn_lens.cli._results import result_table
-from kn_lens.cli._run import described, in_bytes, load
-from kn_lens.cli._strength import say_of_updates
-from kn_lens.cli._tables import table
-from kn_lens.cli._terminal import Work, duration, err, out, print_json, working
+from kn_lens.cli._options import FACTS, METHOD, RESULT, choice, flag, named_option, option
+from kn_lens.cli._run import describe_model, load, memory_budget_of
+from kn_lens.cli._tables import ROWS_SHOWN, is_missing, table
+from kn_lens.cli._terminal import Activity, duration, err, out, print_json, show_progress
+from kn_lens.cli.edit import STRENGTH_ADVICE
 from kn_lens.errors import ArgumentError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table
 
-    from kn_lens.experiments.running import State
-    from kn_lens.experiments.study import Shown
+    from kn_lens.runs.execute import RunState
+    from kn_lens.runs.stage import TableDisplay
 
 PRESETS = ("kn_lens", "paper", "official")
-STAGES, OTHERS = "What is run", "Neurons found by others"
-RELATIONS_NAMED = 8
+EXECUTION = "Execution"
+OTHERS = "Neurons found elsewhere"
+RELATIONS_SHOWN = 8
 
 
 def reproduce(
-    to: Annotated[
-        Path,
-        typer.Option(
-            "--out", "-o", metavar="DIR", help="Run directory: new, or to be taken up again.", rich_help_panel=RESULT
-        ),
-    ],
+    to: Annotated[Path, named_option(RESULT, "--out -o", "DIR", "Run directory: new, or that of a run to resume.")],
     model: options.Model = "world-bert",
     device: options.Device = None,
     dtype: options.Dtype = "float32",
@@ -46,118 +42,189 @@ def reproduce(
     format: options.Format = None,
     templates: options.Templates = None,
     split: options.Split = "all",
-    relations: Annotated[str | None, option(FACTS, "P36,...", "Only these relations.")] = None,
-    limit: Annotated[int | None, option(FACTS, "N", "Facts of each relation at most, drawn at random.", min=1)] = None,
-    seed: options.Seed = 0,
-    preset: Annotated[str, choice(PRESETS, "Where ours, the paper and its code differ", METHOD)] = "kn_lens",
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Change a setting of it; may be repeated.",
-                     rich_help_panel=METHOD),
+    relations: Annotated[str | None, option(FACTS, "P36,...", "Relations of the facts; all by default.")] = None,
+    limit: Annotated[
+        int | None, option(FACTS, "N", "Maximum number of facts of each relation, drawn at random.", min=1)
     ] = None,
-    stages: Annotated[str | None, option(STAGES, "NAME,...", "Only these, and those that they need.")] = None,
-    workers: Annotated[int, option(STAGES, "N", "Processes that share the work, each with the model.", min=1)] = 1,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would run, and how long; write nothing.", rich_help_panel=STAGES)
-    ] = False,
+    seed: options.Seed = 0,
+    preset: Annotated[str, choice(PRESETS, "Settings of the library, the paper or its code", METHOD)] = "kn_lens",
+    changes: Annotated[
+        list[str] | None, named_option(METHOD, "--set", "NAME=VALUE", "Changed setting of the preset; repeatable.")
+    ] = None,
+    stages: Annotated[
+        str | None, option(EXECUTION, "NAME,...", "Stages, with those that they need; all by default.")
+    ] = None,
+    workers: Annotated[
+        int, option(EXECUTION, "N", "Number of processes that share the work, each with the model.", min=1)
+    ] = 1,
+    dry_run: Annotated[bool, flag(EXECUTION, "--dry-run", "Plan with estimated times; nothing is written.")] = False,
     force: Annotated[
         bool,
-        typer.Option(
-            "--force", help="Take up a run of other settings, redoing what they change; take neurons of other models.",
-            rich_help_panel=STAGES,
+        flag(
+            EXECUTION,
+            "--force",
+            "Use of a run with other settings, computing what they change again, or of neurons of other models.",
         ),
     ] = False,
     neurons: Annotated[
         list[Path] | None,
-        typer.Option("--neurons", "-n", metavar="FILE", help="Neuron files; no model is run. May be repeated.",
-                     rich_help_panel=OTHERS),
+        named_option(OTHERS, "--neurons -n", "FILE", "Neuron file, summarised without a model; repeatable."),
     ] = None,
     baseline: Annotated[
-        list[Path] | None,
-        typer.Option("--baseline", metavar="FILE", help="Those of the baseline beside them.", rich_help_panel=OTHERS),
+        list[Path] | None, named_option(OTHERS, "--baseline", "FILE", "Neuron file of their baseline; repeatable.")
     ] = None,
-    n_layers: Annotated[int | None, option(OTHERS, "N", "Layers of their model.", min=1)] = None,
+    n_layers: Annotated[int | None, option(OTHERS, "N", "Number of layers of their model.", min=1)] = None,
     json: options.Json = False,
-) -> None:  # fmt: skip
-    """Run the paper's study on a model: attribution, refining, suppressing and amplifying, tables and figures.
+) -> None:
+    """Run the paper's study on a model: attribution, refining, suppression and amplification, tables and figures.
 
-    Stop it at any time; the same command takes it up again. Records, tables and figures are in the run directory.
+    The command can be stopped at any time; the same command resumes the run. The run directory contains records, tables
+    and figures.
     """
     if neurons:
-        _found(neurons, baseline or [], facts, format, n_layers, to, seed, force, json)
+        _summarise_neurons(neurons, baseline or [], facts, format, n_layers, to, seed, force, json)
         return
     if baseline or n_layers:
-        raise ArgumentError("--baseline and --n-layers are for neurons found by others: name these with --neurons.")
-    memory_budget = in_bytes(memory)
-    chosen = _settings(preset, changes, seed=seed, limit=limit, relations=tuple(_listed(relations)))
+        raise ArgumentError("--baseline and --n-layers are for neurons found elsewhere, named with --neurons.")
+    memory_budget = memory_budget_of(memory)
+    settings = _settings(preset, changes, seed=seed, limit=limit, relations=tuple(_listed(relations)))
     source = read_facts(facts, format, templates, split)
-    held_out = read_facts(facts, format, templates, "held_out") if split == "trained" else None
+    held_out = None
+    if split == "trained":
+        held_out = read_facts(facts, format, templates, "held_out")
 
     from torch import get_num_threads
 
-    from kn_lens._processes import run_shared
-    from kn_lens.engines import on_threads
-    from kn_lens.experiments.planning import plan
-    from kn_lens.experiments.reproduction import open_study
-    from kn_lens.experiments.running import named, run
-    from kn_lens.experiments.stages import STAGES as ALL_STAGES
-    from kn_lens.report import write_figures
-    from kn_lens.study_config import ModelEntry
+    from kn_lens.reports.report import write_figures
+    from kn_lens.runs.context import open_context
+    from kn_lens.runs.execute import run_stages, stages_named
+    from kn_lens.runs.planning import plan
+    from kn_lens.runs.stages.order import STAGES
+    from kn_lens.runs.studies.config import ModelEntry
+    from kn_lens.runs.workers.engine import torch_threads
+    from kn_lens.runs.workers.processes import run_shared
 
-    wanted = named(ALL_STAGES, _listed(stages))  # before the model is loaded, which takes longer
+    chosen_stages = stages_named(STAGES, _listed(stages))  # raises for an unknown stage, before the model is loaded
     loaded = load(model, device, dtype)
-    how: dict[str, Any] = {"held_out": held_out, "memory_budget": memory_budget, "force": force}
-    document = {"command": "reproduce", "model": described(loaded), "out": str(to), "settings": chosen.as_dict()}
+    document = {
+        "command": "reproduce",
+        "model": describe_model(loaded),
+        "out": str(to),
+        "settings": settings.as_dict(),
+    }
+    n_threads = max(1, get_num_threads() // workers)
+    run_options: dict[str, Any] = {"held_out": held_out, "memory_budget": memory_budget, "force": force}
     if dry_run:
-        with working("Counting passes and timing some"), on_threads(max(1, get_num_threads() // workers)):
-            planned = plan(loaded, source, to, chosen, wanted, **how)
+        with show_progress("Counting passes and timing some"), torch_threads(n_threads):
+            planned = plan(loaded, source, to, settings, chosen_stages, **run_options)
         planned["seconds"] /= workers
         if json:
             print_json({**document, "plan": planned.to_dict("records")})
             return
         out.print(_plan_table(planned))
-        out.print(
-            f"In all {duration(planned['seconds'].sum())}, as a few passes take; docs/performance.md says how near."
-        )
+        total = duration(cast("float", planned["seconds"].sum()))
+        out.print(f"Total: {total}, estimated from a few passes; see docs/performance.md.")
         return
-    where = None if templates is None else str(templates)
-    names = {"model": model, "facts": facts, "format": format, "templates": where, "split": split}
+    names = {
+        "model": model,
+        "facts": facts,
+        "format": format,
+        "templates": None if templates is None else str(templates),
+        "split": split,
+    }
     try:
         with (
-            on_threads(max(1, get_num_threads() // workers)),
-            open_study(loaded, source, to, chosen, names=names, **how) as study,
+            torch_threads(n_threads),
+            open_context(loaded, source, to, settings, names=names, **run_options) as context,
         ):
-            with working("Looking at what is there", unit="passes") as work:
+            with show_progress("Checking existing records", unit="passes") as activity:
                 if workers == 1:
-                    tables = run(study, wanted, _watch(work))
+                    tables = run_stages(context, chosen_stages, _on_progress(activity))
                 else:
                     entry = ModelEntry(name=model, model=model, dtype=dtype, device=device)
-                    tables = run_shared(study, wanted, entry, workers, _watch(work))
-            with working("Drawing the figures"):
+                    tables = run_shared(context, chosen_stages, entry, workers, _on_progress(activity))
+            with show_progress("Drawing the figures"):
                 write_figures(to)
-        _print(document, tables, {name: how for stage in wanted for name, how in stage.shown.items()}, to, json)
+        displays: dict[str, TableDisplay] = {}
+        for stage in chosen_stages:
+            displays |= stage.shown
+        _print_results(document, tables, displays, to, json)
     except KeyboardInterrupt:
-        kept = escaped(str(to))
         print(
-            f"kn-lens: interrupted; what was written to {kept} is kept, and the same command goes on from there.",
+            f"kn-lens: interrupted; the results in {escaped(str(to))} are kept, and the same command resumes the run.",
             file=sys.stderr,
         )
         sys.exit(130)
 
 
-def _found(
-    neurons: Sequence[Path], baseline: Sequence[Path], facts: str, format: str | None, n_layers: int | None, to: Path,
-    seed: int, force: bool, json: bool,
-) -> None:  # fmt: skip
-    """Sum up neurons found by others: Table 2 and Figure 3 alone."""
-    from kn_lens.experiments import refining
-    from kn_lens.experiments.found_files import check_one_model, found_tables, read_found
-    from kn_lens.experiments.run_directory import open_run
-    from kn_lens.report import write_figures
+def _settings(preset: str, changes: Sequence[str] | None, **given: Any) -> Any:
+    """Return the settings of a preset, changed by ``--set`` and by the settings with options of their own."""
+    from kn_lens.runs.settings import Settings
+
+    changed: dict[str, Any] = {}
+    for change in changes or ():
+        name, equals, text = change.partition("=")
+        if not equals or name in (*given, "preset"):
+            raise ArgumentError(f"--set {change!r}; expected NAME=VALUE, such as attr_threshold=0.3.")
+        try:
+            changed[name] = json_module.loads(text)
+        except (ValueError, RecursionError):
+            changed[name] = text
+    return Settings.of(preset, **changed, **given)
+
+
+def _listed(names: str | None) -> list[str]:
+    return [name.strip() for name in (names or "").split(",") if name.strip()]
+
+
+def _on_progress(activity: Activity) -> "Callable[[RunState], None]":
+    """Return the progress callback of a run."""
+
+    def on_progress(state: "RunState") -> None:
+        if state.note:
+            err.print(state.note, soft_wrap=True)
+        description = state.stage.name
+        if state.shard is not None:
+            description += f" {state.shard.name}"
+        activity(state.done, state.total, f"{description} ({state.shards_done}/{state.n_shards})")
+
+    return on_progress
+
+
+def _plan_table(rows: "pd.DataFrame") -> Table:
+    numbers = ("shards", "done", "passes", "time")
+    result = table("Plan", "stage", *numbers, right=numbers)
+    for row in rows.to_dict("records"):
+        result.add_row(
+            row["stage"],
+            str(row["shards"]),
+            str(row["done"]),
+            f"{row['passes']:,}",
+            duration(row["seconds"]),
+        )
+    return result
+
+
+def _summarise_neurons(
+    neurons: Sequence[Path],
+    baseline: Sequence[Path],
+    facts: str,
+    format: str | None,
+    n_layers: int | None,
+    to: Path,
+    seed: int,
+    force: bool,
+    json: bool,
+) -> None:
+    """Compute Table 2 and Figure 3 from neuron files alone."""
+    from kn_lens.reports.report import write_figures
+    from kn_lens.runs.directory import open_run
+    from kn_lens.runs.found_files import check_one_model, found_tables, read_found
+    from kn_lens.runs.stages.neurons import NEURONS
 
     if (to / "records").is_dir():
         raise ArgumentError(
-            f"--out {to} is a run on a model, whose settings and tables would be replaced; name another directory."
+            f"--out {to} is a run on a model, whose settings and tables would be replaced. Name another directory."
         )
     if not force:
         check_one_model([*neurons, *baseline])
@@ -168,80 +235,215 @@ def _found(
     tables = found_tables(sets, n_layers, seed=seed)
     files = [str(path) for path in (*neurons, *baseline)]
     with open_run(to, {"neurons": files, "seed": seed}, {"made_from": {}}, force=True) as run:
-        for name, one in tables.items():
-            run.write_text(f"tables/{name}.csv", one.to_csv(index=False))
+        for name, rows in tables.items():
+            run.write_text(f"tables/{name}.csv", rows.to_csv(index=False))
         write_figures(to)
-    _print({"command": "reproduce", "neurons": files, "out": str(to)}, tables, refining.STAGE.shown, to, json)
+    document = {"command": "reproduce", "neurons": files, "out": str(to)}
+    _print_results(document, tables, NEURONS.shown, to, json)
 
 
-def _settings(preset: str, changes: Sequence[str] | None, **given: Any) -> Any:
-    """Return the settings of a preset, with ``--set`` and the options of their own put in."""
-    from kn_lens.experiments.settings import Settings
-
-    changed: dict[str, Any] = {}
-    for change in changes or ():
-        name, equals, text = change.partition("=")
-        try:
-            value = jsonlib.loads(text)
-        except (ValueError, RecursionError):
-            value = text
-        if not equals or name in (*given, "preset"):
-            raise ArgumentError(f"--set {change!r}; expected NAME=VALUE, such as attr_threshold=0.3.")
-        changed[name] = value
-    return Settings.of(preset, **changed, **given)
+# --- results ----------------------------------------------------------------------------------------------
 
 
-def _listed(names: str | None) -> list[str]:
-    return [name.strip() for name in (names or "").split(",") if name.strip()]
-
-
-def _watch(work: Work) -> "Callable[[State], None]":
-    """Return what shows how far a run is."""
-
-    def watch(state: "State") -> None:
-        where = "" if state.shard is None else f" {state.shard.name}"
-        if state.note:
-            err.print(state.note, soft_wrap=True)
-        work(state.done, state.total, f"{state.stage.name}{where} ({state.shards_done}/{state.n_shards})")
-
-    return watch
-
-
-def _print(
+def _print_results(
     document: Mapping[str, Any],
     tables: "Mapping[str, pd.DataFrame]",
-    shown: "Mapping[str, Shown]",
+    displays: "Mapping[str, TableDisplay]",
     to: Path,
     json: bool,
 ) -> None:
     if "updated" in tables:
-        say_of_updates(tables["updated"], tables.get("table6"))
+        _warn_about_updates(tables["updated"], tables.get("table6"))
     if json:
-        print_json({**document, "tables": {name: one.to_dict("records") for name, one in tables.items()}})
+        records = {name: rows.to_dict("records") for name, rows in tables.items()}
+        print_json({**document, "tables": records})
         return
-    for name, how in shown.items():
+    for name, display in displays.items():
         if name in tables:
-            out.print(result_table(tables[name], how, out))
+            out.print(_result_table(tables[name], display, out))
     if "coverage" in tables:
-        out.print(_covered(tables["coverage"]), soft_wrap=True)
+        out.print(_coverage_line(tables["coverage"]), soft_wrap=True)
     out.print(f"n: facts, or pairs of facts. All tables, also by relation, are in {to / 'tables'}.", soft_wrap=True)
 
 
-def _covered(coverage: "pd.DataFrame") -> str:
-    """Say how much of the data was asked."""
-    facts, asked, prompts = (coverage[name].sum() for name in ("facts", "facts_asked", "prompts_asked"))
-    without = coverage.loc[coverage["facts_asked"] == 0, "relation"].tolist()
-    names = ", ".join(without[:RELATIONS_NAMED]) + (" ..." if without[RELATIONS_NAMED:] else "")
-    relations = "relation" if len(without) == 1 else "relations"
-    none = f"; no fact of {len(without)} {relations} ({names}; coverage.csv says why)" if without else ""
-    return f"Asked: {asked:,} of {facts:,} facts, in {prompts:,} prompts{none}."
+def _warn_about_updates(updated: "pd.DataFrame", table6: "pd.DataFrame | None") -> None:
+    """Warn on stderr about updates with large side effects, or all without effect."""
+    from kn_lens.edits import MAX_DISTURBED
 
-
-def _plan_table(rows: "pd.DataFrame") -> "Table":
-    numbers = ("shards", "done", "passes", "time")
-    shown = table("What would run", "stage", *numbers, right=numbers)
-    for row in rows.to_dict("records"):
-        shown.add_row(
-            row["stage"], str(row["shards"]), str(row["done"]), f"{row['passes']:,}", duration(row["seconds"])
+    n_updates = int(cast("float", updated["updated"].sum()))
+    n_disturbing = int(cast("float", updated["disturbing"].sum()))
+    if n_disturbing:
+        err.print(
+            f"kn-lens: {n_disturbing} of {n_updates} updates remove more than {MAX_DISTURBED:.0%} of the correct "
+            f"answers to other facts; try smaller lambdas. {STRENGTH_ADVICE}.",
+            soft_wrap=True,
         )
-    return shown
+    if table6 is None:
+        return
+    success = table6.loc[
+        (table6["asked"] == "own wording") & (table6["neuron_set"] == "found") & (table6["measure"] == "success")
+    ]
+    if len(success) and (success["value"] == 0).all():
+        err.print(
+            f"kn-lens: no update puts its new answer on top; try other lambdas, such as half or twice. "
+            f"{STRENGTH_ADVICE}.",
+            soft_wrap=True,
+        )
+
+
+def _coverage_line(coverage: "pd.DataFrame") -> str:
+    """Return the numbers of queried facts and prompts, and the relations without a queried fact."""
+    n_facts = coverage["facts"].sum()
+    n_queried = coverage["facts_asked"].sum()
+    n_prompts = coverage["prompts_asked"].sum()
+    line = f"Queried: {n_queried:,} of {n_facts:,} facts, in {n_prompts:,} prompts"
+    without = coverage.loc[coverage["facts_asked"] == 0, "relation"].tolist()
+    if not without:
+        return f"{line}."
+    names = ", ".join(without[:RELATIONS_SHOWN])
+    if len(without) > RELATIONS_SHOWN:
+        names += " ..."
+    relations = "relation" if len(without) == 1 else "relations"
+    return f"{line}; no fact of {len(without)} {relations} ({names}; the reasons are in coverage.csv)."
+
+
+# --- tables of a run --------------------------------------------------------------------------------------
+# The neuron sets become columns, so that found neurons stand beside their controls: the found ones with their
+# intervals, the others with theirs if the terminal is wide enough, each followed by the paper's value if there is one.
+
+FOUND = "found"
+RANDOM = "random"
+
+Row = dict[str, Any]
+Lines = dict[tuple[Any, ...], dict[str, Row]]
+"""The rows of each line by its labels, then by neuron set; the key is "" in a table without neuron sets."""
+
+
+def _result_table(rows: "pd.DataFrame", display: "TableDisplay", console: Console) -> Group:
+    """Return a table of a run in the widest layout that fits the console."""
+    if display.measures:
+        rows = rows.loc[rows["measure"].isin(display.measures)]
+    by_neuron_set = "neuron_set" in rows and FOUND in set(rows["neuron_set"])
+    labels = list(rows.columns[: rows.columns.get_loc("value")])
+    if by_neuron_set:
+        labels.remove("neuron_set")
+    lines = _lines(rows, labels, by_neuron_set, display.measures)
+    labels = [name for name in labels if cast("pd.Series", rows[name]).nunique() > 1]
+    unlimited = console.options.update(max_width=1000)
+    drawn = Table()
+    for all_intervals, gap in ((True, 1), (False, 1), (False, 0)):
+        drawn = _layout(display.caption, labels, lines, all_intervals, gap)
+        if console.measure(drawn, options=unlimited).maximum <= console.width:
+            break
+    notes = []
+    n_hidden = len(lines) - ROWS_SHOWN
+    if n_hidden > 0:
+        notes.append(f"{n_hidden:,} more rows are not shown.")
+    for row in rows.to_dict("records"):
+        if _has(row, "value") and "low" in row and not _has(row, "low"):
+            notes.append(WHY_NONE)
+            break
+    if notes:
+        notes.append("")
+    return Group(drawn, *notes)
+
+
+def _lines(rows: "pd.DataFrame", labels: list[str], by_neuron_set: bool, measures: tuple[str, ...]) -> Lines:
+    """Return the lines of a table, in order of first appearance of each label; measures in their given order."""
+    ranks = []
+    for name in labels:
+        values = measures if measures and name == "measure" else rows[name].unique()
+        ranks.append({value: rank for rank, value in enumerate(values)})
+    lines: Lines = {}
+    for row in rows.to_dict("records"):
+        key = tuple(row[name] for name in labels)
+        lines.setdefault(key, {})[row["neuron_set"] if by_neuron_set else ""] = row
+
+    def order(key: tuple[Any, ...]) -> list[int]:
+        return [rank[value] for rank, value in zip(ranks, key, strict=True)]
+
+    return {key: lines[key] for key in sorted(lines, key=order)}
+
+
+def _layout(caption: str, labels: list[str], lines: Lines, all_intervals: bool, gap: int) -> Table:
+    present = {neuron_set for line in lines.values() for neuron_set in line}
+    neuron_sets = sorted(present, key=_column_order)
+    with_paper = set()
+    for line in lines.values():
+        with_paper |= {neuron_set for neuron_set, row in line.items() if _has(row, "paper")}
+    with_control = any(_has_own_control(line) for line in lines.values())
+
+    result = table(caption)
+    result.padding = (0, gap, 0, 0)
+    for name in labels:
+        longest_word = 0
+        for line in lines.values():
+            for row in line.values():
+                longest_word = max(longest_word, *map(len, _label(row[name]).split()), 0)
+        result.add_column(name.replace("_", " "), min_width=longest_word)
+    heads = []
+    for neuron_set in neuron_sets:
+        heads.append(neuron_set or "value")
+        if neuron_set in with_paper:
+            heads.append("paper")
+    if with_control:
+        heads.append("control")
+    heads.append("n")
+    for head in heads:
+        result.add_column(head, justify="right", no_wrap=True)
+
+    for line in list(lines.values())[:ROWS_SHOWN]:
+        first = line[min(line, key=_column_order)]
+        cells = [_label(first[name]) for name in labels]
+        for neuron_set in neuron_sets:
+            row = line.get(neuron_set)
+            cells.append(_value(row, with_interval=all_intervals or neuron_set in ("", FOUND)))
+            if neuron_set in with_paper:
+                cells.append(_number(row, "paper"))
+        if with_control:
+            cells.append(_number(first, "control"))
+        cells.append(f"{first['n']:,}")
+        result.add_row(*cells)
+    return result
+
+
+def _column_order(neuron_set: str) -> tuple[bool, bool, str]:
+    return neuron_set != FOUND, neuron_set == RANDOM, neuron_set
+
+
+def _has_own_control(line: dict[str, Row]) -> bool:
+    """Return whether a line has a control that is not the value of its random neurons."""
+    random = line.get(RANDOM, {}).get("value")
+    return any(_has(row, "control") and row["control"] != random for row in line.values())
+
+
+def _has(row: Row | None, name: str) -> bool:
+    return row is not None and not is_missing(row.get(name))
+
+
+def _label(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).replace("_", " ")
+
+
+def _value(row: Row | None, *, with_interval: bool) -> str:
+    value = _number(row, "value")
+    if row is None or not with_interval or not _has(row, "value") or "low" not in row:
+        return value
+    if not _has(row, "low"):
+        return f"{value} [-]"
+    return f"{value} [{_number(row, 'low', 'value')}, {_number(row, 'high', 'value')}]"
+
+
+def _number(row: Row | None, name: str, like: str = "") -> str:
+    """Return a number with at least three digits, as many as that of the column ``like``; a dash if it is missing."""
+    if row is None or not _has(row, name):
+        return "-"
+    magnitude = abs(row[like or name])
+    decimals = 3
+    if magnitude >= 100:
+        decimals = 0
+    elif magnitude >= 10:
+        decimals = 1
+    elif magnitude >= 1:
+        decimals = 2
+    return f"{row[name]:,.{decimals}f}"

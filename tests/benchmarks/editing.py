@@ -23,8 +23,8 @@ import pandas as pd
 import torch
 
 import kn_lens as kn
-from kn_lens._original import token_embeddings
-from kn_lens._rows import Rows
+from kn_lens.edits.value_rows import ValueRows
+from kn_lens.hosts.unwrap import token_embeddings
 from tests.benchmarks.world import sampled
 
 MODELS = ("world-bert", "world-gpt2")
@@ -178,8 +178,8 @@ def strength(name: str) -> str:
         for lambdas in sorted({choice.lambdas, (1.0, 2.0), (1.0, 8.0)}):
             effects = kn.update_effects(model, to_edit, found, questions=questions, lambdas=lambdas, **how)
             tables += [
-                {"form": form, "lambdas": lambdas, "neurons": kind, **summed(part)}
-                for kind, part in effects.groupby("neurons")
+                {"form": form, "lambdas": lambdas, "neuron_set": kind, **summed(part)}
+                for kind, part in effects.groupby("neuron_set")
             ]
     return "\n".join([*lines, "", pd.DataFrame(tables).round(3).to_string(index=False)]) + "\n"
 
@@ -242,17 +242,17 @@ def updates(case: Case) -> str:
         },
         others=kn.make_prompts(case.model, last),
     )
-    sizes = effects[effects.asked == "own wording"].groupby("neurons").n_neurons.mean().round(1).to_dict()
+    sizes = effects[effects.asked == "own wording"].groupby("neuron_set").n_neurons.mean().round(1).to_dict()
     questions = effects[effects.new_nll_after.notna()]
     others = effects[effects.new_nll_after.isna()]
     answers = {"changed": "changed", "success": "success", "top5": "top 5"}
     answers |= {"rank_before": "rank before", "rank": "rank", "mrr_before": "MRR before", "mrr": "MRR"}
     collateral = {"perplexity_before": "perplexity before", "perplexity_growth": "growth"}
     collateral |= {"accuracy_before": "accuracy before", "accuracy_after": "accuracy after"}
-    says = effects[(effects.neurons == "found") & (effects.asked == "own wording")].says
+    says = effects[(effects.neuron_set == "found") & (effects.asked == "own wording")].says
     return (
-        f"{len(case.new_objects)} updates, neurons {sizes}\n\n{cells(questions, answers, ['neurons', 'asked'])}\n\n"
-        f"{cells(others, collateral, ['neurons', 'asked'])}\n\nMost frequent answers after: "
+        f"{len(case.new_objects)} updates, neurons {sizes}\n\n{cells(questions, answers, ['neuron_set', 'asked'])}\n\n"
+        f"{cells(others, collateral, ['neuron_set', 'asked'])}\n\nMost frequent answers after: "
         f"{says.value_counts().head(5).to_dict()}\n"
     )
 
@@ -263,8 +263,8 @@ def dose_curve(case: Case) -> str:
     columns = {"changed": "changed", "success": "success", "mrr": "MRR"}
     everything = kn.update_effects(case.model, case.new_objects, case.found, case.active, preset="official")
     return (
-        f"{cells(effects, columns, ['neurons', 'dose'])}\n\nWith the neurons of the relation:\n\n"
-        f"{cells(everything, columns, ['neurons', 'dose'])}\n"
+        f"{cells(effects, columns, ['neuron_set', 'dose'])}\n\nWith the neurons of the relation:\n\n"
+        f"{cells(everything, columns, ['neuron_set', 'dose'])}\n"
     )
 
 
@@ -274,9 +274,9 @@ def erasing(case: Case) -> str:
     effects = kn.erase_effects(case.model, prompts, case.found, case.active)
     growth = {"perplexity_before": "perplexity before", "perplexity_after": "after", "perplexity_growth": "growth"}
     growth |= {"accuracy_before": "accuracy before", "accuracy_after": "after"}
-    found = effects[effects.neurons == "found"]
+    found = effects[effects.neuron_set == "found"]
     return (
-        f"{cells(effects, growth, ['neurons', 'asked'])}\n\n"
+        f"{cells(effects, growth, ['neuron_set', 'asked'])}\n\n"
         f"{cells(found, growth, ['relation', 'asked'], by_relation=True)}\n"
     )
 
@@ -323,7 +323,7 @@ def readout(case: Case) -> str:
             if now.n_rows != len(now) or then.n_rows != len(then) or not tokens <= place.keys():
                 continue
             neurons = case.own[fact]
-            old = Rows.of(host, neurons).read()
+            old = ValueRows.of(host, neurons).read()
             away, to = (unit(rows[place[int(batch.target_ids[0])]]) for batch in (now, then))
             new_rows = old + old.norm(dim=-1, keepdim=True) * (8 * to - away)
             with kn.WeightEdit.of(case.model, neurons, new_rows).applied(case.model):

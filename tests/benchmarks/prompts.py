@@ -18,8 +18,9 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from kn_lens.facts import FactSet
-from kn_lens.prompts import _build, _Form
+from kn_lens.facts.facts import FactSet
+from kn_lens.prompts.build import PromptForm
+from kn_lens.prompts.build import build as build_prompts
 
 LIMIT_S = 60.0
 
@@ -65,9 +66,15 @@ def main(root: str) -> int:
     n_pairs = sum(len(fact.templates) for fact in facts)
     print(f"read    {total:6.2f} s  {len(facts)} facts, {len(facts.relations)} relations, {n_pairs} pairs")
     for name, tokenizer in (("masked", masked_tokenizer(facts)), ("causal", causal_tokenizer(facts))):
-        form = _Form(tokenizer, name == "masked", 512, len(tokenizer), torch.device("cpu"))
+        form = PromptForm(
+            tokenizer=tokenizer,
+            masked=name == "masked",
+            n_ctx=512,
+            d_vocab=len(tokenizer),
+            device=torch.device("cpu"),
+        )
         began, began_cpu = perf_counter(), process_time()
-        prompts = _build(form, facts, None, "leave_out")
+        prompts = build_prompts(form, facts, None, "leave_out")
         elapsed = perf_counter() - began
         total += elapsed
         print(

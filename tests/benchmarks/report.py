@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from kn_lens.report import write_report
+from kn_lens.reports.report import write_report
 from tests.browser import browsing, opened
 from tests.synthetic_run import write_run
 

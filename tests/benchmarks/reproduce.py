@@ -20,10 +20,11 @@ from tokenizers import AddedToken
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import kn_lens as kn
-from kn_lens.experiments.reproduction import open_study, plan
-from kn_lens.experiments.running import State, run
-from kn_lens.experiments.settings import Settings
-from kn_lens.experiments.stages import STAGES
+from kn_lens.runs.context import open_context
+from kn_lens.runs.execute import RunState, run_stages
+from kn_lens.runs.planning import plan
+from kn_lens.runs.settings import Settings
+from kn_lens.runs.stages.order import STAGES
 
 
 def widened(facts: kn.FactSet, n_words: int = 8000):
@@ -58,14 +59,14 @@ def main() -> None:
             seconds: dict[str, float] = {}
             last = began = time.perf_counter()
 
-            def watch(state: State) -> None:
+            def watch(state: RunState) -> None:
                 nonlocal last
                 now = time.perf_counter()
                 seconds[state.stage.name] = seconds.get(state.stage.name, 0.0) + now - last
                 last = now
 
-            with open_study(model, facts, Path(folder, "run"), Settings.of(limit=given.limit)) as study:
-                tables = run(study, STAGES, watch)
+            with open_context(model, facts, Path(folder, "run"), Settings.of(limit=given.limit)) as study:
+                tables = run_stages(study, STAGES, watch)
             n_prompts = int(tables["coverage"]["prompts_asked"].sum())
             print({name: round(took, 1) for name, took in seconds.items()})
             print(f"{n_prompts:,} prompts in {time.perf_counter() - began:.0f} s")

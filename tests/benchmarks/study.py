@@ -16,11 +16,11 @@ from tempfile import TemporaryDirectory
 import psutil
 
 import kn_lens as kn
-from kn_lens._processes import Processes
-from kn_lens._ray_engine import RayEngine
-from kn_lens.engines import Engine, InProcess
-from kn_lens.study import run_study
-from kn_lens.study_config import ModelEntry, StudyConfig
+from kn_lens.runs.studies.config import ModelEntry, StudyConfig
+from kn_lens.runs.studies.study import run_study
+from kn_lens.runs.workers.engine import Engine, InProcess
+from kn_lens.runs.workers.processes import Processes
+from kn_lens.runs.workers.ray_workers import RayEngine
 
 ENGINES: dict[str, Engine] = {
     "in-process": InProcess(),

@@ -78,7 +78,7 @@ def markdown(effects: pd.DataFrame) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for (what, where), part in effects.groupby(["intervention", "templates"], sort=False):
-        table = kn.effect_table(part).set_index(["neurons", "facts"])
+        table = kn.effect_table(part).set_index(["neuron_set", "scope"])
 
         def cell(kind: str, scope: str, table: pd.DataFrame = table) -> str:
             row = table.loc[(kind, scope)]

@@ -60,7 +60,7 @@ def test_interrupting_ends_in_one_line_and_writes_nothing(checkpoints, facts_fil
         "from kn_lens import attribution, cli\n"
         "from kn_lens.cli import _terminal\n"
         "_terminal.FIRST_LINE = 1e6\n"
-        "attribution.attribute = lambda *args, **how: (print('at work', flush=True), time.sleep(60))\n"
+        "attribution.attribute_in_parts = lambda *args, **how: (print('at work', flush=True), time.sleep(60))\n"
         f"sys.argv[1:] = {arguments}\n"
         "cli.main()"
     )
@@ -132,10 +132,10 @@ def test_every_command_has_help(cli):
         ("find -f {facts} -m wrld-bert", "Did you mean 'world-bert'?"),
         ("find -f {facts} -m world-brt -o {folder}/no/such.json", "there is no directory"),
         ("find -f {facts} -m world-brt -o {folder}", "is a directory"),
-        ("find -f {facts} -m world-brt -o {facts}", "is the file that is read"),
-        ("edit erase -f {facts} -n {folder}/beyond.json -r P36 -o {facts}", "is the file that is read"),
-        ("edit update -f {facts} -n {folder}/beyond.json --object Rome -o {facts}", "is the file that is read"),
-        ("edit apply {folder}/none.safetensors -f {facts} -o {facts}", "is the file that is read"),
+        ("find -f {facts} -m world-brt -o {facts}", "is an input file"),
+        ("edit erase -f {facts} -n {folder}/beyond.json -r P36 -o {facts}", "is an input file"),
+        ("edit update -f {facts} -n {folder}/beyond.json --object Rome -o {facts}", "is an input file"),
+        ("edit apply {folder}/none.safetensors -f {facts} -o {facts}", "is an input file"),
         ("find -f {facts} -m {bert} --min-prompts 5", "fact with fewer than 5 prompts: 64"),
         ("find -f {facts} -m {gpt2} --min-prompts 4", "fact with fewer than 4 prompts: 48"),
         ("intervene -f {facts}", "Missing option '--neurons'"),
@@ -145,13 +145,13 @@ def test_every_command_has_help(cli):
         ("intervene -f {facts} -n {folder}/beyond.json -m {bert}", "has no neuron L99N0"),
         ("intervene -f {facts} -n {folder}/beyond.json --suppress --set-to 1", "--suppress and --set-to exclude"),
         ("intervene -f {facts} -n {folder}/beyond.json --amplify nan", "finite"),
-        ("intervene -f {facts} -n {folder}/beyond.json -o {folder}/beyond.json", "is the file that is read"),
-        ("intervene -f {facts} -n {folder}/beyond.json -o {facts}", "is the file that is read"),
+        ("intervene -f {facts} -n {folder}/beyond.json -o {folder}/beyond.json", "is an input file"),
+        ("intervene -f {facts} -n {folder}/beyond.json -o {facts}", "is an input file"),
         ("intervene -f {facts} -n {folder}/beyond.json -r P1376", "none of them among the 8 chosen"),
         ("demo --fact Ireland", "expected SUBJECT/RELATION"),
         ("demo --fact Irelnd/P36", "Did you mean 'Ireland'?"),
         ("data read {folder}/broken.jsonl", "broken.jsonl:2: not JSON"),
-        ("data convert {facts} --out {facts}", "is the file that is read"),
+        ("data convert {facts} --out {facts}", "is an input file"),
     ],
 )
 def test_bad_input_is_one_clear_line(cli, folder, checkpoints, facts_file, arguments, message):
@@ -175,7 +175,7 @@ def test_progress_shows_on_a_terminal_when_it_takes_long(monkeypatch, terminal, 
     written = io.StringIO()
     monkeypatch.setattr(_terminal, "err", EscapingConsole(file=written, force_terminal=terminal, width=100))
     monkeypatch.setattr(_terminal, "SHOW_AFTER", 0.01 if slow else 60)
-    with _terminal.working("Attributing", unit="prompts") as show:
+    with _terminal.show_progress("Attributing", unit="prompts") as show:
         for done in range(1, 5):
             show(done, 4)
             time.sleep(0.05)
@@ -202,9 +202,9 @@ def test_long_work_is_told_line_by_line_where_there_is_no_terminal(monkeypatch, 
         told.join()
         return written.getvalue()[before:]
 
-    with _terminal.telling():
+    with _terminal.status_lines():
         assert lines_after(5) == ("" if terminal else "kn-lens: working: 5 s so far\n")
-        with _terminal.working("Attributing\x1b[2J", unit="prompts") as show:
+        with _terminal.show_progress("Attributing\x1b[2J", unit="prompts") as show:
             assert lines_after(30) == ("" if terminal else "kn-lens: Attributing\\x1b[2J: 30 s so far\n")
             show(300, 3000)
             said = "kn-lens: Attributing\\x1b[2J: 300 of 3,000 prompts, 5/s, 9 min left, 60 s so far\n"
@@ -241,8 +241,8 @@ class Clock:
         ("find --json", "kn_lens.hosts.load_model", "Loading world-bert"),
         ("reproduce --out none", "kn_lens.hosts.load_model", "Loading world-bert"),
         ("reproduce --out none --dry-run", "kn_lens.hosts.load_model", "Loading world-bert"),
-        ("report none", "kn_lens.report.write_report", "Writing the report"),
-        ("compare a=none b=none", "kn_lens.compare.compare_runs", "Comparing"),
+        ("report none", "kn_lens.reports.report.write_report", "Writing the report"),
+        ("compare a=none b=none", "kn_lens.reports.compare.comparison.compare_runs", "Comparing"),
         ("edit show none", "kn_lens.cli.edit._read", "working"),
         ("models", "kn_lens.cli.models.embedded", "working"),
     ],

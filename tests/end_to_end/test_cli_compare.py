@@ -38,14 +38,16 @@ def test_a_masked_and_a_causal_model_are_compared(compare, runs):
     paths = (f"masked={runs / 'world-bert'}", runs / "world-gpt2")
     code, out, err = compare(*paths, "--out", runs / "tables")
     assert code == 0, err
-    for words in ("masked", "Values, facts asked of all", "Difference: world-gpt2 - masked", "other prompts"):
+    for words in ("masked", "Values, facts queried in all", "Difference: world-gpt2 - masked", "different prompts"):
         assert words in out
     code, out, err = compare(*paths, "--json")
     assert code == 0, err
     document = json.loads(out)
     assert document["runs"] == ["masked", "world-gpt2"]
     values = pd.DataFrame(document["tables"]["values"])
-    off = values.query("statistic == 'suppress_own' and facts == 'known_by_all'").set_index(["run", "neurons"])["value"]
+    off = values.query("statistic == 'suppress_own' and fact_set == 'known_by_all'").set_index(["run", "neuron_set"])[
+        "value"
+    ]
     for run in document["runs"]:
         assert off.loc[(run, "found")] < -0.1 < off.loc[(run, "random")]
     assert {row["differs_in"] for row in document["tables"]["differences"]} == {"kind"}
@@ -58,8 +60,8 @@ def test_a_masked_and_a_causal_model_are_compared(compare, runs):
     ("args", "message"),
     [
         (("{bert}",), "at least two"),
-        (("{bert}", "{bert}"), "both called world-bert"),
-        (("{bert}", "again={bert}"), "is named twice"),
+        (("{bert}", "{bert}"), "have the same name, world-bert"),
+        (("{bert}", "again={bert}"), "is given twice"),
         (("{bert}", "={gpt2}"), "expected a run directory, or NAME=DIRECTORY"),
         (("{bert}", "{gpt2}/records"), "is no run directory"),
         (("{bert}", "{gpt2}", "--out", "{bert}"), "is a run directory"),

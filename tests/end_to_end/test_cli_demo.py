@@ -6,12 +6,12 @@ import json
 import pytest
 from rich.console import Console
 
-from kn_lens.cli import _story, _terminal, demo
+from kn_lens.cli import _terminal, demo
 
 
 @pytest.fixture(scope="module")
 def demo_document():
-    return {"command": "demo"} | dict(demo.story("world-bert", "Ireland/P36"))
+    return {"command": "demo"} | dict(demo.sections("world-bert", "Ireland/P36"))
 
 
 def test_the_demo_shows_specific_neurons(demo_document):
@@ -32,14 +32,14 @@ def test_the_demo_shows_specific_neurons(demo_document):
         off = clean - probability["knowledge neurons off", scope]
         assert off > 0.1 * clean and off > 10 * abs(clean - probability["random off", scope])
     ratio = {
-        (label, row["neurons"], row["facts"]): row["change_ratio"]
+        (label, row["neuron_set"], row["scope"]): row["change_ratio"]
         for label, rows in demo_document["specificity"]["effects"].items()
         for row in rows
     }
     own = ratio["off", "found", "own"]
     assert own < -0.1 and own < ratio["off", "activation", "own"]
     assert abs(own) > 5 * abs(ratio["off", "found", "other"]) and abs(own) > 10 * abs(ratio["off", "random", "own"])
-    json.dumps(_terminal._plain(demo_document), allow_nan=False)
+    json.dumps(_terminal._json_value(demo_document), allow_nan=False)
 
 
 def test_the_demo_edits_and_undoes(demo_document):
@@ -49,14 +49,16 @@ def test_the_demo_edits_and_undoes(demo_document):
     edited, undone = (updated[when] for when in ("during", "after"))
     assert edited["tokens"][0] == undone["tokens"][0] == "Dublin"  # shaken: the default is weaker than the paper's
     assert edited["probabilities"][0] < undone["probabilities"][0] / 2
-    rows = {(row["neurons"], row["asked"]): row for row in updated["effects"]}
+    rows = {(row["neuron_set"], row["asked"]): row for row in updated["effects"]}
     cost = {
         kind: rows[kind, "held out"]["nll_after"] - rows[kind, "held out"]["nll_before"] for kind in ("found", "random")
     }
     assert cost["found"] > 0.5 and abs(cost["random"]) < 0.1
     # This model's head does not read an embedding as its own token: what the demo then has to say.
     assert rows["found", "own wording"]["new_right_after"] == 0 and updated["embedding_rank"] > 0
-    growth = {(row["neurons"], row["asked"]): row for row in erased["effects"] if row["measure"] == "perplexity_growth"}
+    growth = {
+        (row["neuron_set"], row["asked"]): row for row in erased["effects"] if row["measure"] == "perplexity_growth"
+    }
     own = growth["found", "same relation"]
     assert erased["n_neurons"] == 20 and own["low"] > growth["found", "other relations"]["high"]
     assert own["low"] > growth["random", "same relation"]["high"]
@@ -65,37 +67,37 @@ def test_the_demo_edits_and_undoes(demo_document):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({}, "Tokyo did not come"),
-        ({"held out": (0, 1)}, "holds in wordings that were not used"),
-        ({"own wording": (0, 1), "held out": (1, 0)}, "and not in the others"),
+        ({}, "Tokyo does not replace it"),
+        ({"held out": (0, 1)}, "holds in templates that were not used"),
+        ({"own wording": (0, 1), "held out": (1, 0)}, "but not in the others"),
         ({"own wording": (1, 0), "held out": (1, 0)}, "Dublin is still the answer"),
-        ({"held out": (0, 1), "inverse": (1, 0)}, "knows nothing of it"),
-        ({"held out": (0, 1), "inverse": (0, 1)}, "the model follows"),
-        ({"random": (0, 1)}, "Random neurons do the same"),
+        ({"held out": (0, 1), "inverse": (1, 0)}, "inverse question does not change"),
+        ({"held out": (0, 1), "inverse": (0, 1)}, "inverse question changes too"),
+        ({"random": (0, 1)}, "Random neurons have the same effect"),
         ({}, "Of 119 other facts of the relation, 25% lose"),
     ],
 )
 def test_the_demo_says_what_became_of_an_update(changes, words):
     shares = {"own wording": (0, 0), "held out": (0, 0)} | changes
-    effects = [{"neurons": "found", "asked": "same relation", "n_prompts": 119, "lost": 0.25}] + [
+    effects = [{"neuron_set": "found", "asked": "same relation", "n_prompts": 119, "lost": 0.25}] + [
         {
-            "neurons": "random" if asked == "random" else "found",
+            "neuron_set": "random" if asked == "random" else "found",
             "asked": "own wording" if asked == "random" else asked,
             "right_after": old,
             "new_right_after": new,
         }
         for asked, (old, new) in ({"random": (1, 0)} | shares).items()
     ]
-    said = _story._verdict({"new_object": "Tokyo", "embedding_rank": 7, "effects": effects}, {"object": "Dublin"})
+    said = demo._verdict({"new_object": "Tokyo", "embedding_rank": 7, "effects": effects}, {"object": "Dublin"})
     assert words in said and ("7 other tokens" in said) == (shares["own wording"][1] == 0)
 
 
 def test_the_demo_is_readable_at_eighty_columns(demo_document, monkeypatch):
     written = io.StringIO()
     console = Console(file=written, width=80, highlight=False)
-    monkeypatch.setattr(_story, "out", console)
+    monkeypatch.setattr(demo, "out", console)
     for name in [name for name in demo_document if name != "command"]:
-        _story.tell(name, demo_document)
+        demo.print_section(name, demo_document)
     text = written.getvalue()
     assert max(map(len, text.splitlines())) <= 80
     assert all(

@@ -2,13 +2,13 @@
 
 import json
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 
 import kn_lens as kn
-from kn_lens import attribution, fact_files, outputs, quadrature
-from kn_lens.cli import _options, _run
+from kn_lens._core import names
+from kn_lens.attribution import options, outputs
+from kn_lens.cli import _options
 from kn_lens.neurons import match_facts
 
 
@@ -34,15 +34,15 @@ def test_find_is_the_library(found, checkpoints, facts_file):
 def test_parts_of_any_size_give_the_same_neurons(cli, checkpoints, facts_file, monkeypatch, by_relation):
     arguments = ("find", "-m", checkpoints["bert"], "-f", facts_file, "--json", *(["--by-relation"] * by_relation))
     whole = json.loads(cli(*arguments)[1])
-    sizes = []
-    attribute = attribution.attribute
+    sizes, attribute_in_parts = [], kn.attribute_in_parts
 
-    def counted(model, prompts, **how):
-        sizes.append(len(prompts))
-        return attribute(model, prompts, **how)
+    def counted(*args, **options):
+        for numbers, part in attribute_in_parts(*args, **options):
+            sizes.append(len(numbers))
+            yield numbers, part
 
-    monkeypatch.setattr(attribution, "attribute", counted)
-    monkeypatch.setattr(_run, "SCORES_AT_ONCE", 1)
+    monkeypatch.setattr("kn_lens.attribution.attribute_in_parts", counted)
+    monkeypatch.setattr("kn_lens.attribution.parts.SCORES_PER_PART", 1)
     parts = json.loads(cli(*arguments)[1])
     assert sizes == ([32, 32] if by_relation else [4] * 16)
     assert [row["neurons"] for row in parts["facts"]] == [row["neurons"] for row in whole["facts"]]
@@ -70,7 +70,7 @@ def test_what_a_causal_model_cannot_be_asked_is_counted(cli, checkpoints, facts_
 
 def test_the_table_fits_eighty_columns_and_says_what_it_leaves_out(cli, checkpoints, facts_file, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr("kn_lens.cli._tables.ROWS_SHOWN", 5)
+    monkeypatch.setattr("kn_lens.cli.find.ROWS_SHOWN", 5)
     code, out, _ = cli("find", "-m", checkpoints["bert"], "-f", facts_file, "--preset", "paper", "--tolerance", 1e-9)
     assert code == 0 and max(map(len, out.splitlines())) <= 80
     text = " ".join(out.split())  # where lines break depends on the length of the checkpoint's path
@@ -90,11 +90,9 @@ def test_every_method_runs(cli, checkpoints, facts_file, method):
 
 
 def test_the_options_are_the_librarys():
-    assert {*_options.METHODS, "single_path"} == set(get_args(attribution.Method))
-    assert tuple(outputs.OUTPUTS) == _options.OUTPUTS
-    assert ("adaptive", *quadrature.RULES) == _options.QUADRATURES
-    assert tuple(attribution.PRESETS) == _options.PRESETS
-    assert set(get_args(fact_files.Split)) == set(_options.SPLITS)
+    assert {*_options.METHODS, "single_path"} == set(options.METHODS)
+    assert tuple(outputs.OUTPUTS) == names.OUTPUTS
+    assert tuple(options.PRESETS) == names.PRESETS
 
 
 def test_a_failure_leaves_the_old_file(cli, found, checkpoints, facts_file, monkeypatch):
@@ -104,7 +102,7 @@ def test_a_failure_leaves_the_old_file(cli, found, checkpoints, facts_file, monk
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(attribution, "attribute", interrupted)
+    monkeypatch.setattr("kn_lens.attribution.attribute_in_parts", interrupted)
     code, out, err = cli("find", "-m", checkpoints["bert"], "-f", facts_file, "-o", path)
     assert (code, out, err) == (130, "", "kn-lens: interrupted; nothing was written.\n")
     assert path.read_bytes() == before and [item.name for item in path.parent.iterdir()] == [path.name]

@@ -42,7 +42,7 @@ def test_the_same_change_by_other_names(cli, found, checkpoints, facts_file):
     assert intervene(cli, checkpoints, facts_file, path, "--set-to", 0)["facts"] == off["facts"]
     everywhere = intervene(cli, checkpoints, facts_file, path, "--all-positions")["facts"]
     assert everywhere != off["facts"]
-    own = [row for row in off["facts"] if row["neurons"] == "found" and row["facts"] == "own"]
+    own = [row for row in off["facts"] if row["neuron_set"] == "found" and row["scope"] == "own"]
     alone = intervene(cli, checkpoints, facts_file, path, "--no-controls")["facts"]
     pd.testing.assert_frame_equal(pd.DataFrame(alone), pd.DataFrame(own))
     unchanged = intervene(cli, checkpoints, facts_file, path, "--amplify", 1, "--no-controls")
@@ -53,7 +53,7 @@ def test_a_choice_of_facts_is_compared_with_facts_beyond_it(cli, found, checkpoi
     path, _ = found
     document = intervene(cli, checkpoints, facts_file, path, "-r", "P36", "--limit", 4)
     assert document["n_facts"] == 4
-    others = {row["measured"] for row in document["facts"] if row["facts"] == "other"}
+    others = {row["measured"] for row in document["facts"] if row["scope"] == "other"}
     assert others and all(key.startswith("P1376/") for key in others)
 
 
@@ -63,9 +63,9 @@ def test_the_one_fact_of_another_relation_is_found(cli, checkpoints, facts_file,
     nearly_all_of_one = kn.FactSet([*facts.of("P36"), facts.of("P1376")[0]])
     nearly_all_of_one.to_jsonl(tmp_path / "facts.jsonl")
     kn.NeuronSet.write_many(tmp_path / "found.json", {facts[0]: kn.NeuronSet([(1, 2)])})
-    monkeypatch.setattr("kn_lens.cli.intervene.OTHERS_AT_LEAST", 1)
+    monkeypatch.setattr("kn_lens.cli.intervene.MIN_OTHERS", 1)
     document = intervene(cli, checkpoints, tmp_path / "facts.jsonl", tmp_path / "found.json", "--seed", seed)
-    measured = {row["measured"] for row in document["facts"] if row["facts"] == "other"}
+    measured = {row["measured"] for row in document["facts"] if row["scope"] == "other"}
     assert measured == {facts.of("P1376")[0].key}
 
 
@@ -119,13 +119,13 @@ def test_a_neuron_file_brings_its_model(cli, checkpoints, others, facts_file, se
     edit = tmp_path / "edit.safetensors"
     for command in commands(sets, facts_file, edit):
         code, out, err = cli(*command, "--json")
-        assert code == 0 and "holds neurons of" not in err
+        assert code == 0 and "contains neurons of" not in err
         document = json.loads(out)
         made_of = document.get("model") or document["checkpoint"]
         assert made_of["name"] == checkpoints["bert"]
         # The same weights elsewhere are the same model, and give the same.
         code, out, err = cli(*command, "--json", "-m", others["copy"])
-        assert code == 0 and "holds neurons of" not in err
+        assert code == 0 and "contains neurons of" not in err
         for name in ("facts", "row_hash"):
             assert json.loads(out).get(name) == document.get(name)
 
@@ -148,7 +148,7 @@ def test_a_neuron_file_of_no_known_model_needs_one_to_be_named(cli, checkpoints,
     edit = tmp_path / "edit.safetensors"
     for command in commands(bare, facts_file, edit):
         code, out, err = cli(*command)
-        assert (code, out) == (2, "") and "does not say which model" in err and "--model" in err
+        assert (code, out) == (2, "") and "does not record the model" in err and "--model" in err
         assert cli(*command, "-m", checkpoints["bert"])[0] == 0
 
 
@@ -156,7 +156,7 @@ def test_a_model_that_is_no_longer_there_is_said_to_be_the_files(cli, facts_file
     text = sets.read_text()
     sets.write_text(text.replace(json.loads(text)["meta"]["model"]["name"], str(tmp_path / "gone")))
     code, out, err = cli(*commands(sets, facts_file, tmp_path / "edit.safetensors")[0])
-    assert (code, out) == (2, "") and f"{sets} names it" in err and "--model" in err
+    assert (code, out) == (2, "") and f"{sets} names this model" in err and "--model" in err
 
 
 def test_files_of_an_earlier_version_are_held_to_the_name(cli, checkpoints, others, facts_file, sets, tmp_path):
@@ -178,6 +178,8 @@ def test_controls_that_cannot_be_had_are_refused_before_the_model_runs(
     kn.FactSet(facts).to_jsonl(tmp_path / "facts.jsonl")
     model = kn.load_model(checkpoints["gpt2"])
     kn.NeuronSet.write_many(tmp_path / "n.json", {facts[0]: kn.NeuronSet([(1, 2)])}, model=model)
-    monkeypatch.setattr("kn_lens.cli.intervene.most_active", lambda *args, **kwargs: pytest.fail("the model ran"))
+    monkeypatch.setattr(
+        "kn_lens.cli.intervene.most_active_neurons", lambda *args, **kwargs: pytest.fail("the model ran")
+    )
     code, out, err = cli("intervene", "-f", tmp_path / "facts.jsonl", "-n", tmp_path / "n.json")
-    assert (code, out) == (2, "") and "asked for facts of P36 alone" in err and "--no-controls" in err
+    assert (code, out) == (2, "") and "only be queried with those of P36" in err and "--no-controls" in err

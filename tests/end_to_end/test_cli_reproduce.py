@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 
 import kn_lens as kn
-from kn_lens._draws import WHY_NONE
-from kn_lens._report.panels import PANELS
-from kn_lens._run_records import RunRecords
-from kn_lens.experiments.stages import STAGES
+from kn_lens._core.intervals import WHY_NONE
+from kn_lens.reports.html.panels import PANELS
+from kn_lens.runs.reader import RunRecords
+from kn_lens.runs.stages.order import STAGES
 from tests.intervals import hold_their_values
 
 FEW = (
@@ -33,7 +33,7 @@ RUNS = {
 }
 PAPER = {
     "table2": ("statistic == 'neurons_per_fact'", 4.13),
-    "figures4_5": ("factor == 0 and facts == 'own'", -0.2903),
+    "figures4_5": ("factor == 0 and scope == 'own'", -0.2903),
     "table6": ("asked == 'own wording' and measure == 'changed'", 0.485),
     "activation_on_texts": ("texts == 'head and tail'", 0.485),
 }
@@ -84,13 +84,13 @@ def test_all_tables_make_sense(ran, folder, name):
         known = table.dropna(subset="value")
         assert len(known) and (known["n"] > 0).all(), title
         assert hold_their_values(known), title
-        if "neurons" in table:
-            kinds = table.groupby("neurons")["n"].max()
+        if "neuron_set" in table:
+            kinds = table.groupby("neuron_set")["n"].max()
             assert "random" in kinds and "control" in table and table["control"].notna().any(), title
     for title, (row, value) in PAPER.items():
-        assert tables[title].query(f"{row} and neurons == 'found'")["paper"].tolist() == [value], title
+        assert tables[title].query(f"{row} and neuron_set == 'found'")["paper"].tolist() == [value], title
     beside = "baseline" if name in ("paper", "official") else "activation"
-    assert set(tables["figures4_5"]["neurons"]) == {"found", beside, "random"}
+    assert set(tables["figures4_5"]["neuron_set"]) == {"found", beside, "random"}
     coverage = tables["coverage"].set_index("relation")
     assert coverage["facts_asked"].to_dict() == {"P36": 2, "P30": 2}
 
@@ -99,9 +99,9 @@ def test_all_tables_make_sense(ran, folder, name):
 def test_what_is_found_does_more_than_random_neurons(ran, folder, name):
     ran(name)
     tables = tables_of(folder / name)
-    off = tables["figures4_5"].query("factor == 0 and facts == 'own'").set_index("neurons")["value"]
+    off = tables["figures4_5"].query("factor == 0 and scope == 'own'").set_index("neuron_set")["value"]
     assert off["found"] < -0.1 < off["random"]
-    own = tables["table6"].query("asked == 'own wording' and measure == 'perplexity_growth'").set_index("neurons")
+    own = tables["table6"].query("asked == 'own wording' and measure == 'perplexity_growth'").set_index("neuron_set")
     assert own.loc["found", "value"] > own.loc["random", "value"]
 
 
@@ -142,7 +142,7 @@ def test_people_see_every_main_table_whole(ran, folder):
     assert (
         re.search(r"0 own -0\.\d{3} \[-\] -0\.290", plain) and WHY_NONE in plain
     )  # of four facts there is no interval
-    assert "Asked: 4 of 4 facts, in 120 prompts." in out
+    assert "Queried: 4 of 4 facts, in 120 prompts." in out
 
 
 def test_a_dry_run_says_what_would_run_and_writes_nothing(cli, ran, folder):
@@ -205,7 +205,7 @@ def test_own_neuron_files_and_a_baseline_stand_side_by_side(cli, folder):
     kn.NeuronSet.write_many(folder / "uuid.json", {"a-uuid": kn.NeuronSet([(1, 2)])})
     code, out, err = cli("-o", folder / "own", "-n", folder / "own.json", "--baseline", folder / "own.json", "--json")
     assert code == 0, err
-    assert {row["neurons"] for row in json.loads(out)["tables"]["table2"]} == {"found", "baseline"}
+    assert {row["neuron_set"] for row in json.loads(out)["tables"]["table2"]} == {"found", "baseline"}
     code, out, err = cli("-o", folder / "own", "-n", folder / "uuid.json")
     assert code == 2 and "--facts" in err
 
@@ -226,4 +226,4 @@ def test_an_interrupted_run_says_how_to_go_on(folder):
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "is kept" in err and "Traceback" not in err
+    assert process.returncode == 130 and "are kept" in err and "Traceback" not in err

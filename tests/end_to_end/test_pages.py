@@ -57,4 +57,4 @@ def test_what_a_page_prints_is_compared(cli, tmp_path):
 
 def test_examples_of_extending_are_short():
     examples = [block.code for block in BLOCKS["docs/extending.md"] if block.language == "python"]
-    assert len(examples) == 3 and all(example.count("\n") < 50 for example in examples)
+    assert len(examples) == 4 and all(example.count("\n") < 50 for example in examples)

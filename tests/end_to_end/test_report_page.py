@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from kn_lens.report import write_report
+from kn_lens.reports.report import write_report
 from tests.browser import browsing, opened
 from tests.synthetic_run import write_run
 

@@ -9,45 +9,31 @@ import psutil
 import pytest
 
 import kn_lens as kn
-from kn_lens._ray_cluster import connected
-from kn_lens._ray_engine import RayEngine
 from kn_lens.errors import ArgumentError, DataError
-from kn_lens.study import run_study
-from kn_lens.study_config import FactsEntry, ModelEntry, StudyConfig
-from tests.tiny import tiny_checkpoint
-from tests.unit.test_experiments import tiny_facts
-from tests.unit.test_processes import check_a_killed_worker_changes_nothing
-from tests.unit.test_study import SETTINGS, contents
+from kn_lens.runs.studies.study import run_study
+from kn_lens.runs.workers.ray_workers import RayEngine, ray_pool
+from tests.killed_workers import check_a_killed_worker_changes_nothing
+from tests.tiny_runs import contents, tiny_checkpoints, tiny_facts, tiny_study
 
 FACTS = {"tiny": tiny_facts(2)}
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    for name, architecture in (("bert", "BertForMaskedLM"), ("gpt2", "GPT2LMHeadModel")):
-        tiny_checkpoint(architecture, folder / name)
-    (folder / "empty").mkdir()
-    return folder
+    return tiny_checkpoints(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
 def ray():
     """Ray on this machine, for all tests of the module."""
-    with connected(None, 2, threads=1, gpus=0.0, runs=2) as cluster:
+    with ray_pool(None, 2, threads=1, gpus=0.0, n_runs=2) as cluster:
         yield cluster
-
-
-def config_of(models, *names, stages=("effects",), seeds=(0,)):
-    entries = [ModelEntry(name=name, model=str(models / name), dtype="float64") for name in names]
-    facts = (FactsEntry(name="tiny"),)
-    return StudyConfig(models=entries, facts=facts, stages=stages, seeds=seeds, settings=SETTINGS)
 
 
 def workers():
     """Return the processes of the actors."""
     processes = psutil.Process().children(recursive=True)
-    return [one for one in processes if "ShardMaker" in " ".join(one.cmdline()[:1])]
+    return [one for one in processes if "ray::Worker" in " ".join(one.cmdline()[:1])]
 
 
 def test_records_are_those_of_the_other_engine_though_a_worker_is_killed(models, ray, tmp_path):
@@ -55,7 +41,7 @@ def test_records_are_those_of_the_other_engine_though_a_worker_is_killed(models,
 
 
 def test_workers_help_each_other_and_a_study_is_taken_up(models, ray, tmp_path):
-    config = config_of(models, "bert", stages=("neurons",))
+    config = tiny_study(models, "bert", stages=("neurons",))
     stopped = []
 
     def stop(job, state):
@@ -83,7 +69,7 @@ def test_what_kills_every_worker_fails_its_run_alone(models, ray, tmp_path):
             for process in workers():
                 os.kill(process.pid, signal.SIGKILL)
 
-    config = config_of(models, "gpt2", "bert", stages=("facts",))
+    config = tiny_study(models, "gpt2", "bert", stages=("facts",))
     rows = run_study(config, FACTS, tmp_path / "out", engine=RayEngine(workers=1), watch=kill)
     assert begun == ["bert+tiny+0"] * 3
     assert list(rows["state"]) == ["done", "failed"] and "3 workers died" in rows["reason"][1]
@@ -93,18 +79,23 @@ def test_a_cluster_that_does_not_answer_is_told_at_once(models, tmp_path):
     began = time.monotonic()
     for address, error in (("127.0.0.1:1", DataError), ("nowhere.invalid", DataError), ("a:b", ArgumentError)):
         with pytest.raises(error, match=address.partition(":")[0]):
-            run_study(config_of(models, "bert"), FACTS, tmp_path / "out", engine=RayEngine(address=address))
+            run_study(
+                tiny_study(models, "bert", stages=("effects",)),
+                FACTS,
+                tmp_path / "out",
+                engine=RayEngine(address=address),
+            )
     assert time.monotonic() - began < 30
     assert not (tmp_path / "out/runs").exists()
 
 
 def test_a_cluster_without_room_is_told(models, ray, tmp_path):
     with pytest.raises(DataError, match=r"Each worker needs 1 CPUs and 3 GPUs; Ray has 2 CPUs and 0 GPUs"):
-        run_study(config_of(models, "bert"), FACTS, tmp_path / "out", engine=RayEngine(gpus=3))
+        run_study(tiny_study(models, "bert", stages=("effects",)), FACTS, tmp_path / "out", engine=RayEngine(gpus=3))
 
 
 def test_without_ray_it_is_told_how_to_install_it(models, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(DataError, match=r"pip install 'kn-lens\[ray\]'"):
-        run_study(config_of(models, "bert"), FACTS, tmp_path / "out", engine=RayEngine())
+        run_study(tiny_study(models, "bert", stages=("effects",)), FACTS, tmp_path / "out", engine=RayEngine())
     assert kn.run_study is run_study

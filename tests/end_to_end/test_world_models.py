@@ -49,7 +49,9 @@ def test_found_neurons_carry_the_fact_and_no_other(model):
     assert all(neurons.values())
     active = kn.activation_neurons(kn.attribute(model, prompts, method="activation"), neurons)
     change = (
-        kn.effect_table(kn.controlled_effects(model, prompts, neurons, active)).set_index(["neurons", "facts"]).change
+        kn.effect_table(kn.controlled_effects(model, prompts, neurons, active))
+        .set_index(["neuron_set", "scope"])
+        .change
     )
     own = change["found", "own"]
     assert own < -0.1

@@ -1,5 +1,7 @@
 """Small random models in float64, and prompts of mixed lengths for them."""
 
+from dataclasses import replace
+
 import torch
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -51,3 +53,14 @@ def make_batch(kind_is_masked, lengths=(7, 4, 6), seed=1):
 def unpadded(prompts, i):
     length = int(prompts.attention_mask[i].sum())
     return prompts.tokens[i, :length], int(prompts.read_pos[i]), int(prompts.target_ids[i])
+
+
+def joined_rows(prompts):
+    """The first two of three prompts as the two answer tokens of one prompt, and the third."""
+    return replace(
+        prompts.select(torch.tensor([0, 1, 2])),
+        prompt_index=torch.tensor([0, 0, 1]),
+        fact_index=torch.tensor([0, 1]),
+        text=prompts.text[1:],
+        template=prompts.template[1:],
+    )

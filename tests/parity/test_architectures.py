@@ -15,9 +15,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 import kn_lens as kn
-from kn_lens._families import BY_ARCHITECTURE, _adapters, check_config
 from kn_lens.errors import UnsupportedModelError
-from tests.parity.test_families import assert_scores_of_full_passes, prompts_for
+from kn_lens.hosts.families import BY_ARCHITECTURE, _adapters, check_config
+from tests.parity.full_passes import assert_scores_of_full_passes, prompts_for
 from tests.tiny import equal
 
 NAMES = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(), *MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()}

@@ -1,32 +1,27 @@
-"""Attribution against independent oracles: the definition as a loop, and captum."""
+"""Attribution against the plain sum of ``reference_attribution``, and the properties of its arguments."""
 
 import gc
 from dataclasses import replace
 
 import pytest
 import torch
-from captum.attr import LayerIntegratedGradients
 from torch import nn
 from transformers import LlamaForCausalLM
 
 import kn_lens as kn
-from kn_lens.quadrature import nested_levels, quadrature
-from tests import oracle
-from tests.parity.cases import D_MLP, N_LAYERS, VOCAB, make, make_batch, unpadded
+from tests.parity.cases import D_MLP, N_LAYERS, VOCAB, joined_rows, make, make_batch
 from tests.tiny import memory_for, tiny_model
 
 RULES = [("left", 20), ("right", 20), ("midpoint", 7), ("trapezoid", 6), ("gauss-legendre", 5), ("clenshaw-curtis", 5)]
 
 
 @pytest.mark.parametrize(("rule", "n_steps"), RULES)
-def test_scores_equal_the_definition_written_as_a_loop(pair, prompts, rule, n_steps):
-    hf, model = pair
+def test_scores_equal_the_plain_sum(pair, prompts, rule, n_steps):
+    model = pair[1]
     attr = kn.attribute(model, prompts, quadrature=rule, n_steps=n_steps)
-    points = quadrature(rule, n_steps)
-    for i in range(len(prompts)):
-        for layer in range(N_LAYERS):
-            loop = oracle.integrated_gradients(hf, *unpadded(prompts, i), layer, points.nodes, points.weights)
-            torch.testing.assert_close(attr.scores[i, layer], loop, rtol=1e-9, atol=1e-14)
+    for layer in range(N_LAYERS):
+        reference = kn.reference_attribution(model, prompts, layer, rule=rule, n_steps=n_steps)
+        torch.testing.assert_close(attr.scores[:, layer], reference, rtol=1e-9, atol=1e-14)
 
 
 @pytest.mark.parametrize(("preset", "rule"), [("paper", "right"), ("official", "left")])
@@ -38,51 +33,17 @@ def test_presets_are_the_papers_and_the_released_codes_sums(pair, prompts, prese
     assert (named.n_points == 20).all()
 
 
-class ReadPositionPath(nn.Module):
-    """The probability as a function of the scale of one layer's activation at the read position, for captum."""
-
-    def __init__(self, hf, tokens, read_pos, target, layer):
-        super().__init__()
-        self.site = nn.Identity()  # captum interpolates this layer's output between its values at scale 0 and 1
-        self.hf, self.layer = hf, layer
-        self.tokens, self.read_pos, self.target = tokens, read_pos, target
-        self.post = oracle.clean_post(hf, tokens, read_pos, layer)
-
-    def forward(self, scale):
-        post = self.site(scale * self.post)
-
-        def change(activation):
-            at_read_pos = (torch.arange(activation.shape[1]) == self.read_pos)[None, :, None]
-            return torch.where(at_read_pos, post[:, None], activation)
-
-        with oracle.at_w_out(self.hf, self.layer, change):
-            logits = self.hf(self.tokens.expand(len(scale), -1)).logits
-        return logits[:, self.read_pos].softmax(-1)[:, self.target]
-
-
-def test_scores_equal_captums_layer_integrated_gradients_at_the_read_position(pair, prompts):
-    hf, model = pair
-    attr = kn.attribute(model, prompts, quadrature="gauss-legendre", n_steps=12)
-    for i in range(len(prompts)):
-        for layer in range(N_LAYERS):
-            path = ReadPositionPath(hf, *unpadded(prompts, i), layer)
-            one = torch.ones(1, 1, dtype=torch.float64)
-            theirs = LayerIntegratedGradients(path, path.site).attribute(
-                one, baselines=0 * one, n_steps=12, method="gausslegendre"
-            )
-            torch.testing.assert_close(attr.scores[i, layer], theirs[0], rtol=1e-6, atol=1e-12)
-
-
 def test_adaptive_equals_the_nested_rule_it_stopped_at(pair, prompts):
-    hf, model = pair
+    model = pair[1]
     attr = kn.attribute(model, prompts, tolerance=1e-6)
-    levels = {len(level): level for level in nested_levels(129)}
     assert attr.converged.all() and len(attr.n_points.unique()) > 1  # some pairs needed more than others
     for i in range(len(prompts)):
         for layer in range(N_LAYERS):
-            level = levels[int(attr.n_points[i, layer])]
-            loop = oracle.integrated_gradients(hf, *unpadded(prompts, i), layer, level.nodes, level.weights)
-            torch.testing.assert_close(attr.scores[i, layer], loop, rtol=1e-9, atol=1e-14)
+            n_steps = int(attr.n_points[i, layer])
+            reference = kn.reference_attribution(
+                model, prompts.select([i]), layer, rule="clenshaw-curtis", n_steps=n_steps
+            )
+            torch.testing.assert_close(attr.scores[i, layer], reference[0], rtol=1e-9, atol=1e-14)
 
 
 def test_adaptive_scores_are_as_close_to_the_integral_as_the_gap_says(pair, prompts):
@@ -166,28 +127,14 @@ def test_scores_do_not_depend_on_batching_order_or_padding(pair, prompts):
 
 def test_the_answer_of_several_tokens_is_explained_as_a_whole(pair, prompts):
     """Two rows of one prompt: the product of their probabilities, moved together."""
-    hf, model = pair
-    joined = replace(
-        prompts.select(torch.tensor([0, 1, 2])),
-        prompt_index=torch.tensor([0, 0, 1]),
-        fact_index=torch.tensor([0, 1]),
-        text=prompts.text[1:],
-        template=prompts.template[1:],
-    )
-    attr = kn.attribute(model, joined, tolerance=1e-7)
-    assert attr.scores.shape[0] == 2 and attr.converged.all()
-    rows = [unpadded(joined, row) for row in (0, 1)]
-    points = quadrature("gauss-legendre", 40)
+    model, joined = pair[1], joined_rows(prompts)
+    attr = kn.attribute(model, joined, quadrature="gauss-legendre", n_steps=6)
+    assert attr.scores.shape[0] == 2
     for layer in range(N_LAYERS):
-        posts = [oracle.clean_post(hf, tokens, read_pos, layer) for tokens, read_pos, _ in rows]
-        total = torch.zeros(D_MLP, dtype=torch.float64)
-        for node, weight in zip(points.nodes, points.weights, strict=True):
-            moved = [(node * post).requires_grad_() for post in posts]
-            p = [oracle.probability(hf, *row, layer, at) for row, at in zip(rows, moved, strict=True)]
-            gradients = torch.autograd.grad(p[0] * p[1], moved)
-            total += weight * sum(post * gradient for post, gradient in zip(posts, gradients, strict=True))
-        torch.testing.assert_close(attr.scores[0, layer], total, rtol=1e-4, atol=1e-9)
-    alone = kn.attribute(model, prompts.select(torch.tensor([2])), tolerance=1e-7)
+        reference = kn.reference_attribution(model, joined, layer, rule="gauss-legendre", n_steps=6)
+        torch.testing.assert_close(attr.scores[:, layer], reference, rtol=1e-9, atol=1e-14)
+    assert kn.attribute(model, joined, tolerance=1e-7).converged.all()
+    alone = kn.attribute(model, prompts.select([2]), quadrature="gauss-legendre", n_steps=6)
     torch.testing.assert_close(attr.scores[1], alone.scores[0], rtol=1e-10, atol=1e-14)
 
 

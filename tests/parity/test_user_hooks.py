@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import kn_lens as kn
-from kn_lens.quadrature import quadrature
 from tests.tiny import CAUSAL, MASKED, N_LAYERS, equal, loaded, tiny_model
 
 ARCHITECTURES = ("BertForMaskedLM", "GPT2LMHeadModel", "LlamaForCausalLM", "Gemma2ForCausalLM")
@@ -69,56 +68,58 @@ def hooks_of(model, prompts):
         "doubled post": [(host.hook_post(0), double), (host.hook_post(2), double)],
         "shifted residual stream": [(host.resid_pre(1), shift_second), (host.resid_post(2), shift_second)],
         "set neuron": [(host.hook_post(1), set_fourth)],
-        "suppressed above": [(host.hook_mlp_out(2), zero)],
+        "suppressed above": [(host.hook_mlp_out(2), lambda value, hook: 0 * value)],
     }
 
 
 KINDS = tuple(hooks_of(loaded(ARCHITECTURES[0]), prompts_for(ARCHITECTURES[0])))
 
 
-def full_pass(model, prompts, row, layer, post, hooks):
-    """P(target) of one row from a full pass, its activation replaced before any hook sees it; and the activation."""
-    read_pos, seen = int(prompts.read_pos[row]), []
+class WithHooks:
+    """A model with hooks of a user's on it, which meet an activation after it is replaced."""
 
-    def replace(activation, hook):
-        seen.append(activation[0, read_pos].detach())
-        if post is not None:
-            at_read_pos = (torch.arange(activation.shape[1]) == read_pos)[None, :, None]
-            return torch.where(at_read_pos, post, activation)
+    def __init__(self, model, hooks):
+        self.model, self.hooks = model, hooks
 
-    with model.hooks(fwd_hooks=[(f"blocks.{layer}.mlp.hook_post", replace), *hooks]):
-        logits = model(prompts.tokens[row, None], attention_mask=prompts.attention_mask[row, None])
-    return logits[0, read_pos].softmax(-1)[prompts.target_ids[row]], seen[0]
+    def run_with_hooks(self, tokens, fwd_hooks, **options):
+        return self.model.run_with_hooks(tokens, fwd_hooks=[*fwd_hooks, *self.hooks], **options)
+
+    def run_with_cache(self, tokens, names_filter, **options):
+        seen = {}
+        keep = (names_filter, lambda value, hook: seen.update({names_filter: value}))
+        logits = self.run_with_hooks(tokens, [keep], **options)
+        return logits, seen
 
 
-def scores_of(model, prompts, row, layer, hooks, points):
-    """The definition as a loop, and P(w) - P(0)."""
-    with torch.no_grad():
-        clean, w = full_pass(model, prompts, row, layer, None, hooks)
-        silent, _ = full_pass(model, prompts, row, layer, torch.zeros_like(w), hooks)
-    total = torch.zeros_like(w)
-    for node, weight in zip(points.nodes, points.weights, strict=True):
-        point = (node * w).requires_grad_()
-        value, _ = full_pass(model, prompts, row, layer, point, hooks)
-        if value.requires_grad:  # else a hook has cut the activation off
-            total += weight * torch.autograd.grad(value, point)[0]
-    return w * total, clean - silent
+def loss_of_silence(model, prompts, layer):
+    """P(w) - P(0) of each prompt, from full passes."""
+
+    def answers(*hooks):
+        with torch.no_grad():
+            logits = model.run_with_hooks(prompts.tokens, list(hooks), attention_mask=prompts.attention_mask)
+        rows = torch.arange(len(prompts))
+        return logits[rows, prompts.read_pos].softmax(-1)[rows, prompts.target_ids]
+
+    def silence(activation, hook):
+        rows = torch.arange(len(prompts))
+        return activation.index_put((rows, prompts.read_pos), torch.zeros((), dtype=activation.dtype))
+
+    return answers() - answers((f"blocks.{layer}.mlp.hook_post", silence))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_attribution_under_hooks_is_the_definition_with_them(architecture, kind):
     model, prompts = loaded(architecture), prompts_for(architecture)
-    hooks, points = hooks_of(model, prompts)[kind], quadrature("gauss-legendre", 2)
+    hooks = hooks_of(model, prompts)[kind]
     with model.hooks(fwd_hooks=[*hooks]):
         attr = kn.attribute(model, prompts, quadrature="gauss-legendre", n_steps=2)
     plain = kn.attribute(model, prompts, quadrature="gauss-legendre", n_steps=2)
     assert not torch.equal(attr.clean, plain.clean)
-    for row in range(len(prompts)):
-        for layer in range(N_LAYERS):
-            scores, expected = scores_of(model, prompts, row, layer, hooks, points)
-            equal(attr.scores[row, layer], scores)
-            equal(attr.expected[row, layer], expected)
+    hooked = WithHooks(model, hooks)
+    for layer in range(N_LAYERS):
+        equal(attr.scores[:, layer], kn.reference_attribution(hooked, prompts, layer, rule="gauss-legendre", n_steps=2))
+        equal(attr.expected[:, layer], loss_of_silence(hooked, prompts, layer))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

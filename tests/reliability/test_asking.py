@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kn_lens import Fact, FactSet, KNLensError
-from kn_lens.prompts import _build, _Form
+from kn_lens.prompts.build import PromptForm
+from kn_lens.prompts.build import build as build_prompts
 from tests.reliability.tries import TEXTS, fuzz, taken_or_refused
 from tests.tiny import COUNTRIES, tiny_tokenizer
 
@@ -24,8 +25,10 @@ TEMPLATES = st.booleans().flatmap(lambda usual: USUAL if usual else st.lists(PIE
 
 
 def asked(tokenizer, masked, fact):
-    form = _Form(tokenizer, masked, N_CTX, len(tokenizer), torch.device("cpu"))
-    return _build(form, FactSet([fact]), None, "error")
+    form = PromptForm(
+        tokenizer=tokenizer, masked=masked, n_ctx=N_CTX, d_vocab=len(tokenizer), device=torch.device("cpu")
+    )
+    return build_prompts(form, FactSet([fact]), None, "error")
 
 
 @pytest.mark.parametrize("name", MASKED + CAUSAL)

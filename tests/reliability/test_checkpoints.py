@@ -78,5 +78,5 @@ def test_a_pipe_in_a_checkpoint_is_not_waited_for(name, tmp_path):
     folder = tiny_checkpoint("GPT2LMHeadModel", tmp_path / "checkpoint")
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    with pytest.raises(kn.UnsupportedModelError, match=f"{name}, which is no regular file"):
+    with pytest.raises(kn.UnsupportedModelError, match=f"{name}, which is not a regular file"):
         kn.load_model(folder)

@@ -1,13 +1,11 @@
 """Whatever is typed, a command ends with its exit code and, where something is wrong, one line; never with a trace."""
 
 import json
-from collections.abc import Iterator
 
-import typer
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kn_lens.cli._app import app
+from tests.reliability.commands import COMMANDS
 from tests.reliability.tries import TRIED, fuzz, timed
 
 MODELS = ["./none", "~nobody/x", "world-brt", "", ".", "x" * 5000, "-"]
@@ -42,19 +40,6 @@ VALUES = [
         "{}",
     ),
 ]
-
-
-def leaves(command, words=()) -> Iterator[tuple[tuple[str, ...], object]]:
-    """All commands, with the words that name them."""
-    inner = getattr(command, "commands", None)
-    if inner:
-        for name, one in inner.items():
-            yield from leaves(one, (*words, name))
-    else:
-        yield words, command
-
-
-COMMANDS = dict(leaves(typer.main.get_command(app)))
 
 
 @st.composite

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import kn_lens as kn
-from kn_lens._run_records import RunRecords
-from kn_lens.experiments.run_directory import Shard
-from kn_lens.study_config import ModelEntry
+from kn_lens.runs.directory import Shard
+from kn_lens.runs.reader import RunRecords
+from kn_lens.runs.studies.config import ModelEntry
 from tests.reliability.tries import TRIED
 from tests.tiny import COUNTRIES, tiny_checkpoint, tiny_model
 
@@ -86,7 +86,7 @@ def test_figures_are_files_of_their_folder(name, tmp_path):
     drawn = kn.figures.neuron_scores(
         pd.DataFrame({"layer": [3], "index": [7], "score": [0.5], "low": [0.4], "high": [1]})
     )
-    with pytest.raises(kn.ArgumentError, match="name of a file"):
+    with pytest.raises(kn.ArgumentError, match="file name"):
         kn.figures.save_figures({name: drawn}, tmp_path / "figures")
     assert not everything_in(tmp_path)
     TRIED["names: in data", "refused"] += 1

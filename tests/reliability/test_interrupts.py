@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import kn_lens as kn
-from kn_lens._interrupts import Held, Undone
-from tests.edits import NEURONS, random_edit
+from kn_lens._core.interrupts import Held, Undone
+from tests.edit_cases import NEURONS, random_edit
 from tests.effects import FACTS, sets_of
 from tests.reliability.state import differences, state_of, state_of_torch
 from tests.reliability.tries import BY_HAND
@@ -103,7 +103,7 @@ def hooked(model, folder):
 
 def resumed(model, folder):
     host = kn.host_of(model)
-    with host.resumed(1, torch.zeros(1, 4, host.d_model, dtype=host.dtype)):
+    with host.skip_blocks_below(1, torch.zeros(1, 4, host.d_model, dtype=host.dtype)):
         host.logits(torch.ones(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.long))
 
 

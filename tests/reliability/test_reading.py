@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kn_lens as kn
-from kn_lens._rows import Checkpoint
-from kn_lens.experiments.corpora import corpus_of, digest_of_texts
-from kn_lens.experiments.minimal_pairs import read_pairs
-from kn_lens.fact_files import read_patterns
-from kn_lens.study_config import as_toml, differences
+from kn_lens.edits.weight_edit import Checkpoint
+from kn_lens.facts.readers import read_patterns
+from kn_lens.runs.corpora import corpus_of, digest_of_texts
+from kn_lens.runs.minimal_pairs import read_pairs
+from kn_lens.runs.studies.config import as_toml, differences
 from tests.reliability.made_scores import score_file, score_prompts, written_scores
 from tests.reliability.tries import JSON, NASTY, changed, damaged, fuzz, taken_or_refused
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kn_lens as kn
-from kn_lens._report.panels import READ
-from kn_lens._run_records import RunRecords
-from kn_lens.compare import compare_runs
-from kn_lens.experiments.run_directory import check_same
+from kn_lens.reports.compare.comparison import compare_runs
+from kn_lens.reports.html.panels import READ
+from kn_lens.runs.directory import check_same
+from kn_lens.runs.reader import RunRecords
 from tests.made_run import made_facts, of_objects
 from tests.made_run import write_run as write_compared
 from tests.reliability.tries import NASTY, changed, changed_table, damaged, fuzz, taken_or_refused
@@ -267,7 +267,7 @@ def test_records_of_another_run_are_refused(pair, compared, stage):
     as_before(pair, compared)
     for name in ("P1.parquet", "_P1.json"):
         shutil.copyfile(pair[1] / "records" / stage / name, compared / "records" / stage / name)
-    with pytest.raises(kn.DataError, match="some are of another run"):
+    with pytest.raises(kn.DataError, match="some belong to another run"):
         compare_runs([compared, pair[1]], **HOW)
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kn_lens as kn
-from kn_lens.score_files import KEY, KEY_DIGEST
+from kn_lens.attribution.storage import KEY, KEY_DIGEST
 from tests.reliability.made_scores import N_PROMPTS, score_file, score_prompts
 from tests.reliability.tries import fuzz, taken_or_refused
 from tests.tiny import D_MLP, N_LAYERS

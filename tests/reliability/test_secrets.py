@@ -7,8 +7,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 import kn_lens as kn
-from kn_lens._mirror import working_copy
-from kn_lens._secrets import without_secrets
+from kn_lens._core.redact import without_secrets
+from kn_lens.runs.studies.mirror import working_copy
 from tests.reliability.tries import TRIED, timed
 from tests.tiny import tiny_checkpoint
 

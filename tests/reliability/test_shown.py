@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kn_lens as kn
-from kn_lens import _shown
+from kn_lens._core import escape as _shown
 from kn_lens.cli import _terminal
-from tests.reliability.test_command_line import COMMANDS
+from tests.reliability.commands import COMMANDS
 from tests.reliability.tries import TEXTS, TRIED, fuzz
 from tests.tiny import COUNTRIES, tiny_checkpoint
 
@@ -252,7 +252,8 @@ def test_no_interrupt_lets_a_name_act(cli, place, command, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(
-        {"study": "kn_lens.study.run_study", "reproduce": "kn_lens.experiments.running.run"}[command], interrupt
+        {"study": "kn_lens.runs.studies.study.run_study", "reproduce": "kn_lens.runs.execute.run_stages"}[command],
+        interrupt,
     )
     asked = ("study", place.folder / "study.toml") if command == "study" else ("reproduce", *place.asked)
     code, out, err = cli(*asked, "-o", place.folder / "interrupted")
@@ -272,7 +273,7 @@ def test_a_terminal_is_sent_the_styles_alone(monkeypatch):
         written = io.StringIO()
         monkeypatch.setattr(_terminal, "err", _terminal.EscapingConsole(file=written, force_terminal=True, width=100))
         monkeypatch.setattr(_terminal, "SHOW_AFTER", 0.0)
-        with _terminal.working(f"Loading {what}", unit="rows") as show:
+        with _terminal.show_progress(f"Loading {what}", unit="rows") as show:
             show(1, 2, f"Loading {what}")
         _terminal.err.print(f"a {what}", soft_wrap=True)
         styles = re.compile(r"\x1b\[[\d;?]*[mAKhl]|\r")
@@ -284,8 +285,8 @@ def test_what_is_not_ours_is_escaped_too(what, monkeypatch):
     """A traceback of a fault, and a line of another library."""
     streams = io.StringIO(), io.StringIO()
     with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
-        monkeypatch.setattr(sys, "stdout", _terminal.Guarded(sys.stdout))
-        monkeypatch.setattr(sys, "stderr", _terminal.Guarded(sys.stderr))
+        monkeypatch.setattr(sys, "stdout", _terminal.EscapingStream(sys.stdout))
+        monkeypatch.setattr(sys, "stderr", _terminal.EscapingStream(sys.stderr))
         print(NAUGHTY[what], file=sys.stderr)
         sys.stdout.writelines([NAUGHTY[what], "x"])
         try:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import kn_lens as kn
+from tests.public_calls import FACTS, IRELAND, NEURONS, SOME
 from tests.reliability.state import unchanged
-from tests.reliability.test_models_unchanged import FACTS, IRELAND, NEURONS, SOME
 from tests.reliability.tries import TRIED
 from tests.tiny import tiny_model
 

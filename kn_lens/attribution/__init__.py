@@ -1,0 +1,37 @@
+"""Attribution: how much of an answer's probability each neuron of a layer carries, with an error bar.
+
+``reference`` has the definition as a plain sum, and ``attribute`` the calls that compute it fast. ``options`` are their
+arguments, and ``result`` is what they return. A chunk of prompts goes layer by layer (``layer_context``) through a
+method: ``method`` is the interface, ``integrated_gradients`` and ``single_path`` integrate along a path
+(``integration``, with the rules of ``quadrature``), and ``baselines`` are simpler scores. ``outputs`` are what can be
+explained. ``storage`` keeps scores of more prompts than memory holds.
+"""
+
+from kn_lens.attribution.attribute import attribute, attribute_in_parts
+from kn_lens.attribution.layer_context import budget_for, check_numbers, chunk_by_rows, layer_contexts
+from kn_lens.attribution.options import Preset, Progress
+from kn_lens.attribution.outputs import Output, resolve_output, target_log_probs, target_logits
+from kn_lens.attribution.quadrature import fixed_rule
+from kn_lens.attribution.reference import reference_attribution
+from kn_lens.attribution.result import Attribution
+from kn_lens.attribution.storage import attribute_to_file, read_attribution
+
+__all__ = [
+    "Attribution",
+    "Output",
+    "Preset",
+    "Progress",
+    "attribute",
+    "attribute_in_parts",
+    "attribute_to_file",
+    "budget_for",
+    "check_numbers",
+    "chunk_by_rows",
+    "fixed_rule",
+    "layer_contexts",
+    "read_attribution",
+    "reference_attribution",
+    "resolve_output",
+    "target_log_probs",
+    "target_logits",
+]

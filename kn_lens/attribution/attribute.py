@@ -1,0 +1,287 @@
+r"""Knowledge attribution: how much of the answer's probability each neuron of a layer carries.
+
+Let ``w`` be the activation (``hook_post``) of one layer at the read position and ``P(v)`` the output when that
+activation is replaced by ``v`` and everything above is recomputed. Integrated gradients (Sundararajan et al. 2017)
+from ``0`` to ``w``, as Dai et al. (2022), equation 2, apply them to neurons:
+
+    Attr_i = w_i * integral_0^1 dP(alpha * w) / dw_i  d alpha                      (joint path: the whole layer moves)
+    sum_i Attr_i = P(w) - P(0)                                                     (completeness)
+
+The paper's formula can also be read as moving neuron ``i`` alone (``method="single_path"``); then ``Attr_i`` is
+exactly ``P(w) - P(w with w_i = 0)``. A positive score means that the neuron's activation speaks for the answer.
+Scores have the output's unit. ``Attribution.completeness_gap``, what the quadrature misses of the completeness sum, is
+the error bar of every (prompt, layer).
+
+An answer of several tokens is read in several rows (see ``PromptBatch``). Its rows move together, and a neuron's score
+is the sum over them, so that completeness holds for the probability of the whole answer.
+
+Prompts go through the model in chunks that fit into memory with their clean state. A chunk is attributed layer by
+layer: its ``LayerContext`` runs the passes, the ``AttributionMethod`` makes scores of them.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Unpack, get_args
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from kn_lens.attribution.integration import absolute_tolerance
+from kn_lens.attribution.layer_context import budget_for, layer_contexts
+from kn_lens.attribution.method import AttributionMethod
+from kn_lens.attribution.options import (
+    AttributionKeywords,
+    AttributionOptions,
+    Method,
+    NeuronLike,
+    Preset,
+    Progress,
+)
+from kn_lens.attribution.outputs import Output
+from kn_lens.attribution.parts import PartsJoin, Together, whole_parts
+from kn_lens.attribution.result import Attribution
+from kn_lens.errors import ArgumentError
+from kn_lens.hosts import Budget, HookedModel, Host, exclusively, host_of
+from kn_lens.prompts import PromptBatch
+
+
+def attribute(
+    model: HookedModel | Host,
+    prompts: PromptBatch,
+    *,
+    method: Method = AttributionOptions.method,
+    output: str | Output = AttributionOptions.output,
+    preset: Preset | None = AttributionOptions.preset,
+    quadrature: str = AttributionOptions.quadrature,
+    n_steps: int | None = AttributionOptions.n_steps,
+    tolerance: float = AttributionOptions.tolerance,
+    max_points: int = AttributionOptions.max_points,
+    layers: Sequence[int] | None = AttributionOptions.layers,
+    neurons: Iterable[NeuronLike] | None = AttributionOptions.neurons,
+    keep: float | None = AttributionOptions.keep,
+    memory_budget: float | None = AttributionOptions.memory_budget,
+    progress: Progress | None = AttributionOptions.progress,
+) -> Attribution:
+    """Attribute each prompt's answer to the neurons of each layer, at the read position.
+
+    Args:
+        model: a TransformerLens model in evaluation mode; it is left as it was.
+        prompts: the prompts, from ``make_prompts`` or ``PromptBatch.from_tokens``.
+        method: ``integrated_gradients`` (joint path); ``single_path`` (one chosen neuron moves at a time);
+            ``gradient_x_activation`` (``w_i dP(w)/dw_i``); ``ablation`` (``P(w) - P(w with w_i = 0)``, the truth that
+            the others approximate); ``activation`` (``w_i``, averaged over the answer's rows: the paper's baseline);
+            ``log_prob_gain`` (Yu & Ananiadou 2024: what ``w_i W_out[i]`` alone adds to the log-probability of the
+            answer read off the residual stream after this layer, over the layer's ``b_out`` alone; nats).
+        output: ``prob``, ``log_prob``, ``logit``, ``logit_diff``, or an ``Output``. ``activation`` and
+            ``log_prob_gain`` have units of their own and ignore it.
+        preset: ``paper`` (right sum, 20 points) or ``official`` (left sum, 20 points), instead of ``quadrature``.
+        quadrature: ``adaptive``, or a fixed rule of ``kn_lens.attribution.quadrature``. ``adaptive`` starts with
+            3 points and doubles the intervals for just those (prompt, layer) pairs whose completeness gap is above
+            the tolerance, reusing all points.
+        n_steps: number of points of a fixed rule (default 20).
+        tolerance: for the gap, relative to the size of the clean output (taken as at least 0.01). Taken as at least
+            twice the rounding of the weights' type, 1.6e-2 in bfloat16: below it the gap is rounding.
+        max_points: where ``adaptive`` gives up; ``Attribution.unconverged`` lists the pairs that got there.
+        layers: the layers to attribute; the others' scores are NaN. None takes all.
+        neurons: the chosen ones, required by ``single_path``, optional for ``ablation`` and ``log_prob_gain``, whose
+            cost grows with their number.
+        keep: keep only the scores of at least this share of the prompt's largest (the released code: 0.1), sparse;
+            see ``Attribution.thresholded``. None keeps all.
+        memory_budget: bytes that passes may take, on the model's device; default: half of what is free. It sets how
+            many rows go through the model at a time, and the results do not depend on it. Where it was too much and
+            memory runs out, passes are halved and run again, down to single prompts. The result comes on top.
+        progress: called with (done, total), counted in (prompt, layer) pairs.
+
+    Returns:
+        An ``Attribution``. Cost: one forward pass per row; for each (prompt, layer) ``n_points`` forward and backward
+        passes from that layer up, of which the point alpha = 1 is one pass that all layers share; for ``ablation`` and
+        ``log_prob_gain`` one forward pass per neuron.
+
+    Raises:
+        ArgumentError: an argument out of range, or two that exclude each other.
+        UnsupportedModelError: the model cannot be hosted, is in train mode, or has NaN weights or answers.
+
+    Example:
+        >>> import kn_lens as kn
+        >>> model = kn.load_model("world-bert")
+        >>> prompts = kn.make_prompts(model, [kn.FactSet.world().find("Ireland", relation="P36")])
+        >>> attr = kn.attribute(model, prompts)
+        >>> bool(attr.converged.all())
+        True
+    """
+    options = AttributionOptions(
+        method=method,
+        output=output,
+        preset=preset,
+        quadrature=quadrature,
+        n_steps=n_steps,
+        tolerance=tolerance,
+        max_points=max_points,
+        layers=layers,
+        neurons=neurons,
+        keep=keep,
+        memory_budget=memory_budget,
+        progress=progress,
+    )
+    with exclusively(model):
+        joined = PartsJoin(prompts)
+        for numbers, part in _Computation.of(model, prompts, options).chunks(prompts):
+            joined.add(numbers, part)
+            del part  # while the next one is computed
+        return joined.result()
+
+
+def attribute_in_parts(
+    model: HookedModel | Host,
+    prompts: PromptBatch,
+    *,
+    together: Together | None = None,
+    **keywords: Unpack[AttributionKeywords],
+) -> Iterator[tuple[Int[Tensor, " part"], Attribution]]:
+    """Attribute as ``attribute`` does, and yield finished prompts as they come: memory does not grow with their number.
+
+    Args:
+        model: as for ``attribute``.
+        prompts: as for ``attribute``.
+        together: ``fact``: every part holds all prompts of its facts, as refining needs them, in the order of the
+            prompts, and as many facts as have about ``SCORES_PER_PART`` scores; ``relation``: whole relations likewise.
+            None: prompts come as they are finished, long ones first.
+        **keywords: the other arguments of ``attribute``.
+
+    Returns:
+        An iterator over the numbers of some prompts and their ``Attribution``. Arguments are checked now, the model
+        runs when the next part is asked for.
+
+    Raises:
+        ArgumentError: as ``attribute``, or ``together`` is neither of the two.
+
+    Example:
+        >>> import kn_lens as kn
+        >>> model = kn.load_model("world-bert")
+        >>> prompts = kn.make_prompts(model, [kn.FactSet.world().find("Ireland", relation="P36")])
+        >>> sum(len(numbers) for numbers, part in attribute_in_parts(model, prompts, keep=0.1)) == len(prompts)
+        True
+    """
+    options = AttributionOptions(**keywords)
+    if together is not None and together not in get_args(Together):
+        raise ArgumentError(f"together={together!r}; expected 'fact', 'relation' or None.")
+    computation = _Computation.of(model, prompts, options)
+    if together is None:
+        return computation.chunks(prompts)
+    return computation.whole_parts(prompts, together)
+
+
+@dataclass(kw_only=True)
+class _Computation:
+    """An attribution on its way.
+
+    Attributes:
+        host: the model.
+        options: as given.
+        method: with its settings for the model.
+        output: what is explained.
+        layers: the layers to attribute.
+        neurons: the chosen indices of each layer; None for all neurons.
+        budget: bounds the rows that go through the model at a time.
+        n_pairs: number of (prompt, layer) pairs.
+        n_done: how many of them are finished.
+    """
+
+    host: Host
+    options: AttributionOptions
+    method: AttributionMethod
+    output: Output
+    layers: list[int]
+    neurons: dict[int, Int[Tensor, " chosen"]] | None
+    budget: Budget
+    n_pairs: int
+    n_done: int = 0
+
+    @classmethod
+    def of(cls, model: HookedModel | Host, prompts: PromptBatch, options: AttributionOptions) -> "_Computation":
+        """Check all that can be checked without running the model; see ``attribute`` for errors."""
+        host = host_of(model)
+        layers = options.layers_of(host)
+        neurons = options.neurons_of(host)
+        output = options.output_for(prompts)
+        prompts.check_for(host)
+        budget = budget_for(host, prompts, options.memory_budget)
+        host.check_finite()
+        return cls(
+            host=host,
+            options=options,
+            method=options.method_for(host),
+            output=output,
+            layers=layers,
+            neurons=neurons,
+            budget=budget,
+            n_pairs=len(prompts) * len(layers),
+        )
+
+    def chunks(self, prompts: PromptBatch) -> Iterator[tuple[Int[Tensor, " chunk"], Attribution]]:
+        """Return an iterator over the numbers of some prompts that fit into memory together, and their attribution."""
+        attribute_chunk = partial(self.attribute_chunk, prompts)
+        return self.budget.map_chunks(
+            prompts.rows_per_prompt, prompts.length, self.budget.rows_per_chunk, attribute_chunk
+        )
+
+    def whole_parts(
+        self, prompts: PromptBatch, together: Together
+    ) -> Iterator[tuple[Int[Tensor, " part"], Attribution]]:
+        """Yield the numbers of the prompts of whole facts or relations, and their attribution."""
+        for numbers in whole_parts(prompts, together, self.host.n_layers * self.host.d_mlp):
+            part = prompts.select(numbers)
+            joined = PartsJoin(part)
+            for positions, chunk in self.chunks(part):
+                joined.add(positions, chunk)
+                del chunk  # while the next one is computed
+            yield numbers, joined.result()
+
+    def attribute_chunk(self, prompts: PromptBatch, numbers: Int[Tensor, " chunk"]) -> Attribution:
+        """Return the attribution of some prompts that fit into memory together.
+
+        Changes ``n_done`` when all is done, so that it can be run again where memory runs out.
+        """
+        host, options = self.host, self.options
+        chunk = prompts.select(numbers)
+        rows_per_pass = self.budget.rows_per_pass(int(chunk.length.max()))
+        dtype = torch.promote_types(host.dtype, torch.float32)
+        shape = (len(chunk), host.n_layers)
+        with exclusively(host):
+            scores = torch.full((*shape, host.d_mlp), float("nan"), device=host.device, dtype=dtype)
+            total = torch.full(shape, float("nan"), device=host.device, dtype=dtype)
+            expected = torch.full_like(total, float("nan"))
+            n_points = torch.zeros(shape, device=host.device, dtype=torch.long)
+            contexts = layer_contexts(host, chunk, self.output, self.layers, rows_per_pass)
+            for n_layers_done, context in enumerate(contexts, start=1):
+                layer = context.layer
+                indices = None if self.neurons is None else self.neurons[layer]
+                found = self.method.score_layer(context, indices)
+                scores[:, layer] = found.scores.to(dtype)
+                if indices is None:
+                    total[:, layer] = found.scores.sum(-1).to(dtype)
+                elif len(indices):
+                    total[:, layer] = found.scores[:, indices].sum(-1).to(dtype)
+                expected[:, layer] = found.expected.to(dtype)
+                n_points[:, layer] = torch.as_tensor(found.n_points, device=host.device)
+                if options.progress is not None:
+                    options.progress(self.n_done + n_layers_done * len(chunk), self.n_pairs)
+            clean = contexts[0].clean.to(dtype)
+        attr = Attribution(
+            scores=scores,
+            total=total,
+            clean=clean,
+            expected=expected,
+            n_points=n_points,
+            tolerance=absolute_tolerance(options.tolerance_of(host), clean),
+            prompts=chunk,
+            method=options.method,
+            output=self.method.unit or self.output.name,
+            quadrature=self.method.quadrature,
+        )
+        if options.keep is not None:
+            attr = attr.thresholded(options.keep)
+        self.n_done += len(chunk) * len(self.layers)
+        return attr

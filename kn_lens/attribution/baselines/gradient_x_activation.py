@@ -1,0 +1,25 @@
+"""Gradient times activation: ablation to first order."""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from kn_lens.attribution.layer_context import LayerContext
+from kn_lens.attribution.method import AttributionMethod, LayerScores
+
+
+class GradientXActivation(AttributionMethod):
+    """Score by the gradient at the clean activation, times the activation: ``w_i dP(w)/dw_i``.
+
+    Cost: a forward pass per row and layer, and for all layers together one with its backward pass.
+    """
+
+    name = "gradient_x_activation"
+    is_complete = True
+
+    def score_layer(self, context: LayerContext, indices: Int[Tensor, " chosen"] | None) -> LayerScores:
+        """Return the scores of all neurons; ``indices`` is None. ``expected`` is ``P(w) - P(0)``."""
+        silent = context.outputs(context.all_prompts, torch.zeros_like(context.post))
+        gradient = context.gradient_at_post(context.clean_gradients.of_layer(context.layer))
+        scores = context.sum_rows(context.post * gradient)
+        return LayerScores(scores=scores, expected=context.clean - silent, n_points=1)

@@ -1,0 +1,29 @@
+"""The log-probability that a neuron's value vector adds by itself (Yu & Ananiadou, EMNLP 2024)."""
+
+import torch
+from einops import rearrange
+from jaxtyping import Int
+from torch import Tensor
+
+from kn_lens.attribution.baselines._one_by_one import n_scored, outputs_by_neuron
+from kn_lens.attribution.layer_context import LayerContext
+from kn_lens.attribution.method import AttributionMethod, LayerScores, no_expected_sum
+
+
+class LogProbGain(AttributionMethod):
+    """Score by what ``w_i W_out[i]`` alone adds to the answer's log-probability, read off after the layer; in nats.
+
+    Cost: a forward pass per row and neuron, of the layer and the head.
+    """
+
+    name = "log_prob_gain"
+    neurons = "optional"
+    output = "log_prob"
+
+    def score_layer(self, context: LayerContext, indices: Int[Tensor, " chosen"] | None) -> LayerScores:
+        """Return the scores of the chosen neurons, or of all."""
+        alone = outputs_by_neuron(context, indices, lambda neuron_alone: neuron_alone, early_exit=True)
+        silent = context.outputs(context.all_prompts, torch.zeros_like(context.post), early_exit=True)
+        scores = alone - rearrange(silent, "batch -> batch 1")
+        n_points = n_scored(context, indices) + 1
+        return LayerScores(scores=scores, expected=no_expected_sum(context), n_points=n_points)

@@ -1,0 +1,30 @@
+"""Integrated gradients on the joint path: all neurons of a layer are scaled together (Dai et al. 2022, equation 2).
+
+    Attr_i = w_i * integral_0^1 dP(alpha w)/dw_i d alpha
+    sum_i Attr_i = P(w) - P(0)
+
+``reference`` has the same as a plain sum over a plain model.
+"""
+
+from jaxtyping import Int
+from torch import Tensor
+
+from kn_lens.attribution.integration import integrate
+from kn_lens.attribution.layer_context import LayerContext
+from kn_lens.attribution.method import LayerScores, PathMethod
+
+
+class IntegratedGradients(PathMethod):
+    """Score by the mean gradient on the way from no activation to the clean one, times the activation.
+
+    Cost: for each row ``n_points`` forward and backward passes from the layer up. One product with ``W_out`` gives the
+    scores of all neurons.
+    """
+
+    name = "integrated_gradients"
+
+    def score_layer(self, context: LayerContext, indices: Int[Tensor, " chosen"] | None) -> LayerScores:
+        """Return the scores of all neurons; ``indices`` is None."""
+        path = integrate(context, context.post, self.rule)
+        scores = context.sum_rows(context.post * context.gradient_at_post(path.gradient))
+        return LayerScores(scores=scores, expected=path.expected, n_points=path.n_points)

@@ -1,0 +1,336 @@
+"""One layer under some prompts: the output, and its gradient, with the layer's activation replaced.
+
+Every score is made of answers to one question: *with the layer's activation at the read position replaced by v, what is
+the output, and what is its gradient?* Weights never get a gradient.
+
+Where ``W_out`` writes ``v @ W_out + b_out``, the gradient with respect to v is ``W_out`` times the one with respect to
+what is written, which has d_model numbers. A sum of such gradients then takes one product with ``W_out``. This is
+checked on the clean pass, in every row of every layer. Where it does not hold (an adapter adds to it, say), and
+where hooks of the user's are on the model, gradients are taken at v itself, through everything that happens to it. The
+passes are the same in both cases: v goes into the model, never what it should lead to. Outputs, and the completeness
+gap with them, do not share the assumption.
+
+A row is one prompt (or one answer token of it) at one point of the path. A pass holds at most ``rows_per_pass`` rows, a
+number that follows from a memory budget, so that memory does not depend on the number of prompts or points.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kn_lens._core.precision import at_least_float32
+from kn_lens.attribution.outputs import Output
+from kn_lens.errors import UnsupportedModelError
+from kn_lens.hosts import Budget, CleanState, Host, MLPActivation, recomputes_last_token_only, run_clean
+from kn_lens.prompts import PromptBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerContext:
+    """One layer under some prompts, with the clean state that passes start from.
+
+    Attributes:
+        layer: zero-based.
+        prompts: the prompts.
+        clean: output of the unaltered model.
+        post: clean activation at the read position, ``w``, before any hook on ``hook_post``.
+        value_rows: the layer's ``W_out``, live, in the model's precision.
+        place: where gradients are taken: at what ``W_out`` writes (``mlp_out``), or at ``v`` itself (``post``).
+        output: what is read from the logits.
+        state: the clean pass, shared by the contexts of all layers.
+        clean_gradients: gradients at the clean activations, shared likewise.
+        rows_per_pass: upper bound on the rows of a pass. An answer of more tokens than this still goes in whole.
+    """
+
+    layer: int
+    prompts: PromptBatch
+    clean: Float[Tensor, " batch"]
+    post: Float[Tensor, "row d_mlp"]
+    value_rows: Float[Tensor, "d_mlp d_model"]
+    place: MLPActivation
+    output: Output
+    state: CleanState
+    clean_gradients: "CleanGradients"
+    rows_per_pass: int
+
+    @property
+    def W_out(self) -> Float[Tensor, "d_mlp d_model"]:
+        """The layer's value rows in the precision of ``post``.
+
+        Of a model in half precision that is a copy, made at each call: those of all layers together could take more
+        memory than its passes.
+        """
+        return at_least_float32(self.value_rows)
+
+    @property
+    def all_prompts(self) -> Int[Tensor, " batch"]:
+        """The numbers of all prompts."""
+        return torch.arange(len(self.clean), device=self.clean.device)
+
+    def sum_rows(self, values: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "batch d_mlp"]:
+        """Sum over the rows of each prompt's answer."""
+        return values.new_zeros(len(self.clean), values.shape[-1]).index_add(0, self.prompts.prompt_index, values)
+
+    def written(self, moving: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_place"]:
+        """Return what a part of the activation makes at ``place``: ``written(x) . g = x . gradient_at_post(g)``."""
+        return moving @ self.W_out if self.place == "mlp_out" else moving
+
+    def gradient_at_post(self, gradient: Float[Tensor, "row d_place"]) -> Float[Tensor, "row d_mlp"]:
+        """Return the gradient with respect to the activation, from the one at ``place``."""
+        return gradient @ self.W_out.T if self.place == "mlp_out" else gradient
+
+    def outputs(
+        self, batch: Int[Tensor, " pair"], post: Float[Tensor, "row d_mlp"], *, early_exit: bool = False
+    ) -> Float[Tensor, " pair"]:
+        """Return the output of each prompt with the layer's activation at the read position replaced.
+
+        Args:
+            batch: numbers of prompts, repeats allowed.
+            post: the activation instead, for each of ``prompts.rows_of(batch)``.
+            early_exit: read the output off the residual stream that leaves this layer, with the layers above left out.
+
+        Cost: a forward pass per row, from this layer up.
+        """
+        values = []
+        with torch.no_grad():
+            for rows, owner, pass_post in self._passes(batch, post):
+                logits = self.state.logits_with_post(self.layer, rows, pass_post, early_exit=early_exit)
+                values.append(_read(self.output, self.prompts, rows, owner, logits))
+                del logits  # else those of two passes are held
+            return torch.cat(values)
+
+    def gradients(
+        self, batch: Int[Tensor, " pair"], post: Float[Tensor, "row d_mlp"]
+    ) -> tuple[Float[Tensor, " pair"], Float[Tensor, "row d_place"]]:
+        """Return as ``outputs`` does, and the gradient of each prompt's output, at ``place``.
+
+        Cost: a forward and a backward pass per row, from this layer up.
+        """
+        values, gradients = [], []
+        for rows, owner, pass_post in self._passes(batch, post):
+            with torch.enable_grad():
+                if self.place == "post":
+                    point = pass_post.detach().requires_grad_()
+                    logits = self.state.logits_with_post(self.layer, rows, point)
+                else:
+                    point = post.new_zeros(len(rows), self.value_rows.shape[1]).requires_grad_()
+                    added: dict[int, tuple[MLPActivation, Tensor]] = {self.layer: ("mlp_out", point)}
+                    logits = self.state.logits_with_post(self.layer, rows, pass_post.detach(), added)
+                value = _read(self.output, self.prompts, rows, owner, logits)
+                del logits  # else those of two passes are held
+                gradients += _gradients(value, [point])
+            values.append(value.detach())
+        return torch.cat(values), torch.cat(gradients)
+
+    def _passes(
+        self, batch: Int[Tensor, " pair"], post: Float[Tensor, "row d_mlp"]
+    ) -> Iterator[tuple[Int[Tensor, " pass_row"], Int[Tensor, " pass_row"], Float[Tensor, "pass_row d_mlp"]]]:
+        """Yield the rows of each pass, the position among its prompts that each belongs to, and their activations."""
+        n_rows = self.prompts.rows_per_prompt[batch]
+        end = n_rows.cumsum(0)
+        for positions in chunk_by_rows(n_rows, self.rows_per_pass):
+            first, last = int(positions[0]), int(positions[-1])
+            rows, owner = self.prompts.rows_and_owners(batch[positions])
+            yield rows, owner, post[int(end[first] - n_rows[first]) : int(end[last])]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CleanGradients:
+    """Gradients of each prompt's output at the clean activations: one backward pass gives those of all layers.
+
+    Attributes:
+        prompts: the prompts.
+        output: what is read from the logits.
+        places: where gradients are taken, by layer.
+        state: the clean pass.
+        rows_per_pass: upper bound on the rows of a pass.
+    """
+
+    prompts: PromptBatch
+    output: Output
+    places: Mapping[int, MLPActivation]
+    state: CleanState
+    rows_per_pass: int
+    _by_layer: dict[int, Float[Tensor, "row d_place"]] = field(default_factory=dict, init=False, repr=False)
+
+    def of_layer(self, layer: int) -> Float[Tensor, "row d_place"]:
+        """Return the gradients that ``LayerContext.gradients`` computes, at ``w`` of every prompt.
+
+        Cost: at the first call a forward and a backward pass per row, from the lowest layer up; none later.
+        """
+        if self._by_layer:
+            return self._by_layer[layer]
+        parts: dict[int, list[Tensor]] = {layer: [] for layer in self.places}
+        for chunk in chunk_by_rows(self.prompts.rows_per_prompt, self.rows_per_pass):
+            rows, owner = self.prompts.rows_and_owners(chunk)
+            added: dict[int, tuple[MLPActivation, Tensor]] = {}
+            with torch.enable_grad():
+                for added_layer, place in self.places.items():
+                    clean = self.state.post if place == "post" else self.state.mlp_out
+                    zeros = torch.zeros_like(clean[added_layer][rows])
+                    added[added_layer] = (place, zeros.requires_grad_())
+                logits = self.state.logits_with_additions(rows, added)
+                value = _read(self.output, self.prompts, rows, owner, logits)
+                del logits
+                gradients = _gradients(value, [point for _, point in added.values()])
+            for added_layer, gradient in zip(added, gradients, strict=True):
+                parts[added_layer].append(gradient)
+        for added_layer, gradients in parts.items():
+            self._by_layer[added_layer] = torch.cat(gradients)
+        return self._by_layer[layer]
+
+
+def _gradients(values: Float[Tensor, " pair"], points: Sequence[Float[Tensor, "row _"]]) -> list[Tensor]:
+    """Return the gradient of each value with respect to its rows of some points; zero where a value sees none of them.
+
+    Prompts do not see each other, so the gradient of the sum holds each one's own. A hook of the user's may cut a point
+    off from the output, by replacing an activation for example.
+    """
+    if not values.requires_grad:
+        return [torch.zeros_like(point) for point in points]
+    return list(torch.autograd.grad(values.sum(), points, allow_unused=True, materialize_grads=True))
+
+
+def budget_for(host: Host, prompts: PromptBatch, memory: float | None) -> Budget:
+    """Return the memory budget of passes over these prompts.
+
+    Args:
+        host: the model.
+        prompts: the prompts; what a pass takes depends on where they are read.
+        memory: bytes; None takes a share of the free memory.
+
+    Raises:
+        ArgumentError: ``memory`` is not a positive number of bytes.
+    """
+    last_token_only = recomputes_last_token_only(host, prompts.attention_mask, prompts.read_pos)
+    return Budget.of(host, memory, last_token_only=last_token_only, gradient=True)
+
+
+def layer_contexts(
+    host: Host, prompts: PromptBatch, output: Output, layers: Sequence[int], rows_per_pass: int
+) -> list[LayerContext]:
+    """Run the unaltered model once on some prompts, and return the context of each layer.
+
+    Args:
+        host: the model.
+        prompts: prompts that fit into memory together, with their clean state.
+        output: what is read from the logits.
+        layers: the layers, each once.
+        rows_per_pass: upper bound on the rows of later passes.
+
+    Cost: one forward pass per row. The contexts share the clean state.
+
+    Raises:
+        UnsupportedModelError: the model's output is not finite.
+    """
+    state = run_clean(host, prompts.tokens, prompts.attention_mask, prompts.read_pos, layers)
+    rows = torch.arange(prompts.n_rows, device=host.device)
+    clean = _read(output, prompts, rows, prompts.prompt_index, state.logits)
+    check_numbers(host, prompts, clean, output.name, finite=True)
+    places: dict[int, MLPActivation] = {layer: _place(host, state, layer) for layer in layers}
+    clean_gradients = CleanGradients(
+        prompts=prompts,
+        output=output,
+        places=places,
+        state=state,
+        rows_per_pass=rows_per_pass,
+    )
+    return [
+        LayerContext(
+            layer=layer,
+            prompts=prompts,
+            clean=clean,
+            post=state.post[layer],
+            value_rows=host.W_out(layer),
+            place=places[layer],
+            output=output,
+            state=state,
+            clean_gradients=clean_gradients,
+            rows_per_pass=rows_per_pass,
+        )
+        for layer in layers
+    ]
+
+
+def _place(host: Host, state: CleanState, layer: int) -> MLPActivation:
+    """Return where gradients are taken."""
+    if state.has_user_hooks or host.has_adapter(layer):  # a small adapter drowns in the rounding of half precision
+        return "post"
+    return "mlp_out" if host.is_W_out_product(layer, state.post[layer], state.mlp_out[layer]) else "post"
+
+
+def check_numbers(
+    host: Host, prompts: PromptBatch, values: Float[Tensor, " batch"], output: str = "prob", *, finite: bool = False
+) -> None:
+    """Raise if the unaltered model's output is not a number: scores of NaN would look like neurons without effect.
+
+    Args:
+        host: the model.
+        prompts: the prompts.
+        values: the output of each prompt.
+        output: name of the output.
+        finite: whether to refuse infinity too. A log-probability may be minus infinity; no score explains it.
+
+    Raises:
+        UnsupportedModelError: names the first such prompt, and the remedy.
+    """
+    bad = ~values.isfinite() if finite else values.isnan()
+    if not bool(bad.any()):
+        return
+    first = int(bad.long().argmax())
+    raise UnsupportedModelError(
+        f"{host.name} gives no finite number ({output} = {float(values[first])}) for the answer to "
+        f"{prompts.text[first]!r} and {int(bad.sum()) - 1} more of {len(bad)} prompts, though its weights are finite. "
+        + _remedy(float(values[first]), host.dtype)
+    )
+
+
+def _remedy(value: float, dtype: torch.dtype) -> str:
+    """Return what to do about an output that is not a finite number."""
+    name = str(dtype).removeprefix("torch.")
+    if value == float("-inf"):
+        return (
+            "The logit of the answer is minus infinity, whatever the neurons do, as of tokens that fill up a "
+            "vocabulary: ask for another answer."
+        )
+    wider = {torch.float16: "torch.bfloat16 or torch.float32", torch.bfloat16: "torch.float32"}.get(dtype)
+    if wider is not None:
+        return f"Activations overflow {name}: load it with a wider dtype, {wider}."
+    return (
+        f"Weights this large overflow {name}, or a hook on the model returns such numbers: remove hooks with "
+        "model.reset_hooks(), and look with model.run_with_cache at the first activation that is not finite."
+    )
+
+
+def _read(
+    output: Output,
+    prompts: PromptBatch,
+    rows: Int[Tensor, " row"],
+    owner: Int[Tensor, " row"],
+    logits: Float[Tensor, "row d_vocab"],
+) -> Float[Tensor, " pair"]:
+    """Return the output of each prompt from the logits of its rows."""
+    contrast_ids = None if prompts.contrast_ids is None else prompts.contrast_ids[rows]
+    return output(logits, prompts.target_ids[rows], contrast_ids, owner, int(owner[-1]) + 1)
+
+
+def chunk_by_rows(n_rows: Int[Tensor, " item"], most: int) -> Iterator[Int[Tensor, " chunk"]]:
+    """Cut positions 0, 1, ... into runs of at most ``most`` rows, each at least one position long.
+
+    Args:
+        n_rows: number of rows of each position.
+        most: upper bound on the rows of a run.
+
+    >>> [chunk.tolist() for chunk in chunk_by_rows(torch.tensor([2, 1, 4, 1]), 3)]
+    [[0, 1], [2], [3]]
+    """
+    start = rows = 0
+    for stop, n in enumerate(n_rows.tolist()):
+        if rows and rows + n > most:
+            yield torch.arange(start, stop, device=n_rows.device)
+            start, rows = stop, 0
+        rows += n
+    yield torch.arange(start, len(n_rows), device=n_rows.device)

@@ -1,0 +1,213 @@
+"""The options of an attribution: the one home of their defaults, checked before any model runs."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypedDict, get_args, runtime_checkable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from kn_lens._core.checks import check_share
+from kn_lens._core.names import QUADRATURES, Method, Preset
+from kn_lens.attribution.baselines import Ablation, Activation, GradientXActivation, LogProbGain
+from kn_lens.attribution.integrated_gradients import IntegratedGradients
+from kn_lens.attribution.integration import PathRule
+from kn_lens.attribution.method import AttributionMethod, PathMethod
+from kn_lens.attribution.outputs import Output, resolve_output
+from kn_lens.attribution.quadrature import RULES, Quadrature, fixed_rule, nested_levels
+from kn_lens.attribution.single_path import SinglePath
+from kn_lens.errors import ArgumentError, did_you_mean
+from kn_lens.hosts import Host
+from kn_lens.prompts import PromptBatch
+
+METHODS: dict[str, type[AttributionMethod]] = {
+    method.name: method
+    for method in (IntegratedGradients, SinglePath, Activation, GradientXActivation, LogProbGain, Ablation)
+}
+"""The methods by name."""
+
+
+PRESETS = {"paper": ("right", 20), "official": ("left", 20)}
+"""The quadratures of the paper's equation 3 and of its released code."""
+
+DEFAULT_STEPS = 20
+"""Number of points of a fixed rule, where none is given: that of the paper."""
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+
+@runtime_checkable
+class NeuronLike(Protocol):
+    """Anything that names a neuron."""
+
+    @property
+    def layer(self) -> int:
+        """Zero-based layer."""
+        ...
+
+    @property
+    def index(self) -> int:
+        """Row of the layer's ``W_out``."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributionOptions:
+    """The keyword arguments of ``attribute``; see there for their meaning.
+
+    Raises:
+        ArgumentError: an option out of range, or two that exclude each other.
+    """
+
+    method: Method = "integrated_gradients"
+    output: str | Output = "prob"
+    preset: Preset | None = None
+    quadrature: str = "adaptive"
+    n_steps: int | None = None
+    tolerance: float = 1e-3
+    max_points: int = 129
+    layers: Sequence[int] | None = None
+    neurons: Iterable[NeuronLike] | None = None
+    keep: float | None = None
+    memory_budget: float | None = None
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        known = get_args(Method)
+        if self.method not in known:
+            raise ArgumentError(
+                f"Unknown method {self.method!r}; expected one of {', '.join(known)}.{did_you_mean(self.method, known)}"
+            )
+        self.levels()
+        if not 0 < self.tolerance < float("inf"):
+            raise ArgumentError(f"tolerance={self.tolerance}; expected a positive number, such as 1e-3.")
+        if self.keep is not None:
+            check_share("keep", self.keep)
+
+    def levels(self) -> tuple[str, tuple[Quadrature, ...]]:
+        """Return the name of the quadrature, and its levels, coarsest first; a fixed rule is one level.
+
+        Raises:
+            ArgumentError: unknown rule or preset, or a number of points that does not go with it.
+        """
+        rule, n_steps = self.quadrature, self.n_steps
+        if self.preset is not None:
+            if self.preset not in PRESETS:
+                raise ArgumentError(
+                    f"Unknown preset {self.preset!r}; expected one of {', '.join(PRESETS)}."
+                    f"{did_you_mean(self.preset, PRESETS)}"
+                )
+            if rule != "adaptive" or n_steps is not None:
+                raise ArgumentError(
+                    f"preset={self.preset!r} fixes the quadrature: leave quadrature and n_steps out, or the preset."
+                )
+            rule, n_steps = PRESETS[self.preset]
+        if rule == "adaptive":
+            if n_steps is not None:
+                raise ArgumentError(
+                    f"n_steps={n_steps} with quadrature='adaptive', which chooses the number itself: "
+                    "bound it with max_points, or name a fixed rule such as 'gauss-legendre'."
+                )
+            levels = nested_levels(self.max_points)
+            return f"adaptive clenshaw-curtis, 3 to {len(levels[-1])} points", levels
+        if rule not in RULES:
+            known = QUADRATURES
+            raise ArgumentError(
+                f"Unknown quadrature {rule!r}; expected one of {', '.join(known)}.{did_you_mean(rule, known)}"
+            )
+        n_steps = DEFAULT_STEPS if n_steps is None else n_steps
+        return f"{rule}, {n_steps} points", (fixed_rule(rule, n_steps),)
+
+    def tolerance_of(self, host: Host) -> float:
+        """Return the relative tolerance for a model.
+
+        Half precision has coarser rounding than any useful tolerance: refining further would chase noise.
+        """
+        return max(self.tolerance, 2 * torch.finfo(host.dtype).eps)
+
+    def method_for(self, host: Host) -> AttributionMethod:
+        """Return the method with its settings for a model."""
+        method = METHODS[self.method]
+        if not issubclass(method, PathMethod):
+            return method()
+        name, levels = self.levels()
+        return method(PathRule(name=name, levels=levels, tolerance=self.tolerance_of(host)))
+
+    def output_for(self, prompts: PromptBatch) -> Output:
+        """Return the output that is explained.
+
+        Raises:
+            ArgumentError: unknown name, or it needs a contrast answer and the prompts have none.
+        """
+        output = METHODS[self.method].output or self.output
+        return resolve_output(output, has_contrast=prompts.contrast_ids is not None)
+
+    def layers_of(self, host: Host) -> list[int]:
+        """Return the layers to attribute.
+
+        Raises:
+            ArgumentError: no layer, one twice, or one that the model does not have.
+        """
+        if self.layers is None:
+            return list(range(host.n_layers))
+        for layer in self.layers:
+            host.hook_post(layer)  # raises for a layer that does not exist
+        if not self.layers or len(set(self.layers)) != len(self.layers):
+            raise ArgumentError(f"layers={list(self.layers)}; expected at least one layer, and none twice.")
+        return list(self.layers)
+
+    def neurons_of(self, host: Host) -> dict[int, Int[Tensor, " chosen"]] | None:
+        """Return the chosen indices of every layer to attribute, ascending; None for all neurons.
+
+        Raises:
+            ArgumentError: the method takes no choice of neurons, or needs one; or a neuron that is not in the layers.
+        """
+        takes = METHODS[self.method].neurons
+        if self.neurons is None:
+            if takes == "required":
+                raise ArgumentError(
+                    f"{self.method} integrates one neuron at a time: name them with neurons=NeuronSet(...)."
+                )
+            return None
+        if takes == "all":
+            raise ArgumentError(
+                f"{self.method} scores every neuron at once: leave neurons out, and select from the scores."
+            )
+        layers = self.layers_of(host)
+        chosen: dict[int, set[int]] = {layer: set() for layer in layers}  # a neuron named twice counts once
+        for neuron in self.neurons:
+            if not isinstance(neuron, NeuronLike):
+                raise ArgumentError(f"neurons holds {neuron!r}; expected neurons: NeuronSet([(9, 1234)]).")
+            if neuron.layer not in chosen:
+                raise ArgumentError(f"{neuron} is not in the layers to attribute, {layers}.")
+            if not 0 <= neuron.index < host.d_mlp:
+                raise ArgumentError(f"{neuron}: index must be between 0 and {host.d_mlp - 1} (d_mlp={host.d_mlp}).")
+            chosen[neuron.layer].add(neuron.index)
+        return {
+            layer: torch.tensor(sorted(indices), device=host.device, dtype=torch.long)
+            for layer, indices in chosen.items()
+        }
+
+
+class KeywordsWithoutKeep(TypedDict, total=False):
+    """The fields of ``AttributionOptions`` but ``keep`` as keyword arguments, for type checkers."""
+
+    method: Method
+    output: str | Output
+    preset: Preset | None
+    quadrature: str
+    n_steps: int | None
+    tolerance: float
+    max_points: int
+    layers: Sequence[int] | None
+    neurons: Iterable[NeuronLike] | None
+    memory_budget: float | None
+    progress: Progress | None
+
+
+class AttributionKeywords(KeywordsWithoutKeep, total=False):
+    """The fields of ``AttributionOptions`` as keyword arguments, for type checkers."""
+
+    keep: float | None

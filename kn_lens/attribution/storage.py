@@ -1,0 +1,458 @@
+"""Scores of more prompts than memory holds: written to a file while they are computed, read back whole or in part.
+
+The file is Parquet, which any table library reads. A row is one layer under one prompt, and lists the scores kept:
+
+    prompt   layer   clean   expected   total   tolerance   n_points   neuron       score
+    17       9       0.61    0.3924     0.3921  0.00061     3          [188, 2060]  [0.071, 0.212]
+
+with the meaning that ``Attribution`` gives to these names; neurons are in ascending order. A neuron that is not listed
+scored less than ``keep`` times the prompt's largest score, or was not computed. Prompts are in the order in which they
+were finished. The file's metadata name the method, the model, and a digest of the prompts: scores can only be read
+together with their prompts.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Unpack
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from einops import repeat
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+from torch.nn.functional import pad
+
+from kn_lens._core.atomic import opened, writing_whole
+from kn_lens.attribution.attribute import attribute_in_parts
+from kn_lens.attribution.options import KeywordsWithoutKeep
+from kn_lens.attribution.result import Attribution
+from kn_lens.errors import ArgumentError, DataError, KNLensError, did_you_mean
+from kn_lens.hosts import HookedModel, Host, exclusive, host_of
+from kn_lens.prompts import PromptBatch
+
+KEY, KEY_DIGEST = b"kn_lens.scores", b"kn_lens.scores.sha256"
+VERSION = 1
+METADATA_TYPES = {
+    "model": str,
+    "prompts": str,
+    "method": str,
+    "output": str,
+    "quadrature": str,
+    "n_layers": int,
+    "d_mlp": int,
+    "n_prompts": int,
+    "keep": (float, type(None)),
+}
+"""The entries of the metadata, and their types."""
+FLOATS = ("clean", "expected", "total", "tolerance")
+"""The columns with one number a row, in the precision of the scores."""
+SCORES_PER_GROUP = 2**24
+"""About as many scores, dropped ones included, are in one row group: what writing and reading hold at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreFile:
+    """What ``attribute_to_file`` wrote; it stands for its path wherever a path is wanted.
+
+    Attributes:
+        path: the file.
+        n_prompts: prompts in it.
+        n_scores: scores kept.
+        n_unconverged: (prompt, layer) pairs whose completeness gap is above the tolerance.
+    """
+
+    path: Path
+    n_prompts: int
+    n_scores: int
+    n_unconverged: int
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+@exclusive
+def attribute_to_file(
+    model: HookedModel | Host,
+    path: str | os.PathLike[str],
+    prompts: PromptBatch,
+    *,
+    keep: float | None = 0.1,
+    **keywords: Unpack[KeywordsWithoutKeep],
+) -> ScoreFile:
+    """Attribute as ``attribute`` does, writing the scores to a file as they come instead of holding them.
+
+    Args:
+        model: a TransformerLens model.
+        path: the file; it appears when all is done, or not at all.
+        prompts: the prompts.
+        keep: keep only the scores of at least this share of the prompt's largest (0.1 as in the released code); None
+            keeps all of them.
+        **keywords: the other arguments of ``attribute``.
+
+    Returns:
+        The path of the file, and what it holds. Cost: that of ``attribute``. Memory does not grow with the number of
+        scores. A kept score takes about 6 bytes of disk, a score of whole ones 4 (float32).
+
+    Raises:
+        ArgumentError: the path exists; or as ``attribute``.
+        DataError: the file cannot be written.
+
+    Example:
+        >>> import kn_lens as kn, tempfile
+        >>> model = kn.load_model("world-bert")
+        >>> prompts = kn.make_prompts(model, kn.FactSet.world().of("P36")[:2])
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     scores = kn.attribute_to_file(model, f"{directory}/capitals.parquet", prompts)
+        ...     attr = kn.read_attribution(scores, prompts)
+        >>> attr.scores.is_sparse, attr.keep, list(kn.refine(attr)) == list(prompts.facts[:2])
+        (True, 0.1, True)
+    """
+    path = Path(path)
+    if os.path.exists(path):  # False for names that no file can have; writing reports them
+        raise ArgumentError(f"{path} exists and is not overwritten: read it with read_attribution, or name another.")
+    host = host_of(model)
+    keep = None if keep is None else float(keep)  # JSON takes no other numbers
+    n_scores = n_unconverged = 0
+    metadata: dict[str, Any] = {
+        "version": VERSION,
+        "model": host.name,
+        "n_layers": host.n_layers,
+        "d_mlp": host.d_mlp,
+        "n_prompts": len(prompts),
+        "prompts": _digest(prompts),
+    }
+    with _writer(path, _schema(host.dtype)) as writer:
+        for numbers, part in attribute_in_parts(model, prompts, keep=keep, **keywords):
+            for rows in _row_groups(numbers, part, writer.schema):
+                writer.write_batch(rows)
+                n_scores += len(rows["score"].flatten())
+            n_unconverged += len(part.unconverged)
+            for name in ("method", "output", "quadrature", "keep"):
+                metadata[name] = getattr(part, name)
+        text = json.dumps(metadata).encode()
+        # Parquet has checksums for its pages, but none for this.
+        writer.add_key_value_metadata({KEY: text, KEY_DIGEST: hashlib.sha256(text).hexdigest()})
+    return ScoreFile(path=path, n_prompts=len(prompts), n_scores=n_scores, n_unconverged=n_unconverged)
+
+
+def read_attribution(
+    path: str | os.PathLike[str],
+    prompts: PromptBatch,
+    *,
+    only: Sequence[int] | Int[Tensor, " chosen"] | None = None,
+) -> Attribution:
+    """Read what ``attribute_to_file`` wrote.
+
+    Memory is that of the result and of one row group. Where the result is too large, as whole scores soon are, read the
+    prompts of one relation after another with ``only``.
+
+    Args:
+        path: the file.
+        prompts: the prompts that it was written with, all of them.
+        only: numbers of the prompts to read, each once; None reads all.
+
+    Returns:
+        The attribution of the prompts, or in the order of ``only`` of these prompts, on the CPU; sparse unless the
+        scores are whole.
+
+    Raises:
+        DataError: no such file, not a file of scores, damaged, or of other prompts.
+        ArgumentError: ``only`` names a prompt that does not exist, or one twice.
+
+    Example:
+        One relation after another::
+
+            for relation, numbers in prompts_by_relation.items():
+                neurons |= kn.refine(kn.read_attribution("scores.parquet", prompts, only=numbers))
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        metadata = _metadata(file, path)
+        if (metadata["n_prompts"], metadata["prompts"]) != (len(prompts), _digest(prompts)):
+            raise DataError(
+                f"{path} holds scores of {metadata['n_prompts']} prompts that are not these {len(prompts)}; expected "
+                "the prompts that attribute_to_file was given, all of them and in their order."
+            )
+        numbers = torch.arange(len(prompts)) if only is None else torch.as_tensor(only).cpu()
+        selected = prompts if only is None else prompts.select(numbers.to(prompts.tokens.device))
+        if len(numbers.unique()) < len(numbers):
+            raise ArgumentError(f"only={only!r}; expected the number of each prompt once.")
+
+        reader = _Reader(file=file, path=path, metadata=metadata, numbers=numbers)
+        values = reader.values()
+        scores = reader.scores(values["n_scores"])
+    return Attribution(
+        scores=scores,
+        total=values["total"],
+        clean=values["clean"][:, 0],
+        expected=values["expected"],
+        n_points=values["n_points"],
+        tolerance=values["tolerance"][:, 0],
+        prompts=selected.to("cpu"),
+        method=metadata["method"],
+        output=metadata["output"],
+        quadrature=metadata["quadrature"],
+        keep=metadata["keep"],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reader:
+    """Reads the scores of some prompts from an open file.
+
+    A pair is a (prompt, layer), numbered ``position of the prompt in numbers * n_layers + layer``.
+
+    Attributes:
+        file: open.
+        path: its path, for messages.
+        metadata: what the file states about its scores.
+        numbers: the prompts to read.
+    """
+
+    file: pq.ParquetFile
+    path: Path
+    metadata: dict[str, Any]
+    numbers: Int[Tensor, " chosen"]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return len(self.numbers), self.metadata["n_layers"], self.metadata["d_mlp"]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float64 if self.file.schema_arrow.field("clean").type == pa.float64() else torch.float32
+
+    def values(self) -> dict[str, Shaped[Tensor, "chosen n_layers"]]:
+        """Read the columns with one value a row, by name, and as ``n_scores`` the number of scores that a row lists."""
+        columns: dict[str, Tensor] = {}
+        for name in FLOATS:
+            columns[name] = torch.full(self.shape[:2], torch.nan, dtype=self.dtype)
+        for name in ("n_points", "n_scores"):
+            columns[name] = torch.full(self.shape[:2], -1)
+        for pair, rows in self.rows([*FLOATS, "n_points", "neuron"]):
+            for name in (*FLOATS, "n_points"):
+                columns[name].view(-1)[pair] = _tensor(rows[name]).to(columns[name].dtype)
+            n_scores, _ = _lists(rows["neuron"])
+            columns["n_scores"].view(-1)[pair] = n_scores.long()
+        lacking = (columns["n_points"] < 0).any(1).nonzero()
+        if len(lacking):
+            raise self.corrupt(f"lacks scores of prompt {int(self.numbers[lacking[0]])}")
+        return columns
+
+    def scores(self, n_scores: Int[Tensor, "chosen n_layers"]) -> Float[Tensor, "chosen n_layers d_mlp"]:
+        """Read the scores into tensors of their final size, so that nothing is held twice.
+
+        Args:
+            n_scores: number of scores of each pair.
+        """
+        _, n_layers, d_mlp = self.shape
+        if self.metadata["keep"] is None:
+            dense = torch.full(self.shape, torch.nan, dtype=self.dtype)
+            for pair, _, neuron, score in self.score_lists():
+                dense.view(-1, d_mlp)[pair, neuron] = score
+            return dense
+        first = n_scores.view(-1).cumsum(0) - n_scores.view(-1)
+        indices = torch.empty(3, int(n_scores.sum()), dtype=torch.long)
+        values = torch.empty(indices.shape[1], dtype=self.dtype)
+        for pair, position, neuron, score in self.score_lists():
+            entry = first[pair] + position
+            indices[:, entry] = torch.stack([pair // n_layers, pair % n_layers, neuron])
+            values[entry] = score
+        return torch.sparse_coo_tensor(indices, values, self.shape, is_coalesced=True, check_invariants=True)
+
+    def score_lists(
+        self,
+    ) -> Iterator[tuple[Int[Tensor, " score"], Int[Tensor, " score"], Int[Tensor, " score"], Float[Tensor, " score"]]]:
+        """Yield, for each row group, each score's pair, its position in the pair's list, its neuron, and itself."""
+        for pair, rows in self.rows(["neuron", "score"]):
+            length, neuron = _lists(rows["neuron"])
+            n_listed, score = _lists(rows["score"])
+            if not length.equal(n_listed) or not _within(neuron, self.shape[2]) or score.isnan().any():
+                raise self.corrupt("lists neurons that do not exist, or without a score")
+            owner = pair.repeat_interleave(length)
+            is_ascending = (neuron.diff() > 0) | (owner.diff() != 0)
+            if not is_ascending.all():
+                raise self.corrupt("lists a neuron twice, or neurons in another order")
+            first = (length.cumsum(0) - length).repeat_interleave(length)
+            yield owner, torch.arange(len(score)) - first, neuron.long(), score
+
+    def rows(self, columns: list[str]) -> Iterator[tuple[Int[Tensor, " pair"], pa.Table]]:
+        """Yield, for each row group, the rows of the prompts to read, with their pairs."""
+        position = torch.full((self.metadata["n_prompts"],), -1)
+        position[self.numbers] = torch.arange(len(self.numbers))
+        for group in range(self.file.num_row_groups):
+            ids = self.file.read_row_group(group, columns=["prompt", "layer"])
+            prompt, layer = _tensor(ids["prompt"]), _tensor(ids["layer"])
+            if not _within(prompt, len(position)) or not _within(layer, self.shape[1]):
+                raise self.corrupt("names prompts or layers that do not exist")
+            is_chosen = position[prompt] >= 0
+            if is_chosen.any():
+                rows = self.file.read_row_group(group, columns=columns)
+                pair = position[prompt] * self.shape[1] + layer
+                if not is_chosen.all():
+                    rows = rows.filter(pa.array(is_chosen.numpy()))
+                yield pair[is_chosen], rows
+
+    def corrupt(self, what: str) -> DataError:
+        return DataError(f"{self.path} {what}; the file has been changed.")
+
+
+def _within(numbers: Int[Tensor, " value"], stop: int) -> bool:
+    return bool(((numbers >= 0) & (numbers < stop)).all())
+
+
+def _tensor(values: pa.Array | pa.ChunkedArray) -> Shaped[Tensor, " value"]:
+    return torch.tensor(values.to_numpy())
+
+
+def _lists(column: pa.ChunkedArray) -> tuple[Int[Tensor, " row"], Shaped[Tensor, " entry"]]:
+    """Return the lengths of a column's lists, and their entries, one list after another."""
+    lists = column.combine_chunks()
+    return _tensor(lists.value_lengths()), _tensor(lists.flatten())
+
+
+def _schema(dtype: torch.dtype) -> pa.Schema:
+    """Return the columns of a file, for scores of a precision."""
+    score = pa.float64() if dtype == torch.float64 else pa.float32()
+    types: dict[str, pa.DataType] = {"prompt": pa.int32(), "layer": pa.int32()}
+    for name in FLOATS:
+        types[name] = score
+    types["n_points"] = pa.int32()
+    for name, entry in (("neuron", pa.int32()), ("score", score)):
+        types[name] = pa.list_(pa.field("element", entry, nullable=False))
+    return pa.schema([pa.field(name, type_, nullable=False) for name, type_ in types.items()])
+
+
+def _row_groups(numbers: Int[Tensor, " part"], part: Attribution, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of some finished prompts, in groups of bounded size.
+
+    Args:
+        numbers: of the prompts.
+        part: their attribution.
+        schema: of the file.
+    """
+    n_prompts, n_layers, d_mlp = part.scores.shape
+    columns: dict[str, Tensor] = {"layer": repeat(torch.arange(n_layers), "n_layers -> part n_layers", part=n_prompts)}
+    for name, values in (("prompt", numbers), ("clean", part.clean), ("tolerance", part.tolerance)):
+        columns[name] = repeat(values, "part -> part n_layers", n_layers=n_layers)
+    for name in ("expected", "total", "n_points"):
+        columns[name] = getattr(part, name)
+    prompts_per_group = max(1, SCORES_PER_GROUP // (n_layers * d_mlp))
+    for start in range(0, n_prompts, prompts_per_group):
+        stop = min(start + prompts_per_group, n_prompts)
+        length, neuron, score = _listed(part.scores, start, stop)
+        offsets = pa.array(pad(length.cumsum(0), (1, 0)).int().cpu().numpy())
+        arrays: dict[str, pa.Array] = {}
+        for name, values in columns.items():
+            arrays[name] = pa.array(values[start:stop].flatten().cpu().numpy()).cast(schema.field(name).type)
+        for name, values in (("neuron", neuron), ("score", score)):
+            list_type = schema.field(name).type
+            entries = pa.array(values.cpu().numpy()).cast(list_type.value_type)
+            arrays[name] = pa.ListArray.from_arrays(offsets, entries, type=list_type)
+        yield pa.record_batch([arrays[name] for name in schema.names], schema=schema)
+
+
+def _listed(
+    scores: Float[Tensor, "part n_layers d_mlp"], start: int, stop: int
+) -> tuple[Int[Tensor, " pair"], Int[Tensor, " score"], Float[Tensor, " score"]]:
+    """Return the scores of prompts ``start`` to ``stop``: how many each layer has, of which neurons, and themselves."""
+    n_layers, d_mlp = scores.shape[1:]
+    if not scores.is_sparse:
+        computed = ~scores[start:stop].isnan()
+        neuron = torch.arange(d_mlp, dtype=torch.int32, device=scores.device).expand_as(computed)[computed]
+        return computed.sum(-1).flatten(), neuron, scores[start:stop][computed]
+    bounds = torch.tensor([start, stop], device=scores.device)
+    first, last = torch.searchsorted(scores.indices()[0].contiguous(), bounds).tolist()
+    prompt, layer, neuron = scores.indices()[:, first:last]
+    length = torch.bincount((prompt - start) * n_layers + layer, minlength=(stop - start) * n_layers)
+    return length, neuron, scores.values()[first:last]
+
+
+def _digest(prompts: PromptBatch) -> str:
+    """Return a digest of what the prompts ask the model, whatever their padding and facts."""
+    lengths = prompts.attention_mask.sum(-1)
+    tokens = prompts.tokens[prompts.attention_mask.bool()]
+    digest = hashlib.sha256()
+    for values in (
+        lengths,
+        tokens,
+        prompts.read_pos,
+        prompts.target_ids,
+        prompts.prompt_index,
+        prompts.contrast_ids,
+    ):
+        digest.update(b"none" if values is None else values.cpu().numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Write a file whole, or not at all."""
+    try:
+        with (
+            writing_whole(path) as file,
+            pq.ParquetWriter(
+                file,
+                schema,
+                compression="zstd",
+                use_dictionary=False,
+                column_encoding={"neuron.list.element": "DELTA_BINARY_PACKED"},
+                write_page_checksum=True,
+            ) as writer,
+        ):
+            yield writer
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error}.") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a file for reading; what PyArrow raises in the block is a ``DataError`` too."""
+    try:
+        with opened(path) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
+            yield file
+    except KNLensError:
+        raise
+    except FileNotFoundError as error:
+        names = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(f"There is no file {path}.{did_you_mean(path.name, names)}") from error
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: also a name with a null character
+        raise DataError(f"{path} is no Parquet file, or damaged: {error}.") from error
+
+
+def _metadata(file: pq.ParquetFile, path: Path) -> dict[str, Any]:
+    """Return what a file states about its scores.
+
+    Raises:
+        DataError: it holds something else, is damaged, or was written by another version.
+    """
+    stored = file.metadata.metadata or {}
+    if KEY not in stored:
+        raise DataError(f"{path} holds no scores; expected a file written by attribute_to_file.")
+    if hashlib.sha256(stored[KEY]).hexdigest().encode() != stored.get(KEY_DIGEST):
+        raise DataError(f"{path} is damaged: its metadata are not what was written.")
+    try:
+        metadata = json.loads(stored[KEY])
+        version = metadata["version"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise DataError(f"{path} does not state what its scores are; the file has been changed.") from None
+    if version != VERSION:
+        raise DataError(f"{path} has version {version}; this version of kn_lens reads {VERSION}.")
+    has_types = all(isinstance(metadata.get(name, ...), type_) for name, type_ in METADATA_TYPES.items())
+    n_rows = file.metadata.num_rows
+    if not has_types or not _possible_sizes(metadata, n_rows):
+        raise DataError(f"{path} has metadata that cannot be those of its {n_rows} rows; the file has been changed.")
+    if not any(file.schema_arrow.equals(_schema(dtype)) for dtype in (torch.float32, torch.float64)):
+        raise DataError(f"{path} has other columns than attribute_to_file writes; the file has been changed.")
+    return metadata
+
+
+def _possible_sizes(metadata: dict[str, Any], n_rows: int) -> bool:
+    n_layers = metadata["n_layers"]
+    return 0 < n_layers <= n_rows <= metadata["n_prompts"] * n_layers and metadata["d_mlp"] >= 1

@@ -1,0 +1,48 @@
+"""Edits: new values for rows of ``W_out`` that update a fact or erase a relation, exact and reversible.
+
+``weight_edit`` is the edit, ``value_rows`` the rows that it reads and writes, ``files`` its file format. ``updates``
+and ``erasures`` make edits; ``export`` writes an edited checkpoint. ``questions`` are the questions that test an
+update, ``effects`` measures what edits do to their facts and to others, ``strength`` chooses the lambdas of updates,
+and ``tables`` summarises. ``arguments`` checks the kinds of arguments.
+"""
+
+from kn_lens.edits.effects import MAX_DISTURBED, disturbed_share, erase_effects, update_effects
+from kn_lens.edits.erasures import erase_neurons, erase_relation
+from kn_lens.edits.export import check_new, export
+from kn_lens.edits.questions import (
+    OTHER_RELATIONS,
+    OWN,
+    SAME_RELATION,
+    Question,
+    Questions,
+    inverse_questions,
+    reworded,
+)
+from kn_lens.edits.strength import LambdaChoice, choose_lambdas
+from kn_lens.edits.tables import edit_table
+from kn_lens.edits.updates import resolve_form, update_fact
+from kn_lens.edits.weight_edit import WeightEdit
+
+__all__ = [
+    "MAX_DISTURBED",
+    "OTHER_RELATIONS",
+    "OWN",
+    "SAME_RELATION",
+    "LambdaChoice",
+    "Question",
+    "Questions",
+    "WeightEdit",
+    "check_new",
+    "choose_lambdas",
+    "disturbed_share",
+    "edit_table",
+    "erase_effects",
+    "erase_neurons",
+    "erase_relation",
+    "export",
+    "inverse_questions",
+    "resolve_form",
+    "reworded",
+    "update_effects",
+    "update_fact",
+]

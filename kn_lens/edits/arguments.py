@@ -1,0 +1,132 @@
+"""Kinds of arguments: one sentence with the right call for each mix-up that is easy to make."""
+
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from typing import Any
+
+from kn_lens.errors import ArgumentError, EditError, did_you_mean
+from kn_lens.facts import Fact
+from kn_lens.neurons import NeuronSet
+from kn_lens.prompts import PromptBatch
+
+
+def check_neurons(neurons: Any) -> None:
+    """Raise unless the argument is a set with at least one neuron.
+
+    Raises:
+        ArgumentError: another kind of argument, such as a mapping from facts to sets.
+        EditError: an empty set.
+    """
+    if isinstance(neurons, Mapping):
+        raise ArgumentError(
+            f"Got a mapping of {len(neurons)} facts as neurons; expected the NeuronSet of one fact: neurons[fact]."
+        )
+    if not isinstance(neurons, NeuronSet):
+        raise ArgumentError(
+            f"Got neurons of type {type(neurons).__name__}; expected a NeuronSet, such as kn_lens.NeuronSet([(2, 7)])."
+        )
+    if not neurons:
+        raise EditError("The edit would change no row: its set of neurons is empty. Expected at least one neuron.")
+
+
+def check_fact(fact: Any) -> None:
+    """Raise unless the argument is a fact.
+
+    Raises:
+        ArgumentError: another kind of argument, such as a subject or several facts.
+    """
+    if not isinstance(fact, Fact):
+        raise ArgumentError(
+            f"Got a fact of type {type(fact).__name__}; expected one Fact, such as facts.find('Ireland', 'P36')."
+        )
+
+
+def checked_facts(facts: Any) -> list[Fact]:
+    """Return several facts as a list.
+
+    Raises:
+        ArgumentError: another kind of argument, such as prompts.
+    """
+    if not isinstance(facts, Iterable):
+        raise ArgumentError(f"Got facts of type {type(facts).__name__}; expected several, such as a FactSet.")
+    facts = list(facts)
+    for fact in facts:
+        check_fact(fact)
+    return facts
+
+
+def check_neurons_by_fact(neurons_by_fact: Any, name: str = "neurons_by_fact") -> None:
+    """Raise unless the argument is a mapping from facts to sets of neurons.
+
+    Raises:
+        ArgumentError: another kind of argument, such as one set.
+    """
+    if not isinstance(neurons_by_fact, Mapping):
+        raise ArgumentError(
+            f"Got {name} of type {type(neurons_by_fact).__name__}; expected a mapping from facts to NeuronSets, such "
+            "as {fact: neurons}."
+        )
+    for fact, neurons in neurons_by_fact.items():
+        if not isinstance(fact, Fact) or not isinstance(neurons, NeuronSet):
+            raise ArgumentError(
+                f"{name} maps a {type(fact).__name__} to a {type(neurons).__name__}; expected a Fact and a NeuronSet. "
+                "kn_lens.match_facts(sets, facts) finds the facts of a neuron file's keys."
+            )
+
+
+def check_each_has_neurons(facts: Iterable[Fact], neurons_by_fact: Any, name: str, what: str) -> None:
+    """Raise unless there is at least one fact and a set of neurons for each.
+
+    Args:
+        facts: the facts to edit.
+        neurons_by_fact: the argument with their sets.
+        name: its name.
+        what: what the sets hold, in words.
+
+    Raises:
+        ArgumentError: no facts, another kind of argument, or a fact without a set.
+    """
+    check_neurons_by_fact(neurons_by_fact, name)
+    facts = list(facts)
+    if not facts:
+        raise ArgumentError("There are no facts to edit; expected at least one.")
+    for fact in facts:
+        if fact not in neurons_by_fact:
+            near = did_you_mean(fact.key, (other.key for other in neurons_by_fact))
+            raise ArgumentError(f"{fact.key} has no {what}; expected a set for every fact.{near}")
+
+
+def check_new_objects(new_objects: Any) -> None:
+    """Raise unless the argument is a mapping from facts to new objects.
+
+    Raises:
+        ArgumentError: another kind of argument, such as one fact.
+    """
+    valid = isinstance(new_objects, Mapping) and all(isinstance(fact, Fact) for fact in new_objects)
+    if not valid:
+        raise ArgumentError(
+            f"Got new_objects of type {type(new_objects).__name__}; expected a mapping from facts to new objects, such "
+            "as {fact: 'Tokyo'}."
+        )
+
+
+def check_prompts(prompts: Any, name: str) -> None:
+    """Raise unless the argument is a batch of prompts.
+
+    Raises:
+        ArgumentError: another kind of argument, such as facts.
+    """
+    if not isinstance(prompts, PromptBatch):
+        raise ArgumentError(
+            f"Got {name} of type {type(prompts).__name__}; expected prompts: kn_lens.make_prompts(model, facts)."
+        )
+
+
+def check_path(path: Any) -> None:
+    """Raise unless the argument is the name of a file or a directory.
+
+    Raises:
+        ArgumentError: another kind of argument.
+    """
+    if not isinstance(path, (str, PathLike)):
+        raise ArgumentError(f"Got a path of type {type(path).__name__}; expected text or a Path, such as 'name'.")

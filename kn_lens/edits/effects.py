@@ -1,0 +1,549 @@
+"""Effects of edits on the edited facts, in their own and in other wordings, and on all other facts.
+
+An update of <h, r, t> to <h, r, t'> is measured on questions that it should change, and on facts that it should not:
+
+    changed   share of the prompts with t on top before and not after                 (Dai et al. 2022, section 5.1)
+    success   share of the prompts with t' on top; top5, rank and mrr of t' likewise
+    own and held-out wordings, inverse relation, synonyms of t'                       (Niu et al. 2024)
+    perplexity = exp(mean(-log P(answer))) and accuracy of other facts: of the relation, of other relations, about the
+    same subject, with the same answer, and with the new one
+
+An erased relation is measured by perplexity and accuracy of its own facts and of all others (section 5.2). Random
+neurons of the same layers and the most active neurons go through the same edit, as controls. Edits are written to the
+weights while answers are scored, and undone exactly. ``edit_table`` summarises effects, with bootstrap intervals.
+"""
+
+import math
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+from torch import Tensor
+
+from kn_lens._core.checks import check_share
+from kn_lens._core.names import Scaling, UpdateForm
+from kn_lens.attribution import Preset
+from kn_lens.edits.arguments import (
+    check_each_has_neurons,
+    check_neurons_by_fact,
+    check_new_objects,
+    check_prompts,
+)
+from kn_lens.edits.erasures import erase_neurons, erase_relation
+from kn_lens.edits.questions import (
+    OTHER_RELATIONS,
+    SAME_RELATION,
+    Question,
+    QuestionPrompts,
+    Questions,
+    checked_groups,
+    group_other_facts,
+)
+from kn_lens.edits.updates import FactUpdate, make_edits, resolve_form
+from kn_lens.edits.weight_edit import WeightEdit
+from kn_lens.errors import ArgumentError, did_you_mean
+from kn_lens.facts import Fact
+from kn_lens.hosts import Budget, HookedModel, Host, exclusive, host_of
+from kn_lens.interventions import AnswerScores, Progress, Ticks, score_answers
+from kn_lens.neurons import NeuronSet, prompts_by_fact, random_neurons, relation_neurons
+from kn_lens.prompts import PromptBatch
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_DISTURBED = 0.1
+"""An update disturbs other facts if it takes away more than this share of their right answers. The value is a choice,
+halfway between random rows in the embedded models (3%) and edits that leave little of what a model knows."""
+
+
+# --- updates ----------------------------------------------------------------------------------------------
+
+
+@exclusive
+def update_effects(
+    model: HookedModel | Host,
+    new_objects: Mapping[Fact, str],
+    neurons_by_fact: Mapping[Fact, NeuronSet],
+    activation_neurons: Mapping[Fact, NeuronSet] | None = None,
+    *,
+    questions: Mapping[str, Questions] | None = None,
+    others: PromptBatch | None = None,
+    doses: Sequence[float] = (1.0,),
+    lambdas: tuple[float, float] | None = None,
+    preset: Preset | None = None,
+    scaling: Scaling = "norm",
+    signed: bool = True,
+    max_disturbed: float = MAX_DISTURBED,
+    seed: int = 0,
+    tokenizer: Any = None,
+    memory_budget: float | None = None,
+    progress: Progress | None = None,
+) -> "pd.DataFrame":
+    """Measure the effects of updates, one fact at a time, with the fact's own neurons and with control neurons.
+
+    Facts that the model does not know are measured too: ``right_before`` tells them apart.
+
+    Args:
+        model: a TransformerLens model in evaluation mode; it is left as it was.
+        new_objects: the facts to update, with their templates, and the new object of each.
+        neurons_by_fact: the neurons of at least these facts. All rows of a fact's neurons are rewritten. The paper
+            leaves out those of the whole relation: ``update_fact(..., neurons_by_fact=...).neurons`` are the others.
+        activation_neurons: as many neurons of highest activation, from ``kn_lens.activation_neurons``; None leaves this
+            control out.
+        questions: groups of further questions that the updates should change, by name: see ``reworded`` and
+            ``inverse_questions``; synonyms are ``{"synonym": {fact: Question(fact, "Edo")}}``.
+        others: prompts of facts that should stay the same. Those of the updated fact itself are left out.
+        doses: factors on both lambdas.
+        lambdas: see ``update_fact``.
+        preset: see ``update_fact``.
+        scaling: see ``update_fact``.
+        signed: see ``update_fact``. The rows of control neurons have the signs of their own activations.
+        max_disturbed: an update ``disturbs`` if it takes away more than this share of the others' right answers.
+        seed: seed of the random neurons, as many in each layer as are updated. Those of a fact do not depend on which
+            other facts are measured.
+        tokenizer: the tokenizer to use instead of the model's own.
+        memory_budget: bytes of memory for passes; see ``attribute``.
+        progress: called with (done, total), counted in rows.
+
+    Returns:
+        A table with a row for each fact, ``neuron_set`` (``found``, ``activation``, ``random``), ``dose`` and
+        ``asked``. The last is ``own wording``, a name of ``questions``, or a group of the facts in ``others``, where it
+        has any: ``same relation``, ``other relations``, ``same subject`` (in other relations), ``same answer`` or
+        ``new answer`` (with the fact's old or new answer). The columns, means over ``n_prompts`` prompts:
+
+        - ``relation``, ``subject``, ``object``, ``key``, ``new_object`` of the updated fact; ``n_neurons``.
+        - of the current answer to the question: ``right_before``, ``right_after``: share with it on top; ``lost``:
+          share with it on top before and not after; ``nll_before``, ``nll_after``: -log P, in nats.
+        - of the new answer to the question, NaN for ``others``: ``new_right_before``, ``new_right_after``: share with
+          it on top; ``new_top5_...``: share with it among the five most probable; ``new_rank_...``: zero-based;
+          ``new_mrr_...``: mean of 1 / (1 + rank); ``new_nll_...``. The rank of an answer of several tokens is the worst
+          rank of its tokens.
+        - ``says``: the most frequent answer after the update.
+
+        Two columns describe the update as a whole, the same in all its rows. ``disturbed`` is the share of the right
+        answers to ``others`` that it takes away (NaN without right answers). ``disturbs`` is whether that is more than
+        ``max_disturbed``: the update then changes the model at large, not this fact.
+
+        Cost: a forward pass for each row of all prompts, and for the signs one more for each row of own wordings; and
+        for each fact, set of neurons and dose, one for each row of its questions, with both answers, and of ``others``.
+
+    Raises:
+        ArgumentError: no facts, a fact without neurons or activation neurons, a question about a fact that is not
+            updated, with the name of another group or with an answer that does not change; numbers out of range; a
+            wrong kind of argument.
+        EditError: an update that cannot be made, see ``update_fact``.
+        PromptError: a question that gives no prompt for the model.
+        UnsupportedModelError: the model cannot be hosted, is in train mode, or has NaN weights.
+
+    Example:
+        >>> import kn_lens as kn
+        >>> model = kn.load_model("world-gpt2")
+        >>> fact = kn.FactSet.world("held_out").find("Ireland", relation="P36")
+        >>> found = kn.refine(kn.attribute(model, kn.make_prompts(model, fact)))
+        >>> effects = kn.update_effects(model, {fact: "Rome"}, found)
+        >>> effects[["neuron_set", "asked", "right_before", "new_right_after", "says"]].values.tolist()
+        [['found', 'own wording', 1.0, 1.0, 'Rome'], ['random', 'own wording', 1.0, 0.0, 'Dublin']]
+    """
+    host = checked_host(model)
+    budget = Budget.of(host, memory_budget)
+    check_new_objects(new_objects)
+    check_each_has_neurons(new_objects, neurons_by_fact, "neurons_by_fact", "neurons")
+    if activation_neurons is not None:
+        check_each_has_neurons(new_objects, activation_neurons, "activation_neurons", "activation neurons")
+    check_share("max_disturbed", max_disturbed)
+    form = resolve_form(lambdas, preset, scaling, signed)
+    trials = {}
+    for fact in new_objects:
+        active = None if activation_neurons is None else activation_neurons[fact]
+        controls = _controls(host, neurons_by_fact[fact], active, fact.key, seed)
+        neuron_sets = {"found": neurons_by_fact[fact], **controls}
+        trials[fact] = [UpdateTrial({"neuron_set": name}, neurons, form) for name, neurons in neuron_sets.items()]
+    measurement = UpdateMeasurement(
+        questions={} if questions is None else questions,
+        others=others,
+        doses=doses,
+        max_disturbed=max_disturbed,
+        tokenizer=tokenizer,
+        budget=budget,
+        progress=progress,
+    )
+    return measure_updates(host, new_objects, trials, measurement)
+
+
+class UpdateTrial(NamedTuple):
+    """One way to update a fact.
+
+    Attributes:
+        labels: columns of the rows about this trial.
+        neurons: the neurons whose rows change.
+        form: lambdas, scaling and whether signs count.
+    """
+
+    labels: Mapping[str, Any]
+    neurons: NeuronSet
+    form: UpdateForm
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateMeasurement:
+    """What is measured in each trial of an update.
+
+    Attributes:
+        questions: see ``update_effects``.
+        others: see ``update_effects``.
+        budget: the memory for passes.
+        doses: see ``update_effects``.
+        max_disturbed: see ``update_effects``.
+        tokenizer: see ``update_effects``.
+        progress: see ``update_effects``.
+    """
+
+    questions: Mapping[str, Questions]
+    others: PromptBatch | None
+    budget: Budget
+    doses: Sequence[float] = (1.0,)
+    max_disturbed: float = MAX_DISTURBED
+    tokenizer: Any = None
+    progress: Progress | None = None
+
+
+def measure_updates(
+    host: Host,
+    new_objects: Mapping[Fact, str],
+    trials: Mapping[Fact, Sequence[UpdateTrial]],
+    measurement: UpdateMeasurement,
+) -> "pd.DataFrame":
+    """Return the effects of trials of updates; see ``update_effects`` for the table, its cost and errors.
+
+    Args:
+        host: the model.
+        new_objects: the facts to update, and the new object of each.
+        trials: for each of these facts at least one trial.
+        measurement: what to measure in each trial.
+    """
+    import pandas as pd
+
+    budget, others = measurement.budget, measurement.others
+    doses = _checked_doses(measurement.doses)
+    own_questions = {fact: Question(fact, new_object) for fact, new_object in new_objects.items()}
+    groups = checked_groups(own_questions, measurement.questions)
+    updates: dict[Fact, list[FactUpdate]] = {}
+    for fact, new_object in new_objects.items():
+        updates[fact] = []
+        for trial in trials[fact]:
+            update = FactUpdate.of(host, fact, new_object, trial.neurons, trial.form, tokenizer=measurement.tokenizer)
+            for dose in doses:
+                update.unsigned.scaled(dose)  # raises for a dose that gives no finite rows
+            updates[fact].append(update)
+    if others is not None:
+        check_prompts(others, "others")
+        others.check_for(host)
+    group_prompts = {
+        name: QuestionPrompts.of(host, name, group, measurement.tokenizer) for name, group in groups.items()
+    }
+
+    n_rows = 0 if others is None else others.n_rows
+    n_rows += sum(prompts.n_rows for prompts in group_prompts.values())
+    for fact in new_objects:
+        n_trials = len(doses) * len(trials[fact])
+        n_rows_each = sum(prompts.n_rows_of(fact) for prompts in group_prompts.values())
+        n_rows_each += 0 if others is None else others.n_rows
+        n_rows += updates[fact][0].prompts.n_rows + n_trials * n_rows_each
+    tick = Ticks(measurement.progress, n_rows)
+
+    tokenizer = host.tokenizer if measurement.tokenizer is None else measurement.tokenizer
+    scored_groups = {
+        name: _ScoredQuestions.of(host, prompts, budget, tick, tokenizer) for name, prompts in group_prompts.items()
+    }
+    others_before = None if others is None else score_answers(host, others, [], budget, tick)
+    records = []
+    for fact, new_object in new_objects.items():
+        edits, _ = make_edits(updates[fact], budget, tick)
+        for dose in doses:
+            for trial, edit in zip(trials[fact], edits, strict=True):
+                labels = {
+                    "relation": fact.relation,
+                    "subject": fact.subject,
+                    "object": fact.object,
+                    "key": fact.key,
+                    "new_object": new_object,
+                    **trial.labels,
+                    "n_neurons": len(edit.neurons),
+                    "dose": dose,
+                }
+                rows = []
+                with edit.scaled(dose).applied(host):
+                    for name, scored in scored_groups.items():
+                        if fact in scored.prompts.questions:
+                            row = scored.effect_on(host, fact, budget, tick)
+                            rows.append({**labels, "asked": name, **row})
+                    if others is not None and others_before is not None:
+                        others_after = score_answers(host, others, [], budget, tick)
+                        for name, chosen in group_other_facts(others, fact, new_object).items():
+                            row = _current_answer_columns(_select(others_before, chosen), _select(others_after, chosen))
+                            rows.append({**labels, "asked": name, **row})
+                disturbed = disturbed_share(rows)
+                for row in rows:
+                    records.append({**row, "disturbed": disturbed, "disturbs": disturbed > measurement.max_disturbed})
+    return pd.DataFrame(records)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _ScoredQuestions:
+    """A group of questions and the scores of its answers without an edit.
+
+    Attributes:
+        prompts: the prompts of the group.
+        current: the scores of the current answers.
+        new: the scores of the new answers.
+        tokenizer: decodes the model's answers.
+    """
+
+    prompts: QuestionPrompts
+    current: AnswerScores
+    new: AnswerScores
+    tokenizer: Any
+
+    @classmethod
+    def of(
+        cls, host: Host, prompts: QuestionPrompts, budget: Budget, tick: Ticks, tokenizer: Any
+    ) -> "_ScoredQuestions":
+        """Score the answers without an edit."""
+        current = score_answers(host, prompts.current, [], budget, tick)
+        new = score_answers(host, prompts.new, [], budget, tick)
+        return cls(prompts=prompts, current=current, new=new, tokenizer=tokenizer)
+
+    def effect_on(self, host: Host, fact: Fact, budget: Budget, tick: Ticks) -> dict[str, Any]:
+        """Score the answers to the question of an updated fact again, with an edit applied, and compare."""
+        chosen_current, chosen_new = self.prompts.prompts_of(fact)
+        current_before = _select(self.current, _numpy(chosen_current))
+        current_after = score_answers(host, self.prompts.current.select(chosen_current), [], budget, tick)
+        new_before = _select(self.new, _numpy(chosen_new))
+        new_after = score_answers(host, self.prompts.new.select(chosen_new), [], budget, tick)
+        return {
+            **_current_answer_columns(current_before, current_after),
+            **_new_answer_columns(new_before, new_after),
+            "says": _most_frequent(current_after.top_text(self.tokenizer)),
+        }
+
+
+def disturbed_share(rows: Iterable[Mapping[str, Any]]) -> float:
+    """Return the share of the right answers to other facts that an update takes away; NaN without right answers.
+
+    Args:
+        rows: the rows of one update in the table of ``update_effects``.
+
+    >>> rows = [{"asked": "same relation", "n_prompts": 10, "right_before": 0.5, "lost": 0.4}]
+    >>> rows += [{"asked": "other relations", "n_prompts": 40, "right_before": 1.0, "lost": 0.0}]
+    >>> round(disturbed_share(rows), 3)
+    0.089
+    """
+    n_lost = n_right = 0.0
+    for row in rows:
+        if row["asked"] in (SAME_RELATION, OTHER_RELATIONS):  # these two groups hold every other fact once
+            n_lost += row["n_prompts"] * row["lost"]
+            n_right += row["n_prompts"] * row["right_before"]
+    return float(n_lost / n_right) if n_right else math.nan
+
+
+# --- erasures ---------------------------------------------------------------------------------------------
+
+
+@exclusive
+def erase_effects(
+    model: HookedModel | Host,
+    prompts: PromptBatch,
+    neurons_by_fact: Mapping[Fact, NeuronSet],
+    activation_neurons: Mapping[Fact, NeuronSet] | None = None,
+    *,
+    top: int | None = None,
+    min_facts: int | None = None,
+    value: str | int = "zero",
+    seed: int = 0,
+    tokenizer: Any = None,
+    memory_budget: float | None = None,
+    progress: Progress | None = None,
+) -> "pd.DataFrame":
+    """Measure the effects of erasures on all facts, one relation at a time, with its neurons and with control neurons.
+
+    Args:
+        model: a TransformerLens model in evaluation mode; it is left as it was.
+        prompts: prompts of facts of the relations to erase, and of others.
+        neurons_by_fact: the neurons found. Each relation among these facts is erased.
+        activation_neurons: as many neurons of highest activation for each fact. The most frequent ones of each relation
+            are erased: as many as of the found neurons, or all if there are fewer. None leaves this control out.
+        top: see ``erase_relation``.
+        min_facts: see ``erase_relation``.
+        value: see ``erase_neurons``.
+        seed: seed of the random neurons, as many in each layer as are erased.
+        tokenizer: the tokenizer to look ``value`` up in, instead of the model's own.
+        memory_budget: bytes of memory for passes; see ``attribute``.
+        progress: called with (done, total), counted in rows.
+
+    Returns:
+        A table with a row for each erased ``relation``, ``neuron_set`` (``found``, ``activation``, ``random``) and
+        fact of ``prompts``: ``asked`` (``same relation`` or ``other relations``), ``measured`` (the fact's key),
+        ``measured_relation``, ``n_neurons``; and over its ``n_prompts`` prompts ``right_before``, ``right_after``,
+        ``lost``, ``nll_before``, ``nll_after``, as in ``update_effects``. Cost: a forward pass for each row of
+        ``prompts``, and once more for each relation and set of neurons.
+
+    Raises:
+        ArgumentError: no facts, a relation without prompts or prompts of it alone, a fact without activation neurons;
+            numbers out of range; a wrong kind of argument.
+        EditError: nothing to erase; see ``erase_relation``.
+        UnsupportedModelError: the model cannot be hosted, is in train mode, or has NaN weights.
+
+    Example:
+        >>> import kn_lens as kn
+        >>> model = kn.load_model("world-bert")
+        >>> facts = kn.FactSet.world("held_out")
+        >>> prompts = kn.make_prompts(model, [facts.of("P36")[0], facts.of("P30")[0]])
+        >>> found = {facts.of("P36")[0]: kn.NeuronSet([(3, 5), (3, 17)])}
+        >>> effects = kn.erase_effects(model, prompts, found)
+        >>> effects[["neuron_set", "asked", "measured"]].values.tolist()[:2]
+        [['found', 'same relation', 'P36/China/Beijing'], ['found', 'other relations', 'P30/China/Asia']]
+    """
+    import pandas as pd
+
+    host = checked_host(model)
+    budget = Budget.of(host, memory_budget)
+    check_prompts(prompts, "prompts")
+    prompts.check_for(host)
+    check_neurons_by_fact(neurons_by_fact)
+    if activation_neurons is not None:
+        check_each_has_neurons(neurons_by_fact, activation_neurons, "activation_neurons", "activation neurons")
+    prompts_of = {fact: _numpy(chosen) for fact, chosen in prompts_by_fact(prompts).items()}
+    erasures: list[tuple[str, str, WeightEdit]] = []
+    for relation, sets in _by_relation(neurons_by_fact, prompts_of).items():
+        edit = erase_relation(model, sets, top=top, min_facts=min_facts, value=value, tokenizer=tokenizer)
+        active = None
+        if activation_neurons is not None:
+            active_sets = {fact: activation_neurons[fact] for fact in sets}
+            active = relation_neurons(active_sets, top=len(edit.neurons))[relation]
+        erasures.append((relation, "found", edit))
+        for name, neurons in _controls(host, edit.neurons, active, relation, seed).items():
+            control = erase_neurons(model, neurons, value=value, tokenizer=tokenizer)
+            erasures.append((relation, name, control))
+
+    tick = Ticks(progress, prompts.n_rows * (1 + len(erasures)))
+    before = score_answers(host, prompts, [], budget, tick)
+    records = []
+    for relation, name, edit in erasures:
+        with edit.applied(host):
+            after = score_answers(host, prompts, [], budget, tick)
+        for fact, chosen in prompts_of.items():
+            records.append(
+                {
+                    "relation": relation,
+                    "neuron_set": name,
+                    "n_neurons": len(edit.neurons),
+                    "asked": SAME_RELATION if fact.relation == relation else OTHER_RELATIONS,
+                    "measured": fact.key,
+                    "measured_relation": fact.relation,
+                    **_current_answer_columns(_select(before, chosen), _select(after, chosen)),
+                }
+            )
+    return pd.DataFrame(records)
+
+
+def _by_relation(
+    neurons_by_fact: Mapping[Fact, NeuronSet], prompts_of: Mapping[Fact, Any]
+) -> dict[str, dict[Fact, NeuronSet]]:
+    """Return the sets of each relation, after a check that there are prompts of it and of others."""
+    groups: dict[str, dict[Fact, NeuronSet]] = {}
+    for fact, neurons in neurons_by_fact.items():
+        groups.setdefault(fact.relation, {})[fact] = neurons
+    if not groups:
+        raise ArgumentError("There are no neurons of any relation to erase; expected at least one fact.")
+    known = {fact.relation for fact in prompts_of}
+    for relation in groups:
+        if relation not in known or len(known) == 1:
+            near = did_you_mean(relation, known - {relation})
+            raise ArgumentError(
+                f"The prompts are of {', '.join(sorted(known))}; expected some of {relation}, which is to be erased, "
+                f"and some of other relations.{near}"
+            )
+    return groups
+
+
+# --- columns ----------------------------------------------------------------------------------------------
+
+
+def _current_answer_columns(before: AnswerScores, after: AnswerScores) -> dict[str, float]:
+    """Return the columns of the current answers."""
+    right_before, right_after = before.rank == 0, after.rank == 0
+    return {
+        "n_prompts": len(right_before),
+        "right_before": float(right_before.mean()),
+        "right_after": float(right_after.mean()),
+        "lost": float((right_before & ~right_after).mean()),
+        "nll_before": float(-before.log_prob.mean()),
+        "nll_after": float(-after.log_prob.mean()),
+    }
+
+
+def _new_answer_columns(before: AnswerScores, after: AnswerScores) -> dict[str, float]:
+    """Return the columns of the new answers."""
+    columns = {}
+    for when, scores in (("before", before), ("after", after)):
+        columns[f"new_right_{when}"] = float((scores.rank == 0).mean())
+        columns[f"new_top5_{when}"] = float((scores.rank < 5).mean())
+        columns[f"new_rank_{when}"] = float(scores.rank.mean())
+        columns[f"new_mrr_{when}"] = float((1 / (1 + scores.rank)).mean())
+        columns[f"new_nll_{when}"] = float(-scores.log_prob.mean())
+    return columns
+
+
+def _select(scores: AnswerScores, chosen: Int[np.ndarray, " prompt"]) -> AnswerScores:
+    top = [scores.top[prompt] for prompt in chosen.tolist()]
+    return AnswerScores(log_prob=scores.log_prob[chosen], rank=scores.rank[chosen], top=top)
+
+
+def _numpy(chosen: Int[Tensor, " prompt"]) -> Int[np.ndarray, " prompt"]:
+    return chosen.cpu().numpy()
+
+
+def _most_frequent(texts: Sequence[str]) -> str:
+    """Return the most frequent text; the first of equally frequent ones."""
+    return max(dict.fromkeys(texts), key=texts.count)
+
+
+# --- controls and checks ----------------------------------------------------------------------------------
+
+
+def _controls(host: Host, found: NeuronSet, active: NeuronSet | None, name: str, seed: int) -> dict[str, NeuronSet]:
+    """Return the control neurons by the name of their set.
+
+    Args:
+        host: the model.
+        found: the neurons to control.
+        active: the most active neurons; None leaves them out.
+        name: the fact or relation, which takes part in the seed.
+        seed: seed of the random neurons.
+    """
+    controls = {} if active is None else {"activation": active}
+    controls["random"] = random_neurons(found, host, [seed, zlib.crc32(name.encode())])
+    return controls
+
+
+def checked_host(model: HookedModel | Host) -> Host:
+    """Return the host of a model with finite weights.
+
+    Raises:
+        UnsupportedModelError: the model cannot be hosted, is in train mode, or has NaN weights.
+    """
+    host = host_of(model)
+    host.check_finite()
+    return host
+
+
+def _checked_doses(doses: Any) -> list[float]:
+    if not isinstance(doses, Iterable):
+        raise ArgumentError(f"doses={doses!r}; expected factors, such as [1.0].")
+    doses = list(doses)
+    if not doses:
+        raise ArgumentError("doses is empty; expected at least one factor, such as 1.0.")
+    return doses

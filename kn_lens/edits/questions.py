@@ -1,0 +1,244 @@
+"""Questions that test an update, and the other facts that it may disturb.
+
+An edited model may give the new answer to the wording of the update alone. So an update is also tested in other
+wordings, by its inverse relation, and for synonyms of the new answer (Niu et al. 2024). Facts that should stay the same
+are grouped by what they share with the updated fact.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+from torch import Tensor
+
+from kn_lens.edits.arguments import check_new_objects, checked_facts
+from kn_lens.errors import ArgumentError, did_you_mean
+from kn_lens.facts import Fact
+from kn_lens.hosts import Host
+from kn_lens.neurons import prompts_by_fact
+from kn_lens.prompts import PromptBatch, make_prompts
+
+OWN = "own wording"
+SAME_RELATION, OTHER_RELATIONS = "same relation", "other relations"
+SAME_SUBJECT, SAME_ANSWER, NEW_ANSWER = "same subject", "same answer", "new answer"
+OTHER_FACTS = (SAME_RELATION, OTHER_RELATIONS, SAME_SUBJECT, SAME_ANSWER, NEW_ANSWER)
+"""Groups of the other facts on which an update is measured. A fact may be in several."""
+
+
+class Question(NamedTuple):
+    """A question whose answer an update should change.
+
+    Attributes:
+        asked: a fact with the templates of the question and its current answer.
+        answer: the answer that it should have after the update.
+    """
+
+    asked: Fact
+    answer: str
+
+    @property
+    def answered(self) -> Fact:
+        """The fact of the question with its new answer."""
+        return replace(self.asked, object=self.answer)
+
+
+Questions = Mapping[Fact, Question]
+"""For each updated fact, one question whose answer its update should change."""
+
+
+def reworded(facts: Iterable[Fact], new_objects: Mapping[Fact, str]) -> dict[Fact, Question]:
+    """Return questions about the updated facts in the templates of equal facts: held-out wordings.
+
+    Args:
+        facts: facts equal to the updated ones, with other templates.
+        new_objects: the updates.
+
+    Raises:
+        ArgumentError: an updated fact is not among the facts, or a wrong kind of argument.
+
+    >>> import kn_lens as kn
+    >>> fact = kn.FactSet.world("trained").find("Ireland", relation="P36")
+    >>> held_out = kn.FactSet.world("held_out")
+    >>> len(fact.templates), len(reworded(held_out, {fact: "Tokyo"})[fact].asked.templates)
+    (24, 6)
+    """
+    check_new_objects(new_objects)
+    wordings = {fact: fact for fact in checked_facts(facts)}
+    for fact in new_objects:
+        if fact not in wordings:
+            near = did_you_mean(fact.key, (other.key for other in wordings))
+            raise ArgumentError(f"There is no other wording of {fact.key}; expected one of each updated fact.{near}")
+    return {fact: Question(wordings[fact], answer) for fact, answer in new_objects.items()}
+
+
+def inverse_questions(
+    facts: Iterable[Fact], new_objects: Mapping[Fact, str], inverse: Mapping[str, str]
+) -> dict[Fact, Question]:
+    """Return the updates as questions in the inverse relation.
+
+    Once Ireland's capital is Tokyo, Tokyo is the capital of Ireland.
+
+    Args:
+        facts: facts that include those of the inverse relations.
+        new_objects: the updates.
+        inverse: the inverse of each relation that has one: ``{"P36": "P1376"}``.
+
+    Returns:
+        A question for each update whose relation has an inverse with exactly one fact about the new object. The other
+        updates have no question.
+
+    Raises:
+        ArgumentError: a wrong kind of argument.
+
+    >>> import kn_lens as kn
+    >>> facts = kn.FactSet.world()
+    >>> (question,) = inverse_questions(facts, {facts.find("Ireland", "P36"): "Tokyo"}, {"P36": "P1376"}).values()
+    >>> question.asked.key, question.answer
+    ('P1376/Tokyo/Japan', 'Ireland')
+    """
+    check_new_objects(new_objects)
+    if not isinstance(inverse, Mapping):
+        raise ArgumentError(f"inverse={inverse!r}; expected a mapping between relations, such as {{'P36': 'P1376'}}.")
+    facts_about: dict[tuple[str, str], list[Fact]] = {}
+    for fact in checked_facts(facts):
+        facts_about.setdefault((fact.relation, fact.subject), []).append(fact)
+    questions = {}
+    for fact, new_object in new_objects.items():
+        inverse_facts = facts_about.get((inverse.get(fact.relation, ""), new_object), [])
+        if len(inverse_facts) == 1:
+            questions[fact] = Question(inverse_facts[0], fact.subject)
+    return questions
+
+
+def checked_groups(own: Questions, groups: Any) -> dict[str, Questions]:
+    """Return the groups of questions that are not empty, the facts' own wording first.
+
+    Raises:
+        ArgumentError: another kind of argument; a group with a reserved name; a question about a fact that is not
+            updated, or whose answer does not change.
+    """
+    if not isinstance(groups, Mapping):
+        raise ArgumentError(
+            f"Got questions of type {type(groups).__name__}; expected groups by name, such as "
+            "{'held out': kn_lens.reworded(facts, new_objects)}."
+        )
+    checked = {OWN: own}
+    for name, group in groups.items():
+        _check_group(own, name, group)
+        if group:
+            checked[name] = group
+    return checked
+
+
+def _check_group(own: Questions, name: Any, group: Any) -> None:
+    if name == OWN or name in OTHER_FACTS:
+        raise ArgumentError(f"The questions {name!r} have a name that the table needs; expected another.")
+    if not isinstance(group, Mapping) or not all(isinstance(question, Question) for question in group.values()):
+        raise ArgumentError(
+            "questions maps a key to another kind than questions; expected groups by name, such as "
+            "{'synonym': {fact: kn_lens.Question(fact, 'Edo')}}."
+        )
+    for fact, question in group.items():
+        if fact not in own:
+            near = did_you_mean(fact.key, (other.key for other in own))
+            raise ArgumentError(f"The questions {name!r} have one for {fact.key}, which is not updated.{near}")
+        if question.asked.object == question.answer:
+            raise ArgumentError(
+                f"The question {question.asked.key} of {name!r} is to get the answer that it has; expected another."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QuestionPrompts:
+    """The prompts of a group of questions, once with the current answers and once with the new ones.
+
+    An answer of several tokens has several masks or rows, so that the two batches differ in more than their targets.
+
+    Attributes:
+        questions: the group.
+        current: prompts with the current answers.
+        new: prompts with the new answers.
+        current_prompts: the prompts in ``current`` of each question.
+        new_prompts: the prompts in ``new`` of each question with its new answer.
+    """
+
+    questions: Questions
+    current: PromptBatch
+    new: PromptBatch
+    current_prompts: Mapping[Fact, Int[Tensor, " prompt"]]
+    new_prompts: Mapping[Fact, Int[Tensor, " prompt"]]
+
+    @classmethod
+    def of(cls, host: Host, name: str, questions: Questions, tokenizer: Any) -> "QuestionPrompts":
+        """Build the prompts of a group.
+
+        Raises:
+            ArgumentError: a question without a prompt.
+            PromptError: see ``make_prompts``.
+        """
+        current_facts = dict.fromkeys(question.asked for question in questions.values())
+        new_facts = dict.fromkeys(question.answered for question in questions.values())
+        current = make_prompts(host, current_facts, tokenizer=tokenizer)
+        new = make_prompts(host, new_facts, tokenizer=tokenizer)
+        current_prompts, new_prompts = prompts_by_fact(current), prompts_by_fact(new)
+        for question in questions.values():
+            if question.asked not in current_prompts or question.answered not in new_prompts:
+                raise ArgumentError(
+                    f"{host.name} cannot be asked the question {question.asked.key} of {name!r} in any of its "
+                    "templates; expected one that ends with [Y], as causal models need. Leave the fact out of this "
+                    "group."
+                )
+        current.check_for(host)
+        new.check_for(host)
+        return cls(
+            questions=questions,
+            current=current,
+            new=new,
+            current_prompts=current_prompts,
+            new_prompts=new_prompts,
+        )
+
+    @property
+    def n_rows(self) -> int:
+        """The number of rows of both batches."""
+        return self.current.n_rows + self.new.n_rows
+
+    def prompts_of(self, fact: Fact) -> tuple[Int[Tensor, " prompt"], Int[Tensor, " prompt"]]:
+        """Return the prompts of an updated fact's question in each of the batches."""
+        question = self.questions[fact]
+        return self.current_prompts[question.asked], self.new_prompts[question.answered]
+
+    def n_rows_of(self, fact: Fact) -> int:
+        """Return the number of rows of an updated fact's question in both batches; 0 without a question."""
+        if fact not in self.questions:
+            return 0
+        current, new = self.prompts_of(fact)
+        n_current = self.current.rows_per_prompt[current].sum()
+        n_new = self.new.rows_per_prompt[new].sum()
+        return int(n_current + n_new)
+
+
+def group_other_facts(others: PromptBatch, fact: Fact, new_object: str) -> dict[str, Int[np.ndarray, " prompt"]]:
+    """Return the prompts of each group of other facts, without those of the updated fact and without empty groups."""
+    facts = [others.facts[i] for i in others.fact_index.tolist()]
+    relations = np.array([other.relation for other in facts], dtype=object)
+    subjects = np.array([other.subject for other in facts], dtype=object)
+    objects = np.array([other.object for other in facts], dtype=object)
+    same_relation = relations == fact.relation
+    same_subject = (subjects == fact.subject) & (subjects != "")
+    updated = same_relation & same_subject | np.array([other == fact for other in facts])
+    members = {
+        SAME_RELATION: same_relation,
+        OTHER_RELATIONS: ~same_relation,
+        SAME_SUBJECT: same_subject,
+        SAME_ANSWER: objects == fact.object,
+        NEW_ANSWER: objects == new_object,
+    }
+    groups = {}
+    for name, member in members.items():
+        chosen = np.flatnonzero(member & ~updated)
+        if len(chosen):
+            groups[name] = chosen
+    return groups

@@ -1,0 +1,522 @@
+"""A weight edit: new values for some rows of ``W_out``, exact, reversible and portable.
+
+An edit holds the old and the new values of its rows, bit for bit. It can be applied to rows with the old values and
+undone on rows with the new values. All other rows are refused before anything is written:
+
+    apply:  every row == old  ->  every row = new          undo:  every row == new  ->  every row = old
+
+So edits of different rows can be undone in any order, and edits of the same rows last first. An edit for another
+checkpoint is refused. A model gets back the bits that it had. Hooks have the same effect without a write:
+
+    mlp_out += hook_post[..., neurons] @ (new - old)
+
+In weights that TransformerLens has processed (folded norms, centred rows), each row is a linear function of the
+checkpoint's row. Zero stays zero under any linear function, so erased neurons mean the same there. Other values do
+not: they are refused, and so are edits of raw weights for processed ones and the reverse.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from kn_lens._core.escape import shown
+from kn_lens._core.interrupts import Undone
+from kn_lens._core.precision import at_least_float32
+from kn_lens.edits.arguments import check_neurons, check_path
+from kn_lens.edits.files import canonical, digest_of, read_edit, write_edit
+from kn_lens.edits.value_rows import ValueRows, check_raw
+from kn_lens.errors import ArgumentError, DataError, EditError, HookError, KNLensError
+from kn_lens.hosts import HookedModel, HookFn, Host, host_of
+from kn_lens.neurons import Neuron, NeuronSet
+from kn_lens.prompts import PromptBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The model that an edit was made of.
+
+    Attributes:
+        name: the name or path that the model was loaded by. Not compared: a copy elsewhere is the same checkpoint.
+        architecture: the Hugging Face class.
+        n_layers: number of blocks.
+        d_mlp: rows of ``W_out``.
+        d_model: width of these rows.
+        dtype: type of the weights: ``"float32"``.
+        raw: False where TransformerLens has processed the weights. Edits can only set such rows to zero.
+    """
+
+    name: str
+    architecture: str
+    n_layers: int
+    d_mlp: int
+    d_model: int
+    dtype: str
+    raw: bool = True
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) is not field.type:
+                expected = {str: "text", int: "whole number", bool: "truth value"}[field.type]
+                raise ArgumentError(f"{field.name} of a checkpoint is {value!r}; expected a {expected}.")
+
+    @classmethod
+    def of(cls, host: Host) -> "Checkpoint":
+        """Describe a hosted model."""
+        return cls(
+            name=host.name,
+            architecture=host.architecture,
+            n_layers=host.n_layers,
+            d_mlp=host.d_mlp,
+            d_model=host.d_model,
+            dtype=_dtype_name(host.dtype),
+            raw=host.raw,
+        )
+
+    @property
+    def kind(self) -> str:
+        """Everything that has to agree for an edit to fit, in words."""
+        processed = "" if self.raw else ", processed"
+        return f"{self.architecture}, {self.shape}, {self.dtype}{processed}"
+
+    @property
+    def shape(self) -> str:
+        """The number of layers and the shape of their ``W_out``, in words."""
+        return f"{self.n_layers} layers of {self.d_mlp} x {self.d_model}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WeightEdit:
+    """New values for some rows of ``W_out``.
+
+    ``update_fact``, ``erase_relation`` and ``erase_neurons`` return edits; `of` makes one with any values. An edit is
+    also an ``Intervention``: ``measure(model, prompts, edit)`` measures its effect without a write.
+
+    Attributes:
+        neurons: the neurons of the rows.
+        old: the values of the rows in the checkpoint, in the order in which ``neurons`` iterates; on the CPU.
+        new: their new values.
+        checkpoint: the model that the edit was made of.
+        why: how the edit was made: a JSON object with a ``kind`` for each step.
+
+    Raises:
+        ArgumentError: ``neurons`` is no ``NeuronSet``, or ``why`` is no JSON.
+        EditError: no rows, rows of another shape or type than the checkpoint's, values that are not finite, or, where
+            the weights are processed, values other than zero.
+
+    Example:
+        >>> import kn_lens as kn, torch
+        >>> model = kn.load_model("world-bert")
+        >>> edit = kn.erase_neurons(model, kn.NeuronSet([(2, 7), (3, 5)]))
+        >>> with edit.applied(model):
+        ...     float(kn.host_of(model).W_out(2)[7].abs().max())
+        0.0
+        >>> float(kn.host_of(model).W_out(2)[7].abs().max()) > 0
+        True
+    """
+
+    neurons: NeuronSet
+    old: Float[Tensor, "neuron d_model"]
+    new: Float[Tensor, "neuron d_model"]
+    checkpoint: Checkpoint
+    why: tuple[Mapping[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        check_neurons(self.neurons)
+        source = self.checkpoint
+        for neuron in self.neurons:
+            if neuron.layer >= source.n_layers or neuron.index >= source.d_mlp:
+                raise EditError(f"The edit has the row {neuron}; {source.name} has {source.shape}.")
+        object.__setattr__(self, "old", self._checked_rows("old", self.old))
+        object.__setattr__(self, "new", self._checked_rows("new", self.new))
+        if not source.raw and self.new.any():
+            raise EditError(
+                f"{source.name} has weights processed by TransformerLens, where only zero means for a row "
+                "what it means in the checkpoint. kn_lens.load_model keeps weights; kn_lens.Amplify changes none."
+            )
+        try:
+            why = json.loads(canonical([dict(step) for step in self.why]))
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(f"why cannot be written as JSON objects: {error}.") from error
+        object.__setattr__(self, "why", tuple(why))
+
+    def _checked_rows(self, name: str, rows: Float[Tensor, "neuron d_model"]) -> Float[Tensor, "neuron d_model"]:
+        """Return a copy of rows on the CPU, after a check of their shape, type and values."""
+        dtype = self.checkpoint.dtype
+        expected = f"{[len(self.neurons), self.checkpoint.d_model]} of {dtype}"
+        got = f"{list(rows.shape)} of {_dtype_name(rows.dtype)}"
+        if got != expected or not rows.is_floating_point():
+            raise EditError(f"The {name} rows are {got}; expected {expected}: a row for each neuron.")
+        finite = rows.isfinite().all(-1)
+        if not finite.all():
+            raise EditError(
+                f"The {name} row of {self._first_neuron(~finite)} is not finite in {dtype}; expected numbers. Smaller "
+                "lambdas, or a model loaded with a wider dtype, keep them finite."
+            )
+        return rows.detach().cpu().clone()
+
+    @classmethod
+    def of(
+        cls,
+        model: HookedModel | Host,
+        neurons: NeuronSet,
+        new: Float[Tensor, "neuron d_model"],
+        why: Iterable[Mapping[str, Any]] = (),
+    ) -> "WeightEdit":
+        """Return the edit that gives rows of a model new values. The model is only read.
+
+        Args:
+            model: the model, or its ``Host``.
+            neurons: the neurons of the rows.
+            new: the new values, in the order in which ``neurons`` iterates; rounded to the model's type.
+            why: kept with the edit.
+
+        Raises:
+            ArgumentError: other kinds of arguments, or a neuron that the model does not have.
+            EditError: as the class; or an adapter or a parametrisation hides the rows, so that a write has no effect.
+        """
+        host = host_of(model)
+        rows = ValueRows.of(host, neurons)
+        if not isinstance(new, Tensor):
+            raise ArgumentError(f"Got new rows of type {type(new).__name__}; expected a tensor: torch.tensor(rows).")
+        host.check_rows_editable(neurons.by_layer())
+        old = rows.read()
+        return cls(neurons=neurons, old=old, new=new.to(old), checkpoint=Checkpoint.of(host), why=tuple(why))
+
+    @property
+    def row_hash(self) -> str:
+        """SHA-256 of the rows and their old values. The edit fits the checkpoints that have the same."""
+        return digest_of({"neurons": _pairs(self.neurons), "old": self.old})
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the whole edit. Equal edits, and only they, have equal digests."""
+        return digest_of(self._tensors(), self._document())
+
+    # --- applying and undoing -------------------------------------------------------------------------
+
+    def apply_(self, model: HookedModel | Host, *, force: bool = False) -> "WeightEdit":
+        """Write the new rows to a model, all of them or none.
+
+        Args:
+            model: the model, or its ``Host``.
+            force: write also to a model whose rows have other values than ``old``, or another type.
+
+        Returns:
+            The edit to undo. This is the same edit; or, after ``force`` has overwritten other values, an edit with
+            these as ``old``.
+
+        Raises:
+            EditError: raised before anything is written. The rows are not ``old``: they are of another checkpoint, or
+                an edit is applied to them. Or, in spite of ``force``: the shapes of the model differ, or an adapter or
+                a parametrisation hides the rows.
+        """
+        rows, edit = self._prepare(host_of(model), force)
+        rows.write(edit.new, rollback=edit.old)
+        return edit
+
+    def undo_(self, model: HookedModel | Host) -> None:
+        """Write the old rows back, all of them or none. Edits of different rows can be undone in any order.
+
+        Raises:
+            EditError: raised before anything is written. The rows are not ``new``: the edit is not applied, or another
+                edit of the same rows was applied later and has to be undone first.
+        """
+        if not self._undo(host_of(model)):
+            raise EditError(f"The edit {self} is not applied to this model: the rows hold their old values.")
+
+    def applied(self, model: HookedModel | Host, *, force: bool = False) -> AbstractContextManager["WeightEdit"]:
+        """Apply the edit for the time of a ``with`` block, and undo it also after an exception or an interrupt.
+
+        The block gets what ``apply_`` returns. It may undo the edit itself.
+
+        Raises:
+            EditError: as ``apply_``; and at the end of the block, if it left another edit on the same rows.
+        """
+        host = host_of(model)
+        written: list[WeightEdit] = []
+
+        def write() -> WeightEdit:
+            rows, edit = self._prepare(host, force)
+            written.append(edit)
+            rows.write(edit.new, rollback=edit.old)
+            return edit
+
+        def undo() -> None:
+            for edit in written:
+                edit._undo(host)
+
+        return Undone(write, undo)
+
+    def _prepare(self, host: Host, force: bool) -> tuple[ValueRows, "WeightEdit"]:
+        """Return the rows to write to and the edit to write, after all checks."""
+        self._check_same_processing(host)
+        target = Checkpoint.of(host)
+        same_shape = target.shape == self.checkpoint.shape
+        if not same_shape or (target.kind != self.checkpoint.kind and not force):
+            cure = " Pass force=True to write the rows all the same." if same_shape else ""
+            raise EditError(
+                f"The edit {self} is for {self.checkpoint.name} ({self.checkpoint.kind}); {host.name} has "
+                f"{target.kind}.{cure}"
+            )
+        rows = ValueRows.of(host, self.neurons)
+        host.check_rows_editable(self.neurons.by_layer())
+        current = rows.read()
+        unchanged = _same_bits(current, self.old)
+        if unchanged.all():
+            return rows, self
+        if force:
+            return rows, replace(self, old=current, new=self.new.to(current.dtype), checkpoint=target)
+        if _same_bits(current, self.new).all():
+            raise EditError(f"The edit {self} is applied to this model already.")
+        raise EditError(
+            f"The edit {self} was made for other rows: {self._count(~unchanged)} of {host.name} differ from those of "
+            f"{self.checkpoint.name}. The model is another checkpoint, or another edit of these rows is applied: undo "
+            "that one, or make this edit while it is applied. Pass force=True to overwrite the rows all the same."
+        )
+
+    def _undo(self, host: Host) -> bool:
+        """Undo the edit and return True; return False if the rows hold their old values."""
+        self._check_same_processing(host)
+        rows = ValueRows.of(host, self.neurons)
+        current = rows.read()
+        written = _same_bits(current, self.new)
+        if written.all():
+            rows.write(self.old, rollback=self.old)
+            return True
+        if _same_bits(current, self.old).all():
+            return False
+        raise EditError(
+            f"The edit {self} cannot be undone: {self._count(~written)} of {host.name} no longer hold its new values. "
+            "Edits of the same rows are undone last first, by the edit that apply_ returned; or load the model again."
+        )
+
+    def _check_same_processing(self, host: Host) -> None:
+        """Raise if the edit is of raw weights and the model's are processed, or the reverse.
+
+        Raises:
+            EditError: one of the two.
+        """
+        if self.checkpoint.raw:
+            check_raw(host, f"The edit {self} is of those; to erase neurons here, make the edit of this model.")
+        elif host.raw:
+            raise EditError(
+                f"The edit {self} was made of weights that TransformerLens had processed, and those of {host.name} are "
+                "raw. Make it of this model: kn_lens.erase_neurons(model, edit.neurons)."
+            )
+
+    # --- the same without a write ---------------------------------------------------------------------
+
+    def hooks(self, model: HookedModel | Host, prompts: PromptBatch | None = None) -> list[tuple[str, HookFn]]:
+        """Return hooks with the effect of the edit, equal to rounding. The weights stay as they are.
+
+        Each layer has two hooks. The first reads the activations of the neurons from ``hook_post``. The second adds
+        their product with the change of the rows to ``mlp_out``, before any norm after the MLP. Hooks that change
+        ``hook_post`` go before them in the list.
+
+        Args:
+            model: the model that the hooks will run on, or its ``Host``.
+            prompts: not used: the rows are the same for all prompts.
+
+        Raises:
+            EditError: as ``apply_``.
+        """
+        host = host_of(model)
+        self._prepare(host, force=False)
+        change = (at_least_float32(self.new) - at_least_float32(self.old)).to(host.device)
+        by_layer = self.neurons.by_layer()
+        sizes = [len(indices) for indices in by_layer.values()]
+        hooks: list[tuple[str, HookFn]] = []
+        for (layer, indices), layer_change in zip(by_layer.items(), change.split(sizes), strict=True):
+            read, add = _layer_hooks(layer, torch.tensor(indices, device=host.device), layer_change)
+            hooks.append((host.hook_post(layer), read))
+            hooks.append((host.hook_mlp_out(layer), add))
+        return hooks
+
+    def select(self, prompts: PromptBatch, chosen: Int[Tensor, " prompt"]) -> "WeightEdit":
+        """Return the edit itself, which is the same for all prompts."""
+        return self
+
+    # --- composing ------------------------------------------------------------------------------------
+
+    def __add__(self, other: "WeightEdit") -> "WeightEdit":
+        """Return one edit with the effect of this edit followed by the other.
+
+        Raises:
+            EditError: the edits are for different kinds of checkpoints; or they share a row, and the other was not made
+                while this one was applied, so that the result for this row is not defined.
+        """
+        if not isinstance(other, WeightEdit):
+            return NotImplemented
+        if self.checkpoint.kind != other.checkpoint.kind:
+            raise EditError(
+                f"The edits are for different models: {self.checkpoint.name} ({self.checkpoint.kind}) and "
+                f"{other.checkpoint.name} ({other.checkpoint.kind})."
+            )
+        old = dict(zip(self.neurons, self.old, strict=True))
+        new = dict(zip(self.neurons, self.new, strict=True))
+        for neuron, next_old, next_new in zip(other.neurons, other.old, other.new, strict=True):
+            if neuron in new and not _same_bits(new[neuron][None], next_old[None]).all():
+                raise EditError(
+                    f"Both edits change the row {neuron}, and the second does not start from the new value of the "
+                    "first. Make the second while the first is applied: with first.applied(model): ..."
+                )
+            old.setdefault(neuron, next_old)
+            new[neuron] = next_new
+        neurons = self.neurons | other.neurons
+        return replace(
+            self,
+            neurons=neurons,
+            old=torch.stack([old[neuron] for neuron in neurons]),
+            new=torch.stack([new[neuron] for neuron in neurons]),
+            why=(*self.why, *other.why),
+        )
+
+    def scaled(self, factor: float) -> "WeightEdit":
+        """Return the edit with its changes multiplied: ``new = old + factor * (new - old)``.
+
+        This scales both lambdas of an update. 1 gives the same rows, 0 the old ones, -1 the opposite change.
+
+        Raises:
+            ArgumentError: the factor is not a finite number.
+            EditError: the rows would not be finite.
+        """
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not math.isfinite(factor):
+            raise ArgumentError(f"factor={factor!r}; expected a finite number, such as 0.5.")
+        new = torch.lerp(self.old, self.new, float(factor))
+        return replace(self, new=new, why=(*self.why, {"kind": "scale", "factor": factor}))
+
+    def restricted_to(self, neurons: Iterable[Any]) -> "WeightEdit":
+        """Return the edit of those of its rows whose neurons are in a set.
+
+        Raises:
+            ArgumentError: another kind of argument.
+            EditError: none of the neurons is in the set.
+        """
+        if isinstance(neurons, (Mapping, Neuron)) or not isinstance(neurons, Iterable):
+            raise ArgumentError(
+                f"Got neurons of type {type(neurons).__name__}; expected one set, such as kn_lens.NeuronSet([(2, 7)])."
+            )
+        wanted = NeuronSet(neurons)
+        kept = [row for row, neuron in enumerate(self.neurons) if neuron in wanted]
+        if not kept:
+            raise EditError(f"The edit {self} changes none of the {len(wanted)} neurons it is to be restricted to.")
+        return replace(
+            self,
+            neurons=self.neurons & wanted,
+            old=self.old[kept],
+            new=self.new[kept],
+            why=(*self.why, {"kind": "restrict", "n_neurons": len(kept)}),
+        )
+
+    # --- files ----------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write the edit to a safetensors file, which appears whole or not at all. Size: two rows a neuron.
+
+        Raises:
+            ArgumentError: another kind of argument than a path.
+            DataError: the file cannot be written.
+        """
+        check_path(path)
+        write_edit(Path(path), self._tensors(), self._document())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "WeightEdit":
+        """Read a file written by `save`; the rows have the same bits.
+
+        Raises:
+            ArgumentError: another kind of argument than a path.
+            DataError: no such file, not an edit, truncated or tampered with.
+        """
+        check_path(path)
+        tensors, document = read_edit(Path(path))
+        try:
+            neurons = NeuronSet(tensors["neurons"].tolist())
+            if not torch.equal(_pairs(neurons), tensors["neurons"]):
+                raise EditError("its neurons are not in order of layer and index, each once")
+            return cls(
+                neurons=neurons,
+                old=tensors["old"],
+                new=tensors["new"],
+                checkpoint=Checkpoint(**document["checkpoint"]),
+                why=tuple(document["why"]),
+            )
+        except (KNLensError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise DataError(f"{path} holds no edit that could be applied to a model: {error}") from error
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {"neurons": _pairs(self.neurons), "old": self.old, "new": self.new}
+
+    def _document(self) -> dict[str, Any]:
+        return {"checkpoint": asdict(self.checkpoint), "why": list(self.why)}
+
+    def __str__(self) -> str:
+        steps = " + ".join(_describe(step) for step in self.why) or "rows"
+        return f"{steps!r} ({len(self.neurons)} rows)"
+
+    def __repr__(self) -> str:
+        weights = "" if self.checkpoint.raw else "processed weights of "
+        return f"WeightEdit({self}, of {weights}{shown(self.checkpoint.name)}, {self.digest[:8]})"
+
+    def _first_neuron(self, chosen: Bool[Tensor, " neuron"]) -> Neuron:
+        return list(self.neurons)[int(chosen.long().argmax())]
+
+    def _count(self, chosen: Bool[Tensor, " neuron"]) -> str:
+        return f"{int(chosen.sum())} of {len(self.neurons)} rows, such as {self._first_neuron(chosen)},"
+
+
+def _layer_hooks(
+    layer: int, indices: Int[Tensor, " neuron"], change: Float[Tensor, "neuron d_model"]
+) -> tuple[HookFn, HookFn]:
+    """Return the hooks on ``hook_post`` and ``mlp_out`` of a layer."""
+    activations: list[Tensor] = []  # from the first hook to the second, within one pass
+
+    def read(post: Float[Tensor, "row pos d_mlp"], hook: object = None) -> None:
+        activations[:] = [post[..., indices]]
+
+    def add(mlp_out: Float[Tensor, "row pos d_model"], hook: object = None) -> Float[Tensor, "row pos d_model"]:
+        if not activations:
+            raise HookError(f"The hooks of an edit come in pairs; that on hook_post of layer {layer} did not run.")
+        return (mlp_out + at_least_float32(activations.pop()) @ change).to(mlp_out.dtype)
+
+    return read, add
+
+
+def _same_bits(
+    rows: Float[Tensor, "neuron d_model"], other_rows: Float[Tensor, "neuron d_model"]
+) -> Bool[Tensor, " neuron"]:
+    """Return for each row whether the two agree bit for bit (0.0 and -0.0 differ)."""
+    if rows.shape != other_rows.shape or rows.dtype != other_rows.dtype:
+        return torch.zeros(len(rows), dtype=torch.bool)
+    same_bytes = rows.contiguous().view(torch.uint8) == other_rows.contiguous().view(torch.uint8)
+    return same_bytes.all(-1)
+
+
+def _pairs(neurons: NeuronSet) -> Int[Tensor, "neuron 2"]:
+    return torch.tensor([(neuron.layer, neuron.index) for neuron in neurons], dtype=torch.int64).reshape(-1, 2)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    """Return ``float32`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _describe(step: Mapping[str, Any]) -> str:
+    """Return a step of ``why`` in a few words; a step of another program by its kind."""
+    kind = step.get("kind", "rows")
+    if kind == "update":
+        return f"{step.get('fact')} -> {step.get('new_object')}"
+    if kind == "erase":
+        return f"erase {step.get('relation') or 'neurons'}"
+    if kind == "scale" and "factor" in step:
+        return f"scale {step['factor']}"
+    return str(kind)

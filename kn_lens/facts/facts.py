@@ -1,0 +1,414 @@
+"""Facts with their paraphrase templates, and sets of facts.
+
+A fact is a triple (subject, relation, object): ``(Ireland, P36, Dublin)``. Its templates are sentences that express it,
+with the slots ``[X]`` for the subject and ``[Y]`` for the object: ``"The capital of [X] is [Y]."``. A model predicts
+the object. This module depends neither on models nor on tokenizers.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from kn_lens._core.atomic import write_whole
+from kn_lens.errors import ArgumentError, DataError, did_you_mean
+from kn_lens.facts import readers
+from kn_lens.facts.readers import OBJECT_SLOT, SUBJECT_SLOT, Record, Split, Templates
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+StrPath = str | os.PathLike[str]
+
+_ESCAPES = str.maketrans({"%": "%25", "/": "%2F", "#": "%23"})
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One fact with its templates.
+
+    Two facts are equal, and have the same hash, if their subject, relation, object and uid are equal. Templates do not
+    count: neurons that were found with one set of templates can be looked up by the same fact with another set.
+
+    Attributes:
+        subject: the entity that the fact is about; empty where the data holds complete prompts only.
+        relation: the name of the relation in the data: ``"P36"``.
+        object: the answer.
+        templates: texts with exactly one ``[Y]`` and, unless the subject is empty, exactly one ``[X]``.
+        uid: the identifier of the fact in the data, if any; it distinguishes facts with the same subject, relation and
+            object.
+
+    Raises:
+        ArgumentError: a field is not text, is empty or has blanks around it, or a template has other slots than these.
+
+    >>> fact = Fact("Ireland", "P36", "Dublin", ("The capital of [X] is [Y].",))
+    >>> fact.key
+    'P36/Ireland/Dublin'
+    >>> fact.filled(fact.templates[0])
+    'The capital of Ireland is [Y].'
+    """
+
+    subject: str
+    relation: str
+    object: str
+    templates: tuple[str, ...] = field(default=(), compare=False)
+    uid: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("subject", "relation", "object", "uid"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise ArgumentError(f"{name} of a fact must be text; got {value!r}, of type {type(value).__name__}.")
+            if value != value.strip() or not (value or name in ("subject", "uid")):
+                raise ArgumentError(f"{name} of a fact must be text without blanks around it; got {value!r}.")
+            _require_unicode(value)
+        if isinstance(self.templates, str):
+            raise ArgumentError(f"templates of a fact are a tuple of texts; got the text {self.templates!r}.")
+        object.__setattr__(self, "templates", tuple(self.templates))
+        for template in self.templates:
+            _require_slots(template, has_subject=bool(self.subject))
+
+    @property
+    def key(self) -> str:
+        """The name of the fact in neuron files: ``relation/subject/object``, with ``#uid`` if the fact has a uid.
+
+        ``/``, ``#`` and ``%`` inside a part are percent-encoded, so that different facts have different keys.
+        """
+        parts = [part.translate(_ESCAPES) for part in (self.relation, self.subject, self.object)]
+        key = "/".join(parts)
+        return f"{key}#{self.uid.translate(_ESCAPES)}" if self.uid else key
+
+    def filled(self, template: str) -> str:
+        """Return ``template`` with the subject in its slot; the slot ``[Y]`` stays."""
+        before, slot, after = template.partition(OBJECT_SLOT)  # first, because a subject may contain "[Y]"
+        return before.replace(SUBJECT_SLOT, self.subject) + slot + after.replace(SUBJECT_SLOT, self.subject)
+
+
+@dataclass(frozen=True)
+class FactSet(Sequence[Fact]):
+    """An ordered set of facts. An index selects a ``Fact``, a slice a ``FactSet``.
+
+    Attributes:
+        facts: the facts, all different.
+
+    Raises:
+        ArgumentError: an element is not a ``Fact``.
+        DataError: a fact occurs twice; the message gives both positions.
+
+    >>> facts = FactSet([Fact("Ireland", "P36", "Dublin"), Fact("Ireland", "P30", "Europe")])
+    >>> facts.find("Ireland", relation="P30").object
+    'Europe'
+    """
+
+    facts: tuple[Fact, ...]
+
+    def __init__(self, facts: Iterable[Fact]) -> None:
+        facts = tuple(facts)
+        for fact in facts:
+            if not isinstance(fact, Fact):
+                raise ArgumentError(f"A FactSet holds Facts; got {fact!r}, of type {type(fact).__name__}.")
+        _check_unique(facts, map(str, range(len(facts))))
+        object.__setattr__(self, "facts", facts)
+
+    @overload
+    def __getitem__(self, index: int) -> Fact: ...
+    @overload
+    def __getitem__(self, index: slice) -> "FactSet": ...
+    def __getitem__(self, index: int | slice) -> "Fact | FactSet":
+        return FactSet(self.facts[index]) if isinstance(index, slice) else self.facts[index]
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+    def __iter__(self) -> Iterator[Fact]:
+        return iter(self.facts)
+
+    def __repr__(self) -> str:
+        return f"FactSet({len(self)} facts, {len(self.relations)} relations)"
+
+    # --- choosing ---------------------------------------------------------------------------------
+
+    @property
+    def relations(self) -> tuple[str, ...]:
+        """The relations, in order of first appearance."""
+        return tuple(dict.fromkeys(fact.relation for fact in self.facts))
+
+    def find(
+        self, subject: str, relation: str | None = None, *, object: str | None = None, uid: str | None = None
+    ) -> Fact:
+        """Return the one fact about ``subject``; the other arguments narrow the search.
+
+        Raises:
+            ArgumentError: no fact matches (the message names the nearest relation or subject), or several facts do (the
+                message lists them).
+        """
+        facts = self if relation is None else self.of(relation)
+        about = [fact for fact in facts if fact.subject == subject]
+        if not about:
+            scope = "" if relation is None else f" in relation {relation}"
+            near = did_you_mean(subject, {fact.subject for fact in facts})
+            raise ArgumentError(f"No fact about {subject!r}{scope}.{near}")
+        found = [fact for fact in about if object in (None, fact.object) and uid in (None, fact.uid)]
+        if len(found) != 1:
+            listed = ", ".join(fact.key for fact in (found or about)[:8])
+            raise ArgumentError(
+                f"{len(found)} facts match {subject!r}; expected one. "
+                f"Narrow it with relation=, object= or uid=: {listed}."
+            )
+        return found[0]
+
+    def of(self, *relations: str) -> "FactSet":
+        """Return the facts of the given relations, in the order of this set.
+
+        Raises:
+            ArgumentError: a relation is not in this set.
+        """
+        known = self.relations
+        for relation in relations:
+            if relation not in known:
+                raise ArgumentError(
+                    f"No relation {relation!r}; there are {', '.join(known) or 'none'}.{did_you_mean(relation, known)}"
+                )
+        return FactSet(fact for fact in self.facts if fact.relation in relations)
+
+    def sample(self, n: int, seed: int) -> "FactSet":
+        """Return ``n`` facts drawn without replacement, in the order of this set.
+
+        Raises:
+            ArgumentError: ``n`` is negative or larger than the number of facts.
+        """
+        if not 0 <= n <= len(self):
+            raise ArgumentError(f"n is {n}; expected 0 to {len(self)}, the number of facts.")
+        chosen = np.random.default_rng(seed).choice(len(self), size=n, replace=False)
+        return FactSet(self.facts[index] for index in sorted(chosen.tolist()))
+
+    def paired_with_other_relations(self, seed: int) -> tuple[int, ...]:
+        """Return for each fact the index of one fact of another relation, drawn uniformly at random.
+
+        These pairs are the control for suppression and amplification: the effect of a fact's neurons on a fact of
+        another relation (Dai et al. 2022, section 4.3).
+
+        Raises:
+            ArgumentError: the set has fewer than two relations.
+        """
+        if len(self.relations) < 2:
+            raise ArgumentError(
+                f"A fact of another relation needs at least two relations; got {', '.join(self.relations) or 'none'}."
+            )
+        _, codes, sizes = np.unique([fact.relation for fact in self.facts], return_inverse=True, return_counts=True)
+        by_relation = np.argsort(codes, kind="stable")  # the facts of each relation are contiguous in this order
+        own_size = sizes[codes]
+        own_start = np.cumsum(sizes)[codes] - own_size
+        draw = np.random.default_rng(seed).integers(0, len(self) - own_size)
+        position = draw + np.where(draw >= own_start, own_size, 0)  # skip the fact's own relation
+        return tuple(by_relation[position].tolist())
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return a table with one row for each fact; ``FactSet.from_frame`` reads it."""
+        import pandas as pd
+
+        columns = ["subject", "relation", "object", "templates", "uid"]
+        rows: list[list[Any]] = []
+        for fact in self.facts:
+            rows.append([fact.subject, fact.relation, fact.object, fact.templates, fact.uid])
+        return pd.DataFrame(rows, columns=columns)
+
+    def to_jsonl(self, path: StrPath) -> None:
+        """Write one JSON object for each fact, one a line; ``FactSet.from_jsonl`` reads the file.
+
+        The file is written completely or not at all.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
+        lines = (json.dumps(_fields(fact), ensure_ascii=False) + "\n" for fact in self.facts)
+        try:
+            write_whole(Path(path), "".join(lines))
+        except (OSError, ValueError) as error:  # ValueError: an invalid path
+            raise DataError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    @classmethod
+    def world(cls, split: Split = "all") -> "FactSet":
+        """Return the facts that ship with the package, with their templates.
+
+        Args:
+            split: ``"trained"`` selects the templates that the embedded models were trained on, ``"held_out"`` the
+                other templates, ``"all"`` both.
+
+        >>> FactSet.world().find("Ireland", relation="P36").object
+        'Dublin'
+        """
+        return cls._of(readers.read_world(split), readers.WORLD)
+
+    @classmethod
+    def from_pararel(cls, path: StrPath, relations: Iterable[str] | None = None, min_templates: int = 4) -> "FactSet":
+        """Read a ParaRel folder: templates in ``patterns/P*.jsonl``, facts in ``facts/P*.jsonl``.
+
+        Args:
+            path: the folder with ``patterns`` and ``facts``.
+            relations: the relations to read; None reads every relation with facts and enough templates.
+            min_templates: the least number of templates of a relation (Dai et al. 2022: 4).
+
+        Raises:
+            DataError: a file or a requested relation is missing or malformed, or has too few templates.
+        """
+        return cls._of(readers.read_pararel(Path(path), relations, min_templates), path)
+
+    @classmethod
+    def from_official(cls, path: StrPath) -> "FactSet":
+        """Read the fact file of the released code: JSON lists of ``[prompt with [MASK], answer, "P36(capital)"]``.
+
+        One list is one fact; an object may group the facts by relation. The file does not mark the subject in its
+        prompts, so subjects are empty; ``uid`` is the zero-based position of the fact in the file.
+        """
+        return cls._of(readers.read_official(Path(path)), path)
+
+    @classmethod
+    def from_lama(
+        cls,
+        path: StrPath,
+        templates: Templates | StrPath | None = None,
+        relations: Iterable[str] | None = None,
+    ) -> "FactSet":
+        """Read LAMA / T-REx lines (``sub_label``, ``obj_label``) from one file or a folder of ``P*.jsonl``.
+
+        Args:
+            path: the file or folder.
+            templates: templates by relation, or the path to read them from: a folder of ParaRel patterns, or LAMA's
+                ``relations.jsonl``. None uses the ``masked_sentences`` of each line, and the ``evidences`` of T-REx.
+            relations: the files of the folder to read; None reads all.
+        """
+        patterns = templates
+        if isinstance(templates, (str, os.PathLike)):
+            patterns = readers.read_patterns(Path(templates))
+        return cls._of(readers.read_lama(Path(path), _checked(patterns), relations), path)
+
+    @classmethod
+    def from_counterfact(cls, path: StrPath, *, paraphrases: bool = True) -> "FactSet":
+        """Read CounterFact (Meng et al. 2022) with its true answers; ``uid`` is the ``case_id``.
+
+        Args:
+            path: the JSON file.
+            paraphrases: whether to use ``paraphrase_prompts`` as further templates.
+        """
+        return cls._of(readers.read_counterfact(Path(path), paraphrases), path)
+
+    @classmethod
+    def from_jsonl(cls, path: StrPath, templates: Templates | None = None) -> "FactSet":
+        """Read JSON lines with ``subject``, ``relation``, ``object`` and optionally ``uid`` and templates.
+
+        Templates are a list ``templates``, or one ``template`` on each of several lines about the same fact.
+
+        Args:
+            path: the file.
+            templates: templates by relation, which replace those of the file.
+        """
+        return cls._of(readers.read_jsonl(Path(path), _checked(templates)), path)
+
+    @classmethod
+    def from_csv(cls, path: StrPath, templates: Templates | None = None) -> "FactSet":
+        """Read a CSV table with the columns of ``from_jsonl``; a ``templates`` cell holds a JSON list."""
+        return cls._of(readers.read_csv(Path(path), _checked(templates)), path)
+
+    @classmethod
+    def from_frame(cls, frame: "pd.DataFrame", templates: Templates | None = None) -> "FactSet":
+        """Read a pandas table with the columns of ``from_jsonl``.
+
+        A ``uid`` of 3.0 is read as 3: pandas stores integer columns with missing cells as floats.
+        """
+        names = [str(name) for name in frame]
+        readers.check_columns(names, "the table")
+        is_first = [names.index(name) == column for column, name in enumerate(names)]
+        frame = frame.loc[:, is_first]
+        rows = zip(frame.index, frame.to_dict("records"), strict=True)
+        located = ((f"row {index}", _cells(row)) for index, row in rows)
+        return cls._of(readers.read_rows(located, _checked(templates)), "the table")
+
+    @classmethod
+    def _of(cls, records: Iterable[Record], source: object) -> "FactSet":
+        facts: list[Fact] = []
+        locations: list[str] = []
+        for record in records:
+            try:
+                fact = Fact(record.subject, record.relation, record.object, record.templates, record.uid)
+            except ArgumentError as error:
+                raise DataError(f"{record.location}: {error}") from None
+            facts.append(fact)
+            locations.append(record.location)
+        if not facts:
+            raise DataError(f"{source}: no facts there.")
+        _check_unique(facts, locations)
+        return cls(facts)
+
+
+def _fields(fact: Fact) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "subject": fact.subject,
+        "relation": fact.relation,
+        "object": fact.object,
+        "templates": list(fact.templates),
+    }
+    if fact.uid:
+        fields["uid"] = fact.uid
+    return fields
+
+
+def _cells(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the row of a table without its missing cells, and with arrays, as Parquet files hold them, as lists."""
+    import pandas as pd
+
+    cells: dict[str, Any] = {}
+    for key, value in row.items():
+        if pd.api.types.is_scalar(value) and pd.isna(value):
+            continue
+        cells[str(key)] = value.tolist() if isinstance(value, np.ndarray) else value
+    return cells
+
+
+def _check_unique(facts: Iterable[Fact], locations: Iterable[str]) -> None:
+    """Raise a ``DataError`` with both locations of a fact that occurs twice."""
+    seen: dict[Fact, str] = {}
+    for fact, location in zip(facts, locations, strict=True):
+        if fact in seen:
+            raise DataError(
+                f"The fact {fact.key} occurs twice: {seen[fact]} and {location}. Drop one, or give them uids."
+            )
+        seen[fact] = location
+
+
+def _checked(templates: Any) -> Templates | None:
+    if templates is None:
+        return None
+    if not isinstance(templates, Mapping):
+        raise ArgumentError(f"templates must map relations to lists of templates; got {type(templates).__name__}.")
+    for relation, patterns in templates.items():
+        if isinstance(patterns, str):
+            raise ArgumentError(f"templates of {relation!r} must be a list of templates; got the text {patterns!r}.")
+    return templates
+
+
+def _require_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ArgumentError(f"{text!r} is not valid Unicode text: it holds half of a surrogate pair.") from None
+
+
+def _require_slots(template: object, *, has_subject: bool) -> None:
+    if not isinstance(template, str):
+        raise ArgumentError(f"A template must be text; got {template!r}, of type {type(template).__name__}.")
+    _require_unicode(template)
+    for slot, role, expected in ((OBJECT_SLOT, "object", 1), (SUBJECT_SLOT, "subject", int(has_subject))):
+        if template.count(slot) != expected:
+            raise ArgumentError(
+                f"The template {template!r} holds {slot}, the {role}'s place, {template.count(slot)} times; "
+                f"expected {'exactly once' if expected else 'none, as the fact has no subject'}."
+            )

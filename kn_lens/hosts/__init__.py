@@ -1,0 +1,60 @@
+"""Hosts: the models of TransformerLens that kn_lens works on. No other room imports it, or transformers.
+
+``loading`` has ``load_model``, from a name to a model, and ``host_of``, from a model to a ``Host``. ``bridge`` is the
+host over a ``TransformerBridge``, ``hooked`` over the older ``HookedTransformer`` and ``HookedEncoder``;
+``model_protocol`` is the interface that all three share. ``families`` lists the checkpoints that can be hosted and
+``checkpoints`` reads them. ``partial_forward`` runs a model from a layer on, by ``overrides`` of its modules and a
+``kv_prefix``; ``memory`` bounds the rows of a pass. ``exclusive`` gives each call its model alone; ``identity`` tells
+models apart; ``unwrap`` returns the Hugging Face model inside. TransformerLens and transformers are imported late,
+because that takes seconds.
+"""
+
+from kn_lens.hosts.bridge import FOR_ONE_BATCH, Host
+from kn_lens.hosts.checkpoints import EMBEDDED_DIR, embedded_models, fingerprint, import_model_libraries
+from kn_lens.hosts.exclusive import exclusive, exclusively
+from kn_lens.hosts.families import FAMILIES, Family, Kind
+from kn_lens.hosts.identity import ModelIdentity
+from kn_lens.hosts.loading import host_of, is_hosted, load_model
+from kn_lens.hosts.memory import SHARE_OF_FREE, Budget, free_memory, release_memory
+from kn_lens.hosts.model_protocol import HookedModel, HookFn
+from kn_lens.hosts.partial_forward import (
+    Additions,
+    CleanState,
+    MLPActivation,
+    last_block_hooks,
+    recomputes_last_token_only,
+    run_clean,
+)
+from kn_lens.hosts.unwrap import token_embeddings, unwrap_model
+
+__all__ = [
+    "EMBEDDED_DIR",
+    "FAMILIES",
+    "FOR_ONE_BATCH",
+    "SHARE_OF_FREE",
+    "Additions",
+    "Budget",
+    "CleanState",
+    "Family",
+    "HookFn",
+    "HookedModel",
+    "Host",
+    "Kind",
+    "MLPActivation",
+    "ModelIdentity",
+    "embedded_models",
+    "exclusive",
+    "exclusively",
+    "fingerprint",
+    "free_memory",
+    "host_of",
+    "import_model_libraries",
+    "is_hosted",
+    "last_block_hooks",
+    "load_model",
+    "recomputes_last_token_only",
+    "release_memory",
+    "run_clean",
+    "token_embeddings",
+    "unwrap_model",
+]

@@ -1,0 +1,572 @@
+"""``Host``: the names and operations that kn_lens uses of a ``TransformerBridge``.
+
+What a hosted model offers is small:
+
+    post_l  = activation at ``hook_post(l)``          [row, pos, d_mlp]
+    mlp_l   = post_l @ W_out(l) + b_out               the value rows that attribution and edits refer to
+    logits  = head(residual stream after the last block)
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from numbers import Integral
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from kn_lens._core.interrupts import Undone, entered
+from kn_lens.errors import ArgumentError, EditError, HookError, UnsupportedModelError, did_you_mean
+from kn_lens.hosts.checkpoints import check_finite, check_state, fingerprint, tokenizer_of
+from kn_lens.hosts.exclusive import leave_caller_modes
+from kn_lens.hosts.families import Kind, architecture_of, check_config
+from kn_lens.hosts.kv_prefix import KVPrefix
+from kn_lens.hosts.model_protocol import HookFn, PostFn
+from kn_lens.hosts.overrides import (
+    HOOKS,
+    native_norm_forwards,
+    norm_bridges,
+    override_forwards,
+    repack_like,
+    select_position,
+)
+
+FOR_ONE_BATCH = "for_one_batch"
+"""The attribute of a hook function that is True where it is made for the rows of one batch, in their order."""
+
+ROUNDING = 4
+"""Units of rounding by which the output of ``W_out`` may differ from the matrix product."""
+
+LinearMap = Literal["attn.q", "attn.k", "attn.v", "attn.o", "mlp.in"]
+"""A linear map of a block, by its path in the block."""
+
+_NORMS_AFTER_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
+_NOT_IN_FLOAT64 = ("xglm",)
+"""Model types whose code in transformers puts the smallest number of float64 into a float32 tensor."""
+_CONTEXT_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Host:
+    """A TransformerLens model that kn_lens can work on, seen through the operations that it needs.
+
+    Attributes:
+        model: the TransformerLens model.
+        name: the name or path that it was loaded by.
+        architecture: the Hugging Face class, such as ``BertForMaskedLM``.
+        kind: ``masked`` (the answer is read at the mask token) or ``causal`` (it is read at the last token).
+        n_layers: number of blocks.
+        d_model: width of the residual stream.
+        d_mlp: neurons per layer: rows of ``W_out``, also where the MLP is gated.
+        d_vocab: number of logits.
+        n_ctx: longest prompt in tokens; None where the positions have no limit.
+        device: the device of all weights.
+        dtype: the type of the weights.
+        tokenizer: the checkpoint's own, unchanged; None when the model was given without one.
+        raw: False after TransformerLens has processed the weights (``enable_compatibility_mode``): ``W_out`` then no
+            longer holds the checkpoint's rows, and the only possible edit is to erase neurons.
+        norm_after_mlp: True where the block normalises the output of ``W_out`` before it adds it to the residual stream
+            (Gemma 2, Gemma 3, OLMo 2). Scaling all neurons of such a layer changes nothing until they are almost zero.
+    """
+
+    model: Any = field(repr=False)
+    name: str
+    architecture: str
+    kind: Kind
+    n_layers: int
+    d_model: int
+    d_mlp: int
+    d_vocab: int
+    n_ctx: int | None
+    device: torch.device
+    dtype: torch.dtype
+    tokenizer: Any = field(repr=False)
+    raw: bool
+    norm_after_mlp: bool
+
+    # --- names of hooks ---------------------------------------------------------------------------
+
+    def hook_post(self, layer: int) -> str:
+        """Return the name of the hook on the MLP activations of ``layer``: the input of ``W_out``.
+
+        Raises:
+            ArgumentError: the model has no such layer.
+        """
+        return f"blocks.{self._checked(layer)}.mlp.hook_post"
+
+    def hook_mlp_out(self, layer: int) -> str:
+        """Return the name of the hook on the output of ``W_out``, before any norm that the family puts after it."""
+        return f"blocks.{self._checked(layer)}.mlp.out.hook_out"
+
+    def resid_pre(self, layer: int) -> str:
+        """Return the name of the hook on the residual stream that enters ``layer``."""
+        return f"blocks.{self._checked(layer)}.hook_in"
+
+    def resid_post(self, layer: int) -> str:
+        """Return the name of the hook on the residual stream that leaves ``layer``."""
+        return f"blocks.{self._checked(layer)}.hook_out"
+
+    def hook_attn_out(self, layer: int) -> str:
+        """Return the name of the hook on the output of the attention of ``layer``."""
+        return f"blocks.{self._checked(layer)}.attn.hook_out"
+
+    def linear_hooks(self, layer: int, linear_map: LinearMap) -> tuple[str, str]:
+        """Return the names of the hooks before and after a linear map of a block of a masked model.
+
+        Causal families fuse or split these maps in different ways, and lack some of the hooks.
+        """
+        stem = f"blocks.{self._checked(layer)}.{linear_map}"
+        return f"{stem}.hook_in", f"{stem}.hook_out"
+
+    @property
+    def has_linear_hooks(self) -> bool:
+        """Whether `linear_hooks` exist, by which a block can leave out results that nothing reads."""
+        return self.kind == "masked"
+
+    @cached_property
+    def hook_names(self) -> frozenset[str]:
+        """All hook names of the model, aliases included."""
+        return frozenset(self._hook_points)
+
+    def check_hooks(self, names: Iterable[Any]) -> None:
+        """Raise unless every name is a hook of the model.
+
+        Raises:
+            HookError: with the unknown name and the nearest known one.
+        """
+        for name in names:
+            if name in self.hook_names:
+                continue
+            near = did_you_mean(name, self.hook_names) if isinstance(name, str) else ""
+            raise HookError(
+                f"{self.name} has no hook {name!r}; expected one of the names in model.hook_dict (exact names, "
+                f"not filters).{near}"
+            )
+
+    # --- weights ----------------------------------------------------------------------------------
+
+    def W_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+        """Return the value rows of ``layer``, live: writing to them (under ``torch.no_grad``) changes the model."""
+        return self.model.blocks[self._checked(layer)].mlp.W_out
+
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_embed"]:
+        """The input word embeddings, live. ``d_embed`` is ``d_model`` unless the model projects (ELECTRA, OPT-350m)."""
+        return self.model.embed.W_E
+
+    @property
+    def checkpoint(self) -> nn.Module:
+        """The module that holds the weights as the checkpoint does: the wrapped Hugging Face model."""
+        return self.model.original_model
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str | None:
+        """The `fingerprint` of the tokenizer; None without a tokenizer."""
+        return fingerprint(self.tokenizer)
+
+    def has_adapter(self, layer: int) -> bool:
+        """Return whether the last linear map of the MLP of ``layer`` has weights beside ``W_out`` and its bias."""
+        out = self.model.blocks[self._checked(layer)].mlp.out.original_component
+        names = {name for name, _ in out.named_parameters()}
+        return not names <= {"weight", "bias"}
+
+    def apply_W_out(self, layer: int, post: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_model"]:
+        """Return the output of the last linear map of the MLP of ``layer`` for activations, without hooks.
+
+        That is ``post @ W_out + b_out``, unless an adapter or a hook of PyTorch's works inside the module.
+        """
+        with torch.no_grad(), leave_caller_modes():
+            return self.model.blocks[self._checked(layer)].mlp.out.original_component(post.to(self.dtype))
+
+    def is_W_out_product(
+        self, layer: int, post: Float[Tensor, "row d_mlp"], mlp_out: Float[Tensor, "row d_model"]
+    ) -> bool:
+        """Return whether ``mlp_out`` equals ``post @ W_out + b_out`` to rounding, in every row.
+
+        It does not where the model computes something else beside this product, such as an adapter that adds to it.
+        Cost: one product for each row.
+
+        Args:
+            layer: a layer of the model.
+            post: activations, in float32 or float64.
+            mlp_out: the values of ``hook_mlp_out`` for them, in the same type.
+        """
+        W_out = self.W_out(layer).detach().to(post.dtype)
+        b_out = self.apply_W_out(layer, torch.zeros_like(post[:1])).to(post.dtype)
+        with leave_caller_modes():
+            distance = (mlp_out - (post @ W_out + b_out)).norm(dim=-1)
+        # A product of n terms has a rounding error of a few units of the type of its terms, and its result of one unit
+        # of its own type.
+        of_terms = torch.finfo(post.dtype).eps * post.norm(dim=-1) * W_out.norm()
+        of_result = torch.finfo(self.dtype).eps * mlp_out.norm(dim=-1)
+        return bool((distance <= ROUNDING * (of_terms + of_result)).all())
+
+    def check_rows_editable(self, layers: Iterable[int]) -> None:
+        """Raise unless the rows of ``W_out`` are weights of the model, and all that the activations are multiplied by.
+
+        Cost: one product of one row for each layer.
+
+        Raises:
+            EditError: an adapter adds to the product, or each pass computes the rows from other weights.
+        """
+        storages = {weight.untyped_storage().data_ptr() for weight in self.checkpoint.parameters()}
+        for layer in layers:
+            if self.W_out(layer).untyped_storage().data_ptr() not in storages:
+                raise EditError(
+                    f"W_out of layer {layer} of {self.name} is no weight: each pass computes it from other weights (a "
+                    "parametrisation, such as weight_norm), so that new rows would be lost. Remove the parametrisation "
+                    "first: torch.nn.utils.parametrize.remove_parametrizations."
+                )
+            generator = torch.Generator().manual_seed(0)
+            dtype = torch.promote_types(self.dtype, torch.float32)
+            probe = torch.randn(1, self.d_mlp, generator=generator, dtype=dtype)
+            probe = probe.to(self.device)
+            mlp_out = self.apply_W_out(layer, probe).to(probe.dtype)
+            is_product = self.is_W_out_product(layer, probe, mlp_out)
+            if self.has_adapter(layer) or not is_product:
+                raise EditError(
+                    f"The output of the MLP of layer {layer} of {self.name} is not its activations times the rows of "
+                    "W_out: an adapter (such as LoRA) or a hook of PyTorch's adds to it, which an edit of the rows "
+                    "does not reach. Merge an adapter before kn_lens.load_model: "
+                    "hf_model = peft_model.merge_and_unload(); remove a hook. Suppress and Amplify work with both."
+                )
+
+    def check_finite(self) -> None:
+        """Raise if a weight is NaN or infinite. Reads every weight once.
+
+        Raises:
+            UnsupportedModelError: with the name of the weight.
+        """
+        check_finite(self.checkpoint, self.name)
+
+    # --- forward passes ---------------------------------------------------------------------------
+
+    def logits(
+        self,
+        tokens: Int[Tensor, "row pos"],
+        attention_mask: Int[Tensor, "row prefix_and_pos"],
+        read_pos: Int[Tensor, " row"] | None = None,
+        fwd_hooks: Sequence[tuple[str, HookFn]] = (),
+        prefix: KVPrefix | None = None,
+    ) -> Float[Tensor, "row d_vocab"] | Float[Tensor, "row pos d_vocab"]:
+        """Run the model on right-padded tokens, in the caller's grad mode.
+
+        Args:
+            tokens: token ids, padded on the right.
+            attention_mask: 1 for tokens, 0 for padding.
+            read_pos: compute the head at this position of each row alone: the same numbers, without ``pos * d_vocab``
+                logits. Hooks on the head then see one position.
+            fwd_hooks: in TransformerLens' form; called in order.
+            prefix: keys and values of earlier tokens. ``tokens``, ``read_pos`` and the hooks are then about the later
+                tokens alone, and the mask about both.
+
+        Returns:
+            Logits at ``read_pos``, or at every position.
+
+        Raises:
+            HookError: unknown hook name; raised before the model runs.
+        """
+        hooks = list(fwd_hooks)
+        self.check_hooks(name for name, _ in hooks)
+        if read_pos is not None:
+            hooks.append((self._head_entry, select_position(read_pos)))
+        with entered(self.model.hooks(fwd_hooks=hooks)), override_forwards(native_norm_forwards(self._norms)):
+            logits = self._run(tokens, attention_mask, prefix)
+        return logits if read_pos is None else logits.squeeze(1)
+
+    def logits_at_read_pos(
+        self,
+        tokens: Int[Tensor, "row pos"],
+        attention_mask: Int[Tensor, "row pos"],
+        read_pos: Int[Tensor, " row"],
+        fwd_hooks: Sequence[tuple[str, HookFn]] = (),
+    ) -> Float[Tensor, "row d_vocab"]:
+        """Run a full pass under the user's hooks and return the logits at the read position.
+
+        Where the user's hooks are on the model, the head runs at all positions, because hooks on it may read any of
+        them; elsewhere at the read position alone. Arguments and errors are those of `logits`.
+
+        Raises:
+            HookError: the hooks of an intervention, which are made for one batch, are on the model.
+        """
+        if not self.has_user_hooks:
+            return self.logits(tokens, attention_mask, read_pos, fwd_hooks)
+        if any(getattr(hook_fn, FOR_ONE_BATCH, False) for module in self._modules for hook_fn in _hooks_on(module)):
+            raise HookError(
+                f"Hooks of an intervention are on {self.name}. They are made for the rows of one batch, and the "
+                "functions of kn_lens run a batch in parts and in another order. Pass interventions to measure; to "
+                "attribute with neurons switched off, erase them: with erase_neurons(model, neurons).applied(model): "
+                "..."
+            )
+        logits = self.logits(tokens, attention_mask, None, fwd_hooks)
+        return logits[torch.arange(len(logits), device=logits.device), read_pos]
+
+    def unembed(self, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
+        """Return the logits of a residual stream, by final norm (or masked-LM transform) and unembedding.
+
+        ``unembed(resid_post of the last layer at a position)`` equals the logits there. No block runs.
+        """
+        tokens = torch.zeros(len(resid), 1, dtype=torch.long, device=self.device)
+        with self.skip_blocks_below(self.n_layers, resid[:, None]):
+            return self.logits(tokens, torch.ones_like(tokens)).squeeze(1)
+
+    def kv_prefix(self, tokens: Int[Tensor, "row pos"]) -> KVPrefix | None:
+        """Run a causal model on tokens without padding, and return its keys and values, or None if it keeps none."""
+        return KVPrefix.of(self.model, tokens)
+
+    @property
+    def has_user_hooks(self) -> bool:
+        """Whether the user has put hooks on the model, of TransformerLens' or PyTorch's kind.
+
+        They may change any row and position, and belong to the function that is explained. Reads the lists of hooks of
+        every module; runs nothing.
+        """
+        return any(_is_users(hook_fn) for module in self._modules for hook_fn in _hooks_on(module))
+
+    # --- parts of forward passes ------------------------------------------------------------------
+
+    def skip_blocks_below(
+        self,
+        layer: int,
+        resid: Float[Tensor, "row pos d_model"],
+        attn_out: Float[Tensor, "row pos d_model"] | None = None,
+    ) -> AbstractContextManager[None]:
+        """Start forward passes at ``layer`` with the residual stream ``resid``, for the time of a ``with`` block.
+
+        The result is exact (the same operations on the same numbers) when ``resid`` is what ``resid_pre(layer)`` holds
+        for the same tokens and mask. These must still be passed: masks, rotary tables and alibi are built from them.
+        Gradients flow into ``resid``. Hooks on skipped blocks do not fire. The first use costs a pass over one token.
+
+        Args:
+            layer: first block to run, 0 to ``n_layers``; ``n_layers`` runs the head alone.
+            resid: the input of that block.
+            attn_out: the value of ``hook_attn_out(layer)``; the attention is then not run. The rest of a block works
+                position by position, so that ``resid`` and ``attn_out`` may hold some of the positions alone;
+                ``resid_pre(layer + 1)`` then holds the same positions.
+
+        Raises:
+            ArgumentError: ``layer`` out of range.
+        """
+        if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= layer <= self.n_layers:
+            raise ArgumentError(f"Cannot start a pass at layer {layer!r}; expected 0 to {self.n_layers}.")
+        blocks = self.model.blocks
+        as_block_output, as_attn_output = self._output_forms
+        forwards: dict[Any, Callable[..., Any]] = {}
+        for block in blocks[:layer]:
+            forwards[block] = lambda *_, **__: as_block_output(resid)
+        if layer == 0:
+            first = blocks[0]
+            forwards[first] = lambda _, *args, **kwargs: type(first).forward(first, resid, *args, **kwargs)
+        if attn_out is not None:
+            forwards[blocks[layer].attn] = lambda *_, **__: as_attn_output(attn_out)
+        return override_forwards(forwards)
+
+    def skip_blocks_above(self, layer: int) -> AbstractContextManager[None]:
+        """Make the head read the output of ``layer``, for the time of a ``with`` block: an early exit."""
+        blocks = self.model.blocks
+        last, above = blocks[self._checked(layer)], blocks[layer + 1 :]
+        outputs: list[Any] = []
+        stack = ExitStack()
+
+        def skip(resid: Tensor, *_: Any, **__: Any) -> Any:
+            return repack_like(outputs[-1])(resid)  # in the form in which the blocks of this model return it
+
+        def enter() -> None:
+            handle = last.register_forward_hook(lambda module, args, output: outputs.append(output))
+            stack.callback(handle.remove)
+            stack.enter_context(override_forwards(dict.fromkeys(above, skip)))
+
+        return Undone(enter, stack.close)
+
+    def transform_post(self, functions: Mapping[int, PostFn]) -> AbstractContextManager[None]:
+        """Pass activations through functions on their way to ``W_out``, for the time of a ``with`` block.
+
+        A function takes ``[row, pos, d_mlp]`` and returns the values that replace them. It runs before every hook on
+        ``hook_post``, whenever that was added: such hooks see its result.
+
+        Args:
+            functions: by layer.
+        """
+        forwards: dict[Any, Callable[..., Any]] = {}
+        for layer, function in functions.items():
+            point = self._hook_points[self.hook_post(layer)]
+            forwards[point] = _in_rows(point, function)
+        return override_forwards(forwards)
+
+    def _run(
+        self, tokens: Int[Tensor, "row pos"], attention_mask: Int[Tensor, "row prefix_and_pos"], prefix: KVPrefix | None
+    ) -> Float[Tensor, "row _ d_vocab"]:
+        if self.kind == "masked":
+            return self.model(tokens, attention_mask=attention_mask)
+        # Padding comes after all tokens, and no token of a causal model sees what comes after it. With a mask, padding
+        # longer than a sliding window would attend to nothing: NaN in float64, and in products with it at the tokens.
+        options = {"use_cache": False} if prefix is None else {"use_cache": True, "past_key_values": prefix.cache}
+        return self.model(tokens, attention_mask=torch.ones_like(attention_mask), **options)
+
+    @cached_property
+    def _hook_points(self) -> Mapping[str, Any]:
+        return self.model.hook_dict
+
+    @cached_property
+    def _modules(self) -> tuple[nn.Module, ...]:
+        # The Hugging Face model has a root module of its own, beside that of TransformerLens.
+        return tuple(dict.fromkeys((*self.model.modules(), *self.checkpoint.modules())))
+
+    @cached_property
+    def _norms(self) -> list[nn.Module]:
+        return norm_bridges(self.model)
+
+    @cached_property
+    def _head_entry(self) -> str:
+        """The hook where one position is selected: before the masked-LM transform, which works on each position."""
+        return "mlm_head.hook_in" if "mlm_head.hook_in" in self.hook_names else "unembed.hook_in"
+
+    @cached_property
+    def _output_forms(self) -> tuple[Callable[[Tensor], Any], Callable[[Tensor], Any]]:
+        """The functions that give a tensor the form in which a block, and its attention, return it."""
+        outputs: list[Any] = []
+        handles: list[Any] = []
+
+        def watch() -> None:
+            for module in (self.model.blocks[0].attn, self.model.blocks[0]):  # in the order in which they finish
+                handles.append(module.register_forward_hook(lambda module, args, output: outputs.append(output)))
+
+        def unwatch() -> None:
+            for handle in handles:
+                handle.remove()
+
+        with Undone(watch, unwatch):
+            tokens = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+            with torch.no_grad():
+                self.logits(tokens, torch.ones_like(tokens))
+        as_attn_output, as_block_output = (repack_like(output) for output in outputs)
+        return as_block_output, as_attn_output
+
+    def _checked(self, layer: int) -> int:
+        if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= layer < self.n_layers:
+            raise ArgumentError(f"{self.name} has no layer {layer!r}; expected 0 to {self.n_layers - 1}.")
+        return layer
+
+
+def bridge_host(model: Any) -> Host:
+    """Check a TransformerBridge, and describe it. Runs nothing.
+
+    Raises:
+        UnsupportedModelError: as ``host_of``.
+    """
+    hf_model: Any = getattr(model, "original_model", None)
+    if not hasattr(getattr(hf_model, "config", None), "model_type"):
+        raise UnsupportedModelError(
+            f"This TransformerBridge wraps a {type(hf_model).__name__}; expected one that wraps a Hugging Face model, "
+            "as kn_lens.load_model and TransformerBridge.boot_transformers make it."
+        )
+    name = str(model.cfg.model_name)
+    architecture = architecture_of(hf_model)
+    kind = check_config(hf_model.config, architecture, name)
+    check_state(hf_model, name)
+    _check_mlps(model, name)
+    shapes = {tuple(block.mlp.W_out.shape) for block in model.blocks}
+    if len(shapes) > 1:
+        listed = ", ".join(str(shape) for shape in sorted(shapes))
+        raise UnsupportedModelError(f"{name}: W_out differs between layers ({listed}); expected one shape.")
+    W_out = model.blocks[0].mlp.W_out
+    if W_out.dtype == torch.float64 and hf_model.config.model_type in _NOT_IN_FLOAT64:
+        raise UnsupportedModelError(
+            f"{name}: transformers cannot run a {architecture} in float64; load it in torch.float32."
+        )
+    return Host(
+        model=model,
+        name=name,
+        architecture=architecture,
+        kind=kind,
+        n_layers=len(model.blocks),
+        d_model=W_out.shape[1],
+        d_mlp=W_out.shape[0],
+        d_vocab=model.embed.W_E.shape[0],
+        n_ctx=_context_length(model),
+        device=W_out.device,
+        dtype=W_out.dtype,
+        tokenizer=tokenizer_of(model),
+        raw=not getattr(model, "_weights_processed", model.compatibility_mode),
+        norm_after_mlp=any(hasattr(model.blocks[0].original_component, norm) for norm in _NORMS_AFTER_MLP),
+    )
+
+
+def _check_mlps(model: Any, name: str) -> None:
+    """Raise unless every block has attention and one dense MLP, whose ``hook_post`` is the input of its ``W_out``."""
+    hooks = model.hook_dict
+    for layer, block in enumerate(getattr(model, "blocks", [None])):
+        out = getattr(getattr(block, "mlp", None), "out", None)
+        hook = hooks.get(f"blocks.{layer}.mlp.hook_post")
+        if out is None or hook is not out.hook_in or block.mlp.W_out.ndim != 2:
+            raise UnsupportedModelError(
+                f"{name}: hook_post of layer {layer} is not the input of a W_out (the layer is a mixture of experts, "
+                "or has no MLP); expected one dense MLP in every block. Load a dense model."
+            )
+        if 0 in block.mlp.W_out.shape:
+            raise UnsupportedModelError(
+                f"{name}: layer {layer} has no neurons (W_out has the shape {tuple(block.mlp.W_out.shape)}); expected "
+                "at least one. Load a checkpoint with MLPs."
+            )
+        if f"blocks.{layer}.attn.hook_out" not in hooks:
+            raise UnsupportedModelError(
+                f"{name}: layer {layer} has no attention; expected it in every block. Load another checkpoint."
+            )
+
+
+def _context_length(model: Any) -> int | None:
+    config = model.original_model.config
+    if config.model_type == "bloom":
+        return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        # One longer prompt would turn the rotary angles of all prompts in its batch into those for long prompts.
+        return rope["original_max_position_embeddings"]
+    lengths = [getattr(config, key, None) for key in _CONTEXT_LENGTHS]
+    length = next((length for length in lengths if length), None)
+    # RoBERTa and its relatives count positions from padding_idx + 1 and reserve the rows of the table before it.
+    table = getattr(getattr(model, "pos_embed", None), "original_component", None)
+    reserved = getattr(table, "padding_idx", None)
+    return length if length is None or reserved is None else length - reserved - 1
+
+
+def _in_rows(point: Any, function: PostFn) -> Callable[[Tensor], Tensor]:
+    """Return the forward of a hook point that applies a function to activations as the hooks of the point see them.
+
+    Where the checkpoint joins rows and positions (OPT), TransformerLens separates them for hooks alone.
+    """
+
+    def forward(value: Tensor) -> Tensor:
+        conversion = point.hook_conversion
+        return function(value) if conversion is None else conversion.revert(function(conversion.convert(value)))
+
+    return forward
+
+
+def _hooks_on(module: Any) -> Iterator[Any]:
+    """Yield the functions that a module calls beside, or instead of, the ``forward`` of its class.
+
+    TransformerLens wraps a hook for PyTorch and, from version 4 on, keeps the original beside the wrapper; version 3
+    keeps none, and puts no hooks on a model itself.
+    """
+    handles = [*getattr(module, "fwd_hooks", ()), *getattr(module, "bwd_hooks", ())]
+    yield from (getattr(handle, "user_hook", None) for handle in handles)
+    for name in HOOKS:
+        for hook_fn in getattr(module, name).values():
+            if not handles or _module_of(hook_fn) != "transformer_lens.hook_points":
+                yield hook_fn
+    if "forward" in module.__dict__:
+        yield module.__dict__["forward"]
+
+
+def _is_users(hook_fn: Any) -> bool:
+    """Return whether a hook is the user's: not of TransformerLens, nor of transformers, which records outputs by it."""
+    return not _module_of(hook_fn).startswith(("transformer_lens.model_bridge.", "transformers.utils."))
+
+
+def _module_of(function: Any) -> str:
+    function = getattr(function, "func", function)  # of a partial
+    return getattr(function, "__module__", None) or ""

@@ -1,0 +1,364 @@
+"""Checkpoints: from a name, a directory or a Hugging Face model to a TransformerBridge with raw, frozen weights.
+
+The configuration is checked before weights are read. A checkpoint is loaded whole or not at all: a missing weight is an
+error, never a random matrix. Weights are read from safetensors where there are any; older ``.bin`` files by PyTorch's
+``weights_only`` reader, which unpickles no code. Code from the hub is never run.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from difflib import get_close_matches
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import torch
+from torch import nn
+
+from kn_lens._core.atomic import read_whole
+from kn_lens.errors import ArgumentError, KNLensError, UnsupportedModelError, did_you_mean
+from kn_lens.hosts.families import BY_ARCHITECTURE, EXPECTED_SOURCE, architecture_of, check_config, quiet_imports
+
+EMBEDDED_DIR = Path(__file__).parents[1] / "world" / "models"
+TOKENIZER_ATTRIBUTE = "_kn_lens_tokenizer"
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+_PROBE = "The capital of Ireland is Dublin (since 1922).\nnaïve ÉCOLE straße Москва 東京"
+_TOKENS_PROBED = 128
+
+
+def embedded_models() -> list[str]:
+    """Return the names of the checkpoints that come with kn_lens."""
+    return sorted(path.parent.name for path in EMBEDDED_DIR.glob("*/config.json"))
+
+
+def is_bridge(model: Any) -> bool:
+    """Return whether a model is a TransformerBridge, without importing TransformerLens."""
+    return any(cls.__name__ == "TransformerBridge" for cls in type(model).__mro__)
+
+
+def tokenizer_of(model: Any) -> Any:
+    """Return the tokenizer that `attach_tokenizer` left on the model, or None."""
+    return getattr(model, TOKENIZER_ATTRIBUTE, None)
+
+
+def attach_tokenizer(model: Any, tokenizer: Any) -> None:
+    """Attach an unchanged tokenizer to the model: TransformerLens changes the one in ``model.tokenizer``."""
+    if tokenizer is not None:
+        setattr(model, TOKENIZER_ATTRIBUTE, tokenizer)
+
+
+def fingerprint(tokenizer: Any) -> str | None:
+    """Return a digest by which tokenizers with other tokens are told apart; None for a slow tokenizer, or for None.
+
+    It covers the size of the vocabulary, tokens spread over it, and the tokens of one text with cases, accents and
+    scripts. Tokens added to a vocabulary do not change it: earlier token ids keep their meaning. Cost: half a
+    millisecond, whatever the size.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        return None
+    n_tokens = tokenizer.vocab_size
+    ids = list(range(0, n_tokens, max(1, n_tokens // _TOKENS_PROBED)))
+    encoded = tokenizer.encode(_PROBE, padding=False, truncation=False)
+    seen = [n_tokens, tokenizer.convert_ids_to_tokens(ids), encoded, tokenizer.mask_token_id]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+
+
+def read_checkpoint(
+    source: str | Path,
+    *,
+    tokenizer: Any,
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+    revision: str | None,
+) -> tuple[nn.Module, Any]:
+    """Load a Hugging Face model in evaluation mode, and its tokenizer unless one is given.
+
+    Raises:
+        UnsupportedModelError: no such checkpoint, an incomplete one, or a model that kn_lens cannot host.
+        ArgumentError: an invalid device or dtype, or a revision of a checkpoint that is not on the hub.
+    """
+    device, dtype = _resolve(device, dtype)
+    with quiet_imports():
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+
+    name = str(source)
+    location = EMBEDDED_DIR / name if name in embedded_models() else Path(os.path.expanduser(source))
+    is_local = os.path.isdir(location)  # unlike Path's, false for names that cannot be
+    if is_local:
+        if revision is not None:
+            raise ArgumentError(f"revision= is for names on the Hugging Face hub; {name!r} is on this machine.")
+        _check_directory(location, needs_tokenizer=tokenizer is None)
+        path_or_name, options = str(location), {}
+    elif (
+        isinstance(source, Path)
+        or name.startswith((".", "/", "~", "world-"))
+        or name.count("/") > 1
+        or get_close_matches(name, embedded_models(), cutoff=0.85)  # a slip of the pen, not a name to ask a hub for
+    ):
+        raise UnsupportedModelError(_not_found(name))
+    else:
+        path_or_name, options = name, {} if revision is None else {"revision": revision}
+    try:
+        config = AutoConfig.from_pretrained(path_or_name, trust_remote_code=False, **options)
+    except Exception as error:
+        reason = _first_line(error)
+        message = f"{name!r} cannot be loaded: {reason}" if is_local else _not_found(name, reason)
+        raise UnsupportedModelError(message) from error
+    kind = check_config(config, None, name)
+    auto: Any = AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM
+    try:
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(path_or_name, trust_remote_code=False, **options)
+        model, info = auto.from_pretrained(
+            path_or_name,
+            config=config,
+            dtype=dtype,
+            attn_implementation="eager",
+            output_loading_info=True,
+            trust_remote_code=False,
+            **options,
+        )
+    except Exception as error:  # damaged files fail in as many ways as there are readers
+        raise UnsupportedModelError(f"{name!r} cannot be loaded: {_first_line(error)}") from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise UnsupportedModelError(
+            f"{name!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]!r}, which would be "
+            f"random; it was saved from {(config.architectures or ['another class'])[0]}. Expected a checkpoint with "
+            "its language-model head" + (" (ELECTRA: the generator)." if config.model_type == "electra" else ".")
+        )
+    return model.to(device).eval(), tokenizer
+
+
+def check_in_memory(model: Any) -> None:
+    """Raise unless ``model`` is a Hugging Face model that `wrap_in_bridge` can take.
+
+    Raises:
+        UnsupportedModelError: not a Hugging Face model, one that is already wrapped, or one that cannot be hosted.
+    """
+    with quiet_imports():
+        from transformers import PreTrainedModel
+
+    kind = type(model).__name__
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"Got a {kind}; expected a name, a directory, a Hugging Face model or a TransformerLens model."
+        )
+    if any(name.endswith("_original_component") for name, _ in model.named_modules()):
+        raise UnsupportedModelError(
+            f"This {kind} is wrapped by TransformerLens already; pass the TransformerLens model that wraps it."
+        )
+    check_config(model.config, architecture_of(model), kind)
+
+
+def check_state(hf_model: nn.Module, name: str) -> None:
+    """Raise unless the model is in evaluation mode, whole on one device, and of plain floating-point weights.
+
+    Raises:
+        UnsupportedModelError: with the module or weight that fails the check.
+    """
+    training = [path for path, module in hf_model.named_modules() if module.training]
+    if training:
+        where = "" if "" in training else f" ({len(training)} of its parts, such as {_checkpoint_name(training[0])!r})"
+        raise UnsupportedModelError(
+            f"{name} is in train mode{where}, where dropout makes passes random; call model.eval() first."
+        )
+    check_placed(hf_model, name)
+
+
+def check_placed(model: nn.Module, name: str) -> None:
+    """Raise unless the model is whole on one device, and of plain floating-point weights.
+
+    Raises:
+        UnsupportedModelError: with the module or weight that fails the check.
+    """
+    devices = {str(weight.device) for weight in model.parameters()}
+    if len(devices) > 1 or "meta" in devices:
+        raise UnsupportedModelError(
+            f"{name} has weights on {' and '.join(sorted(devices))}; expected all on one device: model.to(device)."
+        )
+    for path, weight in model.named_parameters():
+        if weight.is_inference():
+            raise UnsupportedModelError(
+                f"{name} was made under torch.inference_mode(): no gradient passes its weights, such as "
+                f"{_checkpoint_name(path)!r}, and no edit of them can be undone. Load it outside that mode."
+            )
+        if not weight.is_floating_point():
+            raise UnsupportedModelError(
+                f"{name} is quantised: {_checkpoint_name(path)!r} is {weight.dtype}; load the original weights instead."
+            )
+
+
+def check_finite(hf_model: nn.Module, name: str) -> None:
+    """Raise if a weight is NaN or infinite. Reads every weight once.
+
+    Raises:
+        UnsupportedModelError: with the name of the weight.
+    """
+    for path, weight in hf_model.named_parameters():
+        if bool(weight.sum().isfinite()):  # as fast as memory is read; a sum that overflows is looked at more closely
+            continue
+        n_bad = weight.numel() - int(torch.isfinite(weight).sum())
+        if n_bad:
+            weight_name = _checkpoint_name(path)
+            raise UnsupportedModelError(
+                f"{name}: {n_bad} of {weight.numel()} values of the weight {weight_name} are NaN or infinite; "
+                "expected finite weights. The checkpoint is damaged, or was cast to a type too small for it: load it "
+                "again, with a wider dtype."
+            )
+
+
+def wrap_in_bridge(hf_model: Any, *, name: str) -> Any:
+    """Build a TransformerBridge around a Hugging Face model, in place, and freeze its weights.
+
+    Raises:
+        UnsupportedModelError: its blocks have no dense MLP (the model is then untouched), or TransformerLens fails.
+    """
+    architecture = architecture_of(hf_model)
+    family = BY_ARCHITECTURE.get(architecture)
+    paths = family.paths if family else {}
+
+    def on_adapter(adapter: Any) -> None:  # called before the model is touched
+        _set_paths(adapter.component_mapping, paths)
+        _check_blocks(adapter.component_mapping, name)
+        if hf_model.config._attn_implementation != "eager":
+            hf_model.set_attn_implementation("eager")  # the attention hooks do not fire in the fused kernels
+
+    with quiet_imports():
+        from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+        try:
+            bridge = build_bridge_from_module(
+                hf_model,
+                "BertForMaskedLM" if paths else architecture,
+                hf_config=hf_model.config,
+                model_name=name,
+                post_adapter_hook=on_adapter,
+            )
+        except KNLensError:
+            raise
+        except Exception as error:
+            raise UnsupportedModelError(f"TransformerLens cannot host {name!r}: {_first_line(error)}") from error
+    bridge.requires_grad_(False)  # after building: families with joint QKV get new parameters then
+    return bridge
+
+
+def import_model_libraries() -> None:
+    """Import the libraries that loading a model imports, ahead of time."""
+    with quiet_imports():
+        import transformers.models.auto.modeling_auto
+        import transformers.models.bert.modeling_bert  # noqa: F401
+
+        with suppress(ImportError):  # before TransformerLens 4
+            import transformer_lens.model_bridge.sources  # noqa: F401
+
+
+def _set_paths(mapping: Any, paths: Mapping[str, str | None]) -> None:
+    """Set the paths of the components of the BERT adapter to those of a family."""
+    for path, target in paths.items():
+        *parents, last = path.split(".")
+        components = mapping
+        for parent in parents:
+            components = components[parent].submodules
+        if target is None:
+            del components[last]
+        else:
+            components[last].name = target
+
+
+def _check_blocks(mapping: Any, name: str) -> None:
+    mlp = mapping["blocks"].submodules.get("mlp") if "blocks" in mapping else None
+    if "out" not in getattr(mlp, "submodules", {}):
+        raise UnsupportedModelError(
+            f"{name!r} cannot be hosted: its blocks have no dense MLP with a W_out; take a dense transformer."
+        )
+
+
+def _resolve(device: str | torch.device | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ArgumentError(f"dtype={dtype!r}; expected a floating-point torch.dtype such as torch.float32.")
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(f"device={device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return found, dtype or torch.float32
+
+
+def _check_directory(path: Path, *, needs_tokenizer: bool) -> None:
+    present = {entry.name for entry in path.iterdir()}
+    for name in sorted(present):
+        if not (path / name).is_dir() and (path / name).exists() and not (path / name).is_file():
+            raise UnsupportedModelError(
+                f"{str(path)!r} holds {name}, which is not a regular file; expected the files of a "
+                "checkpoint. Remove or replace it."
+            )
+    for what, files in {
+        "configuration": ("config.json",),
+        "weights": _WEIGHT_FILES,
+        "tokenizer": _TOKENIZER_FILES,
+    }.items():
+        if not present.intersection(files) and (what != "tokenizer" or needs_tokenizer):
+            cure = ", or tokenizer=" if what == "tokenizer" else ""
+            raise UnsupportedModelError(
+                f"{str(path)!r} holds no {what}; expected {' or '.join(files)} there, as written by "
+                f"save_pretrained{cure}."
+            )
+    for name in present.intersection(_WEIGHT_FILES):
+        if name.endswith(".index.json"):
+            _check_index(path / name)
+
+
+def _check_index(path: Path) -> None:
+    """Raise where an index names a file outside its directory; links in it may lead elsewhere, as those of a cache do.
+
+    Raises:
+        UnsupportedModelError: with the name.
+    """
+    try:
+        names = json.loads(read_whole(path))["weight_map"].values()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UnsupportedModelError(
+            f"{str(path)!r} is damaged: expected the files of the weights by name ({error})."
+        ) from error
+    for name in names:
+        target = PureWindowsPath(name if isinstance(name, str) else "..")  # which parses the paths of other systems too
+        if target.anchor or ".." in target.parts:
+            raise UnsupportedModelError(
+                f"{str(path)!r} has weights in {name!r}; expected names of files in its own directory."
+            )
+
+
+def _not_found(name: str, reason: str = "") -> str:
+    from huggingface_hub.constants import is_offline_mode
+
+    if reason and is_offline_mode():
+        reason = "HF_HUB_OFFLINE is set, so the hub was not asked, and the cache holds no copy"
+    return f"Unknown model {name!r}; {EXPECTED_SOURCE}.{did_you_mean(name, embedded_models())}" + (
+        reason and f" ({reason})"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _checkpoint_name(path: str) -> str:
+    return path.replace("._original_component", "")

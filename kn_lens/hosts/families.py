@@ -1,0 +1,300 @@
+"""The families of checkpoints that can be hosted, and the reasons why other checkpoints cannot.
+
+The table drives the loading code, the tests (each family is built, written to disk and read back) and the list of
+``kn-lens models``. Another causal family is accepted when TransformerLens has an adapter for it and its blocks have
+dense MLPs.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any, Literal
+
+from torch import nn
+
+from kn_lens.errors import UnsupportedModelError
+
+Kind = Literal["masked", "causal"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A family of checkpoints that kn_lens is tested on.
+
+    Attributes:
+        name: its common name.
+        kind: ``masked`` or ``causal``.
+        model_type: ``config.model_type`` of its checkpoints.
+        architecture: its Hugging Face class with the language-model head.
+        example: a checkpoint on the Hugging Face hub.
+        gated: whether a neuron's activation is ``act(gate) * up`` instead of ``act(up)``.
+        norm_after_mlp: whether a norm stands between ``W_out`` and the residual stream.
+        paths: by component of TransformerLens' BERT adapter, the path of the submodule in this family; the BERT adapter
+            then hosts it. None removes a component. Empty: the adapter of ``architecture`` is used as it is.
+    """
+
+    name: str
+    kind: Kind
+    model_type: str
+    architecture: str
+    example: str
+    gated: bool = False
+    norm_after_mlp: bool = False
+    paths: Mapping[str, str | None] = field(default_factory=dict)
+
+
+def _embeddings(stem: str) -> dict[str, str | None]:
+    return {
+        "embed": f"{stem}.embeddings.word_embeddings",
+        "pos_embed": f"{stem}.embeddings.position_embeddings",
+        "token_type_embed": f"{stem}.embeddings.token_type_embeddings",
+        "embed_ln": f"{stem}.embeddings.LayerNorm",
+    }
+
+
+_ROBERTA = {
+    **_embeddings("roberta"),
+    "blocks": "roberta.encoder.layer",
+    "mlm_head": "lm_head.dense",
+    "ln_final": "lm_head.layer_norm",
+    "unembed": "lm_head.decoder",
+}
+_ELECTRA = {
+    **_embeddings("electra"),
+    "blocks": "electra.encoder.layer",
+    "mlm_head": "generator_predictions.dense",
+    "ln_final": "generator_predictions.LayerNorm",
+    "unembed": "generator_lm_head",
+}
+_DISTILBERT = {
+    **_embeddings("distilbert"),
+    "token_type_embed": None,
+    "blocks": "distilbert.transformer.layer",
+    "blocks.ln1": "sa_layer_norm",
+    "blocks.ln2": "output_layer_norm",
+    "blocks.attn.q": "q_lin",
+    "blocks.attn.k": "k_lin",
+    "blocks.attn.v": "v_lin",
+    "blocks.attn.o": "out_lin",
+    "blocks.mlp.in": "ffn.lin1",
+    "blocks.mlp.out": "ffn.lin2",
+    "mlm_head": "vocab_transform",
+    "ln_final": "vocab_layer_norm",
+    "unembed": "vocab_projector",
+}
+
+
+def _masked(
+    name: str, model_type: str, architecture: str, example: str, paths: Mapping[str, str | None] | None = None
+) -> Family:
+    return Family(
+        name=name, kind="masked", model_type=model_type, architecture=architecture, example=example, paths=paths or {}
+    )
+
+
+def _causal(
+    name: str, model_type: str, architecture: str, example: str, gated: bool = False, post_norm: bool = False
+) -> Family:
+    return Family(
+        name=name,
+        kind="causal",
+        model_type=model_type,
+        architecture=architecture,
+        example=example,
+        gated=gated,
+        norm_after_mlp=post_norm,
+    )
+
+
+FAMILIES: tuple[Family, ...] = (
+    _masked("BERT", "bert", "BertForMaskedLM", "google-bert/bert-base-cased"),
+    _masked("RoBERTa", "roberta", "RobertaForMaskedLM", "FacebookAI/roberta-base", _ROBERTA),
+    _masked("XLM-R", "xlm-roberta", "XLMRobertaForMaskedLM", "FacebookAI/xlm-roberta-base", _ROBERTA),
+    _masked("CamemBERT", "camembert", "CamembertForMaskedLM", "almanach/camembert-base", _ROBERTA),
+    _masked("DistilBERT", "distilbert", "DistilBertForMaskedLM", "distilbert/distilbert-base-cased", _DISTILBERT),
+    _masked("ELECTRA (generator)", "electra", "ElectraForMaskedLM", "google/electra-base-generator", _ELECTRA),
+    _causal("GPT-2", "gpt2", "GPT2LMHeadModel", "openai-community/gpt2"),
+    _causal("GPT-Neo", "gpt_neo", "GPTNeoForCausalLM", "EleutherAI/gpt-neo-125m"),
+    _causal("GPT-NeoX / Pythia", "gpt_neox", "GPTNeoXForCausalLM", "EleutherAI/pythia-160m"),
+    _causal("GPT-J", "gptj", "GPTJForCausalLM", "EleutherAI/gpt-j-6b"),
+    _causal("OPT", "opt", "OPTForCausalLM", "facebook/opt-125m"),
+    _causal("Bloom", "bloom", "BloomForCausalLM", "bigscience/bloom-560m"),
+    _causal("Falcon", "falcon", "FalconForCausalLM", "tiiuae/falcon-7b"),
+    _causal("MPT", "mpt", "MptForCausalLM", "mosaicml/mpt-7b"),
+    _causal("Phi", "phi", "PhiForCausalLM", "microsoft/phi-1_5"),
+    _causal("Phi-3", "phi3", "Phi3ForCausalLM", "microsoft/Phi-3-mini-4k-instruct", gated=True),
+    _causal("Llama", "llama", "LlamaForCausalLM", "meta-llama/Llama-3.2-1B", gated=True),
+    _causal("Mistral", "mistral", "MistralForCausalLM", "mistralai/Mistral-7B-v0.3", gated=True),
+    _causal("Qwen 2", "qwen2", "Qwen2ForCausalLM", "Qwen/Qwen2.5-0.5B", gated=True),
+    _causal("Qwen 3", "qwen3", "Qwen3ForCausalLM", "Qwen/Qwen3-0.6B", gated=True),
+    _causal("Gemma", "gemma", "GemmaForCausalLM", "google/gemma-2b", gated=True),
+    _causal("Gemma 2", "gemma2", "Gemma2ForCausalLM", "google/gemma-2-2b", gated=True, post_norm=True),
+    _causal("Gemma 3 (text)", "gemma3_text", "Gemma3ForCausalLM", "google/gemma-3-1b-pt", gated=True, post_norm=True),
+    _causal("OLMo", "olmo", "OlmoForCausalLM", "allenai/OLMo-1B-hf", gated=True),
+    _causal("OLMo 2", "olmo2", "Olmo2ForCausalLM", "allenai/OLMo-2-0425-1B", gated=True, post_norm=True),
+    _causal("StableLM", "stablelm", "StableLmForCausalLM", "stabilityai/stablelm-2-1_6b", gated=True),
+    _causal("Granite", "granite", "GraniteForCausalLM", "ibm-granite/granite-3.1-2b-base", gated=True),
+)
+BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES}
+BY_ARCHITECTURE = {family.architecture: family for family in FAMILIES}
+
+EXPECTED_SOURCE = (
+    "expected an embedded model (`kn-lens models` lists them), a Hugging Face name such as "
+    "'google-bert/bert-base-cased', or a checkpoint directory"
+)
+
+_NO_ADAPTER = "TransformerLens has no adapter for it; take a BERT or a RoBERTa"
+_REFUSED = {
+    "albert": "its layers share one W_out, so a neuron of one layer is in all of them; take a BERT or a RoBERTa",
+    "openai-gpt": "TransformerLens computes other logits than the checkpoint; take a GPT-2",
+    **dict.fromkeys(("deberta", "deberta-v2", "modernbert", "mpnet"), _NO_ADAPTER),
+}
+_NEED_VERSION_4 = ("cohere", "cohere2", "hunyuan_v1_dense")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+
+Setting = tuple[str, Callable[[Any], bool], str]
+"""A model type, a condition on its configuration, and a description of what holds then."""
+
+_SETTINGS: tuple[Setting, ...] = (
+    ("falcon", lambda config: config.alibi, "alibi=True, which TransformerLens adds to attention scores twice"),
+    (
+        "falcon",
+        lambda config: config.new_decoder_architecture or config.num_ln_in_parallel_attn == 2,
+        "new_decoder_architecture=True, whose queries, keys and values TransformerLens takes for those of the old one",
+    ),
+    (
+        "gpt2",
+        lambda config: not config.scale_attn_weights,
+        "scale_attn_weights=False, and TransformerLens scales attention scores always",
+    ),
+    (
+        "gpt_neox",
+        lambda config: not config.attention_bias,
+        "attention_bias=False, and TransformerLens needs biases in its attention",
+    ),
+    (
+        "opt",
+        lambda config: (
+            config.word_embed_proj_dim == config.hidden_size
+            and (config._remove_final_layer_norm or not config.do_layer_norm_before)
+        ),
+        "no final norm (do_layer_norm_before=False or _remove_final_layer_norm=True), and TransformerLens needs one "
+        "where word_embed_proj_dim is hidden_size",
+    ),
+    (
+        "bloom",
+        lambda config: config.slow_but_exact and config.pretraining_tp > 1,
+        "slow_but_exact=True with pretraining_tp above 1, where transformers leaves biases out and "
+        "TransformerLens does not",
+    ),
+    (
+        "gemma3_text",
+        lambda config: config.attn_logit_softcapping is not None,
+        "attn_logit_softcapping, which only some attention implementations of transformers apply",
+    ),
+)
+"""Settings of a family with which TransformerLens computes another model than the checkpoint, or fails."""
+
+
+def architecture_of(hf_model: nn.Module) -> str:
+    """Return the name of the Hugging Face class, also for a user's subclass of it."""
+    names = [cls.__name__ for cls in type(hf_model).__mro__]
+    return next((name for name in names if name in BY_ARCHITECTURE), names[0])
+
+
+def check_config(config: Any, architecture: str | None, name: str) -> Kind:
+    """Check that a model can be hosted, by its configuration and class alone, and return its kind.
+
+    Args:
+        config: the Hugging Face configuration.
+        architecture: the class of a model in memory; None for a checkpoint that is not read yet.
+        name: the name of the model in the message.
+
+    Raises:
+        UnsupportedModelError: with the reason, and what to use instead.
+    """
+    family = BY_MODEL_TYPE.get(config.model_type)
+    reason = _reason_against(config)
+    if reason is None and family:
+        if architecture in (None, family.architecture):
+            return family.kind
+        reason = (
+            f"a {architecture} lacks the language-model head that answers are read from; take a {family.architecture}"
+        )
+    elif reason is None:
+        architecture = architecture or next(iter(config.architectures or ()), "")
+        if architecture.endswith(("ForCausalLM", "LMHeadModel")) and architecture in _adapters():
+            return "causal"
+        why = "is no causal model of text alone" if architecture in _adapters() else "has no adapter in TransformerLens"
+        reason = f"{architecture or config.model_type} {why}; take one of the families that `kn-lens models` lists"
+    raise UnsupportedModelError(f"{name!r} cannot be hosted: {reason}.")
+
+
+def _reason_against(config: Any) -> str | None:
+    experts = next((key for key in _EXPERTS if getattr(config, key, None) not in (None, 0, 1)), None)
+    if getattr(config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder, and knowledge neurons are those of one stack; take a masked or causal model"
+    if experts:
+        return (
+            f"it is a mixture of experts ({experts}={getattr(config, experts)}), where a neuron is not one row of the "
+            "one W_out of its layer; take a dense model"
+        )
+    if getattr(config, "quantization_config", None):
+        return (
+            "its weights are quantised, so that rows can be neither read nor edited exactly; take the original weights"
+        )
+    if config.model_type in _NEED_VERSION_4 and version("transformer-lens").startswith("3."):
+        return "TransformerLens 3 computes other logits than the checkpoint; install TransformerLens 4"
+    return _REFUSED.get(config.model_type) or _setting_against(config)
+
+
+def _setting_against(config: Any) -> str | None:
+    """Return the setting of a configuration for which the model cannot be hosted, with the cure, or None."""
+    for setting, nothing in (("num_hidden_layers", "layers, and so no neurons"), ("num_attention_heads", "attention")):
+        if getattr(config, setting, None) == 0:
+            return f"it has no {nothing} ({setting}=0); take a checkpoint with some"
+    others = sorted({*(getattr(config, "layer_types", None) or ())} - _ATTENTION)
+    if others:
+        return (
+            f"it has layers of {' and '.join(others)}, and a pass cannot start from their state; take a model with "
+            "attention in every layer"
+        )
+    if getattr(config, "num_kv_shared_layers", 0):
+        return (
+            f"its last {config.num_kv_shared_layers} layers reuse keys and values of lower layers "
+            "(num_kv_shared_layers), which a pass that starts between them lacks; take a model without shared keys"
+        )
+    if getattr(config, "use_bidirectional_attention", None) in (True, "all"):
+        return "its tokens attend to later tokens (use_bidirectional_attention); take a causal model"
+    if getattr(config, "chunk_size_feed_forward", 0):
+        return (
+            f"its MLPs, and hooks on them, see {config.chunk_size_feed_forward} positions at a time "
+            "(chunk_size_feed_forward); set it to 0, which gives the same numbers"
+        )
+    for model_type, is_so, meaning in _SETTINGS:
+        if config.model_type == model_type and is_so(config):
+            return f"it has {meaning}; take another checkpoint of the family"
+    return None
+
+
+def _adapters() -> Mapping[str, Any]:
+    with quiet_imports():
+        from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+
+    return SUPPORTED_ARCHITECTURES
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Restore the level of the ``transformers`` logger and the warning filters, which TransformerLens changes."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    with warnings.catch_warnings():
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

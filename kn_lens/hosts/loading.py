@@ -1,0 +1,119 @@
+"""``load_model``, from a name to a TransformerLens model, and ``host_of``, from such a model to a ``Host``."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kn_lens.errors import ArgumentError, UnsupportedModelError, did_you_mean
+from kn_lens.hosts.bridge import Host, bridge_host
+from kn_lens.hosts.checkpoints import (
+    attach_tokenizer,
+    check_finite,
+    check_in_memory,
+    check_state,
+    is_bridge,
+    read_checkpoint,
+    wrap_in_bridge,
+)
+from kn_lens.hosts.exclusive import exclusive
+from kn_lens.hosts.hooked import hooked_from, hooked_host, is_hooked
+from kn_lens.hosts.model_protocol import HookedModel
+
+HOSTS = ("bridge", "hooked")
+
+
+def host_of(model: HookedModel | Host) -> Host:
+    """Check that kn_lens can work on a TransformerLens model, and describe it. Runs nothing; milliseconds.
+
+    A ``Host`` is returned as it is, without another check.
+
+    Raises:
+        UnsupportedModelError: not a TransformerLens model, in train mode, on several devices, quantised, a mixture of
+            experts, or with ``hook_post`` elsewhere than at the input of ``W_out``.
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> model = load_model(GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=50)).eval())
+    >>> host = host_of(model)
+    >>> host.hook_post(1), host.d_mlp
+    ('blocks.1.mlp.hook_post', 64)
+    """
+    if isinstance(model, Host):
+        return model
+    if is_hooked(model):
+        return hooked_host(model)
+    if is_bridge(model):
+        return bridge_host(model)
+    raise UnsupportedModelError(
+        f"Got a {type(model).__name__}; expected a TransformerLens model, such as a TransformerBridge. "
+        "kn_lens.load_model makes one from a name, a directory or a Hugging Face model."
+    )
+
+
+@exclusive
+def load_model(
+    name_or_model: Any,
+    *,
+    tokenizer: Any = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+    host: str = "bridge",
+) -> Any:
+    """Return a TransformerLens model with raw weights, frozen, in evaluation mode.
+
+    Args:
+        name_or_model: an embedded model (``world-bert``), a Hugging Face name, a checkpoint directory, a Hugging Face
+            model in memory, or a TransformerLens model, which is checked and returned. A Hugging Face model is wrapped
+            in place: TransformerLens replaces its submodules, its attention becomes ``eager`` and its weights stop
+            requiring gradients; from then on use it through the returned model.
+        tokenizer: used instead of the checkpoint's own; needed for prompts from text with a model in memory.
+        device: for a name or directory; default CUDA where there is one, else the CPU.
+        dtype: for a name or directory; default float32, whatever the checkpoint is stored in.
+        revision: branch, tag or commit on the Hugging Face hub.
+        host: ``hooked`` copies the weights of a GPT-2 into a ``HookedTransformer``, of a BERT into a ``HookedEncoder``;
+            TransformerLens has these classes up to version 3.
+
+    Raises:
+        UnsupportedModelError: no checkpoint of that name, an incomplete one, a model that cannot be hosted (with the
+            reason and what to use instead), weights that are NaN or infinite.
+        ArgumentError: a device or dtype that does not exist, or an argument that a model in memory cannot take.
+
+    >>> from transformers import BertConfig, BertForMaskedLM
+    >>> sizes = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    >>> model = load_model(BertForMaskedLM(BertConfig(vocab_size=50, **sizes)).eval())
+    >>> host_of(model).W_out(0).shape
+    torch.Size([32, 16])
+    """
+    if host not in HOSTS:
+        raise ArgumentError(f"host={host!r}; expected one of {', '.join(HOSTS)}.{did_you_mean(host, HOSTS)}")
+    build = wrap_in_bridge if host == "bridge" else hooked_from
+    if isinstance(name_or_model, (str, Path)):
+        hf_model, tokenizer = read_checkpoint(
+            name_or_model, tokenizer=tokenizer, device=device, dtype=dtype, revision=revision
+        )
+        model = build(hf_model, name=str(name_or_model))
+    else:
+        for_names = {"device": device, "dtype": dtype, "revision": revision}
+        given = [key for key, value in for_names.items() if value is not None]
+        if given:
+            raise ArgumentError(
+                f"{given[0]}= is for checkpoints loaded by name; got a {type(name_or_model).__name__}. Move or cast "
+                "the model before."
+            )
+        if is_bridge(name_or_model) or is_hooked(name_or_model):
+            model = name_or_model
+        else:
+            check_in_memory(name_or_model)
+            name = name_or_model.config._name_or_path or type(name_or_model).__name__
+            check_state(name_or_model, name)
+            check_finite(name_or_model, name)  # before the model is changed
+            model = build(name_or_model, name=name)
+    host_of(model).check_finite()
+    attach_tokenizer(model, tokenizer)
+    return model
+
+
+def is_hosted(value: object) -> bool:
+    """Return whether a value is a model that kn_lens may work on, rather than a name."""
+    return isinstance(value, Host) or is_bridge(value) or is_hooked(value)

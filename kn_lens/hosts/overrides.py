@@ -1,0 +1,97 @@
+"""Modules of a model that return other values, or run without their hooks, for the time of a ``with`` block."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from kn_lens._core.interrupts import Undone
+
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+"""The attributes in which PyTorch keeps the hooks of a module."""
+
+
+def override_forwards(forwards: Mapping[Any, Callable[..., Any]]) -> AbstractContextManager[None]:
+    """Replace the ``forward`` of modules, for the time of a ``with`` block."""
+    originals: dict[Any, Callable[..., Any]] = {}
+
+    def override() -> None:
+        # An instance attribute hides the forward of the class. Some modules have one already, of TransformerLens or of
+        # the user.
+        for module in forwards:
+            if "forward" in module.__dict__:
+                originals[module] = module.__dict__["forward"]
+        for module, forward in forwards.items():
+            module.__dict__["forward"] = forward
+
+    def restore() -> None:
+        for module in forwards:
+            module.__dict__.pop("forward", None)
+        for module, forward in originals.items():
+            module.__dict__["forward"] = forward
+
+    return Undone(override, restore)
+
+
+def repack_like(output: Any) -> Callable[[Tensor], Any]:
+    """Return the function that gives a tensor the form of a module's output: a bare tensor, or the first of a tuple.
+
+    The other values of the tuple become None: no block reads them.
+    """
+    if not isinstance(output, tuple):
+        return lambda value: value
+    others = (None,) * (len(output) - 1)
+    return lambda value: (value, *others)
+
+
+def norm_bridges(model: nn.Module) -> list[Any]:
+    """Return the modules of TransformerLens that wrap the norms of the checkpoint."""
+    from transformer_lens.model_bridge.generalized_components.normalization import NormalizationBridge
+
+    return [module for module in model.modules() if isinstance(module, NormalizationBridge)]
+
+
+def native_norm_forwards(norms: Iterable[Any]) -> dict[Any, Callable[..., Any]]:
+    """Return the forwards of the checkpoint's own norms, for `override_forwards`, where no hook is on them.
+
+    TransformerLens calls such a norm and, to fill its hook points, also computes it step by step, in half a dozen
+    operations that cost about as much as an activation function. (Other norms are computed by TransformerLens alone:
+    they are left as they are, for the same numbers to the bit.)
+    """
+    forwards = {}
+    for module in norms:
+        points = (module.hook_in, module.hook_scale, module.hook_normalized, module.hook_out)
+        listening = (module, module.original_component, *points)
+        if module.use_native_layernorm_autograd and not any(map(is_changed, listening)):
+            forwards[module] = module.original_component.forward
+    return forwards
+
+
+def is_changed(module: Any) -> bool:
+    """Return whether a module has hooks, or another ``forward`` than its class."""
+    return "forward" in module.__dict__ or any(getattr(module, name) for name in HOOKS)
+
+
+def select_position(read_pos: Int[Tensor, " row"]) -> Callable[..., Tensor]:
+    """Return a hook that keeps one position of each row."""
+
+    def hook_fn(value: Float[Tensor, "row pos *d"], hook: object) -> Float[Tensor, "row 1 *d"]:
+        return value.gather(1, position_index(read_pos, value))
+
+    return hook_fn
+
+
+def scatter_position(clean: Float[Tensor, "row pos *d"], read_pos: Int[Tensor, " row"]) -> Callable[..., Tensor]:
+    """Return a hook that takes the value of one position and returns the clean values with it at that position."""
+
+    def hook_fn(value: Float[Tensor, "row 1 *d"], hook: object) -> Float[Tensor, "row pos *d"]:
+        return clean.scatter(1, position_index(read_pos, value), value)
+
+    return hook_fn
+
+
+def position_index(read_pos: Int[Tensor, " row"], like: Float[Tensor, "row pos *d"]) -> Int[Tensor, "row 1 *d"]:
+    """Return the index by which ``gather`` and ``scatter`` find one position of each row."""
+    return read_pos.view(-1, *[1] * (like.ndim - 1)).expand(-1, 1, *like.shape[2:])

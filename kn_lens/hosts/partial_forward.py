@@ -1,0 +1,581 @@
+"""Forward passes that start at a layer: the clean state of a batch of rows, and logits resumed from it.
+
+A change of what ``W_out`` of layer l writes at the read position leaves everything below as it was, and in layer l
+everything but the read position. So the clean pass runs once and keeps the state that later passes start from; their
+results are the same numbers as those of full passes. A resumed pass
+
+1. runs the rest of block l, for the read position alone, on the kept output of its attention;
+2. runs the blocks above. In a causal model, read at its last token, nothing before the read position can see the
+   change: the keys and values of the earlier tokens are kept, and one token is run. In a masked model every position
+   may change, with two exceptions: block l + 1 reuses the kept queries, keys and values at all other positions, and of
+   the last block nothing is needed at other positions but keys and values (the clean pass leaves the rest out too);
+3. runs the head at the read position.
+
+Three kinds of change are computed: the activation of layer l is replaced (``logits_with_post``); tensors are added to
+activations, or to outputs of ``W_out``, of this layer and of layers above (``logits_with_additions``); hooks change
+activations (``logits_with_hooks``).
+
+The user's hooks on the model belong to the function: they may read and change any row and position. Every pass is then
+a full pass, in which each hook sees what it would see without kn_lens, and activations are replaced before any hook on
+``hook_post`` sees them.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from kn_lens._core.precision import at_least_float32
+from kn_lens.hosts.bridge import Host, LinearMap
+from kn_lens.hosts.kv_prefix import KVPrefix
+from kn_lens.hosts.model_protocol import HookFn, PostFn
+from kn_lens.hosts.overrides import position_index, scatter_position, select_position
+
+MLPActivation = Literal["post", "mlp_out"]
+"""The input of ``W_out``, or its output."""
+
+Additions = Mapping[int, tuple[MLPActivation, Float[Tensor, "_ _"]]]
+"""By layer: the activation that is changed, and the tensor that is added to it, one vector for each row."""
+
+Hooks = list[tuple[str, HookFn]]
+
+
+@runtime_checkable
+class CleanState(Protocol):
+    """The clean pass of a batch of rows, and the passes that resume from it."""
+
+    @property
+    def logits(self) -> Float[Tensor, "row d_vocab"]:
+        """Clean logits at the read position."""
+        ...
+
+    @property
+    def post(self) -> dict[int, Float[Tensor, "row d_mlp"]]:
+        """By layer: clean activations at the read position, in float32 or float64; before any hook."""
+        ...
+
+    @property
+    def mlp_out(self) -> dict[int, Float[Tensor, "row d_model"]]:
+        """By layer: clean output of ``W_out`` at the read position, in float32 or float64."""
+        ...
+
+    @property
+    def has_user_hooks(self) -> bool:
+        """Whether the user's hooks stand between the activations and the logits."""
+        ...
+
+    def logits_with_post(
+        self,
+        layer: int,
+        rows: Int[Tensor, " selected"],
+        post: Float[Tensor, "selected d_mlp"],
+        additions: Additions | None = None,
+        *,
+        early_exit: bool = False,
+    ) -> Float[Tensor, "selected d_vocab"]:
+        """Return the logits of selected rows with the layer's activation at the read position replaced.
+
+        Args:
+            layer: one of the layers of the state.
+            rows: indices of rows; repeats allowed.
+            post: their new activations; gradients flow back into them.
+            additions: as in `logits_with_additions`; of this layer and of layers above.
+            early_exit: compute the logits from the residual stream that leaves this layer, without the layers above.
+        """
+        ...
+
+    def logits_with_additions(
+        self, rows: Int[Tensor, " selected"], additions: Additions
+    ) -> Float[Tensor, "selected d_vocab"]:
+        """Return the logits of selected rows with tensors added at the read position of layers.
+
+        Args:
+            rows: indices of rows; repeats allowed.
+            additions: a vector for each of ``rows``, by layer of the state; gradients flow back into it. One backward
+                pass from here computes the gradients at the clean activations of all these layers.
+        """
+        ...
+
+    def logits_with_hooks(
+        self, layer: int, rows: Int[Tensor, " selected"], hooks: Sequence[tuple[str, HookFn]]
+    ) -> Float[Tensor, "selected d_vocab"]:
+        """Return the logits of selected rows with activations changed by hooks, at the read position, from a layer on.
+
+        Args:
+            layer: one of the layers of the state; nothing below it changes.
+            rows: indices of rows; repeats allowed.
+            hooks: on ``hook_post`` of this layer and of layers above. Each gets the activations of just these rows at
+                the read position, ``[row, 1, d_mlp]``, and treats every row by itself.
+        """
+        ...
+
+
+def recomputes_last_token_only(
+    host: Host, attention_mask: Int[Tensor, "row pos"], read_pos: Int[Tensor, " row"]
+) -> bool:
+    """Return whether no token but the last can see a change at the read position."""
+    is_last = host.kind == "causal" and bool((read_pos == attention_mask.sum(-1) - 1).all())
+    return is_last and not host.has_user_hooks
+
+
+def run_clean(
+    host: Host,
+    tokens: Int[Tensor, "row pos"],
+    attention_mask: Int[Tensor, "row pos"],
+    read_pos: Int[Tensor, " row"],
+    layers: Sequence[int],
+) -> CleanState:
+    """Run right-padded rows once and keep the state that passes from each of ``layers`` start from.
+
+    Cost: one forward pass per row. Holds per row and layer, for a masked model, the residual stream, queries, keys and
+    values at all positions; for a causal model keys and values at all positions, and the residual stream at one.
+    """
+    n_pos = int(attention_mask.any(0).nonzero().max()) + 1
+    tokens, attention_mask = tokens[:, :n_pos], attention_mask[:, :n_pos]
+    with torch.no_grad():
+        if host.has_user_hooks:
+            return _FullPassState.run(host, tokens, attention_mask, read_pos, layers)
+        if not recomputes_last_token_only(host, attention_mask, read_pos):
+            return _ResumedState.run(host, tokens, attention_mask, read_pos, layers)
+        # Keys and values are kept without padding, so rows of one length go together.
+        lengths, group = attention_mask.sum(-1).unique(return_inverse=True)
+        states, index = [], torch.zeros_like(group)
+        for number, length in enumerate(lengths.tolist()):
+            rows = (group == number).nonzero().squeeze(1)
+            prefix = host.kv_prefix(tokens[rows, : length - 1]) if length > 1 else None
+            if length > 1 and prefix is None:
+                return _ResumedState.run(host, tokens, attention_mask, read_pos, layers)
+            last_token, mask = tokens[rows, length - 1 : length], attention_mask[rows, :length]
+            states.append(_ResumedState.run(host, last_token, mask, torch.zeros_like(rows), layers, prefix))
+            index[rows] = torch.arange(len(rows), device=rows.device)
+    return _GroupedState.of(states, group, index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LayerState:
+    """The values of the clean pass that passes from one layer on start from: see the steps above."""
+
+    resid_pre: Float[Tensor, "row 1 d_model"]
+    attn_out: Float[Tensor, "row 1 d_model"]
+    next_resid_pre: Float[Tensor, "row pos d_model"] | None  # of the next layer; None in the last
+    next_projections: dict[LinearMap, Float[Tensor, "row pos ..."]]  # queries, keys and values of the next layer
+
+
+class _SinglePassState:
+    """A clean state whose rows go into one pass; a subclass defines how that pass runs."""
+
+    host: Host
+    read_pos: Int[Tensor, " row"]
+
+    def logits_with_post(
+        self,
+        layer: int,
+        rows: Int[Tensor, " selected"],
+        post: Float[Tensor, "selected d_mlp"],
+        additions: Additions | None = None,
+        *,
+        early_exit: bool = False,
+    ) -> Float[Tensor, "selected d_vocab"]:
+        functions, hooks = _addition_functions(self.host, additions or {}, self.read_pos[rows])
+        functions = {layer: _replace_at(post, self.read_pos[rows]), **functions}
+        return self._pass(layer, rows, functions, hooks, early_exit=early_exit)
+
+    def logits_with_additions(
+        self, rows: Int[Tensor, " selected"], additions: Additions
+    ) -> Float[Tensor, "selected d_vocab"]:
+        functions, hooks = _addition_functions(self.host, additions, self.read_pos[rows])
+        return self._pass(min(additions), rows, functions, hooks)
+
+    def logits_with_hooks(
+        self, layer: int, rows: Int[Tensor, " selected"], hooks: Sequence[tuple[str, HookFn]]
+    ) -> Float[Tensor, "selected d_vocab"]:
+        read_pos = self.read_pos[rows]
+        at_read = [(name, _hook_at(hook_fn, read_pos)) for name, hook_fn in hooks]
+        return self._pass(layer, rows, {}, at_read)
+
+    def _pass(
+        self,
+        layer: int,
+        rows: Int[Tensor, " selected"],
+        functions: Mapping[int, PostFn],
+        hooks: Hooks,
+        *,
+        early_exit: bool = False,
+    ) -> Float[Tensor, "selected d_vocab"]:
+        """Return the logits of selected rows with activations changed by functions and hooks, from a layer on."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ResumedState(_SinglePassState):
+    """Rows whose passes start at a layer; with a prefix, ``tokens`` are the tokens after it."""
+
+    host: Host
+    tokens: Int[Tensor, "row pos"]
+    attention_mask: Int[Tensor, "row prefix_and_pos"]
+    read_pos: Int[Tensor, " row"]
+    prefix: KVPrefix | None
+    logits: Float[Tensor, "row d_vocab"]
+    post: dict[int, Float[Tensor, "row d_mlp"]]
+    mlp_out: dict[int, Float[Tensor, "row d_model"]]
+    layer_states: dict[int, _LayerState]
+    has_user_hooks: bool = False
+
+    @classmethod
+    def run(
+        cls,
+        host: Host,
+        tokens: Int[Tensor, "row pos"],
+        attention_mask: Int[Tensor, "row prefix_and_pos"],
+        read_pos: Int[Tensor, " row"],
+        layers: Sequence[int],
+        prefix: KVPrefix | None = None,
+    ) -> "_ResumedState":
+        cache: dict[str, Tensor] = {}
+        hooks: Hooks = []
+
+        def record(name: str, at: Int[Tensor, " row"] | None = None) -> None:
+            hooks.append((name, _record(cache, name, at)))
+
+        for layer in layers:
+            record(host.hook_post(layer), read_pos)
+        for layer in layers:
+            record(host.hook_mlp_out(layer), read_pos)
+        for layer in layers:
+            record(host.resid_pre(layer))
+        for layer in layers:
+            record(host.hook_attn_out(layer), read_pos)
+        has_next = [layer for layer in layers if layer < host.n_layers - 1]
+        for layer in has_next:
+            for linear_map in _reused_maps(host, layer + 1):
+                record(host.linear_hooks(layer + 1, linear_map)[1])
+        for layer in has_next:
+            if layer + 1 not in layers:
+                record(host.resid_pre(layer + 1))
+        every_row = torch.arange(len(tokens), device=tokens.device)
+        if prefix is None:
+            hooks += last_block_hooks(host, read_pos, tokens.shape[1])
+        prefix_of_rows = None if prefix is None else prefix.select(every_row)
+        logits = host.logits(tokens, attention_mask, read_pos, hooks, prefix=prefix_of_rows)
+        layer_states: dict[int, _LayerState] = {}
+        for layer in layers:
+            next_resid_pre, next_projections = None, {}
+            if layer in has_next:
+                next_resid_pre = cache[host.resid_pre(layer + 1)]
+                for linear_map in _reused_maps(host, layer + 1):
+                    next_projections[linear_map] = cache[host.linear_hooks(layer + 1, linear_map)[1]]
+            layer_states[layer] = _LayerState(
+                resid_pre=cache[host.resid_pre(layer)][every_row, read_pos, None],
+                attn_out=cache[host.hook_attn_out(layer)][:, None],
+                next_resid_pre=next_resid_pre,
+                next_projections=next_projections,
+            )
+        return cls(
+            host=host,
+            tokens=tokens,
+            attention_mask=attention_mask,
+            read_pos=read_pos,
+            prefix=prefix,
+            logits=logits,
+            post={layer: at_least_float32(cache[host.hook_post(layer)]) for layer in layers},
+            mlp_out={layer: at_least_float32(cache[host.hook_mlp_out(layer)]) for layer in layers},
+            layer_states=layer_states,
+        )
+
+    def _pass(
+        self,
+        layer: int,
+        rows: Int[Tensor, " selected"],
+        functions: Mapping[int, PostFn],
+        hooks: Hooks,
+        *,
+        early_exit: bool = False,
+    ) -> Float[Tensor, "selected d_vocab"]:
+        """Run the read position through what follows the layer's attention, and the blocks above."""
+        host, state, read_pos = self.host, self.layer_states[layer], self.read_pos[rows]
+        tokens, attention_mask = self.tokens[rows], self.attention_mask[rows]
+        next_resid_pre = None if early_exit else state.next_resid_pre
+        if next_resid_pre is None and self.prefix is None:
+            # No attention is left to run. Some models give the output of their blocks the shape of the tokens.
+            tokens = tokens.gather(1, read_pos[:, None])
+            attention_mask, read_pos = torch.ones_like(tokens), torch.zeros_like(read_pos)
+        n_pos = tokens.shape[1]
+        if self.prefix is None:  # else the rows have one length
+            n_pos = int(attention_mask.any(0).nonzero().max()) + 1  # beyond it, all of these rows are padding
+            tokens, attention_mask = tokens[:, :n_pos], attention_mask[:, :n_pos]
+        if next_resid_pre is not None:
+            hooks.append((host.resid_post(layer), scatter_position(next_resid_pre[rows, :n_pos], read_pos)))
+            hooks += self._reuse_kv_hooks(layer, rows, n_pos)
+        prefix = None if self.prefix is None else self.prefix.select(rows, first_layer=layer)
+        with (
+            host.skip_blocks_below(layer, state.resid_pre[rows], state.attn_out[rows]),
+            host.transform_post(functions),
+            host.skip_blocks_above(layer) if early_exit else nullcontext(),
+        ):
+            return host.logits(tokens, attention_mask, read_pos, hooks, prefix=prefix)
+
+    def _reuse_kv_hooks(self, layer: int, rows: Int[Tensor, " selected"], n_pos: int) -> Hooks:
+        """Return hooks by which a masked model reuses clean projections of the next block, and prunes the last one."""
+        host, read_pos = self.host, self.read_pos[rows]
+        hooks: Hooks = []
+        for linear_map, clean in self.layer_states[layer].next_projections.items():
+            before, after = host.linear_hooks(layer + 1, linear_map)
+            hooks.append((before, select_position(read_pos)))
+            hooks.append((after, scatter_position(clean[rows, :n_pos], read_pos)))
+        return hooks + last_block_hooks(host, read_pos, n_pos)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FullPassState(_SinglePassState):
+    """Rows whose passes are full passes, because the user's hooks are on the model."""
+
+    host: Host
+    tokens: Int[Tensor, "row pos"]
+    attention_mask: Int[Tensor, "row pos"]
+    read_pos: Int[Tensor, " row"]
+    logits: Float[Tensor, "row d_vocab"]
+    post: dict[int, Float[Tensor, "row d_mlp"]]
+    mlp_out: dict[int, Float[Tensor, "row d_model"]]
+    has_user_hooks: bool = True
+
+    @classmethod
+    def run(
+        cls,
+        host: Host,
+        tokens: Int[Tensor, "row pos"],
+        attention_mask: Int[Tensor, "row pos"],
+        read_pos: Int[Tensor, " row"],
+        layers: Sequence[int],
+    ) -> "_FullPassState":
+        post: dict[int, Tensor] = {}
+        cache: dict[str, Tensor] = {}
+        functions = {layer: _record_post(post, layer, read_pos) for layer in layers}
+        names = {layer: host.hook_mlp_out(layer) for layer in layers}
+        hooks: Hooks = [(name, _record(cache, name, read_pos)) for name in names.values()]
+        with host.transform_post(functions):
+            logits = host.logits_at_read_pos(tokens, attention_mask, read_pos, hooks)
+        return cls(
+            host=host,
+            tokens=tokens,
+            attention_mask=attention_mask,
+            read_pos=read_pos,
+            logits=logits,
+            post=post,
+            mlp_out={layer: at_least_float32(cache[name]) for layer, name in names.items()},
+        )
+
+    def _pass(
+        self,
+        layer: int,
+        rows: Int[Tensor, " selected"],
+        functions: Mapping[int, PostFn],
+        hooks: Hooks,
+        *,
+        early_exit: bool = False,
+    ) -> Float[Tensor, "selected d_vocab"]:
+        host = self.host
+        exit_context = host.skip_blocks_above(layer) if early_exit else nullcontext()
+        with host.transform_post(functions), exit_context:
+            return host.logits_at_read_pos(self.tokens[rows], self.attention_mask[rows], self.read_pos[rows], hooks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _GroupedState:
+    """Rows in groups of one length: row r is row ``index[r]`` of ``states[group[r]]``."""
+
+    states: tuple[_ResumedState, ...]
+    group: Int[Tensor, " row"]
+    index: Int[Tensor, " row"]
+    logits: Float[Tensor, "row d_vocab"]
+    post: dict[int, Float[Tensor, "row d_mlp"]]
+    mlp_out: dict[int, Float[Tensor, "row d_model"]]
+    has_user_hooks: bool = False
+
+    @classmethod
+    def of(cls, states: list[_ResumedState], group: Int[Tensor, " row"], index: Int[Tensor, " row"]) -> "_GroupedState":
+        layers = list(states[0].post)
+        return cls(
+            states=tuple(states),
+            group=group,
+            index=index,
+            logits=cls._in_order([state.logits for state in states], group),
+            post={layer: cls._in_order([state.post[layer] for state in states], group) for layer in layers},
+            mlp_out={layer: cls._in_order([state.mlp_out[layer] for state in states], group) for layer in layers},
+        )
+
+    def logits_with_post(
+        self,
+        layer: int,
+        rows: Int[Tensor, " selected"],
+        post: Float[Tensor, "selected d_mlp"],
+        additions: Additions | None = None,
+        *,
+        early_exit: bool = False,
+    ) -> Float[Tensor, "selected d_vocab"]:
+        group, index = self.group[rows], self.index[rows]
+        logits = []
+        for number in group.unique().tolist():
+            in_group = group == number
+            state, additions_in_group = self.states[number], _select_rows(additions or {}, in_group)
+            logits.append(
+                state.logits_with_post(
+                    layer, index[in_group], post[in_group], additions_in_group, early_exit=early_exit
+                )
+            )
+        return self._in_order(logits, group)
+
+    def logits_with_additions(
+        self, rows: Int[Tensor, " selected"], additions: Additions
+    ) -> Float[Tensor, "selected d_vocab"]:
+        group, index = self.group[rows], self.index[rows]
+        logits = []
+        for number in group.unique().tolist():
+            in_group = group == number
+            state, additions_in_group = self.states[number], _select_rows(additions, in_group)
+            logits.append(state.logits_with_additions(index[in_group], additions_in_group))
+        return self._in_order(logits, group)
+
+    def logits_with_hooks(
+        self, layer: int, rows: Int[Tensor, " selected"], hooks: Sequence[tuple[str, HookFn]]
+    ) -> Float[Tensor, "selected d_vocab"]:
+        group, index = self.group[rows], self.index[rows]
+        logits = []
+        for number in group.unique().tolist():
+            in_group = (group == number).nonzero().squeeze(1)
+            hooks_in_group = [(name, _hook_on_subset(hook_fn, in_group, len(rows))) for name, hook_fn in hooks]
+            logits.append(self.states[number].logits_with_hooks(layer, index[in_group], hooks_in_group))
+        return self._in_order(logits, group)
+
+    @staticmethod
+    def _in_order(parts: list[Float[Tensor, "_ d"]], group: Int[Tensor, " row"]) -> Float[Tensor, "row d"]:
+        """Undo the sorting of rows by group."""
+        return torch.cat(parts)[group.argsort(stable=True).argsort()]
+
+
+def last_block_hooks(host: Host, read_pos: Int[Tensor, " row"], n_pos: int) -> Hooks:
+    """Return hooks by which the last block of a masked model computes only keys and values at other positions.
+
+    The output of the read position is added to the residual stream by broadcasting: the sum is right at the read
+    position, and no other position is read. Other hooks on the block see the read position alone. Empty where the
+    user's hooks are on the model.
+    """
+    if not host.has_linear_hooks or host.has_user_hooks:
+        return []
+    last, select = host.n_layers - 1, select_position(read_pos)
+    before, after = host.linear_hooks(last, "attn.q")
+    hooks: Hooks = [(before, select), (after, lambda query, hook: _repeat_query(query, n_pos))]
+    maps: tuple[LinearMap, ...] = ("attn.o", "mlp.in")
+    for linear_map in maps:
+        hooks.append((host.linear_hooks(last, linear_map)[0], select))
+    return hooks
+
+
+def _repeat_query(query: Float[Tensor, "row 1 *d"], n_pos: int) -> Float[Tensor, "row pos *d"]:
+    """Repeat the query of the read position: the attention of the other positions is not read.
+
+    As a copy: PyTorch multiplies stacks of matrices that overlap in memory one matrix at a time.
+    """
+    return query.expand(-1, n_pos, *query.shape[2:]).contiguous()
+
+
+def _reused_maps(host: Host, layer: int) -> tuple[LinearMap, ...]:
+    """Return the linear maps of a block whose clean results later passes reuse."""
+    if not host.has_linear_hooks:
+        return ()
+    return ("attn.k", "attn.v") if layer == host.n_layers - 1 else ("attn.q", "attn.k", "attn.v")
+
+
+def _addition_functions(
+    host: Host, additions: Additions, read_pos: Int[Tensor, " row"]
+) -> tuple[dict[int, PostFn], Hooks]:
+    """Return the functions of activations and the hooks that add tensors at the read position of layers."""
+    functions: dict[int, PostFn] = {}
+    hooks: Hooks = []
+    for layer, (activation, values) in additions.items():
+        add = _add_at(values, read_pos)
+        if activation == "post":
+            functions[layer] = add
+        else:
+            hooks.append((host.hook_mlp_out(layer), lambda value, hook, add=add: add(value)))
+    return functions, hooks
+
+
+def _add_at(values: Float[Tensor, "row d"], read_pos: Int[Tensor, " row"]) -> PostFn:
+    """Return the function that adds vectors at the read position, or at the one position that there is."""
+
+    def add(value: Float[Tensor, "row pos d"]) -> Float[Tensor, "row pos d"]:
+        addition = values[:, None].to(value.dtype)
+        if value.shape[1] == 1:
+            return value + addition
+        return value.scatter_add(1, position_index(read_pos, value), addition)
+
+    return add
+
+
+def _replace_at(post: Float[Tensor, "row d_mlp"], read_pos: Int[Tensor, " row"]) -> PostFn:
+    """Return the function that replaces activations at the read position, or at the one position that there is."""
+
+    def replace(value: Float[Tensor, "row pos d_mlp"]) -> Float[Tensor, "row pos d_mlp"]:
+        replacement = post[:, None].to(value.dtype)
+        if value.shape[1] == 1:
+            return replacement
+        return value.scatter(1, position_index(read_pos, value), replacement)
+
+    return replace
+
+
+def _record_post(post: dict[int, Tensor], layer: int, read_pos: Int[Tensor, " row"]) -> PostFn:
+    """Return the function that records activations at the read position and returns all of them unchanged."""
+
+    def record(value: Float[Tensor, "row pos d_mlp"]) -> Float[Tensor, "row pos d_mlp"]:
+        post[layer] = at_least_float32(value.detach().gather(1, position_index(read_pos, value)).squeeze(1))
+        return value
+
+    return record
+
+
+def _record(cache: dict[str, Tensor], name: str, read_pos: Int[Tensor, " row"] | None) -> HookFn:
+    """Return the hook that records a value, at all positions or at the read position."""
+
+    def hook_fn(value: Float[Tensor, "row pos *d"], hook: object) -> None:
+        value = value.detach()
+        if read_pos is None:
+            cache[name] = value
+        elif value.shape[1] == 1:  # of the last block there may be the read position alone
+            cache[name] = value[:, 0]
+        else:
+            cache[name] = value.gather(1, position_index(read_pos, value)).squeeze(1)
+
+    return hook_fn
+
+
+def _hook_at(hook_fn: HookFn, read_pos: Int[Tensor, " row"]) -> HookFn:
+    """Return a hook that passes the read position alone to another hook."""
+
+    def hook(value: Float[Tensor, "row pos d_mlp"], hook: object) -> Float[Tensor, "row pos d_mlp"] | None:
+        if value.shape[1] == 1:
+            return hook_fn(value, hook)
+        index = position_index(read_pos, value)
+        changed = hook_fn(value.gather(1, index), hook)
+        return None if changed is None else value.scatter(1, index, changed)
+
+    return hook
+
+
+def _hook_on_subset(hook_fn: HookFn, subset: Int[Tensor, " selected"], n_rows: int) -> HookFn:
+    """Return a hook on some of the rows that another hook takes, which is called with zeros for the other rows."""
+
+    def hook(value: Float[Tensor, "selected 1 d_mlp"], hook: object) -> Float[Tensor, "selected 1 d_mlp"] | None:
+        all_rows = value.new_zeros(n_rows, *value.shape[1:]).index_copy(0, subset, value)
+        changed = hook_fn(all_rows, hook)
+        return None if changed is None else changed[subset]
+
+    return hook
+
+
+def _select_rows(additions: Additions, chosen: Bool[Tensor, " row"]) -> Additions:
+    return {layer: (activation, values[chosen]) for layer, (activation, values) in additions.items()}

@@ -1,0 +1,369 @@
+"""Interventions on chosen neurons during a forward pass, as TransformerLens hooks.
+
+An intervention is data: the neurons, the operation and the positions. ``hooks(model, prompts)`` turns it into a list
+``[(hook_name, hook_fn), ...]`` for forward passes over exactly these prompts. Use the list in ``model.hooks(...)`` or
+``model.run_with_hooks(...)``, alone or added to other hooks:
+
+    Suppress   w_i -> 0
+    Amplify    w_i -> factor * w_i
+    SetTo      w_i -> value
+
+``w_i`` is the activation of neuron ``i`` at ``hook_post`` of its layer, by default at the read position of each row
+only. The hook functions are pure: they return a changed copy, through which gradients flow, and write nothing to the
+model. The hooks of a list run in order, each on the output of the one before.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kn_lens.errors import ArgumentError, HookError, did_you_mean
+from kn_lens.facts import Fact
+from kn_lens.hosts import FOR_ONE_BATCH, HookedModel, HookFn, Host, host_of
+from kn_lens.neurons import NeuronSet
+from kn_lens.prompts import PromptBatch
+
+Neurons = NeuronSet | Mapping[Fact, NeuronSet] | Sequence[NeuronSet]
+"""One set for all prompts; a set for each fact, which applies to the fact's prompts; or a set for each prompt."""
+
+Value = float | Float[Tensor, ""] | Float[Tensor, "n_layers d_mlp"] | Float[Tensor, "row n_layers d_mlp"]
+"""A target activation: one number, one for each neuron of the model, or one for each neuron in each row."""
+
+Position = Literal["read", "all"]
+"""The changed positions: the read position of each row, or every position."""
+
+Places = dict[int, tuple[Int[Tensor, "..."], Int[Tensor, "..."]]]
+"""For each layer with neurons, the rows and the neuron indices to change, which broadcast against each other."""
+
+
+@runtime_checkable
+class Intervention(Protocol):
+    """An intervention that ``measure`` can apply: any object with these two methods."""
+
+    def hooks(self, model: HookedModel | Host, prompts: PromptBatch) -> list[tuple[str, HookFn]]:
+        """Return TransformerLens hooks for forward passes over the rows of ``prompts``."""
+        ...
+
+    def select(self, prompts: PromptBatch, chosen: Int[Tensor, " chosen"]) -> "Intervention":
+        """Return the intervention on ``prompts.select(chosen)``; the same object unless it holds values per prompt."""
+        ...
+
+
+@runtime_checkable
+class Resumable(Intervention, Protocol):
+    """An intervention whose passes may start at the lowest layer that it changes; ``hooks`` also takes a ``Host``."""
+
+    def lowest_layers(self, model: HookedModel | Host, prompts: PromptBatch) -> Int[Tensor, " batch"] | None:
+        """Return the lowest changed layer for each prompt, ``n_layers`` where no layer is changed; or None.
+
+        A tensor of layers guarantees that every hook is on ``hook_post``, changes and reads the read position only, and
+        treats each row independently of the others. None guarantees nothing.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class _NeuronIntervention:
+    """Base of the interventions; a subclass computes the new activations in ``_changed``."""
+
+    neurons: Neurons
+    position: Position = field(default="read", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.position not in ("read", "all"):
+            raise ArgumentError(
+                f"position={self.position!r}; expected 'read' or 'all'."
+                + did_you_mean(str(self.position), ("read", "all"))
+            )
+        if not _is_neurons(self.neurons):
+            raise ArgumentError(
+                f"Got neurons of type {type(self.neurons).__name__}; expected a NeuronSet, a mapping from facts to "
+                "NeuronSets, or a sequence with one NeuronSet for each prompt."
+            )
+
+    def hooks(self, model: HookedModel | Host, prompts: PromptBatch) -> list[tuple[str, HookFn]]:
+        """Return one hook for each layer with neurons, for forward passes over the rows of ``prompts``.
+
+        Args:
+            model: the model that the hooks will run on, or its ``Host``.
+            prompts: the batch that will be run, complete and in its order.
+
+        Raises:
+            ArgumentError: the model lacks a neuron, the prompts were made for another model, the fact of a prompt has
+                no set, the number of sets differs from the number of prompts, or the values of ``SetTo`` have another
+                shape or are not finite.
+            HookError: raised by a hook that runs on activations of another batch.
+        """
+        host = host_of(model)
+        prompts.check_for(host)
+        places = _places(_resolve(self.neurons, host, prompts), prompts)
+        self._check(host, prompts, places)
+        hooks: list[tuple[str, HookFn]] = []
+        for layer, (rows, index) in places.items():
+            hooks.append((host.hook_post(layer), self._hook(layer, rows, index, host, prompts)))
+        return hooks
+
+    def lowest_layers(self, model: HookedModel | Host, prompts: PromptBatch) -> Int[Tensor, " batch"] | None:
+        """Return the lowest layer with neurons for each prompt, ``n_layers`` where it has none; None for ``"all"``."""
+        if self.position == "all":
+            return None
+        host = host_of(model)
+        sets = _resolve(self.neurons, host, prompts)
+        if isinstance(sets, NeuronSet):
+            sets = [sets] * len(prompts)
+        lowest: list[int] = []
+        for neurons in sets:
+            first = next(iter(neurons), None)  # neurons are in order of their layers
+            lowest.append(host.n_layers if first is None else first.layer)
+        return torch.tensor(lowest, device=prompts.tokens.device)
+
+    def select(self, prompts: PromptBatch, chosen: Int[Tensor, " chosen"]) -> "_NeuronIntervention":
+        """Return the intervention on ``prompts.select(chosen)``."""
+        if isinstance(self.neurons, (NeuronSet, Mapping)):
+            return self
+        return replace(self, neurons=[self.neurons[prompt] for prompt in chosen.tolist()])
+
+    def _hook(
+        self, layer: int, rows: Int[Tensor, "..."], index: Int[Tensor, "..."], host: Host, prompts: PromptBatch
+    ) -> HookFn:
+        at_read = self.position == "read"
+        position = prompts.read_pos[rows] if at_read else slice(None)
+        location = (rows, position, index)
+        expected = f"[{prompts.n_rows}, {int(prompts.read_pos.max()) + 1} or more, {host.d_mlp}]"
+
+        def hook_fn(post: Float[Tensor, "row pos d_mlp"], hook: object = None) -> Float[Tensor, "row pos d_mlp"]:
+            if (
+                post.ndim != 3
+                or post.shape[::2] != (prompts.n_rows, host.d_mlp)
+                or post.shape[1] <= int(prompts.read_pos.max())
+            ):
+                raise HookError(
+                    f"{type(self).__name__} met activations of shape {list(post.shape)} in layer {layer}; expected "
+                    f"{expected} (row, pos, d_mlp): these hooks are for the rows of one batch, and fit no others. In "
+                    "model.hooks(...) run the model on that batch, whole and in its order. kn_lens' own functions run "
+                    "a batch in parts, attribute runs each many times: pass interventions to measure, and to attribute "
+                    "with neurons off erase them: with erase_neurons(model, neurons).applied(model): ..."
+                )
+            changed = post.clone()
+            changed[location] = self._changed(post[location], layer, rows, index)
+            return changed
+
+        # One set at every position fits any batch with this number of rows, in any order.
+        setattr(hook_fn, FOR_ONE_BATCH, at_read or not isinstance(self.neurons, NeuronSet))
+        return hook_fn
+
+    def _check(self, host: Host, prompts: PromptBatch, places: Places) -> None:
+        """Raise if the values of the subclass do not fit the model, the prompts or the neurons."""
+
+    def _changed(
+        self, old: Float[Tensor, "..."], layer: int, rows: Int[Tensor, "..."], index: Int[Tensor, "..."]
+    ) -> Float[Tensor, "..."]:
+        """Return the new activations.
+
+        ``old`` has the axes that ``rows`` and ``index`` broadcast to; with ``position="all"`` one more, the last: pos.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Suppress(_NeuronIntervention):
+    """Turn neurons off: ``w_i -> 0``.
+
+    Attributes:
+        neurons: a ``NeuronSet``, a set for each fact, or a sequence with a set for each prompt.
+        position: ``"read"`` or ``"all"``.
+
+    >>> Suppress(NeuronSet([(9, 7)])).position
+    'read'
+    """
+
+    def _changed(
+        self, old: Float[Tensor, "..."], layer: int, rows: Int[Tensor, "..."], index: Int[Tensor, "..."]
+    ) -> Float[Tensor, "..."]:
+        return torch.zeros_like(old)
+
+
+@dataclass(frozen=True)
+class Amplify(_NeuronIntervention):
+    """Multiply neurons: ``w_i -> factor * w_i``.
+
+    Attributes:
+        neurons: a ``NeuronSet``, a set for each fact, or a sequence with a set for each prompt.
+        factor: 2 in the paper; a factor between 0 and 1 weakens a neuron, a negative one turns its sign.
+        position: ``"read"`` or ``"all"``.
+
+    Raises:
+        ArgumentError: ``neurons`` has another type, ``position`` another value, or ``factor`` is not finite.
+
+    Example:
+        >>> import kn_lens as kn
+        >>> model = kn.load_model("world-bert")
+        >>> prompts = kn.make_prompts(model, kn.FactSet.world().find("Ireland", relation="P36"))
+        >>> neurons = kn.NeuronSet([(3, 5), (3, 17)])
+        >>> suppressed = kn.measure(model, prompts, Suppress(neurons))
+        >>> times_0 = kn.measure(model, prompts, Amplify(neurons, 0.0))
+        >>> bool((suppressed.after == times_0.after).all())
+        True
+    """
+
+    factor: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not math.isfinite(self.factor):
+            raise ArgumentError(f"factor={self.factor}; expected a finite number, such as 2.0.")
+
+    def _changed(
+        self, old: Float[Tensor, "..."], layer: int, rows: Int[Tensor, "..."], index: Int[Tensor, "..."]
+    ) -> Float[Tensor, "..."]:
+        return self.factor * old
+
+
+@dataclass(frozen=True, eq=False)
+class SetTo(_NeuronIntervention):
+    """Set neurons to given activations: ``w_i -> value``.
+
+    Attributes:
+        neurons: a ``NeuronSet``, a set for each fact, or a sequence with a set for each prompt.
+        value: one number; an activation for every neuron of the model, ``[n_layers, d_mlp]``; or one for every neuron
+            in each row of the prompts, ``[row, n_layers, d_mlp]``. Only the entries of ``neurons`` are read. Where
+            every answer has one token, the scores of ``attribute(..., method="activation")`` have the last shape.
+        position: ``"read"`` or ``"all"``; all positions get the same value.
+
+    Raises:
+        ArgumentError: ``neurons`` has another type, ``position`` another value, or ``value`` is neither a finite number
+            nor a tensor with two or three axes. ``hooks`` checks that a tensor fits the model and the prompts, and that
+            the entries that are read are finite.
+
+    Example:
+        >>> import kn_lens as kn
+        >>> model = kn.load_model("world-bert")
+        >>> prompts = kn.make_prompts(model, kn.FactSet.world().find("Ireland", relation="P36"))
+        >>> clean = kn.attribute(model, prompts, method="activation").scores
+        >>> unchanged = kn.measure(model, prompts, SetTo(kn.NeuronSet([(3, 5)]), clean))
+        >>> bool(unchanged.change.abs().max() < 1e-5)
+        True
+    """
+
+    value: Value
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.value, Tensor) and self.value.ndim:
+            if self.value.ndim not in (2, 3):
+                raise ArgumentError(
+                    f"value has the shape {list(self.value.shape)}; expected one number, [n_layers, d_mlp] or "
+                    "[row, n_layers, d_mlp]."
+                )
+            if self.value.is_sparse:
+                raise ArgumentError(
+                    "value is a sparse tensor, which lacks the scores that were dropped; expected an activation for "
+                    "every neuron, as of attribute(..., method='activation', keep=None)."
+                )
+            return
+        try:
+            number = float(self.value)
+        except (TypeError, ValueError):
+            raise ArgumentError(f"value={self.value!r}; expected a number or a tensor of activations.") from None
+        if not math.isfinite(number):
+            raise ArgumentError(f"value={number}; expected a finite number.")
+        object.__setattr__(self, "value", number)  # a tensor without axes becomes a float
+
+    def select(self, prompts: PromptBatch, chosen: Int[Tensor, " chosen"]) -> "_NeuronIntervention":
+        """Return the intervention on ``prompts.select(chosen)``."""
+        narrowed = super().select(prompts, chosen)
+        if isinstance(self.value, Tensor) and self.value.ndim == 3:
+            return replace(narrowed, value=self.value[prompts.rows_of(chosen)])
+        return narrowed
+
+    def _check(self, host: Host, prompts: PromptBatch, places: Places) -> None:
+        if not isinstance(self.value, Tensor):
+            return
+        expected = [prompts.n_rows, host.n_layers, host.d_mlp][-self.value.ndim :]
+        if list(self.value.shape) != expected or self.value.device != host.device:
+            raise ArgumentError(
+                f"value has the shape {list(self.value.shape)}, on {self.value.device}; expected {expected}, on "
+                f"{host.device}."
+            )
+        for layer, (rows, index) in places.items():
+            if not bool(self._values(layer, rows, index).isfinite().all()):
+                raise ArgumentError(
+                    f"value holds NaN or infinity for a neuron of layer {layer}; expected finite activations. Scores "
+                    "that were not computed are NaN."
+                )
+
+    def _values(self, layer: int, rows: Int[Tensor, "..."], index: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return the values of neurons of a layer in ``rows``, or, where all rows share them, without the row axis."""
+        assert isinstance(self.value, Tensor)
+        if self.value.ndim == 3:
+            return self.value[rows, layer, index]
+        return self.value[layer, index]
+
+    def _changed(
+        self, old: Float[Tensor, "..."], layer: int, rows: Int[Tensor, "..."], index: Int[Tensor, "..."]
+    ) -> Float[Tensor, "..."]:
+        if not isinstance(self.value, Tensor):
+            return torch.full_like(old, self.value)
+        new = self._values(layer, rows, index).to(old.dtype)
+        return new[..., None] if self.position == "all" else new
+
+
+def _is_neurons(neurons: object) -> bool:
+    """Return whether an object is a ``NeuronSet``, a mapping to such sets or a sequence of them."""
+    if isinstance(neurons, NeuronSet):
+        return True
+    if isinstance(neurons, Mapping):
+        return all(isinstance(neuron_set, NeuronSet) for neuron_set in neurons.values())
+    return isinstance(neurons, Sequence) and all(isinstance(neuron_set, NeuronSet) for neuron_set in neurons)
+
+
+def _resolve(neurons: Neurons, host: Host, prompts: PromptBatch) -> NeuronSet | list[NeuronSet]:
+    """Return one set for all prompts or a list with the set of each prompt; raise if the model lacks a neuron."""
+    if isinstance(neurons, NeuronSet):
+        neurons.check(host)
+        return neurons
+    if isinstance(neurons, Mapping):
+        set_by_fact: dict[int, NeuronSet] = {}
+        for fact_index in prompts.fact_index.unique().tolist():
+            fact = prompts.facts[fact_index]
+            if fact not in neurons:
+                raise ArgumentError(
+                    f"There is no set of neurons for {fact.key}, which some of the prompts ask for; give it one, if "
+                    f"need be an empty NeuronSet().{did_you_mean(fact.key, (other.key for other in neurons))}"
+                )
+            set_by_fact[fact_index] = neurons[fact]
+        sets = [set_by_fact[fact_index] for fact_index in prompts.fact_index.tolist()]
+    else:
+        sets = list(neurons)
+        if len(sets) != len(prompts):
+            raise ArgumentError(f"Got {len(sets)} sets of neurons for {len(prompts)} prompts; expected one for each.")
+    for neuron_set in set(sets):
+        neuron_set.check(host)
+    return sets
+
+
+def _places(sets: NeuronSet | list[NeuronSet], prompts: PromptBatch) -> Places:
+    """Return the rows and neuron indices to change in each layer, in order of the layers."""
+    device = prompts.tokens.device
+    places: Places = {}
+    if isinstance(sets, NeuronSet):
+        rows = rearrange(torch.arange(prompts.n_rows, device=device), "row -> row 1")
+        for layer, index in sets.by_layer().items():
+            places[layer] = (rows, torch.tensor(index, device=device))
+        return places
+    by_layer = {neuron_set: neuron_set.by_layer() for neuron_set in set(sets)}
+    lists: dict[int, tuple[list[int], list[int]]] = {}
+    for row, prompt in enumerate(prompts.prompt_index.tolist()):
+        for layer, index in by_layer[sets[prompt]].items():
+            layer_rows, layer_index = lists.setdefault(layer, ([], []))
+            layer_rows += [row] * len(index)
+            layer_index += index
+    for layer, (layer_rows, layer_index) in sorted(lists.items()):
+        places[layer] = (torch.tensor(layer_rows, device=device), torch.tensor(layer_index, device=device))
+    return places

@@ -1,0 +1,367 @@
+"""Scores of the answers of prompts, with and without interventions, in passes of bounded memory.
+
+``score_answers`` runs full passes and returns every score of the answers. ``score_answers_under`` returns the
+log-probabilities of the answers under many interventions and shares one clean pass between them: where an intervention
+changes the read position only, its pass starts at the lowest layer that it changes.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kn_lens._core.precision import at_least_float32
+from kn_lens.attribution import check_numbers, chunk_by_rows, target_log_probs, target_logits
+from kn_lens.hosts import Budget, CleanState, HookFn, Host, last_block_hooks, recomputes_last_token_only, run_clean
+from kn_lens.interventions.hooks import Intervention, Resumable
+from kn_lens.prompts import PromptBatch
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerScores:
+    """The scores of the answers of a batch.
+
+    Attributes:
+        log_prob: log-probability of each prompt's answer in nats, summed over its tokens.
+        rank: zero-based rank of each prompt's answer; of an answer of several tokens, the rank of the worst.
+        top: the most probable token in each row of each prompt.
+    """
+
+    log_prob: np.ndarray
+    rank: np.ndarray
+    top: list[list[int]]
+
+    @property
+    def prob(self) -> np.ndarray:
+        """The probability of each prompt's answer."""
+        return np.exp(self.log_prob)
+
+    @property
+    def n_right(self) -> int:
+        """The number of prompts whose answer is the most probable one."""
+        return int((self.rank == 0).sum())
+
+    def top_text(self, tokenizer: Any) -> list[str]:
+        """Return the top tokens of each prompt as text, or as token ids where there is no tokenizer."""
+        if tokenizer is None:
+            return [" ".join(map(str, ids)) for ids in self.top]
+        return [tokenizer.decode(ids).strip() for ids in self.top]
+
+
+def is_known(n_right: Any, n_prompts: Any) -> Any:
+    """Return whether a model knows a fact: the answer is the most probable one in at least half of the prompts.
+
+    Args:
+        n_right: number of prompts with the right answer on top (rank 0), or a column of them.
+        n_prompts: number of prompts of the fact, or a column of them.
+
+    Returns:
+        A truth value, or a column of them.
+
+    >>> is_known(5, 10), is_known(4, 9)
+    (True, False)
+    """
+    return 2 * n_right >= n_prompts
+
+
+class Ticks:
+    """Count the rows that were run and report them to a progress function."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress = progress
+        self.total = total
+        self.done = 0
+
+    def __call__(self, rows: int) -> None:
+        self.done += rows
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+def score_answers(
+    host: Host, prompts: PromptBatch, interventions: Iterable[Intervention], budget: Budget, tick: Ticks
+) -> AnswerScores:
+    """Score the answer of every prompt under some interventions. Cost: one forward pass per row."""
+    interventions = list(interventions)
+    log_prob = np.zeros(len(prompts))
+    rank = np.zeros(len(prompts), dtype=np.int64)
+    top: list[list[int]] = [[] for _ in range(len(prompts))]
+
+    def run(chosen: Int[Tensor, " chunk"]) -> tuple[PromptBatch, Tensor, Tensor, Tensor]:
+        chunk = prompts.select(chosen)
+        hooks: list[tuple[str, HookFn]] = []
+        for intervention in interventions:
+            hooks += intervention.select(prompts, chosen).hooks(host.model, chunk)
+        n_pos = int(chunk.length.max())
+        if not hooks:
+            hooks = last_block_hooks(host, chunk.read_pos, n_pos)
+        with torch.no_grad():
+            tokens = chunk.tokens[:, :n_pos]
+            attention_mask = chunk.attention_mask[:, :n_pos]
+            logits = host.logits_at_read_pos(tokens, attention_mask, chunk.read_pos, hooks)
+        row_log_prob, row_rank = _target_scores(at_least_float32(logits), chunk.target_ids)
+        return chunk, row_log_prob, row_rank, logits.argmax(-1)
+
+    for chosen, result in budget.map_chunks(prompts.rows_per_prompt, prompts.length, budget.rows_per_pass, run):
+        chunk, row_log_prob, row_rank, row_top = result
+        index = chosen.cpu().numpy()
+        owner = chunk.prompt_index
+        zeros = row_log_prob.new_zeros(len(chunk))
+        log_prob[index] = zeros.index_add(0, owner, row_log_prob).cpu().numpy()
+        zeros = row_rank.new_zeros(len(chunk))
+        rank[index] = zeros.scatter_reduce(0, owner, row_rank, "amax").cpu().numpy()
+        for prompt, token in zip(owner.tolist(), row_top.tolist(), strict=True):
+            top[index[prompt]].append(token)
+        tick(chunk.n_rows)
+    return AnswerScores(log_prob=log_prob, rank=rank, top=top)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Change:
+    """An intervention on some prompts of a batch. One chosen prompt is an *item* of the change.
+
+    Attributes:
+        chosen: the index of each item's prompt in the batch; an index may repeat.
+        prompts: ``batch.select(chosen)``.
+        intervention: the intervention on ``prompts``.
+        lowest: the lowest layer that the intervention changes for each item, ``n_layers`` where it changes nothing;
+            None where passes must start at the embedding.
+    """
+
+    chosen: Int[Tensor, " item"]
+    prompts: PromptBatch
+    intervention: Intervention
+    lowest: Int[Tensor, " item"] | None
+
+    @classmethod
+    def of(cls, host: Host, chosen: Int[Tensor, " item"], prompts: PromptBatch, intervention: Intervention) -> "Change":
+        """Return the change of ``prompts``, which is ``batch.select(chosen)`` and may be shared between changes."""
+        lowest = None
+        if isinstance(intervention, Resumable):
+            lowest = intervention.lowest_layers(host, prompts)
+        return cls(chosen=chosen, prompts=prompts, intervention=intervention, lowest=lowest)
+
+
+def score_answers_under(
+    host: Host, prompts: PromptBatch, changes: Sequence[Change], memory: float | None, tick: Ticks
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return the log-probabilities of the answers without and with each change.
+
+    Args:
+        host: the model.
+        prompts: a batch.
+        changes: changes of its prompts; at least one.
+        memory: bytes that passes may take; see ``attribute``.
+        tick: called with the number of rows that were run: the rows of every change, and once the rows of the prompts
+            that at least one change covers.
+
+    Returns:
+        The clean log-probability of each prompt of the batch, NaN where no change covers it; and for each change the
+        log-probability of each of its items. Cost: one clean pass for each row of the covered prompts; and one pass
+        for each row of each change, from its lowest layer up.
+
+    Raises:
+        UnsupportedModelError: an answer of the unaltered model is NaN.
+
+    Example:
+        >>> import kn_lens as kn
+        >>> host = kn.host_of(kn.load_model("world-bert"))
+        >>> prompts = kn.make_prompts(host, kn.FactSet.world().find("Ireland", relation="P36"))
+        >>> chosen = torch.tensor([2, 0, 1, 0])
+        >>> part = prompts.select(chosen)
+        >>> changes = []
+        >>> for neurons in ([(2, 5), (3, 17)], [(1, 5)], []):
+        ...     changes.append(Change.of(host, chosen, part, kn.Suppress(kn.NeuronSet(neurons))))
+        >>> before, after = score_answers_under(host, prompts, changes, None, Ticks(None, 0))
+        >>> before.shape == (len(prompts),) and bool((after[2] == before[chosen]).all())
+        True
+        >>> full = score_answers(host, part, [changes[0].intervention], Budget.of(host, None), Ticks(None, 0))
+        >>> bool(np.allclose(after[0], full.log_prob, atol=1e-5))
+        True
+    """
+    whole = Budget.of(host, memory)
+    after: list[np.ndarray] = []
+    resumable: list[tuple[int, Change]] = []
+    for number, change in enumerate(changes):
+        if change.lowest is None:
+            after.append(score_answers(host, change.prompts, [change.intervention], whole, tick).log_prob)
+        else:
+            after.append(np.full(len(change.chosen), np.nan))
+            resumable.append((number, change))
+    covered = torch.cat([change.chosen for change in changes]).unique()
+    asked = prompts.select(covered)
+    last_token_only = recomputes_last_token_only(host, asked.attention_mask, asked.read_pos)
+    budget = replace(whole, last_token_only=last_token_only)
+
+    def run(index: Int[Tensor, " chunk"]) -> tuple[PromptBatch, Tensor, list[tuple[Tensor, Tensor]]]:
+        chunk_changes = [change for _, change in resumable]
+        chunk = _Chunk.of(host, prompts, covered[index], chunk_changes)
+        changed: list[tuple[Tensor, Tensor]] = []
+        if chunk_changes:
+            rows_per_pass = budget.rows_per_pass(int(chunk.prompts.length.max()))
+            changed = chunk.after(chunk_changes, rows_per_pass)
+        return chunk.prompts, chunk.before, changed
+
+    before = np.full(len(prompts), np.nan)
+    for index, result in budget.map_chunks(asked.rows_per_prompt, asked.length, budget.rows_per_chunk, run):
+        chunk_prompts, clean, changed = result
+        before[covered[index].cpu().numpy()] = clean.cpu().numpy()
+        tick(chunk_prompts.n_rows)
+        for (number, change), (items, log_probs) in zip(resumable, changed, strict=True):
+            after[number][items.cpu().numpy()] = log_probs.cpu().numpy()
+            tick(int(change.prompts.rows_per_prompt[items].sum()))
+    return before, after
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Chunk:
+    """Prompts of a batch whose clean state is in memory together.
+
+    Attributes:
+        host: the model.
+        prompts: the prompts.
+        position: the index in ``prompts`` of each prompt of the whole batch; -1 for prompts outside the chunk.
+        state: the clean pass over ``prompts``.
+        before: the clean log-probability of each answer.
+    """
+
+    host: Host
+    prompts: PromptBatch
+    position: Int[Tensor, " batch"]
+    state: CleanState
+    before: Float[Tensor, " chunk"]
+
+    @classmethod
+    def of(cls, host: Host, batch: PromptBatch, chosen: Int[Tensor, " chunk"], changes: Sequence[Change]) -> "_Chunk":
+        """Run the chosen prompts of a batch and keep the state at the layers where the changes start."""
+        prompts = batch.select(chosen)
+        position = chosen.new_full((len(batch),), -1)
+        position[chosen] = torch.arange(len(chosen), device=chosen.device)
+        starts: set[int] = set()
+        for change in changes:
+            in_chunk = position[change.chosen] >= 0
+            starts.update(_lowest(change)[in_chunk].unique().tolist())
+        layers = [layer for layer in range(host.n_layers) if layer in starts]
+        state = run_clean(host, prompts.tokens, prompts.attention_mask, prompts.read_pos, layers)
+        before = _log_prob(state.logits, prompts)
+        check_numbers(host, prompts, before)
+        return cls(host=host, prompts=prompts, position=position, state=state, before=before)
+
+    def after(
+        self, changes: Sequence[Change], rows_per_pass: int
+    ) -> list[tuple[Int[Tensor, " _"], Float[Tensor, " _"]]]:
+        """Return for each change its items in this chunk and their log-probabilities under the change.
+
+        Changes share passes: the items of one change that start at the same layer are too few to fill a pass.
+        """
+        results: list[tuple[Tensor, Tensor]] = []
+        # One entry for each item of each change: the number of its change, its index in that change's result, its
+        # number of rows, and the layer where its pass starts.
+        owners: list[Tensor] = []
+        indices: list[Tensor] = []
+        rows: list[Tensor] = []
+        lowest: list[Tensor] = []
+        for number, change in enumerate(changes):
+            items = self._items(change)
+            results.append((items, self.before[self.position[change.chosen[items]]]))
+            owners.append(torch.full_like(items, number))
+            indices.append(torch.arange(len(items), device=items.device))
+            rows.append(change.prompts.rows_per_prompt[items])
+            lowest.append(_lowest(change)[items])
+        owner = torch.cat(owners)
+        index = torch.cat(indices)
+        n_rows = torch.cat(rows)
+        start = torch.cat(lowest)
+        for layer in start.unique().tolist():
+            if layer == self.host.n_layers:  # nothing changes
+                continue
+            entries = (start == layer).nonzero().squeeze(1)
+            for selected in chunk_by_rows(n_rows[entries], rows_per_pass):
+                chosen = entries[selected]
+                numbers = owner[chosen].unique().tolist()
+                targets = [index[chosen[owner[chosen] == number]] for number in numbers]
+                parts: list[tuple[Change, Tensor]] = []
+                for number, target in zip(numbers, targets, strict=True):
+                    items, _ = results[number]
+                    parts.append((changes[number], items[target]))
+                log_probs = self._changed(layer, parts)
+                for number, target, values in zip(numbers, targets, log_probs, strict=True):
+                    results[number][1][target] = values
+        return results
+
+    def _items(self, change: Change) -> Int[Tensor, " item"]:
+        """Return the items of a change in this chunk, in the chunk's order of prompts: from long to short."""
+        position = self.position[change.chosen]
+        items = (position >= 0).nonzero().squeeze(1)
+        return items[position[items].argsort()]
+
+    def _changed(self, layer: int, parts: Sequence[tuple[Change, Int[Tensor, " _"]]]) -> list[Float[Tensor, " _"]]:
+        """Return the log-probabilities of some items of several changes, from one pass that starts at ``layer``."""
+        clean_rows: list[Tensor] = []
+        slices: list[tuple[slice, PromptBatch]] = []
+        hooks_by_name: dict[str, list[tuple[slice, HookFn]]] = {}
+        n_rows = 0
+        for change, items in parts:
+            prompts = change.prompts.select(items)
+            part_rows, _ = self.prompts.rows_and_owners(self.position[change.chosen[items]])
+            clean_rows.append(part_rows)
+            rows = slice(n_rows, n_rows + prompts.n_rows)
+            intervention = change.intervention.select(change.prompts, items)
+            for name, hook_fn in intervention.hooks(self.host, _read_tokens_only(prompts)):
+                hooks_by_name.setdefault(name, []).append((rows, hook_fn))
+            slices.append((rows, prompts))
+            n_rows = rows.stop
+        hooks = [(name, _combined_hook(row_hooks)) for name, row_hooks in hooks_by_name.items()]
+        with torch.no_grad():
+            logits = self.state.logits_with_hooks(layer, torch.cat(clean_rows), hooks)
+            return [_log_prob(logits[rows], prompts) for rows, prompts in slices]
+
+
+def _lowest(change: Change) -> Int[Tensor, " item"]:
+    assert change.lowest is not None  # a chunk holds changes whose passes can start above the embedding
+    return change.lowest
+
+
+def _combined_hook(row_hooks: Sequence[tuple[slice, HookFn]]) -> HookFn:
+    """Return one hook that applies each of several hooks to its own rows."""
+
+    def hook_fn(value: Float[Tensor, "row 1 d_mlp"], hook: object) -> Float[Tensor, "row 1 d_mlp"]:
+        value = value.clone()
+        for rows, row_hook in row_hooks:
+            changed = row_hook(value[rows], hook)
+            if changed is not None:
+                value[rows] = changed
+        return value
+
+    return hook_fn
+
+
+def _read_tokens_only(prompts: PromptBatch) -> PromptBatch:
+    """Return the prompts with one token in each row, the one at the read position."""
+    tokens = prompts.tokens.gather(1, prompts.read_pos[:, None])
+    read_pos = torch.zeros_like(prompts.read_pos)
+    return replace(prompts, tokens=tokens, attention_mask=torch.ones_like(tokens), read_pos=read_pos)
+
+
+def _log_prob(logits: Float[Tensor, "row d_vocab"], prompts: PromptBatch) -> Float[Tensor, " batch"]:
+    """Return the log-probability of each prompt's answer."""
+    row_log_prob = target_log_probs(at_least_float32(logits), prompts.target_ids).double()
+    zeros = row_log_prob.new_zeros(len(prompts))
+    return zeros.index_add(0, prompts.prompt_index, row_log_prob)
+
+
+def _target_scores(
+    logits: Float[Tensor, "row d_vocab"], target_ids: Int[Tensor, " row"]
+) -> tuple[Float[Tensor, " row"], Int[Tensor, " row"]]:
+    """Return the log-probability of each target and the number of more probable tokens; NaN counts as more probable."""
+    target = target_logits(logits, target_ids)
+    log_prob = target - logits.logsumexp(-1)
+    # Not ``logits > target``: where all logits are NaN, as after an overflow, the target would have rank 0.
+    is_higher = ~(logits <= target[:, None])
+    return log_prob.double(), is_higher.sum(-1)

@@ -1,0 +1,65 @@
+"""Neurons: from scores to sets of neurons, their controls, their files, and the overlap of sets.
+
+``neuron_set`` has ``Neuron`` and ``NeuronSet``, and ``files`` their files; ``refine`` goes from scores to neurons;
+``controls`` has as many other neurons to compare them with; ``overlap`` compares the sets of facts.
+"""
+
+from kn_lens.neurons.controls import (
+    activation_neurons,
+    highest_neurons,
+    matched_neurons,
+    most_active_neurons,
+    random_neurons,
+)
+from kn_lens.neurons.files import read_sets
+from kn_lens.neurons.neuron_set import Neuron, NeuronSet, match_facts
+from kn_lens.neurons.overlap import (
+    OVERLAP_STATISTICS,
+    Incidence,
+    SetsByRelation,
+    jaccard,
+    overlap_statistics,
+    relation_neurons,
+    resampled_layer_counts,
+    sampled_across,
+)
+from kn_lens.neurons.refine import (
+    Refined,
+    RelationRefinement,
+    coarse,
+    coarse_of,
+    prompts_by_fact,
+    prompts_needed,
+    refine,
+    refine_by_relation,
+    refine_released,
+)
+
+__all__ = [
+    "OVERLAP_STATISTICS",
+    "Incidence",
+    "Neuron",
+    "NeuronSet",
+    "Refined",
+    "RelationRefinement",
+    "SetsByRelation",
+    "activation_neurons",
+    "coarse",
+    "coarse_of",
+    "highest_neurons",
+    "jaccard",
+    "match_facts",
+    "matched_neurons",
+    "most_active_neurons",
+    "overlap_statistics",
+    "prompts_by_fact",
+    "prompts_needed",
+    "random_neurons",
+    "read_sets",
+    "refine",
+    "refine_by_relation",
+    "refine_released",
+    "relation_neurons",
+    "resampled_layer_counts",
+    "sampled_across",
+]

@@ -1,0 +1,164 @@
+"""Control neurons: as many others as were found, drawn at random or chosen by another score.
+
+They tell how much of an effect belongs to the found neurons, and not to any as many others.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from kn_lens.attribution import Attribution, Progress, attribute_in_parts
+from kn_lens.errors import ArgumentError, did_you_mean
+from kn_lens.facts import Fact
+from kn_lens.hosts import HookedModel, Host, host_of
+from kn_lens.neurons.neuron_set import NeuronSet
+from kn_lens.neurons.refine import prompts_by_fact
+from kn_lens.prompts import PromptBatch
+
+
+def random_neurons(neurons: NeuronSet, model: HookedModel | Host, seed: int | Sequence[int] = 0) -> NeuronSet:
+    """Return as many other neurons of each layer, drawn at random: the effect of any neurons of these layers.
+
+    The number is what makes it a control, so it is kept even if a set has more than half of a layer: then all others
+    are taken, and the rest is drawn from the set itself. Such a control shares part of the set and of its effect, so it
+    understates the effect of the set beyond the control, and never overstates it.
+
+    Args:
+        neurons: the set to match; none of it is drawn while there are enough others.
+        model: the model of the layers; a ``Host`` will do.
+        seed: the same seed and set give the same neurons.
+
+    Raises:
+        ArgumentError: a neuron that the model does not have.
+
+    Example:
+        >>> import kn_lens as kn
+        >>> model = kn.load_model("world-bert")
+        >>> found = NeuronSet([(2, 5), (3, 17), (3, 40)])
+        >>> control = random_neurons(found, model, seed=1)
+        >>> control.layer_counts(4), control.isdisjoint(found)
+        ((0, 0, 1, 2), True)
+    """
+    host = host_of(model)
+    neurons.check(host)
+    generator = np.random.default_rng(seed)
+    drawn: list[tuple[int, int]] = []
+    for layer, indices in neurons.by_layer().items():
+        others = np.delete(np.arange(host.d_mlp), indices)
+        n_others = min(len(indices), len(others))
+        chosen = generator.choice(others, n_others, replace=False).tolist()
+        if n_others < len(indices):
+            chosen += generator.choice(indices, len(indices) - n_others, replace=False).tolist()
+        drawn += [(layer, index) for index in chosen]
+    return NeuronSet(drawn)
+
+
+def activation_neurons(activations: Attribution, neurons_by_fact: Mapping[Fact, NeuronSet]) -> dict[Fact, NeuronSet]:
+    """Return for each fact as many neurons, those of highest mean activation over its prompts.
+
+    The control tells what a method adds to reading off the activations. (The paper's baseline refines activations with
+    thresholds of their own, and so ends up with another number of neurons.)
+
+    Args:
+        activations: from ``attribute(..., method="activation")``, whole, with prompts of all the facts.
+        neurons_by_fact: the sets to match in number.
+
+    Raises:
+        ArgumentError: scores of another method, thresholded scores, or a fact without prompts.
+
+    Example:
+        >>> import kn_lens as kn
+        >>> model = kn.load_model("world-bert")
+        >>> fact = kn.FactSet.world().find("Ireland", relation="P36")
+        >>> activations = kn.attribute(model, kn.make_prompts(model, fact), method="activation")
+        >>> len(kn.activation_neurons(activations, {fact: kn.NeuronSet([(2, 5), (3, 17)])})[fact])
+        2
+    """
+    if activations.method != "activation":
+        raise ArgumentError(
+            f"Got scores by {activations.method!r}; expected attribute(..., method='activation'). For the highest "
+            "scores of another method use matched_neurons."
+        )
+    return matched_neurons(activations, neurons_by_fact)
+
+
+def most_active_neurons(
+    model: HookedModel | Host,
+    prompts: PromptBatch,
+    neurons_by_fact: Mapping[Fact, NeuronSet],
+    *,
+    memory_budget: float | None = None,
+    progress: Progress | None = None,
+) -> dict[Fact, NeuronSet]:
+    """Return for each fact as many neurons, those of highest mean activation over its prompts.
+
+    The same as ``activation_neurons`` of an attribution of all prompts, in memory that does not grow with them.
+
+    Args:
+        model: a TransformerLens model.
+        prompts: prompts of all the facts, and of no others.
+        neurons_by_fact: the sets to match in number.
+        memory_budget: see ``attribute``.
+        progress: called with (done, total), counted in (prompt, layer) pairs.
+
+    Returns:
+        The most active neurons, in the order of the prompts' facts. Cost: one forward pass per row.
+
+    Raises:
+        ArgumentError: as ``attribute``.
+    """
+    parts = attribute_in_parts(
+        model, prompts, together="fact", method="activation", memory_budget=memory_budget, progress=progress
+    )
+    active: dict[Fact, NeuronSet] = {}
+    for _, activations in parts:
+        sets = {}
+        for number in activations.prompts.fact_index.unique().tolist():
+            fact = prompts.facts[number]
+            sets[fact] = neurons_by_fact[fact]
+        active |= activation_neurons(activations, sets)
+    return active
+
+
+def matched_neurons(attr: Attribution, neurons_by_fact: Mapping[Fact, NeuronSet]) -> dict[Fact, NeuronSet]:
+    """Return for each fact as many neurons, those of highest mean score over its prompts: two methods at equal count.
+
+    Args:
+        attr: scores of any method, whole, with prompts of all the facts.
+        neurons_by_fact: the sets to match in number.
+
+    Raises:
+        ArgumentError: thresholded scores, a fact without prompts, or one with fewer scores than neurons.
+    """
+    return highest_neurons(attr, {fact: len(neurons) for fact, neurons in neurons_by_fact.items()})
+
+
+def highest_neurons(attr: Attribution, n_by_fact: Mapping[Fact, int]) -> dict[Fact, NeuronSet]:
+    """Return for each fact the given number of neurons of highest mean score over its prompts.
+
+    Raises:
+        ArgumentError: a fact without prompts, or with fewer scores than neurons; or thresholded scores, since the means
+            need all of them.
+    """
+    if attr.keep is not None:
+        raise ArgumentError(
+            f"Means over prompts need all scores, and these were kept from {attr.keep} times the prompt's largest on: "
+            "expected an attribution with keep=None."
+        )
+    prompts_of = prompts_by_fact(attr.prompts)
+    highest = {}
+    for fact, n in n_by_fact.items():
+        if fact not in prompts_of:
+            near = did_you_mean(fact.key, (other.key for other in prompts_of))
+            raise ArgumentError(f"The attribution has no prompts of {fact.key}.{near}")
+        means = attr.scores[prompts_of[fact]].mean(0).flatten()
+        n_scores = int((~means.isnan()).sum())
+        if n > n_scores:
+            raise ArgumentError(
+                f"{fact.key} is to have {n} neurons, and the attribution has fewer scores for it, {n_scores}; expected "
+                "one of all layers and neurons."
+            )
+        cells = torch.where(means.isnan(), -torch.inf, means).topk(n).indices
+        highest[fact] = NeuronSet(divmod(cell, attr.scores.shape[-1]) for cell in cells.tolist())
+    return highest

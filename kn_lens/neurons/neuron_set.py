@@ -1,0 +1,258 @@
+"""Neurons, and immutable sets of them.
+
+A neuron is a row of a layer's ``W_out`` (its value), and the entry of the same index of ``hook_post`` (its activation).
+A gated MLP, too, has one neuron per row of ``W_out``.
+"""
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from operator import index as as_int
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kn_lens.errors import ArgumentError, DataError, did_you_mean
+from kn_lens.facts import Fact
+from kn_lens.hosts import HookedModel, Host, ModelIdentity, host_of, is_hosted
+from kn_lens.neurons.files import read_sets, write_sets
+
+
+class _LayerAndIndex(NamedTuple):
+    layer: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]  # hides tuple.index
+
+
+class Neuron(_LayerAndIndex):
+    """One neuron: a named tuple, ordered by layer, then index.
+
+    Attributes:
+        layer: zero-based block.
+        index: row of the block's ``W_out``, from 0 to ``d_mlp - 1``.
+
+    Raises:
+        ArgumentError: the layer or the index is not a whole number from 0.
+
+    >>> str(Neuron(layer=9, index=1234))
+    'L9N1234'
+    >>> layer, index = Neuron(9, 1234)
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, layer: int, index: int) -> "Neuron":
+        """Return the neuron, with NumPy's integers as Python's."""
+        return super().__new__(cls, _checked("layer", layer), _checked("index", index))
+
+    def __str__(self) -> str:
+        return f"L{self.layer}N{self.index}"
+
+
+def _checked(name: str, number: Any) -> int:
+    try:
+        checked = -1 if isinstance(number, bool) else as_int(number)
+    except TypeError:
+        checked = -1
+    if checked < 0:
+        raise ArgumentError(f"Neuron {name}={number!r}; expected a whole number from 0.")
+    return checked
+
+
+class NeuronSet(AbstractSet[Neuron], Hashable):
+    """An immutable set of neurons, iterated in order of layer and index.
+
+    It has the operators of Python's sets, with any iterable of neurons or ``(layer, index)`` pairs on the right of
+    ``|``, ``&``, ``-`` and ``^``, and equals and hashes like a ``frozenset`` of the same neurons.
+
+    >>> found = NeuronSet([(9, 1234), (10, 5), (9, 7)])
+    >>> found & [(9, 7), (3, 3)]
+    NeuronSet([(9, 7)])
+    >>> found.by_layer()
+    {9: (7, 1234), 10: (5,)}
+    """
+
+    __slots__ = ("_members", "_ordered")
+
+    def __init__(self, neurons: Iterable[Neuron | tuple[int, int]] = ()) -> None:
+        self._members = frozenset(map(_neuron, neurons))
+        self._ordered = tuple(sorted(self._members))
+
+    def __contains__(self, neuron: object) -> bool:
+        return neuron in self._members
+
+    def __iter__(self) -> Iterator[Neuron]:
+        return iter(self._ordered)
+
+    def __len__(self) -> int:
+        return len(self._ordered)
+
+    def __hash__(self) -> int:
+        return hash(self._members)
+
+    def __repr__(self) -> str:
+        return f"NeuronSet({list(map(tuple, self))})"
+
+    def __or__(self, other: Iterable[Any]) -> "NeuronSet":
+        return NeuronSet(self._members | NeuronSet(other)._members)
+
+    def __and__(self, other: Iterable[Any]) -> "NeuronSet":
+        return NeuronSet(self._members & NeuronSet(other)._members)
+
+    def __sub__(self, other: Iterable[Any]) -> "NeuronSet":
+        return NeuronSet(self._members - NeuronSet(other)._members)
+
+    def __xor__(self, other: Iterable[Any]) -> "NeuronSet":
+        return NeuronSet(self._members ^ NeuronSet(other)._members)
+
+    __ror__, __rand__, __rxor__ = __or__, __and__, __xor__
+
+    def __rsub__(self, other: Iterable[Any]) -> "NeuronSet":
+        return NeuronSet(other) - self
+
+    def by_layer(self) -> dict[int, tuple[int, ...]]:
+        """Return the indices of each layer that has any, both in ascending order."""
+        layers: dict[int, list[int]] = {}
+        for neuron in self:
+            layers.setdefault(neuron.layer, []).append(neuron.index)
+        return {layer: tuple(indices) for layer, indices in layers.items()}
+
+    def layer_counts(self, n_layers: int) -> tuple[int, ...]:
+        """Return the number of neurons in each of the model's layers.
+
+        Raises:
+            ArgumentError: a neuron lies above the last layer.
+        """
+        if self and self._ordered[-1].layer >= n_layers:
+            last = self._ordered[-1]
+            raise ArgumentError(f"{last} is in layer {last.layer}; there are {n_layers}.")
+        found = self.by_layer()
+        return tuple(len(found.get(layer, ())) for layer in range(n_layers))
+
+    def check(self, model: HookedModel | Host) -> None:
+        """Raise unless the model, or ``Host``, has every neuron of the set.
+
+        Raises:
+            ArgumentError: it lacks one; the error names the first, and the layers and indices of the model.
+        """
+        host = host_of(model)
+        for neuron in self:
+            if neuron.layer >= host.n_layers or neuron.index >= host.d_mlp:
+                raise ArgumentError(
+                    f"{host.name} has no neuron {neuron}; expected layers 0 to {host.n_layers - 1} and indices 0 to "
+                    f"{host.d_mlp - 1}. Was the set made for another model?"
+                )
+
+    @classmethod
+    def read_many(cls, path: str | Path, *, model: HookedModel | Host | None = None) -> "dict[str, NeuronSet]":
+        """Read all sets of a JSON file: ours, EleutherAI's, or the released code's ``kn_bag`` and ``kn_rel``.
+
+        The format is recognised by the shape of the document. The keys are those of the file: in ours the keys that it
+        was written with (``Fact.key``), in EleutherAI's the ParaRel uuid, in the released code's ``P36[0]``,
+        ``P36[1]``, ...: the relation and the fact's position in it. ``match_facts`` finds the facts.
+
+        Args:
+            path: the file.
+            model: the model to use them with; a ``Host`` will do. A file that was written with
+                ``write_many(..., model=model)`` must hold neurons of this model, by its weights, wherever they were
+                loaded from; a file with a name alone, by the name. A file that names no model is not checked. None
+                reads any file.
+
+        Raises:
+            DataError: the file cannot be read, has another format, or holds neurons of another model.
+        """
+        sets, of_model = read_sets(Path(path))
+        identity = ModelIdentity.read(of_model)
+        if model is not None and identity is not None:
+            expected = ModelIdentity.of(model, with_digest=identity.digest is not None)
+            difference = identity.difference(expected)
+            if difference is not None:
+                raise DataError(
+                    f"{path} holds neurons of {identity.name}, and the model is {expected.name}: {difference}. A "
+                    "neuron's index means nothing in another model; find them in this one, or read them all the same "
+                    "with model=None."
+                )
+        return {key: cls(pairs) for key, pairs in sets.items()}
+
+    @classmethod
+    def read(cls, path: str | Path, *, model: HookedModel | Host | None = None) -> "NeuronSet":
+        """Read a file that holds one set; see ``read_many``.
+
+        Raises:
+            DataError: as ``read_many``, or the file holds several sets.
+        """
+        found = cls.read_many(path, model=model)
+        if len(found) > 1:
+            raise DataError(f"{path} holds {len(found)} neuron sets; read them with NeuronSet.read_many.")
+        return next(iter(found.values()))
+
+    @staticmethod
+    def write_many(path: str | Path, sets: "Mapping[Any, NeuronSet]", **meta: Any) -> None:
+        """Write sets to one JSON file, which appears whole or not at all.
+
+        Args:
+            path: the file.
+            sets: keyed by facts (written as ``Fact.key``) or by strings.
+            **meta: metadata of the file: ``model``, the model itself, so that ``read_many`` and the command line
+                recognise it, or its name; the thresholds.
+
+        Raises:
+            ArgumentError: two facts with one key, or ``meta`` that is not JSON.
+            DataError: the file cannot be written.
+        """
+        named: dict[str, NeuronSet] = {}
+        for key, neurons in sets.items():
+            name = key.key if isinstance(key, Fact) else str(key)
+            if name in named:
+                raise ArgumentError(f"Two of the sets have the key {name!r}; give the facts different uids.")
+            named[name] = neurons
+        if is_hosted(meta.get("model")):
+            meta["model"] = ModelIdentity.of(meta["model"]).as_dict()
+        write_sets(Path(path), named, meta)
+
+    def write(self, path: str | Path, **meta: Any) -> None:
+        """Write this set alone; see ``write_many``."""
+        NeuronSet.write_many(path, {"": self}, **meta)
+
+
+def match_facts(sets: Mapping[str, NeuronSet], facts: Iterable[Fact]) -> dict[Fact, NeuronSet]:
+    """Return the sets of a neuron file by the facts that its keys name.
+
+    A key names the fact with that ``key`` or ``uid``, or, written ``P36[3]``, the fourth of the relation's facts in the
+    order given: for the released code's files that must be the order of its data file.
+
+    Raises:
+        DataError: a key that names no fact, or several (facts that share a uid).
+
+    Example:
+        >>> capital = Fact(subject="Ireland", relation="P36", object="Dublin")
+        >>> list(match_facts({"P36[0]": NeuronSet([(9, 7)])}, [capital])) == [capital]
+        True
+    """
+    facts_of_name: dict[str, list[Fact]] = {}
+    n_facts: dict[str, int] = {}
+    for fact in facts:
+        position = n_facts.setdefault(fact.relation, 0)
+        n_facts[fact.relation] += 1
+        for name in {fact.key, fact.uid, f"{fact.relation}[{position}]"} - {""}:
+            facts_of_name.setdefault(name, []).append(fact)
+    matched: dict[Fact, NeuronSet] = {}
+    for key, neurons in sets.items():
+        candidates = facts_of_name.get(key, [])
+        if len(candidates) != 1:
+            raise DataError(
+                f"The key {key!r} of the neuron sets stands for {len(candidates)} of the facts; expected one, by its "
+                f"key, its uid or its place (P36[0]).{did_you_mean(key, facts_of_name)}"
+            )
+        (fact,) = candidates
+        if fact in matched:
+            raise DataError(f"The fact {fact.key} has two of the neuron sets, the second under {key!r}.")
+        matched[fact] = neurons
+    return matched
+
+
+def _neuron(item: Any) -> Neuron:
+    if isinstance(item, Neuron):
+        return item
+    try:
+        layer, index = item
+    except (TypeError, ValueError):
+        raise ArgumentError(f"Got {item!r}; expected a Neuron or a (layer, index) pair.") from None
+    return Neuron(layer, index)

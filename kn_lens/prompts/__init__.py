@@ -1,0 +1,16 @@
+"""Prompts: facts as the tokens that query a model for them.
+
+``batch`` has ``PromptBatch``, the input of every computation. ``tokenization`` finds the tokens of an answer in a text,
+``build`` makes prompts from facts and templates, and ``predict`` lists a model's most probable tokens for them. Only
+``build`` distinguishes masked and causal models.
+"""
+
+from kn_lens.prompts.batch import PromptBatch
+from kn_lens.prompts.build import make_prompts
+from kn_lens.prompts.predict import predict
+
+__all__ = [
+    "PromptBatch",
+    "make_prompts",
+    "predict",
+]

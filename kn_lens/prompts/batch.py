@@ -1,0 +1,337 @@
+"""Prompts as tensors: the input of every computation, whether from facts or from the user's own tokens.
+
+A prompt whose answer has k tokens has k consecutive rows (see ``build``); padding is on the right.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from kn_lens.errors import ArgumentError, PromptError
+from kn_lens.facts import Fact
+from kn_lens.hosts import Host, Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeFor:
+    """The models that can read some prompts.
+
+    Attributes:
+        kind: masked or causal.
+        tokenizers: fingerprints of the model's own tokenizer, and of one that was chosen in its place. Empty if neither
+            is known.
+    """
+
+    kind: Kind
+    tokenizers: frozenset[str]
+
+    def check(self, host: Host) -> None:
+        """Raise if a model is of another kind, or has another tokenizer.
+
+        Raises:
+            ArgumentError: with the call that makes prompts for it.
+        """
+        if host.kind != self.kind:
+            raise ArgumentError(
+                f"The prompts were made for a {self.kind} model, and {host.name} is a {host.kind} one, which is asked "
+                "in another form. Make prompts for it: make_prompts(model, facts)."
+            )
+        own = host.tokenizer_fingerprint
+        if own is not None and self.tokenizers and own not in self.tokenizers:
+            raise ArgumentError(
+                f"The prompts were made with another tokenizer than that of {host.name}, to which their tokens say "
+                "something else. Make prompts for it: make_prompts(model, facts); with tokenizer=, if it is the other "
+                "tokenizer that belongs to its weights."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)  # tensors have no single truth value to compare by
+class PromptBatch:
+    """Prompts as token tensors; all on one device, all indices int64.
+
+    Attributes:
+        tokens: token ids, padded on the right.
+        attention_mask: 1 for tokens, 0 for padding.
+        read_pos: position whose logits give the row's answer token.
+        target_ids: the true answer token.
+        prompt_index: which prompt a row belongs to: 0, 1, ... without gaps, in order.
+        contrast_ids: the token of a contrasting answer, for ``output="logit_diff"``; None without one.
+        text: each prompt as text: with the mask in the answer's place, or what precedes the answer.
+        fact_index: position in ``facts`` of the prompt's fact.
+        template: the template of each prompt.
+        facts: the facts, including those left without a prompt.
+        left_out: number of (fact, template) pairs that gave no prompt, by reason.
+        made_for: the models that the tokens are for; None for your own tokens, which any model takes.
+
+    Raises:
+        ArgumentError: shapes, types, devices, padding or indices do not fit together.
+    """
+
+    tokens: Int[Tensor, "row pos"]
+    attention_mask: Int[Tensor, "row pos"]
+    read_pos: Int[Tensor, " row"]
+    target_ids: Int[Tensor, " row"]
+    prompt_index: Int[Tensor, " row"]
+    contrast_ids: Int[Tensor, " row"] | None
+    text: tuple[str, ...]
+    fact_index: Int[Tensor, " batch"]
+    template: tuple[str, ...]
+    facts: tuple[Fact, ...]
+    left_out: Mapping[str, int]
+    made_for: MadeFor | None = None
+
+    def __post_init__(self) -> None:
+        _check_shapes(self)
+        _check_values(self)
+
+    @classmethod
+    def from_tokens(
+        cls,
+        tokens: Int[Tensor, "batch pos"],
+        *,
+        read_pos: Int[Tensor, " batch"],
+        target_ids: Int[Tensor, " batch"],
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        fact_index: Int[Tensor, " batch"] | None = None,
+        facts: Sequence[Fact] | None = None,
+        contrast_ids: Int[Tensor, " batch"] | None = None,
+    ) -> "PromptBatch":
+        """Make a batch from your own tokens, one row a prompt; no tokenizer is needed.
+
+        Args:
+            tokens: token ids, padded on the right.
+            read_pos: position that is read: that of the mask, or the last token's.
+            target_ids: the token whose probability is explained.
+            attention_mask: 1 for tokens, 0 for padding; None where nothing is padded.
+            fact_index: position in ``facts`` of each prompt's fact; None gives each prompt a fact of its own.
+            facts: the facts of the prompts; None makes placeholders with the target's id as their object.
+            contrast_ids: a contrasting token, for ``output="logit_diff"``.
+
+        Raises:
+            ArgumentError: shapes, types, devices, padding or indices do not fit together.
+
+        >>> import torch
+        >>> batch = PromptBatch.from_tokens(
+        ...     torch.tensor([[5, 6, 7]]), read_pos=torch.tensor([2]), target_ids=torch.tensor([9])
+        ... )
+        >>> len(batch), batch.fact(0).object
+        (1, '9')
+        """
+        given = {"tokens": tokens, "read_pos": read_pos, "target_ids": target_ids, "fact_index": fact_index}
+        for name, value in given.items():
+            if not isinstance(value, Tensor) and not (name == "fact_index" and value is None):
+                raise ArgumentError(f"{name} must be a tensor of whole numbers; got {type(value).__name__}.")
+        n_prompts, device = len(tokens), tokens.device
+        own = torch.arange(n_prompts, device=device)
+        if fact_index is None:
+            fact_index = own
+        if facts is None:
+            objects = dict(zip(fact_index.tolist(), target_ids.tolist(), strict=False))
+            facts = [
+                Fact("", "tokens", str(objects.get(i, "none")), uid=str(i)) for i in range(max(objects, default=-1) + 1)
+            ]
+        return cls(
+            tokens=_whole(tokens),
+            attention_mask=torch.ones_like(tokens).long() if attention_mask is None else _whole(attention_mask),
+            read_pos=_whole(read_pos),
+            target_ids=_whole(target_ids),
+            prompt_index=own,
+            contrast_ids=None if contrast_ids is None else _whole(contrast_ids),
+            text=tuple(f"tokens {i}" for i in range(n_prompts)),
+            fact_index=_whole(fact_index),
+            template=("",) * n_prompts,
+            facts=tuple(facts),
+            left_out={},
+        )
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows, one for each answer token of each prompt."""
+        return len(self.tokens)
+
+    @property
+    def rows_per_prompt(self) -> Int[Tensor, " batch"]:
+        """Number of answer tokens of each prompt."""
+        return torch.bincount(self.prompt_index, minlength=len(self))
+
+    @property
+    def length(self) -> Int[Tensor, " batch"]:
+        """Number of tokens of each prompt's last row, which holds the most of the answer."""
+        return self.attention_mask.sum(-1)[self.rows_per_prompt.cumsum(0) - 1]
+
+    def prompts_per_fact(self) -> dict[Fact, int]:
+        """Return the number of prompts of each fact, 0 if all of them were left out.
+
+        Refining leaves out facts with fewer than ``min_prompts``, 3 by default.
+        """
+        counts = torch.bincount(self.fact_index, minlength=len(self.facts)).tolist()
+        return dict(zip(self.facts, counts, strict=True))
+
+    def fact(self, prompt: int) -> Fact:
+        """Return the fact of a prompt."""
+        return self.facts[int(self.fact_index[prompt])]
+
+    def rows_of(self, prompts: Sequence[int] | Int[Tensor, " chosen"]) -> Int[Tensor, " row"]:
+        """Return the rows of the given prompts, in the order given.
+
+        Raises:
+            ArgumentError: no such prompt.
+        """
+        return self.rows_and_owners(self._indices(prompts))[0]
+
+    def select(self, prompts: Sequence[int] | Int[Tensor, " chosen"]) -> "PromptBatch":
+        """Return these prompts, in the order given; repeats are allowed. ``facts`` and ``left_out`` stay whole.
+
+        Raises:
+            ArgumentError: no such prompt, or none at all.
+        """
+        chosen = self._indices(prompts)
+        rows, owner = self.rows_and_owners(chosen)
+        listed = chosen.tolist()
+        return replace(
+            self,
+            tokens=self.tokens[rows],
+            attention_mask=self.attention_mask[rows],
+            read_pos=self.read_pos[rows],
+            target_ids=self.target_ids[rows],
+            prompt_index=owner,
+            contrast_ids=None if self.contrast_ids is None else self.contrast_ids[rows],
+            text=tuple(self.text[i] for i in listed),
+            fact_index=self.fact_index[chosen],
+            template=tuple(self.template[i] for i in listed),
+        )
+
+    def to(self, device: str | torch.device) -> "PromptBatch":
+        """Return the batch on another device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
+
+    def check_for(self, host: Host) -> None:
+        """Raise if the model cannot run on these prompts.
+
+        Raises:
+            ArgumentError: made for another kind of model or another tokenizer, on another device than the model, or
+                token ids beyond its vocabulary.
+            PromptError: longer than the model's context.
+        """
+        if self.made_for is not None:
+            self.made_for.check(host)
+        if self.tokens.device != host.device:
+            raise ArgumentError(
+                f"The prompts are on {self.tokens.device} and {host.name} on {host.device}; "
+                f"move one of them: prompts.to({str(host.device)!r})."
+            )
+        for name in ("tokens", "target_ids", "contrast_ids"):
+            ids = getattr(self, name)
+            if ids is not None and int(ids.max()) >= host.d_vocab:
+                raise ArgumentError(
+                    f"{name} hold the id {int(ids.max())}; {host.name} has {host.d_vocab} tokens. "
+                    "Use the tokenizer that belongs to the model."
+                )
+        lengths = self.attention_mask.sum(-1)
+        if host.n_ctx is not None and int(lengths.max()) > host.n_ctx:
+            longest = int(self.prompt_index[lengths.argmax()])
+            raise too_long(self.text[longest], int(lengths.max()), host.n_ctx)
+
+    def _indices(self, prompts: Sequence[int] | Int[Tensor, " chosen"]) -> Int[Tensor, " chosen"]:
+        chosen = torch.as_tensor(prompts, device=self.tokens.device)
+        if chosen.ndim != 1 or (len(chosen) and (chosen.dtype == torch.bool or chosen.is_floating_point())):
+            raise ArgumentError(f"Prompts are chosen by a list of their numbers; got {prompts!r}.")
+        if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self):
+            raise ArgumentError(
+                f"Prompts {int(chosen.min())} to {int(chosen.max())} were asked for; there are 0 to {len(self) - 1}."
+            )
+        return chosen.long()
+
+    def rows_and_owners(self, chosen: Int[Tensor, " chosen"]) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
+        """Return the rows of the chosen prompts, and for each row the position in ``chosen`` of its prompt."""
+        n_rows = self.rows_per_prompt
+        first = (n_rows.cumsum(0) - n_rows)[chosen]
+        n_rows = n_rows[chosen]
+        owner = torch.arange(len(chosen), device=chosen.device).repeat_interleave(n_rows)
+        offset = torch.arange(len(owner), device=chosen.device) - (n_rows.cumsum(0) - n_rows)[owner]
+        return first[owner] + offset, owner
+
+
+def too_long(text: str, length: int, n_ctx: int) -> PromptError:
+    """Return the error for a prompt that does not fit the model's context."""
+    return PromptError(
+        f"The prompt {text!r} has {length} tokens, more than the model's context of {n_ctx}. "
+        "Leave its template or fact out; nothing is cut off."
+    )
+
+
+def _whole(value: Any) -> Any:
+    """Return integers and booleans as int64; other values unchanged, for the checks to refuse."""
+    is_whole = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
+    return value.long() if is_whole else value
+
+
+def _check_shapes(batch: PromptBatch) -> None:
+    n_rows, n_prompts = len(batch.target_ids), len(batch.text)
+    n_pos = batch.tokens.shape[-1] if batch.tokens.ndim else 0
+    expected = {
+        "tokens": (n_rows, n_pos),
+        "attention_mask": (n_rows, n_pos),
+        "read_pos": (n_rows,),
+        "target_ids": (n_rows,),
+        "prompt_index": (n_rows,),
+        "fact_index": (n_prompts,),
+    } | ({} if batch.contrast_ids is None else {"contrast_ids": (n_rows,)})
+    for name, shape in expected.items():
+        value = getattr(batch, name)
+        if not isinstance(value, Tensor) or value.dtype != torch.int64:
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise ArgumentError(f"{name} must be a tensor of whole numbers (torch.int64); got {got}.")
+        if value.shape != shape:
+            raise ArgumentError(f"{name} has shape {list(value.shape)}; expected {list(shape)}.")
+    devices = {name: str(getattr(batch, name).device) for name in expected}
+    if len(set(devices.values())) > 1:
+        listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ArgumentError(f"All tensors of a batch must be on one device; got {listed}.")
+    if not n_rows or not n_prompts:
+        raise ArgumentError("There is no prompt in the batch; expected at least one.")
+    if len(batch.template) != n_prompts:
+        raise ArgumentError(f"template has {len(batch.template)} entries for {n_prompts} prompts.")
+
+
+def _check_values(batch: PromptBatch) -> None:
+    mask, index = batch.attention_mask, batch.prompt_index
+    lengths = mask.sum(-1)
+    expected_mask = torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]
+    _refuse(
+        (mask != expected_mask).any(-1) | (lengths == 0),
+        "attention_mask of row {row} is not ones followed by zeros; pad on the right.",
+    )
+    _refuse(
+        (batch.read_pos < 0) | (batch.read_pos >= lengths),
+        "read_pos of row {row} is {value}, outside the row's tokens.",
+        batch.read_pos,
+    )
+    _refuse((batch.tokens < 0).any(-1), "tokens of row {row} hold a negative id.")
+    for name in ("target_ids", "contrast_ids"):
+        ids = getattr(batch, name)
+        if ids is not None:
+            _refuse(ids < 0, name + " of row {row} is {value}; expected a token id.", ids)
+    step = index.diff(prepend=index.new_full((1,), -1))
+    _refuse((step < 0) | (step > 1) | (step == 0) & (index < 0), "prompt_index jumps to {value} at row {row}.", index)
+    if int(index[-1]) != len(batch) - 1:
+        raise ArgumentError(f"prompt_index names {int(index[-1]) + 1} prompts; there are {len(batch)}.")
+    _refuse(
+        (batch.fact_index < 0) | (batch.fact_index >= len(batch.facts)),
+        f"fact_index of prompt {{row}} is {{value}}; there are {len(batch.facts)} facts.",
+        batch.fact_index,
+    )
+
+
+def _refuse(bad: Bool[Tensor, " row"], message: str, values: Int[Tensor, " row"] | None = None) -> None:
+    if bool(bad.any()):
+        row = int(bad.long().argmax())
+        raise ArgumentError(message.format(row=row, value=None if values is None else int(values[row])))

@@ -1,0 +1,408 @@
+"""From facts to prompts: the only place that distinguishes masked and causal models.
+
+A prompt is one fact in one template. A *masked* model sees the whole sentence with the answer masked, one mask per
+answer token, and is read at the mask. A *causal* model sees the text before the answer and is read at the last token.
+
+An answer of k tokens is queried in k rows (teacher forcing): row j holds the true answer tokens before j and is read
+for token j, so that by the chain rule
+
+    P(answer) = prod_j P(answer_j | prompt, answer_<j)         (masked: the later answer tokens stay masked).
+
+Rows of a prompt stand together and in order. Where every answer is one token, row and prompt are the same. Padding is
+on the right, where it changes nothing in any family.
+"""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from kn_lens.errors import ArgumentError, NoPromptError, PromptError, did_you_mean
+from kn_lens.facts import OBJECT_SLOT, SUBJECT_SLOT, Fact, FactSet
+from kn_lens.hosts import HookedModel, Host, exclusive, fingerprint, host_of
+from kn_lens.prompts.batch import MadeFor, PromptBatch, too_long
+from kn_lens.prompts.tokenization import STRADDLES, Encoded, encode
+
+NOT_LAST, SAME = "object not last", "same prompt as another template"
+BEYOND = "token beyond the model's vocabulary"
+
+
+@exclusive
+def make_prompts(
+    model: HookedModel | Host,
+    facts: Fact | Iterable[Fact],
+    *,
+    tokenizer: Any = None,
+    templates: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    contrast: str | Mapping[Fact, str] | None = None,
+    unknown_answers: Literal["error", "leave_out"] = "error",
+    min_prompts: int = 1,
+) -> PromptBatch:
+    """Turn facts into prompts for a model, each fact in each of its templates.
+
+    Sentence and answer are encoded together, with the special tokens of the checkpoint's own tokenizer. The answer's
+    tokens are those over its characters. For masked models they become mask tokens. For causal models the prompt ends
+    before them, and templates with more than punctuation after the object are left out and counted. So are templates
+    that give the same prompt as another of the fact: its neurons would seem to be shared by two prompts. Words of the
+    subject that are not in the vocabulary are encoded as the checkpoint reads them; such answers are refused.
+
+    Args:
+        model: the TransformerLens model that the prompts are for.
+        facts: one fact or many.
+        tokenizer: a fast Hugging Face tokenizer, instead of the one that came with the model. Whether it belongs to
+            the model's weights cannot be checked.
+        templates: for all facts, or by relation; None takes each fact's own.
+        contrast: another answer for ``output="logit_diff"``, one for all facts or one for each, with as many tokens in
+            its place as the true answer has.
+        unknown_answers: what to do with answers that the vocabulary cannot write, with answers that share a token with
+            the text beside them, and with tokens without an embedding in the model: raise an error, or leave the prompt
+            out and count it in ``left_out``.
+        min_prompts: leave out, and count in ``left_out``, the prompts of facts with fewer prompts. Refining leaves such
+            facts out after the model has run: its ``min_prompts`` is 3. ``prompts_per_fact`` of the result names them.
+
+    Returns:
+        The prompts, in order of facts and templates, on the model's device. Cost: tens of microseconds per prompt; the
+        model does not run.
+
+    Raises:
+        PromptError: the model has no fast tokenizer (or, masked, no mask token); a fact has no template; an answer is
+            unknown; a prompt is longer than the context; a contrast answer does not fit.
+        NoPromptError: no prompt is left.
+        ArgumentError: templates without their slots, or for other relations.
+        DataError: a fact is given twice.
+
+    >>> import kn_lens as kn
+    >>> model = kn.load_model("world-bert")
+    >>> fact = kn.FactSet.world().find("Ireland", relation="P36")
+    >>> kn.make_prompts(model, fact).text[0]
+    'The country Ireland has the capital [MASK].'
+    """
+    host = host_of(model)
+    chosen = host.tokenizer if tokenizer is None else tokenizer
+    if chosen is None:
+        raise PromptError(
+            f"{host.name} has no tokenizer, which prompts from text need. Pass tokenizer=, or make the prompts from "
+            "your own tokens with PromptBatch.from_tokens."
+        )
+    # A tokenizer that the caller chooses is taken to fit the model as well as its own.
+    fingerprints = [host.tokenizer_fingerprint, fingerprint(chosen)]
+    form = PromptForm(
+        tokenizer=chosen,
+        masked=host.kind == "masked",
+        n_ctx=host.n_ctx,
+        d_vocab=host.d_vocab,
+        device=host.device,
+        made_for=MadeFor(kind=host.kind, tokenizers=frozenset(known for known in fingerprints if known is not None)),
+    )
+    fact_set = _with_templates([facts] if isinstance(facts, Fact) else facts, templates)
+    return build(form, fact_set, contrast, unknown_answers, min_prompts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptForm:
+    """The properties of a model that determine the form of its prompts.
+
+    Attributes:
+        tokenizer: encodes the texts.
+        masked: whether the model is a masked one.
+        n_ctx: longest prompt in tokens; None without a limit.
+        d_vocab: number of embeddings.
+        device: where the prompts are put.
+        made_for: the models that the prompts are meant for; None where that is not known.
+    """
+
+    tokenizer: Any
+    masked: bool
+    n_ctx: int | None
+    d_vocab: int
+    device: torch.device
+    made_for: MadeFor | None = None
+
+
+class _Query(NamedTuple):
+    """One fact in one template.
+
+    Attributes:
+        fact: number of the fact.
+        template: as given.
+        before: text before the answer.
+        after: text after the answer; empty for causal models.
+    """
+
+    fact: int
+    template: str
+    before: str
+    after: str
+
+
+def build(
+    form: PromptForm,
+    facts: FactSet,
+    contrast: str | Mapping[Fact, str] | None,
+    unknown_answers: str,
+    min_prompts: int = 1,
+) -> PromptBatch:
+    """Return the prompts of facts in a form; see ``make_prompts`` for the other arguments and the errors."""
+    if unknown_answers not in ("error", "leave_out"):
+        raise ArgumentError(f"unknown_answers is {unknown_answers!r}; expected 'error' or 'leave_out'.")
+    if isinstance(min_prompts, bool) or not isinstance(min_prompts, int) or min_prompts < 1:
+        raise ArgumentError(f"min_prompts={min_prompts!r}; expected a whole number from 1.")
+    if form.masked and getattr(form.tokenizer, "mask_token_id", None) is None:
+        raise PromptError(
+            f"A masked language model is asked with a mask token, and {type(form.tokenizer).__name__} has none. "
+            "Pass the tokenizer of the checkpoint with tokenizer=."
+        )
+    if not facts:
+        raise PromptError("There are no facts to ask for; expected at least one.")
+    queries, left_out = _queries(form, facts)
+    if not queries:
+        raise _none_left(left_out)
+    encoded = _encode_answers(form, queries, [facts[query.fact].object for query in queries])
+    problem = np.where((encoded.ids >= form.d_vocab).any(-1), BEYOND, encoded.problem)
+    if unknown_answers == "error" and (problem != "").any():
+        raise _unusable_answer(form, facts, queries, encoded, problem)
+    fact_of_query = [query.fact for query in queries]
+    n_prompts = np.bincount(fact_of_query, problem == "", minlength=len(facts))
+    too_few = n_prompts[fact_of_query] < min_prompts
+    problem = np.where((problem == "") & too_few, f"fact with fewer than {min_prompts} prompts", problem)
+    left_out.update(problem[problem != ""])
+    kept = np.flatnonzero(problem == "")
+    if not len(kept):
+        raise _none_left(left_out)
+    queries, encoded = [queries[i] for i in kept], encoded[kept]
+    _check_lengths_and_slots(form, queries, encoded)
+    contrast_ids = _contrast_ids(form, facts, queries, encoded, contrast)
+    return _batch(form, facts, queries, encoded, contrast_ids, dict(left_out))
+
+
+def _queries(form: PromptForm, facts: FactSet) -> tuple[list[_Query], Counter[str]]:
+    """Return the queries of all facts, and how many (fact, template) pairs have none, by reason."""
+    queries: dict[tuple[int, str, str], _Query] = {}
+    left_out: Counter[str] = Counter()
+    usable: dict[str, bool] = {}
+    for number, fact in enumerate(facts):
+        if not fact.templates:
+            raise PromptError(
+                f"The fact {fact.key} has no templates. Pass templates= to make_prompts, or to the reader of the facts."
+            )
+        for template in fact.templates:
+            if template not in usable:
+                usable[template] = form.masked or _object_is_last(template)
+            if not usable[template]:
+                left_out[NOT_LAST] += 1
+                continue
+            # Split before the subject is filled in: a subject may read "[Y]".
+            before, after = (half.replace(SUBJECT_SLOT, fact.subject) for half in template.split(OBJECT_SLOT))
+            query = _Query(fact=number, template=template, before=before, after=after if form.masked else "")
+            first = queries.setdefault((number, query.before, query.after), query)
+            left_out[SAME] += first is not query
+    return list(queries.values()), +left_out  # without zeros
+
+
+def _object_is_last(template: str) -> bool:
+    """Return whether nothing but punctuation, spaces and control characters follow the object."""
+    rest = template.partition(OBJECT_SLOT)[2]
+    return SUBJECT_SLOT not in rest and all(unicodedata.category(character)[0] in "PZC" for character in rest)
+
+
+def _encode_answers(form: PromptForm, queries: Sequence[_Query], answers: Sequence[str]) -> Encoded:
+    """Encode each query with an answer in its slot."""
+    texts, begin, end = [], [], []
+    for query, answer in zip(queries, answers, strict=True):
+        texts.append(query.before + answer + query.after)
+        begin.append(len(query.before))
+        end.append(len(query.before) + len(answer))
+    return encode(form.tokenizer, texts, begin, end)
+
+
+def _check_lengths_and_slots(form: PromptForm, queries: Sequence[_Query], encoded: Encoded) -> None:
+    """Raise for a prompt that is longer than the context, or has no position, or two, to read the answer from."""
+    # The longest row of a causal prompt lacks only the answer's last token.
+    lengths = encoded.length if form.masked else encoded.end - 1
+    if form.n_ctx is not None and lengths.max() > form.n_ctx:
+        longest = int(lengths.argmax())
+        query = queries[longest]
+        raise too_long(query.before + OBJECT_SLOT + query.after, int(lengths[longest]), form.n_ctx)
+    if form.masked:
+        in_answer = _between(encoded.ids.shape[1], encoded.start, encoded.end)
+        has_mask = ((encoded.ids == form.tokenizer.mask_token_id) & ~in_answer).any(-1)
+        if has_mask.any():
+            query = queries[int(has_mask.argmax())]
+            raise PromptError(
+                f"The prompt {query.before + OBJECT_SLOT + query.after!r} holds the mask token besides the answer's "
+                "place; expected the slot alone."
+            )
+    elif not encoded.start.all():
+        query = queries[int((encoded.start == 0).argmax())]
+        raise PromptError(
+            f"The template {query.template!r} has nothing before the answer, and the tokenizer adds no token there: "
+            "there is no position to read the answer from."
+        )
+
+
+def _batch(
+    form: PromptForm,
+    facts: FactSet,
+    queries: Sequence[_Query],
+    encoded: Encoded,
+    contrast_ids: np.ndarray | None,
+    left_out: dict[str, int],
+) -> PromptBatch:
+    """Return the queries as rows of tokens, one for each answer token."""
+    prompt_index = np.repeat(np.arange(len(queries)), encoded.n_answer)
+    first_row = np.cumsum(encoded.n_answer) - encoded.n_answer
+    token_number = np.arange(len(prompt_index)) - first_row[prompt_index]
+    answer_pos = encoded.start[prompt_index] + token_number  # of the row's answer token, in the full text
+    lengths = encoded.length[prompt_index] if form.masked else answer_pos
+    tokens = encoded.ids[prompt_index, : lengths.max()]
+    target_ids = encoded.ids[prompt_index, answer_pos]
+    # The attention mask hides padding, so any id of the model's will do; one added to a tokenizer may not be.
+    pad_id = 0
+    for known_id in (form.tokenizer.eos_token_id, form.tokenizer.pad_token_id):
+        if known_id is not None and known_id < form.d_vocab:
+            pad_id = known_id
+    mask = _between(tokens.shape[1], np.zeros_like(lengths), lengths)
+    tokens = np.where(mask, tokens, pad_id)
+    if form.masked:
+        unseen = _between(tokens.shape[1], answer_pos, encoded.end[prompt_index])
+        tokens = np.where(unseen, form.tokenizer.mask_token_id, tokens)
+
+    def tensor(values: Any) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64)).to(form.device)
+
+    return PromptBatch(
+        tokens=tensor(tokens),
+        attention_mask=tensor(mask),
+        read_pos=tensor(answer_pos if form.masked else answer_pos - 1),
+        target_ids=tensor(target_ids),
+        prompt_index=tensor(prompt_index),
+        contrast_ids=None if contrast_ids is None else tensor(contrast_ids),
+        text=_texts(form, queries, encoded),
+        fact_index=tensor([query.fact for query in queries]),
+        template=tuple(query.template for query in queries),
+        facts=facts.facts,
+        left_out=left_out,
+        made_for=form.made_for,
+    )
+
+
+def _texts(form: PromptForm, queries: Sequence[_Query], encoded: Encoded) -> tuple[str, ...]:
+    """Return each prompt as text: with masks in the answer's place, or what precedes the answer."""
+    texts = []
+    for query, n_tokens in zip(queries, encoded.n_answer.tolist(), strict=True):
+        if form.masked:
+            masks = " ".join([form.tokenizer.mask_token] * n_tokens)
+            texts.append(f"{query.before}{masks}{query.after}")
+        else:
+            texts.append(query.before.rstrip(" "))
+    return tuple(texts)
+
+
+def _contrast_ids(
+    form: PromptForm,
+    facts: FactSet,
+    queries: Sequence[_Query],
+    encoded: Encoded,
+    contrast: str | Mapping[Fact, str] | None,
+) -> np.ndarray | None:
+    """Return the tokens of the contrast answers, row by row.
+
+    Raises:
+        PromptError: a fact has no contrast answer, or one that does not fit in the place of the true answer.
+    """
+    if contrast is None:
+        return None
+    if not isinstance(contrast, str):
+        for fact in facts:
+            if fact not in contrast:
+                raise PromptError(f"contrast gives no answer for the fact {fact.key}; expected one for each fact.")
+    answers = []
+    for query in queries:
+        fact = facts[query.fact]
+        answer = contrast if isinstance(contrast, str) else contrast[fact]
+        if not isinstance(answer, str) or not answer.strip() or answer == fact.object:
+            raise PromptError(
+                f"The contrast answer of {fact.key} is {answer!r}; expected another answer than the true one."
+            )
+        answers.append(answer)
+    contrasting = _encode_answers(form, queries, answers)
+    unfit = np.flatnonzero((contrasting.problem != "") | (contrasting.n_answer != encoded.n_answer))
+    if len(unfit):
+        i = int(unfit[0])
+        fact = facts[queries[i].fact]
+        reason = contrasting.problem[i] or (
+            f"it has {contrasting.n_answer[i]} tokens, and {fact.object!r} has {encoded.n_answer[i]}: they must be as "
+            "many"
+        )
+        raise PromptError(
+            f"The contrast answer {answers[i]!r} does not fit {fact.key} in {queries[i].template!r}: {reason}."
+        )
+    return contrasting.ids[_between(contrasting.ids.shape[1], contrasting.start, contrasting.end)]
+
+
+def _between(n_pos: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Return whether each position of each row lies in [start, end); shape [row, pos]."""
+    position = np.arange(n_pos)
+    return (position >= start[:, None]) & (position < end[:, None])
+
+
+def _with_templates(
+    facts: Iterable[Fact], templates: str | Sequence[str] | Mapping[str, Sequence[str]] | None
+) -> FactSet:
+    """Return the facts with other templates."""
+    if templates is None:
+        return facts if isinstance(facts, FactSet) else FactSet(facts)
+    chosen = []
+    for fact in facts:
+        own = templates
+        if isinstance(templates, Mapping):
+            if fact.relation not in templates:
+                near = did_you_mean(fact.relation, templates)
+                raise ArgumentError(f"templates has none for relation {fact.relation!r} of {fact.key}.{near}")
+            own = templates[fact.relation]
+        chosen.append(replace(fact, templates=(own,) if isinstance(own, str) else tuple(own)))
+    return FactSet(chosen)
+
+
+def _none_left(left_out: Counter[str]) -> NoPromptError:
+    """Return the error for facts without any prompt."""
+    counts = ", ".join(f"{reason}: {number}" for reason, number in left_out.items())
+    n_pairs = left_out.total()
+    return NoPromptError(
+        f"No prompt is left of {n_pairs} pair{'s' * (n_pairs != 1)} of fact and template ({counts}). "
+        "Causal models need templates that end with [Y]; answers must be writable in the model's vocabulary."
+    )
+
+
+def _unusable_answer(
+    form: PromptForm, facts: FactSet, queries: Sequence[_Query], encoded: Encoded, problem: np.ndarray
+) -> PromptError:
+    """Return the error for the first prompt whose answer cannot be queried."""
+    unusable: list[int] = np.flatnonzero(problem).tolist()
+    first = unusable[0]
+    fact, template = facts[queries[first].fact], queries[first].template
+    n_facts = len({queries[i].fact for i in unusable})
+    more = f" ({n_facts} facts have such answers)" if n_facts > 1 else ""
+    remedy = "Correct it, or leave such prompts out and counted with unknown_answers='leave_out'."
+    if problem[first] == BEYOND:
+        return PromptError(
+            f"The tokenizer made the id {encoded.ids[first].max()} for {fact.key} in {template!r}, but the model has "
+            f"{form.d_vocab} tokens. Pass the tokenizer of the checkpoint with tokenizer=; where the checkpoint has "
+            "fewer embeddings than its own tokenizer has tokens, leave such prompts out and counted with "
+            "unknown_answers='leave_out'."
+        )
+    if problem[first] == STRADDLES:
+        return PromptError(
+            f"The answer {fact.object!r} of {fact.key} shares a token with the text beside it in {template!r}, so it "
+            f"cannot be masked alone{more}. {remedy}"
+        )
+    vocabulary = (token.lstrip("Ġ▁") for token in form.tokenizer.get_vocab())
+    near = did_you_mean(fact.object, (token for token in vocabulary if token[:1] == fact.object[:1]))
+    return PromptError(
+        f"The answer {fact.object!r} of {fact.key} is not in the vocabulary: its tokens would be unknown, special or "
+        f"missing{more}.{near} {remedy}"
+    )

@@ -1,0 +1,150 @@
+"""Tokenization: the position of an answer's tokens in a text.
+
+Text and answer are encoded together, once. The answer is the run of tokens that overlap its characters, so that word
+pieces, leading spaces and byte merges are those that the checkpoint saw in training, for any tokenizer. A space before
+the answer belongs to the answer's first token; where the tokenizer makes the space a token of its own, that token is
+the answer's first.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from kn_lens.errors import PromptError
+
+UNKNOWN = "answer not in the vocabulary"
+STRADDLES = "answer shares a token with the text beside it"
+
+_TEXTS_PER_CALL = 8192  # bounds the memory of the tokenizer's own objects
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """Texts as tokens, with the run of tokens that is each text's answer.
+
+    Attributes:
+        ids: tokens, zero beyond ``length``; shape [text, pos].
+        length: number of tokens; shape [text].
+        start: position of the answer's first token; shape [text].
+        n_answer: number of the answer's tokens; shape [text].
+        problem: why the answer cannot be used, ``""`` if it can; shape [text].
+    """
+
+    ids: np.ndarray
+    length: np.ndarray
+    start: np.ndarray
+    n_answer: np.ndarray
+    problem: np.ndarray
+
+    @property
+    def end(self) -> np.ndarray:
+        """One past the position of the answer's last token."""
+        return self.start + self.n_answer
+
+    def __getitem__(self, texts: np.ndarray) -> "Encoded":
+        return Encoded(**{name: value[texts] for name, value in vars(self).items()})
+
+
+def encode(tokenizer: Any, texts: Sequence[str], begin: Sequence[int], end: Sequence[int]) -> Encoded:
+    """Encode texts, with special tokens, and find the tokens of their answers.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer.
+        texts: the texts.
+        begin: position of the answer's first character, in each text.
+        end: one past the position of its last character.
+
+    Raises:
+        PromptError: the tokenizer does not give the characters that a token covers.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise PromptError(
+            f"The tokenizer {type(tokenizer).__name__} cannot say which characters a token covers; expected a fast "
+            "one: transformers.AutoTokenizer.from_pretrained(..., use_fast=True)."
+        )
+    chunks = []
+    for first in range(0, len(texts), _TEXTS_PER_CALL):
+        chunk = slice(first, first + _TEXTS_PER_CALL)
+        chunks.append(_encode_chunk(tokenizer, texts[chunk], begin[chunk], end[chunk]))
+    width = max(chunk.ids.shape[1] for chunk in chunks)
+    padded = [np.pad(chunk.ids, ((0, 0), (0, width - chunk.ids.shape[1]))) for chunk in chunks]
+    return Encoded(
+        ids=np.concatenate(padded),
+        length=np.concatenate([chunk.length for chunk in chunks]),
+        start=np.concatenate([chunk.start for chunk in chunks]),
+        n_answer=np.concatenate([chunk.n_answer for chunk in chunks]),
+        problem=np.concatenate([chunk.problem for chunk in chunks]),
+    )
+
+
+def _encode_chunk(tokenizer: Any, texts: Sequence[str], begin: Sequence[int], end: Sequence[int]) -> Encoded:
+    coded = tokenizer(
+        list(texts),
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        padding=False,
+        truncation=False,
+        verbose=False,  # a text longer than the context is an error of our own, after the cut
+    )
+    length = np.fromiter(map(len, coded["input_ids"]), np.int64, len(texts))
+    ids = np.fromiter(chain.from_iterable(coded["input_ids"]), np.int64, length.sum())
+    offsets = chain.from_iterable(chain.from_iterable(coded["offset_mapping"]))
+    first, last = np.fromiter(offsets, np.int64, 2 * length.sum()).reshape(-1, 2).T
+    special = np.isin(ids, tokenizer.all_special_ids)
+
+    # One flat run of tokens from here on; text_of is the text of each token.
+    text_start = np.cumsum(length) - length
+    text_of = np.repeat(np.arange(len(texts)), length)
+    answer_begin, answer_end = np.asarray(begin)[text_of], np.asarray(end)[text_of]
+    in_answer = (first < answer_end) & (last > answer_begin)
+    n_answer = np.bincount(text_of[in_answer], minlength=len(texts))
+    start = np.full(len(texts), len(ids))
+    np.minimum.at(start, text_of[in_answer], np.flatnonzero(in_answer))
+    stop = np.zeros(len(texts), np.int64)
+    np.maximum.at(stop, text_of[in_answer], np.flatnonzero(in_answer) + 1)
+
+    found: list[int] = np.flatnonzero(n_answer).tolist()
+    problem = np.where(n_answer > 0, "", UNKNOWN).astype(object)
+    problem[text_of[in_answer & special]] = UNKNOWN
+    # Some tokenizers drop the characters they do not know, without a token for "unknown".
+    spans = np.stack([np.maximum(first, answer_begin), np.minimum(last, answer_end)], axis=1)[in_answer]
+    ends = np.bincount(text_of[in_answer], minlength=len(texts)).cumsum()
+    for i in np.flatnonzero(_covered(spans, text_of[in_answer], len(texts)) < np.asarray(end) - begin).tolist():
+        uncovered = bytearray(b"\1" * len(texts[i]))
+        for low, high in spans[ends[i] - n_answer[i] : ends[i]].tolist():
+            uncovered[low:high] = bytes(high - low)
+        for position in range(begin[i], end[i]):
+            if uncovered[position] and _needs_token(texts[i][position]):
+                problem[i] = UNKNOWN
+    before = start[found] - 1
+    has_before = (before >= text_start[found]) & ~special[before]
+    places = np.stack([first[start[found]], last[stop[found] - 1], first[before], last[before], has_before], axis=1)
+    for i, (low, high, low_before, high_before, exists) in zip(found, places.tolist(), strict=True):
+        text = texts[i]
+        if (text[low : begin[i]] + text[end[i] : high]).strip():  # also where the one unknown token is of both
+            problem[i] = STRADDLES
+        if exists and high_before == begin[i] and not text[low_before:high_before].strip(" "):
+            start[i] = start[i] - 1
+    start = np.where(n_answer > 0, start - text_start, 0)
+    stop = np.where(n_answer > 0, stop - text_start, 0)
+    padded = np.zeros((len(texts), length.max()), np.int64)
+    padded[np.arange(padded.shape[1]) < length[:, None]] = ids
+    return Encoded(ids=padded, length=length, start=start, n_answer=stop - start, problem=problem)
+
+
+def _covered(spans: np.ndarray, text_of: np.ndarray, n_texts: int) -> np.ndarray:
+    """Return the number of characters of each text that its spans, which are in order, cover together."""
+    # Byte tokens of one character share its span, so spans cannot just be added up.
+    covered_to = np.concatenate([[0], spans[:-1, 1]]) * (text_of == np.concatenate([[-1], text_of[:-1]]))
+    new = spans[:, 1] - np.maximum(spans[:, 0], covered_to)
+    return np.bincount(text_of, np.maximum(new, 0), n_texts)
+
+
+def _needs_token(character: str) -> bool:
+    """Return whether a character must have a token: normalisation may drop spaces, accents and control characters."""
+    return not character.isspace() and unicodedata.category(character)[0] not in "MC"

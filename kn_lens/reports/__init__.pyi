@@ -1,0 +1,14 @@
+from . import figures as figures
+from .compare.comparison import Comparison, compare_runs
+from .report import write_figures, write_report, write_tables
+from .reproduce import reproduce
+
+__all__ = [
+    "Comparison",
+    "compare_runs",
+    "figures",
+    "reproduce",
+    "write_figures",
+    "write_report",
+    "write_tables",
+]

@@ -1,0 +1,344 @@
+"""Finished runs, read and checked for a comparison fact by fact."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from kn_lens.errors import ArgumentError, DataError
+from kn_lens.interventions import is_known
+from kn_lens.neurons import NeuronSet
+from kn_lens.runs.directory import PROVENANCE
+from kn_lens.runs.execute import with_needs
+from kn_lens.runs.reader import RunRecords, checked_path
+from kn_lens.runs.stage import Stage
+from kn_lens.runs.stages.answers import ANSWERS, ANSWERS_SCHEMA
+from kn_lens.runs.stages.facts import FACTS, FACTS_SCHEMA
+from kn_lens.runs.stages.interventions import EFFECTS, EFFECTS_SCHEMA
+from kn_lens.runs.stages.neurons import NEURONS, NEURONS_SCHEMA
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+StrPath = str | os.PathLike[str]
+Ratios = dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]
+"""Numerators and denominators of each fact, by statistic and neuron set."""
+
+READ = {
+    FACTS: (FACTS_SCHEMA, "coverage", ()),
+    ANSWERS: (ANSWERS_SCHEMA, "answers", ()),
+    NEURONS: (NEURONS_SCHEMA, "table2", ("neuron_set",)),
+    EFFECTS: (EFFECTS_SCHEMA, "figures4_5", ("factor", "scope", "neuron_set")),
+}
+"""The stages that a comparison reads: the schema of their records, a table that exists once they are complete, and the
+columns of which each combination has one row for each queried fact."""
+INTERVENTIONS = {0.0: "suppress", 2.0: "amplify"}
+"""Names of the factors of the stage ``effects`` in the statistics."""
+DIRECTORIES_SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ComparedRun:
+    """The records of a finished run.
+
+    Attributes:
+        name: name of the run in the comparison.
+        path: directory of the run.
+        config: settings of the run.
+        provenance: model, data and versions of the run.
+        tags: properties of model and settings that distinguish the run from others.
+        facts: records of the stage ``facts``, indexed by key.
+        answers: records of the stage ``answers``, indexed by key.
+        neurons: records of the stage ``neurons``: ``{neuron set: {key: NeuronSet}}``.
+        effects: records of the stage ``effects``.
+    """
+
+    name: str
+    path: Path
+    config: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    tags: Mapping[str, str | int | float]
+    facts: "pd.DataFrame"
+    answers: "pd.DataFrame"
+    neurons: Mapping[str, Mapping[str, NeuronSet]]
+    effects: "pd.DataFrame" = field(repr=False)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers of the model."""
+        return self.provenance["model"]["n_layers"]
+
+    @cached_property
+    def queried(self) -> "pd.Index":
+        """Keys of the facts that the model was queried with."""
+        return self.facts.index[cast("pd.Series", self.facts["asked"])]
+
+    @cached_property
+    def known(self) -> "pd.Index":
+        """Keys of the facts that the model knows: at least half of its answers to their prompts are correct."""
+        return self.answers.index[is_known(self.answers["n_right"], self.answers["n_prompts"])]
+
+    def depths(self, keys: Sequence[str]) -> np.ndarray:
+        """Return the mean depth of each fact's neurons, 0 to 1; NaN without neurons. Layer l of L is (l + 1/2) / L."""
+        found = self.neurons["found"]
+        mean_layers = np.full(len(keys), np.nan)
+        for i, key in enumerate(keys):
+            if found[key]:
+                mean_layers[i] = np.mean([neuron.layer for neuron in found[key]])
+        return (mean_layers + 0.5) / self.n_layers
+
+    def cumulative(self, keys: Sequence[str], depths: np.ndarray) -> np.ndarray:
+        """Return the share of each fact's neurons up to some depths, ``[fact, depth]``.
+
+        The neurons of layer l of L are spread evenly over the depths from l/L to (l+1)/L, since their depth within
+        the layer is undefined. All facts must have neurons.
+        """
+        edges = np.linspace(0, 1, self.n_layers + 1)
+        result = np.empty((len(keys), len(depths)))
+        for i, key in enumerate(keys):
+            counts = np.array(self.neurons["found"][key].layer_counts(self.n_layers), dtype=float)
+            shares = np.cumsum([0.0, *counts]) / counts.sum()
+            result[i] = np.interp(depths, edges, shares)
+        return result
+
+    def answer_ratios(self, keys: Sequence[str]) -> Ratios:
+        """Return numerator and denominator of the statistics of answers, for each fact.
+
+        The statistic of a relation is the sum of the numerators over the sum of the denominators.
+        """
+        rows = self.answers.loc[list(keys)]
+        n_prompts = rows["n_prompts"].to_numpy(dtype=float)
+        ones = np.ones(len(rows))
+        majority = _has_majority_object(rows).astype(float)
+        return {
+            ("accuracy", ""): (rows["n_right"].to_numpy(dtype=float), n_prompts),
+            ("accuracy", "majority"): (majority * n_prompts, n_prompts),
+            ("nll", ""): (rows["nll"].to_numpy() * n_prompts, n_prompts),
+            ("known", ""): (rows.index.isin(self.known).astype(float), ones),
+            ("known", "majority"): (majority, ones),
+        }
+
+    def neuron_ratios(self, keys: Sequence[str]) -> Ratios:
+        """Return the same for the numbers of neurons and for their effects."""
+        ratios: Ratios = {}
+        for neuron_set, sets in self.neurons.items():
+            sizes = np.array([len(sets[key]) for key in keys], dtype=float)
+            ratios["neurons_per_fact", neuron_set] = (sizes, np.ones(len(keys)))
+        return ratios | self._effect_ratios(keys)
+
+    def change_ratios(self, keys: Sequence[str], statistic: str, neuron_set: str) -> np.ndarray:
+        """Return ``(after - before) / before`` of each fact; NaN where ``before`` is 0."""
+        change, before = self._effect_ratios(keys)[statistic, neuron_set]
+        return np.divide(change, before, out=np.full(len(keys), np.nan), where=before != 0)
+
+    def _effect_ratios(self, keys: Sequence[str]) -> Ratios:
+        ratios: Ratios = {}
+        for name, effects in self._effects_by_statistic.items():
+            rows = effects.loc[list(keys)]
+            n_prompts = rows["n_prompts"].to_numpy(dtype=float)
+            before = rows["before"].to_numpy()
+            after = rows["after"].to_numpy()
+            ratios[name] = (n_prompts * (after - before), n_prompts * before)
+        return ratios
+
+    @cached_property
+    def _effects_by_statistic(self) -> "dict[tuple[str, str], pd.DataFrame]":
+        """The effects by statistic (``suppress_own``, ...) and neuron set, each indexed by key."""
+        cell_columns = ["factor", "scope", "neuron_set"]
+        cells = dict.fromkeys(zip(*(self.effects[name] for name in cell_columns), strict=True))
+        by_cell = self.effects.set_index([*cell_columns, "key"]).sort_index()
+        result = {}
+        for factor, scope, neuron_set in cells:
+            statistic = f"{INTERVENTIONS[factor]}_{scope}"
+            result[statistic, neuron_set] = by_cell.loc[factor, scope, neuron_set]
+        return result
+
+
+def read_runs(runs: Sequence[StrPath] | Mapping[str, StrPath]) -> list[ComparedRun]:
+    """Read the directories of finished runs.
+
+    Args:
+        runs: directories, whose names become those of the runs; or directories by name.
+
+    Raises:
+        ArgumentError: There are fewer than two runs, one is given twice, two have the same name, or a directory is
+            not that of a run.
+        DataError: A run is not finished (the message gives the command that finishes it), is damaged, or has another
+            version.
+    """
+    if isinstance(runs, Mapping):
+        paths = {name: checked_path(path) for name, path in runs.items()}
+        named = list(paths.items())
+    else:
+        named = []
+        for path in map(checked_path, runs):
+            named.append((path.resolve().name, path))
+    if len(named) < 2:
+        raise ArgumentError(f"Got {len(named)} run; expected at least two run directories to compare.")
+    name_of: dict[Path, str] = {}
+    path_of: dict[str, Path] = {}
+    for name, path in named:
+        resolved = path.resolve()
+        if resolved in name_of:
+            raise ArgumentError(f"{path} is given twice ({name_of[resolved]} and {name}); expected different runs.")
+        if name in path_of:
+            raise ArgumentError(
+                f"{path_of[name]} and {path} have the same name, {name}. Give them names, as in a={path}."
+            )
+        name_of[resolved] = name
+        path_of[name] = path
+    compared = [_read_run(name, path) for name, path in named]
+    _check_same_version(compared)
+    return _tagged(compared)
+
+
+def _read_run(name: str, path: Path) -> ComparedRun:
+    if not (path / PROVENANCE).exists():
+        inner = sorted(str(file.parent) for file in path.glob(f"**/{PROVENANCE}"))
+        if inner:
+            examples = " ".join(inner[:DIRECTORIES_SHOWN])
+            raise ArgumentError(f"{path} is not a run directory, but contains some. Name those, such as {examples}.")
+    run = RunRecords.read(path)
+    if "neurons" in run.config:
+        raise DataError(f"{path} summarises neurons found elsewhere, without a model; expected a run on a model.")
+    missing = run.lacking()
+    if missing:
+        raise DataError(
+            f"{path} does not record its origin ({', '.join(missing)} in {PROVENANCE}), as it was written by another "
+            f"version of kn_lens. '{run.command()} --force' computes it again."
+        )
+    records = {stage.name: _read_stage(run, stage) for stage in READ}
+    _check_same_facts(run, records)
+    return ComparedRun(
+        name=name,
+        path=path,
+        config=run.config,
+        provenance=run.provenance,
+        tags={},
+        facts=records["facts"].set_index("key"),
+        answers=records["answers"].set_index("key"),
+        neurons=_neuron_sets(records["neurons"]),
+        effects=records["effects"],
+    )
+
+
+def _read_stage(run: RunRecords, stage: Stage) -> "pd.DataFrame":
+    """Return the records of a stage, if they are complete and have the present version."""
+    schema, table, _ = READ[stage]
+    recompute = f"'{run.command()} --force' computes them again."
+    records = run.records(stage.name)
+    for version in {*run.versions(stage.name).values()} - {stage.version}:
+        found = "an unknown version" if version is None else f"version {version}"
+        raise DataError(
+            f"{run.path}: the records of stage {stage.name} have {found}; this version of kn_lens writes version "
+            f"{stage.version}. {recompute}"
+        )
+    if records is not None and list(records) != schema.names:
+        raise DataError(
+            f"{run.path}: the records of stage {stage.name} have the columns {', '.join(records)}; this version of "
+            f"kn_lens writes {', '.join(schema.names)}. {recompute}"
+        )
+    # A change of settings deletes the table. It is written again once all records have the present settings.
+    has_table = (run.path / "tables" / f"{table}.csv").is_file()
+    if records is None or not has_table or not _is_complete(run, stage, records):
+        command = run.command(ANSWERS.name, EFFECTS.name)
+        raise DataError(f"{run.path} is not finished: stage {stage.name} is missing. '{command}' computes it.")
+    return records
+
+
+def _is_complete(run: RunRecords, stage: Stage, records: "pd.DataFrame") -> bool:
+    """Return whether there are records of all relations, and of all factors of the stage."""
+    if stage is FACTS:
+        return records["relation"].nunique() == run.provenance["n_relations"]
+    relations = run.relations()
+    if stage is EFFECTS:
+        found = set(zip(records["relation"], records["factor"], strict=True))
+        return found >= set(product(relations, INTERVENTIONS))
+    return set(records["relation"]) >= set(relations)
+
+
+def _check_same_facts(run: RunRecords, records: "Mapping[str, pd.DataFrame]") -> None:
+    """Check that all stages have the same facts, each once: one directory can contain files of two runs.
+
+    Raises:
+        DataError: They do not, or a neuron lies above the last layer of the model.
+    """
+    recompute = f"'{run.command()} --force' computes them again."
+    facts = records[FACTS.name]
+    queried = sorted(facts.loc[facts["asked"], "key"])
+    for stage, (*_, columns) in READ.items():
+        rows = records[stage.name]
+        if stage is FACTS:
+            rows = rows.loc[rows["asked"]]
+        groups = [rows]
+        if columns:
+            groups = [group for _, group in rows.groupby(list(columns))]
+        if not facts["key"].is_unique or any(sorted(group["key"]) != queried for group in groups):
+            raise DataError(
+                f"{run.path}: the records of stage {stage.name} do not contain each queried fact exactly once; some "
+                f"belong to another run. {recompute}"
+            )
+    n_layers = run.provenance["model"]["n_layers"]
+    layers = cast("pd.Series", records[NEURONS.name]["layer"])
+    highest = layers.explode().max()
+    if highest >= n_layers:
+        raise DataError(
+            f"{run.path} has neurons in layer {highest} of a model with {n_layers} layers; {PROVENANCE} or some "
+            f"records belong to another run. {recompute}"
+        )
+
+
+def _neuron_sets(records: "pd.DataFrame") -> dict[str, dict[str, NeuronSet]]:
+    result: dict[str, dict[str, NeuronSet]] = {}
+    columns = (records[name] for name in ("neuron_set", "key", "layer", "index"))
+    for neuron_set, key, layers, indices in zip(*columns, strict=True):
+        result.setdefault(neuron_set, {})[key] = NeuronSet(zip(layers, indices, strict=True))
+    return result
+
+
+def _check_same_version(runs: Sequence[ComparedRun]) -> None:
+    versions = {run.name: run.provenance["made_from"]["versions"]["kn_lens"] for run in runs}
+    if len(set(versions.values())) > 1:
+        listed = ", ".join(f"{name}: {version}" for name, version in versions.items())
+        raise DataError(
+            f"The runs were computed by different versions of kn_lens ({listed}), whose results may differ. Compute "
+            "them with one version: 'kn-lens reproduce --force' accepts a run of another."
+        )
+
+
+def _tagged(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
+    """Return the runs with tags: kind and size of the model, the settings that differ, and those of the provenance."""
+    names = {name for stage in with_needs(READ) for name in stage.settings}
+    differing = sorted(name for name in names if len({repr(run.config.get(name)) for run in runs}) > 1)
+    tagged = []
+    for run in runs:
+        model = run.provenance["model"]
+        tags = {"kind": model["kind"], "size": f"{model['n_layers']}x{model['d_mlp']}"}
+        for name in differing:
+            tag = "draw_seed" if name == "seed" else name  # the tag "seed" is that of a model's training
+            tags[tag] = _tag_value(run.config.get(name))
+        tags |= run.provenance.get("tags", {})
+        tagged.append(replace(run, tags=tags))
+    return tagged
+
+
+def _tag_value(value: Any) -> str | int | float:
+    if value is None:
+        return "none"
+    return value if isinstance(value, (str, int, float)) else str(value)
+
+
+def _has_majority_object(rows: "pd.DataFrame") -> np.ndarray:
+    """Return whether each fact has the most frequent object of its relation, by prompts; the first of several."""
+    counts: dict[str, Counter[str]] = {}
+    columns = (rows[name] for name in ("relation", "object", "n_prompts"))
+    for relation, name, n_prompts in zip(*columns, strict=True):
+        counts.setdefault(relation, Counter())[name] += n_prompts
+    majority = {relation: counter.most_common(1)[0][0] for relation, counter in counts.items()}
+    return (rows["object"] == cast("pd.Series", rows["relation"]).map(majority)).to_numpy()

@@ -1,0 +1,389 @@
+"""Figures of runs, attributions and effects, drawn by Plotly from tables.
+
+Each function takes a pandas table and draws exactly its content: values as marks, their 95% intervals as error bars,
+controls in grey, and the paper's values, where the table has them, as diamonds. Neuron sets differ in colour and in
+symbol; the colours are distinguishable with colour-blindness, on white and on black. Text from the data (names of
+relations, facts, tokens) is shown literally, also where it resembles markup.
+
+    layer_distribution     figure3                     share of the neurons by layer
+    effects                figures4_5                  change of the answer's probability, own and other facts
+    effects_by_relation    figures4_5_by_relation      the same for each relation
+    dose_response          dose_response               change by the factor of the activations
+    estimates              stability, methods, ...     any table of values with intervals
+    neuron_relation_map    neurons by relation         relations that share neurons
+    neuron_scores          scores of neurons           neurons of a fact
+    predictions            ``measure``                 probability of the answer before and after, by prompt
+
+Plotly is imported when the first figure is drawn.
+"""
+
+from typing import TYPE_CHECKING
+
+from kn_lens.errors import ArgumentError
+from kn_lens.reports.export import save_figures
+from kn_lens.reports.style import (
+    BLUE,
+    GREY,
+    LOOKS,
+    MARGINS,
+    NEURON_SETS,
+    PERCENT,
+    ROW,
+    SCOPES,
+    SHARES,
+    SHARES_ON_DARK,
+    add_paper,
+    check_columns,
+    error_bars,
+    factor_label,
+    horizontal_marks,
+    label_rows,
+    marker,
+    neuron_set_label,
+    neuron_sets_in,
+    new_figure,
+    new_panels,
+    plain,
+    show_zero_line,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from plotly.graph_objects import Figure
+
+__all__ = [
+    "dose_response",
+    "effects",
+    "effects_by_relation",
+    "estimates",
+    "layer_distribution",
+    "neuron_relation_map",
+    "neuron_scores",
+    "predictions",
+    "save_figures",
+]
+
+CHANGE = "change of P(answer)"
+TOP = 40
+"""Maximum number of rows of a map of neurons."""
+
+
+def layer_distribution(table: "pd.DataFrame") -> "Figure":
+    """Draw the distribution of the neurons of all facts over the layers.
+
+    Args:
+        table: ``figure3``: ``neuron_set``, ``layer``, ``value`` (a share), ``low``, ``high``, ``control``.
+
+    Raises:
+        ArgumentError: A column is missing.
+    """
+    check_columns(table, "neuron_set", "layer", "value", "low", "high", "control")
+    # Random neurons have the layers of the found ones.
+    neuron_sets = [name for name in neuron_sets_in(table) if name != "random"]
+    figure = new_figure("Distribution over layers", "layer", "share of the neurons", height=380)
+    for i, neuron_set in enumerate(neuron_sets):
+        rows = table.loc[table["neuron_set"] == neuron_set]
+        shift = 0.12 * (i - (len(neuron_sets) - 1) / 2)
+        look = marker(neuron_set)
+        figure.add_scatter(
+            x=(rows["layer"] + shift).tolist(),
+            y=rows["value"].tolist(),
+            error_y=error_bars(rows),
+            mode="lines+markers",
+            name=neuron_set_label(neuron_set),
+            marker=look,
+            line={"color": look["color"], "width": 1.5},
+            customdata=rows.loc[:, ["layer", "low", "high"]].to_numpy().tolist(),
+            hovertemplate="layer %{customdata[0]}: %{y:.1%} [%{customdata[1]:.1%}, %{customdata[2]:.1%}]",
+        )
+    by_layer = table.drop_duplicates("layer")
+    figure.add_scatter(
+        x=by_layer["layer"].tolist(),
+        y=by_layer["control"].tolist(),
+        mode="lines",
+        name="even spread",
+        line={"color": GREY, "dash": "dash", "width": 1.5},
+        hovertemplate="%{y:.1%}",
+    )
+    layers = sorted(table["layer"].unique().tolist())
+    tick_step = max(1, len(layers) // 12)
+    figure.update_xaxes(tickvals=layers[::tick_step], range=[layers[0] - 0.5, layers[-1] + 0.5])
+    figure.update_yaxes(tickformat=".0%", rangemode="tozero")
+    return figure
+
+
+def effects(table: "pd.DataFrame") -> "Figure":
+    """Draw the effect of suppressing and amplifying neurons, on the fact itself and on other facts.
+
+    Args:
+        table: ``figures4_5``, or results of ``effect_table`` with a column ``factor``: ``factor``, ``neuron_set``,
+            ``scope``, ``value`` or ``change_ratio``, ``low``, ``high``; optionally ``paper``.
+
+    Raises:
+        ArgumentError: A column is missing.
+    """
+    table = _effect_rows(table)
+    neuron_sets = neuron_sets_in(table)
+    factors = sorted(table["factor"].unique().tolist())
+    figure = new_panels("Effect of the neurons", [factor_label(factor) for factor in factors])
+    height = {neuron_set: len(neuron_sets) - i for i, neuron_set in enumerate(neuron_sets)}
+    for row, factor in enumerate(factors, start=1):
+        of_factor = table.loc[table["factor"] == factor]
+        for scope, scope_label in SCOPES.items():
+            shift = 0.15 if scope == "own" else -0.15
+            for neuron_set in neuron_sets:
+                cell = of_factor.loc[(of_factor["neuron_set"] == neuron_set) & (of_factor["scope"] == scope)]
+                figure.add_scatter(
+                    **horizontal_marks(cell, [height[neuron_set] + shift] * len(cell)),
+                    name=scope_label,
+                    legendgroup=scope,
+                    showlegend=row == 1 and neuron_set == neuron_sets[0],
+                    marker=marker(neuron_set, hollow=scope == "other"),
+                    hovertemplate=f"{neuron_set_label(neuron_set)}, {scope_label}: {PERCENT}",
+                    row=row,
+                    col=1,
+                )
+        if "paper" in table:
+            published = of_factor.loc[of_factor["paper"].notna()]
+            heights = [height[neuron_set] for neuron_set in published["neuron_set"]]
+            add_paper(figure, published["paper"], heights, "+.1%", row)
+    labels: dict[float, str] = {height[neuron_set]: neuron_set_label(neuron_set) for neuron_set in neuron_sets}
+    label_rows(figure, labels, 2 * ROW, len(factors))
+    figure.update_xaxes(tickformat="+.0%")
+    figure.update_xaxes(title_text=CHANGE, row=len(factors), col=1)
+    show_zero_line(figure)
+    return figure
+
+
+def _effect_rows(table: "pd.DataFrame", *columns: str) -> "pd.DataFrame":
+    """Return a table of effects with the column names of a run: ``value`` for ``change_ratio``."""
+    table = table.rename(columns={"change_ratio": "value"})
+    check_columns(table, "factor", "neuron_set", "scope", *columns, "value", "low", "high")
+    return table
+
+
+def effects_by_relation(table: "pd.DataFrame") -> "Figure":
+    """Draw the effect on the facts themselves for each relation, beside the effect of random neurons.
+
+    Args:
+        table: ``figures4_5_by_relation``: as for ``effects``, and ``relation``.
+
+    Raises:
+        ArgumentError: A column is missing, or no row is about found or random neurons.
+    """
+    table = _effect_rows(table, "relation")
+    own = table.loc[(table["scope"] == "own") & table["neuron_set"].isin(["found", "random"])]
+    if own.empty:
+        raise ArgumentError("The table has no rows of found or random neurons on the facts themselves.")
+    figure = new_figure("Effect by relation", CHANGE, None)
+    factors = sorted(own["factor"].unique().tolist())
+    first = own.loc[(own["factor"] == factors[0]) & (own["neuron_set"] == "found")]
+    first = first.sort_values("value", ascending=False)
+    relations = dict.fromkeys([*first["relation"], *own["relation"]])
+    height = {relation: i for i, relation in enumerate(relations, start=1)}
+    for neuron_set in ("random", "found"):
+        for factor in factors:
+            rows = own.loc[(own["factor"] == factor) & (own["neuron_set"] == neuron_set)]
+            figure.add_scatter(
+                **horizontal_marks(rows, [height[relation] for relation in rows["relation"]]),
+                name=f"{NEURON_SETS[neuron_set]} {factor_label(factor)}",
+                marker=marker(neuron_set, hollow=factor > 1),
+                text=[plain(relation) for relation in rows["relation"]],
+                hovertemplate="%{text}: " + PERCENT,
+            )
+    label_rows(figure, {i: plain(relation) for relation, i in height.items()}, ROW)
+    figure.update_xaxes(tickformat="+.0%")
+    show_zero_line(figure)
+    return figure
+
+
+def dose_response(table: "pd.DataFrame") -> "Figure":
+    """Draw the change of the answer's probability as a function of the factor of the neurons' activations.
+
+    Args:
+        table: ``dose_response``: as for ``effects``. The point at factor 1, without any change, is added.
+
+    Raises:
+        ArgumentError: A column is missing.
+    """
+    import pandas as pd
+
+    table = _effect_rows(table)
+    unchanged = pd.DataFrame({"factor": [1.0], "value": [0.0], "low": [0.0], "high": [0.0]})
+    figure = new_figure("Dose response", "factor of the activations", CHANGE, height=420)
+    for neuron_set in neuron_sets_in(table):
+        for scope, scope_label in SCOPES.items():
+            rows = table.loc[(table["neuron_set"] == neuron_set) & (table["scope"] == scope)]
+            if rows.empty:
+                continue
+            rows = pd.concat([rows.loc[rows["factor"] != 1], unchanged], ignore_index=True).sort_values("factor")
+            look = marker(neuron_set, hollow=scope == "other")
+            fact_label = "own fact" if scope == "own" else "other fact"
+            dash = "solid" if scope == "own" else "dot"
+            interval = "[%{customdata[0]:+.1%}, %{customdata[1]:+.1%}]"
+            figure.add_scatter(
+                x=rows["factor"].tolist(),
+                y=rows["value"].tolist(),
+                error_y=error_bars(rows),
+                mode="lines+markers",
+                name=f"{neuron_set_label(neuron_set)}, {fact_label}",
+                marker=look,
+                line={"color": look["color"], "dash": dash, "width": 1.5},
+                customdata=rows.loc[:, ["low", "high"]].to_numpy().tolist(),
+                hovertemplate=f"{scope_label}, factor %{{x}}: %{{y:+.1%}} {interval}",
+            )
+    figure.update_xaxes(tickvals=sorted({1.0, *table["factor"].tolist()}))
+    figure.update_yaxes(tickformat="+.0%", zeroline=True)
+    return figure
+
+
+def estimates(
+    table: "pd.DataFrame", label: str, *, title: str, value: str, form: str = ".2f", color: str = BLUE
+) -> "Figure":
+    """Draw any table of values with intervals, one row each, beside their controls and the paper's values.
+
+    Args:
+        table: ``value``, ``low``, ``high``; optionally ``control`` and ``paper``.
+        label: column of the row names.
+        title: title of the figure.
+        value: title of the value axis.
+        form: number format, as in a format string: ``".0%"``.
+        color: colour of the marks.
+
+    Raises:
+        ArgumentError: A column is missing.
+    """
+    check_columns(table, label, "value", "low", "high")
+    figure = new_figure(title, value, None)
+    heights = list(range(len(table), 0, -1))
+    names = [plain(name) for name in table[label]]
+    interval = f"[%{{customdata[0]:{form}}}, %{{customdata[1]:{form}}}]"
+    figure.add_scatter(
+        **horizontal_marks(table, heights),
+        name="value and 95% interval",
+        text=names,
+        hovertemplate=f"%{{text}}: %{{x:{form}}} {interval}",
+        marker={"color": color, "symbol": "circle", "size": 9},
+    )
+    if "control" in table and table["control"].notna().to_numpy().any():
+        figure.add_scatter(
+            x=table["control"].tolist(),
+            y=heights,
+            mode="markers",
+            name="control",
+            text=names,
+            marker=marker("random"),
+            hovertemplate=f"%{{text}}, control: %{{x:{form}}}",
+        )
+    if "paper" in table and table["paper"].notna().to_numpy().any():
+        add_paper(figure, table["paper"], heights, form)
+    label_rows(figure, dict(zip(heights, names, strict=True)), ROW)
+    figure.update_xaxes(tickformat=form)
+    return figure
+
+
+def neuron_relation_map(table: "pd.DataFrame", top: int = TOP) -> "Figure":
+    """Draw the share of each relation's facts that have a neuron, for the most frequent neurons.
+
+    Neurons of the same relation are adjacent, the most frequent first, so that shared neurons lie off the diagonal.
+
+    Args:
+        table: ``relation``, ``layer``, ``index``, ``share`` (of the relation's facts), ``n_facts``.
+        top: number of neurons: those with the largest sums of shares.
+
+    Raises:
+        ArgumentError: A column is missing.
+    """
+    check_columns(table, "relation", "layer", "index", "share", "n_facts")
+    relations = list(dict.fromkeys(table["relation"]))
+    shares: dict[tuple[int, int], dict[str, float]] = {}
+    counts: dict[tuple[int, int], dict[str, int]] = {}
+    columns = (table[name].tolist() for name in ("relation", "layer", "index", "share", "n_facts"))
+    for relation, layer, index, share, n_facts in zip(*columns, strict=True):
+        shares.setdefault((layer, index), {})[relation] = share
+        counts.setdefault((layer, index), {})[relation] = n_facts
+
+    def block(neuron: tuple[int, int]) -> tuple[int, float]:
+        """Sort key: the relation in which the neuron is most frequent, then its share there, descending."""
+        main, share = max(shares[neuron].items(), key=lambda item: item[1])
+        return relations.index(main), -share
+
+    frequent = sorted(shares, key=lambda neuron: -sum(shares[neuron].values()))[:top]
+    neurons = sorted(frequent, key=block)
+    figure = new_figure("Neurons and relations", "relation", None, height=MARGINS + 60 + 15 * max(len(neurons), 4))
+    figure.add_heatmap(
+        x=[plain(relation) for relation in relations],
+        y=[f"L{layer}N{index}" for layer, index in neurons],
+        z=[[shares[neuron].get(relation) for relation in relations] for neuron in neurons],
+        customdata=[[counts[neuron].get(relation, 0) for relation in relations] for neuron in neurons],
+        zmin=0,
+        zmax=1,
+        colorscale=SHARES,
+        xgap=1,
+        ygap=1,
+        hoverongaps=False,
+        colorbar={"title": {"text": "share of facts", "side": "right"}, "tickformat": ".0%", "thickness": 12},
+        hovertemplate="%{y}: %{z:.0%} of the facts of %{x} (%{customdata})<extra></extra>",
+    )
+    dark = [[0, SHARES_ON_DARK[0]], [0.5, SHARES_ON_DARK[1]], [1, SHARES_ON_DARK[2]]]
+    figure.update_layout(meta={"dark": dark})
+    figure.update_xaxes(type="category", tickangle=-45, showgrid=False)
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False, dtick=1)
+    return figure
+
+
+def neuron_scores(table: "pd.DataFrame", *, unit: str = "mean attribution (probability)") -> "Figure":
+    """Draw the scores of neurons with their intervals.
+
+    Args:
+        table: ``layer``, ``index``, ``score``, ``low``, ``high``; drawn in this order, from the top.
+        unit: unit of the scores.
+
+    Raises:
+        ArgumentError: A column is missing.
+    """
+    check_columns(table, "layer", "index", "score", "low", "high")
+    names = [f"L{layer}N{index}" for layer, index in zip(table["layer"], table["index"], strict=True)]
+    rows = table.rename(columns={"score": "value"}).assign(neuron=names)
+    return estimates(rows, "neuron", title="Scores of the neurons", value=unit, form=".3~g")
+
+
+def predictions(table: "pd.DataFrame") -> "Figure":
+    """Draw the probability of the answer before and after an intervention, one row per prompt.
+
+    Args:
+        table: result of ``measure``: ``text``, ``before``, ``after``; drawn in this order, from the top.
+
+    Raises:
+        ArgumentError: A column is missing.
+    """
+    check_columns(table, "text", "before", "after")
+    figure = new_figure("Probability of the answer", "probability of the answer", None)
+    heights = list(range(len(table), 0, -1))
+    texts = [plain(text) for text in table["text"]]
+    line_x: list[float | None] = []
+    line_y: list[float | None] = []
+    for before, after, height in zip(table["before"].tolist(), table["after"].tolist(), heights, strict=True):
+        line_x += [before, after, None]
+        line_y += [height, height, None]
+    figure.add_scatter(
+        x=line_x,
+        y=line_y,
+        mode="lines",
+        line={"color": GREY, "width": 1.5},
+        showlegend=False,
+        hoverinfo="skip",
+    )
+    for column, look in (("before", {"color": GREY, "symbol": "circle-open"}), ("after", LOOKS["found"])):
+        figure.add_scatter(
+            x=table[column].tolist(),
+            y=heights,
+            mode="markers",
+            name=column,
+            marker={"size": 9, **look},
+            text=texts,
+            hovertemplate=f"%{{text}}<br>{column}: %{{x:.3f}}<extra></extra>",
+        )
+    label_rows(figure, dict(zip(heights, texts, strict=True)), ROW)
+    figure.update_xaxes(tickformat=".0%", range=[-0.02, 1.02])
+    return figure

@@ -1,0 +1,171 @@
+"""Facts and neurons of a report, as columns for JSON.
+
+Numbers are rounded to four significant digits: more than the figures show, and few enough for 20,000 facts to fit into
+a page. The records have all digits.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from kn_lens.runs.reader import RunRecords
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Columns = dict[str, list[Any]]
+
+FACTS_AT_ONCE = 400
+"""Number of facts whose details the page unpacks together when a reader opens one of them."""
+DIGITS = ".4g"
+
+PREDICTIONS = ("text", "before", "after", "rank_before", "rank_after", "top_before", "top_after")
+SCORES = ("layer", "index", "score", "low", "high", "share", "n_prompts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactPages:
+    """The content of the pages of facts.
+
+    Attributes:
+        facts: one row for each fact: ``relation``, ``subject``, ``object``, ``key``, ``prompts``; ``right``, the share
+            of correct answers; mean probabilities of the answer: ``before``, with the fact's neurons suppressed
+            (``off``), with random ones suppressed (``random_off``), and with its neurons amplified (``up``);
+            ``n_neurons`` and ``neurons``, as ``[layer, index]``. Columns of missing stages are omitted.
+        neurons: one row for each neuron: ``layer``, ``index``, ``n_facts`` and ``n_relations`` that have it; ``score``,
+            its mean over these facts; ``tokens`` and ``logits`` of its read-out.
+        predictions: records of the stage ``predictions``; None if missing.
+        scores: records of the stage ``neuron_scores``; None if missing.
+    """
+
+    facts: "pd.DataFrame"
+    neurons: "pd.DataFrame"
+    predictions: "pd.DataFrame | None"
+    scores: "pd.DataFrame | None"
+
+    def details(self) -> Iterator[list[dict[str, Columns]]]:
+        """Yield ``predictions`` and ``scores`` of each fact, in order, in lists of ``FACTS_AT_ONCE`` facts."""
+        by_fact = {}
+        if self.predictions is not None:
+            by_fact["predictions"] = _columns_by_fact(self.predictions, PREDICTIONS)
+        if self.scores is not None:
+            by_fact["scores"] = _columns_by_fact(self.scores, SCORES)
+        keys = self.facts["key"].tolist()
+        for start in range(0, len(keys), FACTS_AT_ONCE):
+            part = []
+            for key in keys[start : start + FACTS_AT_ONCE]:
+                part.append({name: details.of(key) for name, details in by_fact.items()})
+            yield part
+
+
+@dataclass(frozen=True)
+class _ColumnsByFact:
+    """Columns of a table, and the rows of each fact in them."""
+
+    columns: Columns
+    rows: dict[str, Sequence[int]]
+
+    def of(self, key: str) -> Columns:
+        rows = self.rows.get(key, ())
+        return {name: [values[row] for row in rows] for name, values in self.columns.items()}
+
+
+def _columns_by_fact(table: "pd.DataFrame", names: Sequence[str]) -> _ColumnsByFact:
+    rows = cast("dict[str, Sequence[int]]", dict(table.groupby("key", sort=False).indices))
+    return _ColumnsByFact(as_columns(table.loc[:, list(names)]), rows)
+
+
+def fact_pages(run: RunRecords) -> FactPages | None:
+    """Return the content of the pages of all queried facts; None for a run without facts."""
+    records = run.records("facts")
+    if records is None:
+        return None
+    records = records.loc[records["asked"]].reset_index(drop=True)
+    facts = records.loc[:, ["relation", "subject", "object", "key"]].assign(prompts=records["n_prompts"])
+    _add_answers(facts, run.records("answers"))
+    _add_effects(facts, run.records("effects"))
+    found = run.records("neurons")
+    if found is not None:
+        found = found.loc[found["neuron_set"] == "found"]
+        _add_neurons(facts, found)
+    scores = run.records("neuron_scores")
+    return FactPages(
+        facts=facts,
+        neurons=_neuron_rows(found, scores, run.records("readouts")),
+        predictions=run.records("predictions"),
+        scores=scores,
+    )
+
+
+def _add_answers(facts: "pd.DataFrame", answers: "pd.DataFrame | None") -> None:
+    if answers is not None:
+        right = (answers["n_right"] / answers["n_prompts"]).set_axis(answers["key"])
+        facts["right"] = cast("pd.Series", facts["key"]).map(cast("pd.Series", right))
+
+
+def _add_effects(facts: "pd.DataFrame", effects: "pd.DataFrame | None") -> None:
+    if effects is None:
+        return
+    own = effects.loc[effects["scope"] == "own"]
+
+    def column(neuron_set: str, factor: float, when: str) -> "pd.Series":
+        rows = own.loc[(own["neuron_set"] == neuron_set) & (own["factor"] == factor)]
+        return cast("pd.Series", facts["key"]).map(rows.set_index("key")[when])
+
+    facts["before"] = column("found", 0.0, "before")
+    facts["off"] = column("found", 0.0, "after")
+    facts["random_off"] = column("random", 0.0, "after")
+    facts["up"] = column("found", 2.0, "after")
+
+
+def _add_neurons(facts: "pd.DataFrame", found: "pd.DataFrame") -> None:
+    neurons: dict[str, list[list[int]]] = {}
+    for key, layers, indices in zip(found["key"], found["layer"], found["index"], strict=True):
+        neurons[key] = [list(pair) for pair in zip(layers.tolist(), indices.tolist(), strict=True)]
+    facts["neurons"] = [neurons.get(key, []) for key in facts["key"]]
+    facts["n_neurons"] = [len(pairs) for pairs in facts["neurons"]]
+
+
+def _neuron_rows(
+    found: "pd.DataFrame | None", scores: "pd.DataFrame | None", readouts: "pd.DataFrame | None"
+) -> "pd.DataFrame":
+    """Return the distinct neurons, those of the most facts first, with their scores and read-outs."""
+    import pandas as pd
+
+    if found is None:
+        neurons = pd.DataFrame({"layer": [], "index": [], "n_facts": [], "n_relations": []}, dtype=int)
+    else:
+        cells = found.loc[:, ["relation", "key", "layer", "index"]].explode(["layer", "index"]).dropna()
+        cells = cells.astype({"layer": int, "index": int})
+        groups = cells.groupby(["layer", "index"], as_index=False)
+        neurons = groups.agg(n_facts=("key", "nunique"), n_relations=("relation", "nunique"))
+        neurons = neurons.sort_values(["n_facts", "layer", "index"], ascending=[False, True, True], ignore_index=True)
+    if scores is not None:
+        means = scores.groupby(["layer", "index"], as_index=False).agg({"score": "mean"})
+        neurons = neurons.merge(means, on=["layer", "index"], how="left")
+    if readouts is not None:
+        by_neuron = readouts.set_index(["layer", "index"])
+        pairs = pd.MultiIndex.from_frame(neurons.loc[:, ["layer", "index"]])
+        for name in ("tokens", "logits"):
+            values = by_neuron[name].reindex(pairs)
+            neurons[name] = [[] if isinstance(value, float) else value.tolist() for value in values]
+    return neurons
+
+
+def as_columns(table: "pd.DataFrame") -> Columns:
+    """Return a table as lists of JSON values."""
+    return {name: _json_list(table[name].tolist()) for name in table}
+
+
+def _json_list(values: Iterable[Any]) -> list[Any]:
+    return [_json_value(value) for value in values]
+
+
+def _json_value(value: Any) -> Any:
+    """Return a value with its digits rounded; None for NaN and infinity."""
+    if isinstance(value, list):
+        return _json_list(value)
+    if isinstance(value, float):
+        return float(format(value, DIGITS)) if math.isfinite(value) else None
+    return value

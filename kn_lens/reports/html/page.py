@@ -1,0 +1,334 @@
+"""The page of a report: its content, put into its template.
+
+Text from the data is either escaped by the template or packed (gzip, base64) and unpacked as text in the browser.
+Control and format characters in it are shown as escapes, so that no name can affect the text around it. The content
+security policy of the page allows the scripts below, by their digests, and nothing else; nothing can be loaded.
+"""
+
+import base64
+import gzip
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, cast
+
+import kn_lens
+from kn_lens._core.escape import escaped, shown_in
+from kn_lens._core.intervals import FEWEST
+from kn_lens.reports import figures
+from kn_lens.reports.html.facts import FACTS_AT_ONCE, FactPages, as_columns
+from kn_lens.reports.html.findings import findings
+from kn_lens.reports.html.panels import MAP, PANELS
+from kn_lens.reports.style import NEURON_SETS
+from kn_lens.runs.reader import RunRecords
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from plotly.graph_objects import Figure
+
+SCRIPTS = ("data.js", "table.js", "plots.js", "facts.js", "page.js")
+
+TITLES = {
+    "answer_readouts": "Neurons that write to their fact's answer",
+    "answer_readouts_by_relation": "Neurons that write to their fact's answer, by relation",
+    "answers": "Answers of the model",
+    "answers_by_relation": "Answers of the model, by relation",
+    "activation_on_texts": "Activation on texts (Table 3)",
+    "activation_on_texts_by_relation": "Activation on texts, by relation",
+    "completeness": "Completeness gaps",
+    "coverage": "Queried facts",
+    "dose_response": "Dose response",
+    "erased": "Neurons erased",
+    "figure3": "Distribution over layers (Figure 3)",
+    "figures4_5": "Suppressing and amplifying (Figures 4 and 5)",
+    "figures4_5_by_relation": "Suppressing and amplifying, by relation",
+    "methods": "Other attribution methods",
+    "neuron_scores": "Scores of the neurons",
+    "neuron_scores_by_relation": "Scores of the neurons, by relation",
+    "stability": "Stability of the neurons",
+    "syntax": "Grammar: effects of its neurons",
+    "syntax_against_facts": "Grammar beside facts",
+    "syntax_by_phenomenon": "Grammar: effects of its neurons, by phenomenon",
+    "syntax_table2": "Grammar: neurons per form and shared",
+    "table2": "Neurons per fact and shared (Table 2)",
+    "table2_by_relation": "Neurons per fact and shared, by relation",
+    "table5": "Erasing relations (Table 5)",
+    "table5_by_relation": "Erasing relations, by relation",
+    "table6": "Updating facts (Table 6)",
+    "table6_by_relation": "Updating facts, by relation",
+    "texts_of_most_and_least": "Texts of highest and lowest activation, for a fact of each relation",
+    "updated": "Facts updated",
+}
+CONTENT_OF_STAGES = {
+    "facts": "which facts can be queried",
+    "attributions": "how exact the attributions are",
+    "neurons": "each fact's neurons, their layers and their overlap between relations",
+    "effects": "the effects of suppressing and amplifying neurons",
+    "doses": "the dose-response curve",
+    "answers": "what the model knows",
+    "texts": "the texts that activate the neurons",
+    "updates": "the effects of updating facts",
+    "erasures": "the effects of erasing relations",
+    "stability": "how stable the neurons are",
+    "methods": "the results of other attribution methods",
+    "predictions": "each fact's predictions before and after suppression",
+    "neuron_scores": "the scores of each fact's neurons, with error bars",
+    "readouts": "what each neuron writes to",
+    "answer_readouts": "whether neurons write to their fact's answer",
+    "syntax": "the results of the same method for grammar",
+}
+"""Content of the report from each stage."""
+BY_PHENOMENON = ("syntax",)
+"""Stages with shards other than relations. They are complete if their table exists."""
+HIDDEN = ("paper", "control")
+"""Columns of a table that are hidden if they are empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of a table on the page: its title, and whether its values are numbers."""
+
+    title: str
+    number: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A table on the page, as texts."""
+
+    columns: list[Column]
+    rows: list[list[str]]
+
+
+def page(
+    run: RunRecords,
+    tables: "Mapping[str, pd.DataFrame]",
+    run_figures: "Mapping[str, Figure]",
+    facts: FactPages | None,
+) -> str:
+    """Return the page as HTML.
+
+    Args:
+        run: the run.
+        tables: tables of the run by name.
+        run_figures: figures of the run by name.
+        facts: content of the pages of its facts.
+    """
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    folder = files("kn_lens.reports.html")
+    template = (folder / "page.html").read_text(encoding="utf-8")
+    css = (folder / "page.css").read_text(encoding="utf-8")
+    scripts = [get_plotlyjs()]
+    for name in SCRIPTS:
+        scripts.append((folder / name).read_text(encoding="utf-8"))
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_escaped_value)
+    model = run.config.get("model", "")
+    heading = f"Knowledge neurons in {model}" if model else "Neurons found elsewhere"
+    relations = run.relations()
+    missing = [] if facts is None else _missing_stages(run, tables, relations)
+    return environment.from_string(template).render(
+        policy=_security_policy(scripts),
+        css=Markup(css),
+        scripts=[Markup(script) for script in scripts],
+        title=f"{heading} - kn_lens",
+        heading=model or heading,
+        about=_about(run, facts, relations),
+        constructed=_is_constructed(model),
+        findings=findings(tables),
+        n_resamples=run.config.get("n_resamples", 1000),
+        fewest=FEWEST,
+        missing=[_missing_entry(run, stage) for stage in missing],
+        command=run.command(*missing),
+        panels=_panel_entries(tables, run_figures),
+        n_facts=0 if facts is None else len(facts.facts),
+        has_readouts=facts is not None and "tokens" in facts.neurons,
+        tables=_table_entries(tables),
+        settings=_dotted_entries(run.config),
+        provenance=_dotted_entries(run.provenance),
+        version=kn_lens.__version__,
+        run=str(run.path),
+        data=_data(run_figures, facts),
+    )
+
+
+def _missing_stages(run: RunRecords, tables: "Mapping[str, pd.DataFrame]", relations: Sequence[str]) -> list[str]:
+    """Return the stages without complete records."""
+    missing = []
+    for stage in CONTENT_OF_STAGES:
+        complete = stage in tables if stage in BY_PHENOMENON else run.is_complete(stage, relations)
+        if not complete:
+            missing.append(stage)
+    return missing
+
+
+def _missing_entry(run: RunRecords, stage: str) -> dict[str, Any]:
+    is_partial = run.records(stage) is not None
+    return {"stage": stage, "shows": CONTENT_OF_STAGES[stage], "partly": is_partial}
+
+
+def _panel_entries(tables: "Mapping[str, pd.DataFrame]", run_figures: "Mapping[str, Figure]") -> list[dict[str, Any]]:
+    entries = []
+    for panel in PANELS:
+        if panel.name in run_figures:
+            layout = cast("Any", run_figures[panel.name].layout)  # Plotly builds its attributes at run time
+            entries.append(
+                {
+                    "name": panel.name,
+                    "title": panel.title,
+                    "caption": panel.caption,
+                    "height": layout.height,
+                    "grid": grid(tables[panel.source]),
+                }
+            )
+    return entries
+
+
+def _table_entries(tables: "Mapping[str, pd.DataFrame]") -> list[dict[str, Any]]:
+    entries = []
+    for name, table in tables.items():
+        if name != MAP:
+            title = TITLES.get(name, name.replace("_", " "))
+            entries.append({"name": name, "title": title, "grid": grid(table)})
+    return entries
+
+
+def _escaped_value(value: Any) -> Any:
+    """Return a value of the template; control and format characters in text from the data are escaped."""
+    # The page's own markup has the type Markup.
+    return escaped(value, keep="\n") if type(value) is str else value
+
+
+def _security_policy(scripts: Sequence[str]) -> str:
+    hashes = []
+    for script in scripts:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        hashes.append(f"'sha256-{digest}'")
+    # Plotly writes style sheets, and draws an image of a figure in order to save it.
+    return (
+        f"default-src 'none'; script-src {' '.join(hashes)}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _data(run_figures: "Mapping[str, Figure]", facts: FactPages | None) -> dict[str, Any]:
+    """Return the packed data: ``core``, which the page unpacks at its start, and the details of groups of facts."""
+    core: dict[str, Any] = {"figures": {name: _figure_json(figure) for name, figure in run_figures.items()}}
+    if facts is None:
+        return {"core": _packed(core)}
+    core["facts"] = as_columns(facts.facts)
+    core["neurons"] = as_columns(facts.neurons.drop(columns="logits", errors="ignore"))
+    core["at_once"] = FACTS_AT_ONCE
+    core["patterns"] = {name: _figure_json(figure) for name, figure in _fact_figures().items()}
+    data = {"core": _packed(core)}
+    for number, part in enumerate(facts.details()):
+        data[f"facts-{number}"] = _packed(part)
+    return data
+
+
+def _packed(value: Any) -> Any:
+    """Return data as a JSON string of base64 of gzip of JSON, which has no characters with a meaning in HTML."""
+    from markupsafe import Markup
+
+    text = json.dumps(shown_in(value, keep="\n"), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    packed = base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
+    return Markup(f'"{packed}"')
+
+
+def _figure_json(figure: "Figure") -> Any:
+    return json.loads(str(figure.to_json()))
+
+
+def _fact_figures() -> "dict[str, Figure]":
+    """Return the figures of a fact's page, in which the page replaces the rows."""
+    import pandas as pd
+
+    row = {"layer": 0, "index": 0, "score": 0.0, "low": 0.0, "high": 0.0, "text": "", "before": 0.0, "after": 0.0}
+    table = pd.DataFrame([row])
+    return {"neuron_scores": figures.neuron_scores(table), "predictions": figures.predictions(table)}
+
+
+def grid(table: "pd.DataFrame") -> Grid:
+    """Return a table as texts: values with their intervals, without empty columns of controls.
+
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"neuron_set": ["found"], "value": [0.5], "low": [0.25], "high": [0.75]})
+    >>> grid(table).rows
+    [['knowledge neurons', '0.5', '0.25 to 0.75']]
+    """
+    columns = []
+    cells = []
+    has_interval = {"low", "high"} <= set(table)
+    for name in table:
+        if name in ("low", "high") or (name in HIDDEN and table[name].isna().to_numpy().all()):
+            continue
+        values = table[name]
+        is_number = values.dtype.kind in "if"
+        columns.append(Column(title=str(name).replace("_", " "), number=is_number))
+        if is_number:
+            cells.append([_number(value) for value in values.tolist()])
+        else:
+            labels = NEURON_SETS if name == "neuron_set" else {}
+            cells.append([labels.get(value, str(value)) for value in values.tolist()])
+        if name == "value" and has_interval:
+            columns.append(Column(title="95% interval", number=True))
+            bounds = zip(table["low"].tolist(), table["high"].tolist(), strict=True)
+            cells.append([_interval(low, high) for low, high in bounds])
+    return Grid(columns=columns, rows=[list(row) for row in zip(*cells, strict=True)])
+
+
+def _interval(low: float, high: float) -> str:
+    if low != low:  # NaN
+        return ""
+    return f"{_number(low)} to {_number(high)}"
+
+
+def _number(value: float) -> str:
+    """Return a number as text: counts as they are, others with four digits, nothing for NaN."""
+    if value != value:
+        return ""
+    is_count = float(value).is_integer() and abs(value) < 1e15
+    text = f"{value:,.0f}" if is_count else f"{value:.4g}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _about(run: RunRecords, facts: FactPages | None, relations: Sequence[str]) -> str:
+    """Return the line under the heading."""
+    if facts is None:
+        return "Neuron sets read from files, summarised without a model."
+    model = run.provenance.get("model", {})
+    n_facts = len(facts.facts)
+    n_prompts = int(cast("float", facts.facts["prompts"].sum()))
+    line = f"{n_facts:,} facts of {len(relations)} relations, queried in {n_prompts:,} prompts"
+    if {"kind", "n_params", "n_layers", "d_mlp"} <= set(model):
+        line += (
+            f"; a {model['kind']} model of {model['n_params']:,} parameters, {model['n_layers']} layers of "
+            f"{model['d_mlp']:,} MLP neurons"
+        )
+    return f"{line}."
+
+
+def _is_constructed(model: str) -> bool:
+    """Return whether a model is an embedded one whose training put the facts into its MLPs."""
+    folders = {folder.name: folder for folder in (files(kn_lens) / "world" / "models").iterdir()}
+    if model not in folders:
+        return False
+    record = folders[model] / "recipe.json"
+    if not record.is_file():
+        return False
+    recipe = json.loads(record.read_text(encoding="utf-8"))["recipe"]
+    return recipe["sparsity"] > 0 or recipe["interchange"] > 0
+
+
+def _dotted_entries(value: Any, path: str = "") -> list[tuple[str, str]]:
+    """Return nested entries as pairs of a dotted name and a text."""
+    if isinstance(value, Mapping):
+        entries = []
+        for key, item in value.items():
+            entries += _dotted_entries(item, f"{path}.{key}" if path else str(key))
+        return entries
+    return [(path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]

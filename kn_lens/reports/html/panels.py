@@ -1,0 +1,205 @@
+"""The figures of a run, each with its caption and its source table."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kn_lens.errors import ArgumentError, DataError
+from kn_lens.reports import figures
+from kn_lens.reports.style import NEURON_SETS
+from kn_lens.runs.reader import RunRecords
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from plotly.graph_objects import Figure
+
+MAP = "neuron_relation_map"
+READ = {
+    "answers": "measure value low high n control",
+    "answers_by_relation": "measure relation value low high",
+    "answer_readouts": "neuron_set value low high",
+    "completeness": "n_pairs largest_gap above_tolerance",
+    "dose_response": "factor neuron_set scope value low high",
+    "figure3": "neuron_set layer value low high control",
+    "figures4_5": "factor neuron_set scope value low high n control",
+    "figures4_5_by_relation": "factor neuron_set scope relation value low high",
+    "methods": "neuron_set value low high",
+    "stability": "varied value low high control",
+    "table2": "statistic neuron_set value low high n",
+}
+"""Columns that figures and findings read, by table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """A figure of the report.
+
+    Attributes:
+        name: name of the figure and of its files.
+        title: title of its section.
+        caption: content of the figure, and how it was measured.
+        source: name of its table.
+        draw: function from the table to the figure.
+    """
+
+    name: str
+    title: str
+    caption: str
+    source: str
+    draw: "Callable[[pd.DataFrame], Figure]"
+
+
+def _answers(table: "pd.DataFrame") -> "Figure":
+    rows = table.loc[table["measure"] == "accuracy"].sort_values("value", ascending=False, kind="stable")
+    return figures.estimates(rows, "relation", title="Correct answers", value="share of the prompts", form=".0%")
+
+
+def _methods(table: "pd.DataFrame") -> "Figure":
+    return figures.estimates(
+        _with_labels(table), "neuron_set", title="Other methods", value=figures.CHANGE, form="+.0%"
+    )
+
+
+def _answer_readouts(table: "pd.DataFrame") -> "Figure":
+    title = "Neurons that write to the answer"
+    return figures.estimates(
+        _with_labels(table), "neuron_set", title=title, value="share of a fact's neurons", form=".0%"
+    )
+
+
+def _with_labels(table: "pd.DataFrame") -> "pd.DataFrame":
+    labels = [NEURON_SETS.get(name, name.replace("_", " ")) for name in table["neuron_set"]]
+    return table.assign(neuron_set=labels)
+
+
+def _stability(table: "pd.DataFrame") -> "Figure":
+    return figures.estimates(table, "varied", title="Stability", value="Jaccard index with the neurons found")
+
+
+PANELS = (
+    Panel(
+        name="effects",
+        title="What the neurons do",
+        caption="Mean over relations of the relative change of the answer's probability when a fact's neurons are "
+        "switched off or doubled: filled marks on the fact itself, open marks on a random fact of another relation. "
+        "The most active neurons are as many as were found; random neurons lie in the same layers.",
+        source="figures4_5",
+        draw=figures.effects,
+    ),
+    Panel(
+        name="effects_by_relation",
+        title="Effect by relation",
+        caption="The same for each relation, on its own facts, with random neurons of the same layers beside it.",
+        source="figures4_5_by_relation",
+        draw=figures.effects_by_relation,
+    ),
+    Panel(
+        name="dose_response",
+        title="Dose response",
+        caption="The same for more factors, on a sample of each relation's facts. At factor 1 nothing changes.",
+        source="dose_response",
+        draw=figures.dose_response,
+    ),
+    Panel(
+        name="layer_distribution",
+        title="Where the neurons are",
+        caption="Share of the neurons of all facts in each layer; a neuron counts once for each fact that has it. "
+        "Layer 0 is the first.",
+        source="figure3",
+        draw=figures.layer_distribution,
+    ),
+    Panel(
+        name=MAP,
+        title="Neurons and relations",
+        caption="The neurons that most facts have, and the share of each relation's facts that have them. Empty "
+        "cells: no fact has it. Off the diagonal, relations share neurons.",
+        source=MAP,
+        draw=figures.neuron_relation_map,
+    ),
+    Panel(
+        name="answers",
+        title="What the model knows",
+        caption="Share of a relation's prompts whose most probable answer is correct. Control: always the "
+        "most frequent answer of the relation.",
+        source="answers_by_relation",
+        draw=_answers,
+    ),
+    Panel(
+        name="stability",
+        title="Stability of the neurons",
+        caption="Agreement of a fact's neurons with those found from fewer prompts, with other thresholds and with "
+        "other quadratures: the Jaccard index, 1 for equal sets. Control: the set of another fact of the relation.",
+        source="stability",
+        draw=_stability,
+    ),
+    Panel(
+        name="methods",
+        title="Other attribution methods",
+        caption="As many neurons of highest score by each method, switched off: the larger the loss of the answer, the "
+        "better the method found the neurons that carry it. Control: random neurons of the same layers.",
+        source="methods",
+        draw=_methods,
+    ),
+    Panel(
+        name="answer_readouts",
+        title="Neurons that write to the answer",
+        caption="Share of a fact's neurons with a token of its answer among the ten that the model's head raises most "
+        "when it is given the neuron's row of W_out and nothing else. Control: random neurons of the same layers.",
+        source="answer_readouts",
+        draw=_answer_readouts,
+    ),
+)
+"""All panels, in the order of the report."""
+
+
+def draw_figures(run: RunRecords, tables: "Mapping[str, pd.DataFrame]") -> "dict[str, Figure]":
+    """Return the figures of a run by name: those whose tables (see ``read_tables``) have rows.
+
+    Raises:
+        DataError: A table has no row that its figure shows.
+    """
+    result = {}
+    for panel in PANELS:
+        if len(tables.get(panel.source, ())):
+            try:
+                result[panel.name] = panel.draw(tables[panel.source])
+            except ArgumentError as error:
+                raise _damaged(run, panel.source, str(error)) from None
+    return result
+
+
+def read_tables(run: RunRecords) -> "dict[str, pd.DataFrame]":
+    """Return the tables of a run, and the table of its neurons by relation (see ``neurons_by_relation``).
+
+    Raises:
+        DataError: A table cannot be read, or lacks a column of the report.
+    """
+    tables = run.tables()
+    for name, columns in READ.items():
+        if name not in tables:
+            continue
+        for column in columns.split():
+            if column not in tables[name]:
+                raise _damaged(run, name, f"It has no column {column}; expected {columns}.")
+    records = run.records("neurons")
+    if records is None:
+        return tables
+    return {**tables, MAP: neurons_by_relation(records)}
+
+
+def _damaged(run: RunRecords, table: str, reason: str) -> DataError:
+    path = run.path / "tables" / f"{table}.csv"
+    return DataError(f"{path} is damaged. {reason} This command writes it again: {run.command()}")
+
+
+def neurons_by_relation(records: "pd.DataFrame") -> "pd.DataFrame":
+    """Return one row for each ``relation`` and neuron (``layer``, ``index``), from records of the stage ``neurons``.
+
+    ``n_facts`` is the number of the relation's facts that have the neuron, ``share`` their share.
+    """
+    found = records.loc[records["neuron_set"] == "found"]
+    sizes = found.groupby("relation", sort=False).size()
+    cells = found.loc[:, ["relation", "layer", "index"]].explode(["layer", "index"]).dropna()
+    counts = cells.groupby(["relation", "layer", "index"], sort=False).size().rename("n_facts").reset_index()
+    counts = counts.astype({"layer": int, "index": int})
+    return counts.assign(share=counts["n_facts"] / counts["relation"].map(sizes).to_numpy())

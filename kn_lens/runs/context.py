@@ -1,0 +1,329 @@
+"""The context of a run: the model, the facts, the settings and the records that all of its stages share.
+
+The prompts of one relation are in memory at a time.
+"""
+
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kn_lens.errors import NoPromptError
+from kn_lens.facts import Fact, FactSet
+from kn_lens.hosts import HookedModel, Host, host_of
+from kn_lens.neurons import NeuronSet
+from kn_lens.prompts import PromptBatch, make_prompts
+from kn_lens.runs.data import RunData, digest_of_facts
+from kn_lens.runs.directory import ALL, FORMER_DEFAULTS, RunDirectory, Shard, digest_of_json, open_run
+from kn_lens.runs.provenance import machine, model_identity, model_size, versions
+from kn_lens.runs.reader import read_records
+from kn_lens.runs.settings import Settings
+from kn_lens.runs.stage import Stage
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunContext:
+    """What all stages of a run share.
+
+    Attributes:
+        run: the run directory.
+        host: the model.
+        source: all facts of the data; controls draw facts of other relations from it.
+        facts: the chosen facts.
+        held_out: facts in wordings that are never attributed, only queried after an edit.
+        settings: see ``Settings``.
+        made_from: identity of model and libraries; part of the inputs of every shard.
+        memory_budget: bytes that passes may take; see ``attribute``. Records do not depend on it.
+    """
+
+    run: RunDirectory
+    host: Host
+    source: FactSet
+    facts: FactSet
+    held_out: FactSet
+    settings: Settings
+    made_from: Mapping[str, Any]
+    memory_budget: float | None = None
+    _facts_by_relation: dict[str, tuple[Fact, ...]] = field(default_factory=dict, init=False, repr=False)
+    _prompts: dict[str, PromptBatch] = field(default_factory=dict, init=False, repr=False)
+    _fact_records: "dict[str, tuple[str, pd.DataFrame]]" = field(default_factory=dict, init=False, repr=False)
+    _digests: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    _n_rows: dict[tuple[Fact, ...], int] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Group the facts by relation."""
+        for fact in self.facts:
+            group = self._facts_by_relation.get(fact.relation, ())
+            self._facts_by_relation[fact.relation] = (*group, fact)
+
+    # --- facts ------------------------------------------------------------------------------------
+
+    def relations(self) -> list[str]:
+        """Return the relations with facts to query; all relations until the stage ``facts`` is complete."""
+        relations = self.facts.relations
+        if not all(self.run.manifest("facts", Shard(relation)) for relation in relations):
+            return list(relations)
+        return [relation for relation in relations if self.fact_records(relation)["asked"].to_numpy().any()]
+
+    def fact_records(self, relation: str) -> "pd.DataFrame":
+        """Return the records of the stage ``facts``: which facts of a relation are queried, in how many prompts."""
+        manifest = self.run.manifest("facts", Shard(relation))
+        digest = "" if manifest is None else manifest["sha256"]
+        if relation not in self._fact_records or self._fact_records[relation][0] != digest:
+            self._fact_records[relation] = digest, self.records("facts", Shard(relation))
+        return self._fact_records[relation][1]
+
+    def queried_facts(self, relation: str) -> list[Fact]:
+        """Return the facts of a relation that the model is queried for: those with enough prompts."""
+        records = self.fact_records(relation)
+        keys = set(records["key"][records["asked"]])
+        return [fact for fact in self._facts_by_relation[relation] if fact.key in keys]
+
+    def sample_facts(self, relation: str, n: int, purpose: str) -> list[Fact]:
+        """Return at most ``n`` queried facts of a relation, in their order.
+
+        Args:
+            relation: whose facts.
+            n: how many; all of them where there are no more.
+            purpose: names the random generator, so that draws for different purposes are independent.
+        """
+        facts = self.queried_facts(relation)
+        chosen = self.generator(purpose, relation).choice(len(facts), size=min(len(facts), n), replace=False)
+        return [facts[index] for index in sorted(chosen.tolist())]
+
+    def sample_other_facts(self, relation: str, n: int, *names: str) -> list[Fact]:
+        """Return ``n`` facts of other relations of the source, in its order, drawn with the generator of ``names``.
+
+        Some of them may have no prompt that the model can be queried with. Where none has, more facts are drawn.
+        """
+        candidates = [fact for fact in self.source if fact.relation != relation and fact.templates]
+        while True:
+            size = min(n, len(candidates))
+            chosen = self.generator(*names).choice(len(candidates), size=size, replace=False)
+            facts = [candidates[index] for index in sorted(chosen.tolist())]
+            if n >= len(candidates) or any(map(self._has_prompts, facts)):
+                return facts
+            n *= 10
+
+    def neurons(self, kind: str, relation: str) -> dict[Fact, NeuronSet]:
+        """Return the neurons of a relation's queried facts, of one kind of the stage ``neurons``."""
+        sets_by_key = neuron_sets(self.records("neurons", Shard(relation)), kind)
+        sets = {}
+        for fact in self._facts_by_relation[relation]:
+            if fact.key in sets_by_key:
+                sets[fact] = sets_by_key[fact.key]
+        return sets
+
+    def share_with_neurons(self, relation: str) -> float:
+        """Return the share of a relation's queried facts that have found neurons; 1 while that is not known."""
+        if self.run.manifest("neurons", Shard(relation)) is None:
+            return 1.0
+        sets = self.neurons("found", relation)
+        return sum(map(bool, sets.values())) / max(1, len(sets))
+
+    # --- prompts ----------------------------------------------------------------------------------
+
+    def prompts(self, relation: str) -> PromptBatch:
+        """Return the prompts of a relation's queried facts; the last relation's are cached."""
+        if relation not in self._prompts:
+            self._prompts.clear()
+            self._prompts[relation] = self.make_prompts(self.queried_facts(relation))
+        return self._prompts[relation]
+
+    def make_prompts(self, facts: Iterable[Fact]) -> PromptBatch:
+        """Return prompts of any facts, without the answers that the vocabulary cannot spell.
+
+        Raises:
+            NoPromptError: no prompt is left.
+        """
+        return make_prompts(self.host, FactSet(facts), unknown_answers="leave_out")
+
+    def _has_prompts(self, fact: Fact) -> bool:
+        try:
+            return bool(self.make_prompts([fact]))
+        except NoPromptError:
+            return False
+
+    def n_rows(self, relation: str) -> int:
+        """Return the number of rows in the prompts of a relation."""
+        records = self.fact_records(relation)
+        return int(records["n_rows"].to_numpy()[records["asked"].to_numpy()].sum())
+
+    def n_rows_of(self, facts: Sequence[Fact]) -> int:
+        """Return the number of rows in the prompts of any facts; the prompts are built once to count them."""
+        facts = tuple(facts)
+        if facts not in self._n_rows:
+            try:
+                self._n_rows[facts] = self.make_prompts(facts).n_rows if facts else 0
+            except NoPromptError:
+                self._n_rows[facts] = 0
+        return self._n_rows[facts]
+
+    # --- random numbers ---------------------------------------------------------------------------
+
+    def generator(self, *names: str) -> np.random.Generator:
+        """Return the random generator that belongs to these names, independent of all other draws."""
+        return np.random.default_rng(self.seeds(*names))
+
+    def seeds(self, *names: str) -> list[int]:
+        """Return the seeds of ``generator(*names)``."""
+        return [self.settings.seed, *(zlib.crc32(name.encode()) for name in names)]
+
+    # --- records ----------------------------------------------------------------------------------
+
+    def records(self, stage: str, shard: Shard) -> "pd.DataFrame":
+        """Return the records of one shard."""
+        return read_records(self.run.record_path(stage, shard))
+
+    def all_records(self, stage: Stage) -> "pd.DataFrame":
+        """Return the records of all shards of a stage, in their order."""
+        import pandas as pd
+
+        parts = [self.records(stage.name, shard) for shard in stage.shards(self)]
+        return pd.concat(parts, ignore_index=True)
+
+    def needed_records(self, stage: Stage, shard: Shard) -> list[tuple[str, Shard]]:
+        """Return the (stage, shard) pairs whose records a shard reads."""
+        needed = []
+        for other_stage in stage.needs:
+            for other_shard in other_stage.shards(self):
+                if shard.relation in (ALL, other_shard.relation):
+                    needed.append((other_stage.name, other_shard))
+        return needed
+
+    def inputs(self, stage: Stage, shard: Shard) -> str | None:
+        """Return the digest of all inputs of a shard; None while records that it needs are missing."""
+        records: dict[str, str] = {}
+        for other_stage, other_shard in self.needed_records(stage, shard):
+            manifest = self.run.manifest(other_stage, other_shard)
+            if manifest is None:
+                return None
+            records[f"{other_stage}/{other_shard.name}"] = manifest["sha256"]
+        values = self.settings.as_dict()
+        settings = {}
+        for name in stage.settings:
+            # A setting at its former default is left out, so that records from before it existed stay current.
+            if name not in FORMER_DEFAULTS or values[name] != FORMER_DEFAULTS[name]:
+                settings[name] = values[name]
+        return digest_of_json(
+            {
+                "stage": [stage.name, stage.version, shard.name],
+                "settings": settings,
+                "made_from": self.made_from,
+                "facts": self._facts_digest(shard.relation),
+                "source": self._source_digest() if stage.across else None,
+                "records": records,
+            }
+        )
+
+    def is_current(self, stage: Stage, shard: Shard) -> bool:
+        """Return whether the records of a shard exist and were made from its inputs."""
+        inputs = self.inputs(stage, shard)
+        return inputs is not None and self.run.is_current(stage.name, shard, inputs, stage.version)
+
+    def _facts_digest(self, relation: str) -> str:
+        """Return the digest of the chosen facts of a relation; of all chosen facts for ``ALL``."""
+        if relation not in self._digests:
+            facts = self.facts if relation == ALL else self._facts_by_relation[relation]
+            self._digests[relation] = digest_of_facts(facts)
+        return self._digests[relation]
+
+    def _source_digest(self) -> str:
+        """Return the digest of all facts that a stage can draw from."""
+        if "" not in self._digests:  # no relation has this name
+            self._digests[""] = digest_of_facts((*self.source, *self.held_out))
+        return self._digests[""]
+
+
+@contextmanager
+def open_context(
+    model: HookedModel | Host,
+    facts: FactSet,
+    path: str | os.PathLike[str],
+    settings: Settings,
+    *,
+    held_out: FactSet | None = None,
+    names: Mapping[str, str | None] | None = None,
+    memory_budget: float | None = None,
+    force: bool = False,
+) -> Iterator[RunContext]:
+    """Open a run directory for a model, new or to be resumed.
+
+    Args:
+        model: a TransformerLens model in evaluation mode.
+        facts: all facts of the data; ``settings`` choose from them.
+        path: the run directory.
+        settings: see ``Settings``.
+        held_out: the same facts in wordings that are never attributed, in place of the setting ``held_out``.
+        names: how the user names and reads the model and the facts, for ``config.toml``.
+        memory_budget: bytes that passes may take; see ``attribute``.
+        force: resume a directory of other settings; see ``open_run``.
+
+    Raises:
+        ArgumentError: an unknown relation, or a directory that holds something else.
+        DataError: facts of a single relation, or as ``open_run``.
+    """
+    data = RunData.of(facts, settings, held_out)
+    context, config, provenance = prepare_context(model, data, Path(path), settings, names or {}, memory_budget)
+    with open_run(path, config, provenance, force=force) as run:
+        yield replace(context, run=run)
+
+
+def prepare_context(
+    model: HookedModel | Host,
+    data: RunData,
+    path: Path,
+    settings: Settings,
+    names: Mapping[str, str | None],
+    memory_budget: float | None,
+    *,
+    identify: bool = True,
+) -> tuple[RunContext, dict[str, Any], dict[str, Any]]:
+    """Return the context, the configuration and the provenance of a run, without touching its directory.
+
+    Args:
+        model: a TransformerLens model in evaluation mode.
+        data: the facts.
+        path: the run directory.
+        settings: see ``Settings``.
+        names: see ``open_context``.
+        memory_budget: see ``open_context``.
+        identify: whether to compute the digest of the weights; not needed where there are no records yet.
+    """
+    host = host_of(model)
+    made_from = {"versions": versions(), "model": model_identity(host) if identify else {}}
+    provenance = {
+        "made_from": {**made_from, "data": data.digests()},
+        "model": model_size(host),
+        "n_facts": len(data.facts),
+        "n_relations": len(data.facts.relations),
+        **machine(host),
+    }
+    context = RunContext(
+        run=RunDirectory(path),
+        host=host,
+        source=data.source,
+        facts=data.facts,
+        held_out=data.held_out,
+        settings=settings,
+        made_from=made_from,
+        memory_budget=memory_budget,
+    )
+    return context, {**names, **settings.as_dict()}, provenance
+
+
+def neuron_sets(records: "pd.DataFrame", kind: str) -> dict[str, NeuronSet]:
+    """Return the neurons of one kind in records of the stage ``neurons``, by the key of their fact."""
+    records = records.loc[records["neuron_set"] == kind]
+    sets = {}
+    for key, layers, indices in zip(records["key"], records["layer"], records["index"], strict=True):
+        sets[key] = NeuronSet(zip(layers, indices, strict=True))
+    return sets

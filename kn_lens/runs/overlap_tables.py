@@ -1,0 +1,131 @@
+"""Table 2 and Figure 3 with bootstrap intervals, from neuron sets alone: of a run, or of files found by others.
+
+All functions take ``{neuron_set: {relation: sets}}``, a set for each fact. Intervals are of bootstrap samples of each
+relation's facts (``kn_lens.neurons.overlap``, ``kn_lens._core.intervals``): they say how much depends on which facts
+were asked, the relations being given.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kn_lens._core.bootstrap import with_control
+from kn_lens._core.intervals import SHARE, interval
+from kn_lens.neurons import (
+    OVERLAP_STATISTICS,
+    SetsByRelation,
+    overlap_statistics,
+    resampled_layer_counts,
+    sampled_across,
+)
+from kn_lens.runs.directory import ALL
+from kn_lens.runs.paper import TABLE_2
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+AT_LEAST_0 = (0.0, np.inf)
+
+
+def overlap_table(
+    sets: Mapping[str, SetsByRelation],
+    *,
+    across_samples: int = 0,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> "pd.DataFrame":
+    """Return Table 2: the number of neurons of a fact, and of those shared with facts of its relation and of others.
+
+    Args:
+        sets: by neuron set and relation.
+        across_samples: compare each fact with so many of other relations, drawn at random, as the released code does
+            with 100; 0 gives the exact mean of that draw. The interval is that of the exact mean.
+        n_resamples: bootstrap samples.
+        seed: of the bootstrap and the draw.
+
+    Returns:
+        One row for each ``statistic`` (see ``kn_lens.neurons.overlap``), ``neuron_set`` and ``relation``, ``all`` of
+        them last: ``value`` with ``low`` and ``high``, the 95% interval; ``n``, facts or pairs of facts; ``control``,
+        the value of random neurons; and the ``paper``'s value. NaN where there is nothing to compare; no interval of
+        fewer than 8 facts.
+    """
+    import pandas as pd
+
+    rows: list[dict[str, object]] = []
+    for neuron_set, by_relation in sets.items():
+        exact, resampled = overlap_statistics(by_relation, n_resamples, seed)
+        values = dict(exact)
+        if across_samples:
+            values["shared_across"] = sampled_across(by_relation, across_samples, seed)
+        n_facts = np.array([len(group) for group in by_relation.values()])
+        n_pairs = n_facts * (n_facts - 1) // 2
+        for statistic in OVERLAP_STATISTICS:
+            n = n_pairs if statistic == "shared_within" else n_facts
+            for column, relation in enumerate([*by_relation, ALL]):
+                is_all = relation == ALL
+                draws = np.append(exact[statistic][column], resampled[statistic][:, column])
+                row = {
+                    "statistic": statistic,
+                    "neuron_set": neuron_set,
+                    "relation": relation,
+                    "value": float(values[statistic][column]),
+                    **interval(draws, n_facts if is_all else n_facts[[column]], bounds=AT_LEAST_0),
+                    "n": int(n.sum() if is_all else n[column]),
+                }
+                rows.append(row)
+    table = with_control(pd.DataFrame(rows))
+    paper = []
+    for statistic, neuron_set, relation in zip(table["statistic"], table["neuron_set"], table["relation"], strict=True):
+        paper.append(TABLE_2.get((statistic, neuron_set), np.nan) if relation == ALL else np.nan)
+    return table.assign(paper=paper)
+
+
+def table_2(sets: Mapping[str, SetsByRelation], **options: Any) -> "dict[str, pd.DataFrame]":
+    """Return ``overlap_table`` in two: ``table2`` for all relations together, and ``table2_by_relation``."""
+    table = overlap_table(sets, **options)
+    return {
+        "table2": table.query("relation == @ALL").reset_index(drop=True),
+        "table2_by_relation": table.query("relation != @ALL").reset_index(drop=True),
+    }
+
+
+def layer_table(
+    sets: Mapping[str, SetsByRelation], n_layers: int, *, n_resamples: int = 1000, seed: int = 0
+) -> "pd.DataFrame":
+    """Return Figure 3: the distribution of the neurons over the layers; a neuron counts once for each fact that has it.
+
+    Args:
+        sets: by neuron set and relation.
+        n_layers: of the model.
+        n_resamples: bootstrap samples.
+        seed: of the bootstrap.
+
+    Returns:
+        One row for each ``neuron_set`` and ``layer``: ``value``, the layer's share of all neurons, with ``low`` and
+        ``high``; ``n``, the number of facts, and ``n_neurons``, that of neurons; ``control``, the share of an even
+        spread. (The ``random`` neurons lie in the layers of the found ones, and so have the same shares.)
+
+    Raises:
+        ArgumentError: a neuron lies above the last layer.
+    """
+    import pandas as pd
+
+    rows = []
+    for neuron_set, by_relation in sets.items():
+        n_facts = np.array([len(group) for group in by_relation.values()])
+        counts = resampled_layer_counts(by_relation, n_layers, n_resamples, seed)
+        with np.errstate(invalid="ignore"):
+            shares = counts / counts.sum(1, keepdims=True)
+        for layer in range(n_layers):
+            row = {
+                "neuron_set": neuron_set,
+                "layer": layer,
+                "value": shares[0, layer],
+                **interval(shares[:, layer], n_facts, bounds=SHARE),
+                "n": n_facts.sum(),
+                "n_neurons": int(counts[0, layer]),
+                "control": 1 / n_layers,
+            }
+            rows.append(row)
+    return pd.DataFrame(rows)

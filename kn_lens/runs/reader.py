@@ -1,0 +1,340 @@
+"""The reader of a run directory: its settings, records and tables, without the model."""
+
+import json
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from kn_lens._core.atomic import read_whole
+from kn_lens._core.toml import from_toml
+from kn_lens.errors import ArgumentError, DataError
+from kn_lens.runs.directory import ALL, CONFIG, PROVENANCE, RunDirectory, Shard, with_former_defaults
+from kn_lens.runs.settings import PRESETS, Settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OPTIONS = ("model", "facts", "format", "templates", "split", "preset", "seed", "limit", "relations")
+"""Settings with command-line options of their own; the others are given with ``--set``."""
+LABELS = frozenset(
+    "relation key text texts word why neuron_set scope statistic measure varied asked end subject object".split()
+)
+"""Columns of tables that hold names, even where all of them look like numbers."""
+NUMBERS = frozenset("factor layer value low high n control paper n_pairs largest_gap above_tolerance".split())
+"""Columns of tables that hold nothing but numbers."""
+
+OLD_COLUMNS = {"neurons": "neuron_set", "facts": "scope"}
+"""What columns were called in the records and tables of earlier runs."""
+
+RECORDS = {
+    "facts": ("key", "relation subject object asked n_prompts"),
+    "answers": ("key", "n_right n_prompts"),
+    "neurons": ("neuron_set key", "relation layer index"),
+    "effects": ("factor scope neuron_set key", "before after"),
+    "predictions": ("", "key text before after rank_before rank_after top_before top_after"),
+    "neuron_scores": ("key layer index", "score low high share n_prompts"),
+    "readouts": ("layer index", "tokens logits"),
+}
+"""The stages whose records are read without their models: columns that tell their rows apart, and others."""
+
+ENTRIES: Mapping[str, Any] = {
+    "made_from": {
+        "versions": {"kn_lens": str},
+        "model": {"architecture": str, "dtype": str, "device": str},
+    },
+    "model": {"kind": str, "n_layers": range(1, 10_000), "d_mlp": range(1, 2**31), "n_params": range(1, 2**63)},
+    "n_relations": range(1, 2**31),
+}
+"""Entries read from the provenance of a run on a model: strings, and whole numbers in the range that models have."""
+DEEPEST = 20
+"""Largest depth of nesting in settings and provenance; those written have five levels."""
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """The files of a run.
+
+    Attributes:
+        path: its directory.
+        config: its settings, with the names of model and facts.
+        provenance: the models, data, libraries and machine it was made with.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    _run: RunDirectory = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_run", RunDirectory(self.path))
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> "RunRecords":
+        """Open the directory of a run, complete or not.
+
+        Raises:
+            ArgumentError: it is no run directory.
+            DataError: ``config.toml`` or ``provenance.json`` is damaged.
+        """
+        path = checked_path(path)
+        if not (path / CONFIG).is_file() or not (path / PROVENANCE).is_file():
+            what = "is no run directory: it has no config.toml and provenance.json" if path.exists() else "is not there"
+            raise ArgumentError(f"{path} {what}. 'kn-lens reproduce --out {shlex.quote(str(path))}' makes one.")
+        read = []
+        for name, parse in ((CONFIG, _config), (PROVENANCE, _provenance)):
+            try:
+                read.append(parse(read_whole(path / name).decode()))
+            except (ValueError, RecursionError) as error:
+                raise DataError(
+                    f"{path / name} is damaged ({error}); 'kn-lens reproduce --force' with the settings of the run "
+                    "writes it anew and keeps the records."
+                ) from None
+        return cls(path, *read)
+
+    def lacking(self) -> list[str]:
+        """Return the dotted paths of provenance entries that a run on a model has and this one lacks."""
+        return list(_lacking(self.provenance, ENTRIES))
+
+    def relations(self) -> list[str]:
+        """Return the relations with facts that the model is queried for, as far as they are written."""
+        asked = self.records("facts")
+        return [] if asked is None else list(dict.fromkeys(asked.loc[asked["asked"], "relation"]))
+
+    def records(self, stage: str) -> "pd.DataFrame | None":
+        """Return the records of a stage's shards that are there; None where there are none.
+
+        Raises:
+            DataError: a file of records is not what was written, or is another's, or they are of two versions of the
+                stage.
+        """
+        import pandas as pd
+
+        parts = []
+        versions = self.versions(stage)
+        if len(set(versions.values())) > 1:
+            told = ", ".join(f"{relation}: {'unknown' if one is None else one}" for relation, one in versions.items())
+            raise DataError(
+                f"{self.path} holds records of more than one version of the stage {stage} ({told}), which may differ "
+                f"in what they mean; they are made alike by: {self.command(stage)} --force"
+            )
+        for shard in self._run.shards(stage):
+            path = self._run.record_path(stage, shard)
+            if self._run.manifest(stage, shard) is not None:
+                part = read_records(path)
+                if why := _foreign(part, stage, shard):
+                    raise DataError(f"{path} {why}; it is made again by: {self.command(stage)} --force")
+                parts.append(part)
+            elif self._run.is_damaged(stage, shard):
+                raise DataError(f"{path} is damaged; it is made again by: {self.command(stage)}")
+        if not parts:
+            return None
+        records = pd.concat(parts, ignore_index=True)
+        apart = RECORDS.get(stage, ("",))[0].split()
+        if apart and records.duplicated(apart).any():
+            raise DataError(
+                f"{self.path}: the records of stage {stage} tell of some facts twice; some are of another run. "
+                f"They are made again by: {self.command(stage)} --force"
+            )
+        return records
+
+    def versions(self, stage: str) -> dict[str, int | None]:
+        """Return the version of the stage that wrote each intact shard, by its name; None where none was recorded."""
+        noted = {shard.name: self._run.manifest(stage, shard) for shard in self._run.shards(stage)}
+        return {name: one.get("version") for name, one in noted.items() if one is not None}
+
+    def is_complete(self, stage: str, relations: Sequence[str]) -> bool:
+        """Return whether a stage has intact records of these relations, in all its parts."""
+        shards = [shard for shard in self._run.shards(stage) if self._run.manifest(stage, shard) is not None]
+        there = {(shard.relation, shard.part) for shard in shards}
+        parts = {shard.part for shard in shards}
+        return bool(shards) and ((ALL, "") in there or {(one, part) for one in relations for part in parts} <= there)
+
+    def tables(self) -> "dict[str, pd.DataFrame]":
+        """Return the run's tables by name.
+
+        Raises:
+            DataError: one cannot be read, or holds something else where numbers belong.
+        """
+        tables = {}
+        for path in sorted((self.path / "tables").glob("*.csv")):
+            table = with_current_names(read_table(path), path.stem)
+            for name in table:
+                try:
+                    table[name] = _numbers(cast("pd.Series", table[name]))
+                except ValueError as error:
+                    raise DataError(
+                        f"{path} holds something else than numbers in its column {name} ({_short(error)}); "
+                        f"the tables are written anew by: {self.command()}"
+                    ) from None
+            tables[path.stem] = table
+        return tables
+
+    def command(self, *stages: str) -> str:
+        """Return the command that resumes the run, for some of its stages."""
+        config = self.config
+        if "neurons" in config:
+            files = [word for name in config["neurons"] for word in ("--neurons", name)]
+            return shlex.join(["kn-lens", "reproduce", *files, "--out", str(self.path)])
+        words = ["kn-lens", "reproduce"]
+        for name in OPTIONS:
+            value = config.get(name)
+            if value and value != {"preset": "kn_lens", "split": "all"}.get(name):
+                words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+        preset = config.get("preset", "kn_lens")
+        usual = Settings.of(preset).as_dict() if preset in PRESETS else {}
+        for name, value in usual.items():
+            here = config.get(name)
+            if name not in (*OPTIONS, "texts_digest", "syntax_digest") and here != value:
+                words += ["--set", f"{name}={here if isinstance(here, str) else json.dumps(here)}"]
+        words += ["--out", str(self.path)]
+        return shlex.join(words + (["--stages", ",".join(stages)] if stages else []))
+
+
+def _foreign(records: "pd.DataFrame", stage: str, shard: Shard) -> str:
+    """Explain why an intact file does not belong to this shard; return an empty string where it may."""
+    missing = set(" ".join(RECORDS.get(stage, ())).split()) - set(records)
+    if missing:
+        return f"holds no records of stage {stage}: it lacks {', '.join(sorted(missing))}"
+    if shard.relation != ALL and "relation" in records and set(records["relation"]) - {shard.relation}:
+        return "holds records of another relation"
+    return ""
+
+
+def read_records(path: Path) -> "pd.DataFrame":
+    """Return the records of one shard, whichever version of the library wrote them."""
+    import pandas as pd
+
+    return with_current_names(pd.read_parquet(path, partitioning=None))
+
+
+def with_current_names(table: "pd.DataFrame", name: str = "") -> "pd.DataFrame":
+    """Rename the columns of an earlier run that said which neurons (``neurons``), read on which facts (``facts``).
+
+    Where neurons and facts are counted, as in the table ``coverage``, ``facts`` stands alone and stays.
+
+    >>> import pandas as pd
+    >>> list(with_current_names(pd.DataFrame({"neurons": ["found"], "facts": ["own"], "value": [0.5]})))
+    ['neuron_set', 'scope', 'value']
+    """
+    if "neurons" not in table:
+        return table
+    return table.rename(columns={"neurons": "n_neurons"} if name == "erased" else OLD_COLUMNS)
+
+
+def read_table(path: Path) -> "pd.DataFrame":
+    """Return a table of a run as it is written, with all cells as strings.
+
+    Raises:
+        DataError: the file is not a table.
+    """
+    import pandas as pd
+
+    try:
+        text = read_whole(path).decode("utf-8-sig")
+        if text.partition("\n")[0].endswith("\r"):  # an editor has put these in
+            text = text.replace("\r\n", "\n")
+        # Names of relations may hold other line separators.
+        table = pd.read_csv(StringIO(text), keep_default_na=False, dtype=str, lineterminator="\n")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a table: {_short(error)}") from None
+    # pandas takes what is too much for names of rows, and what is missing for NaN.
+    if not isinstance(table.index, pd.RangeIndex) or table.isna().any(axis=None):
+        raise DataError(f"{path} cannot be read as a table: some rows have more or fewer cells than the first.")
+    return table
+
+
+def checked_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a file or directory that need not exist.
+
+    Raises:
+        ArgumentError: no file can have this name.
+    """
+    path = Path(path)
+    try:
+        path.resolve().exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long; a null character; links in a circle
+        why = getattr(error, "strerror", None) or error
+        raise ArgumentError(f"{_short(path)} can be no file or directory: {why}.") from None
+    return path
+
+
+def _config(text: str) -> dict[str, Any]:
+    """Return the settings, once the types of those read here are checked."""
+    config = with_former_defaults(from_toml(text))
+    _check_depth(config)
+    for name, kind in (("model", str), ("facts", str), ("preset", str), ("neurons", list), ("relations", list)):
+        value = config.get(name, kind())
+        if not isinstance(value, kind) or not all(isinstance(one, str) for one in value):
+            raise ValueError(f"{name} is {_short(repr(value))}")
+    return config
+
+
+def _provenance(text: str) -> dict[str, Any]:
+    """Return the provenance, once the types of what is read here are checked."""
+    provenance = json.loads(text)
+    if not isinstance(provenance, dict):
+        raise ValueError("it is no object")
+    _check_depth(provenance)
+    _check_entries(provenance, ENTRIES)
+    tags = provenance.get("tags", {})
+    if not isinstance(tags, dict):
+        raise ValueError("tags is no object")
+    for name, tag in tags.items():
+        if not isinstance(tag, (str, int, float)):
+            raise ValueError(f"tags.{name} is {_short(repr(tag))}")
+    return provenance
+
+
+def _check_entries(value: Mapping[str, Any], kinds: Mapping[str, Any], path: str = "") -> None:
+    """Raise ``ValueError`` where an existing entry has the wrong type or range."""
+    for name, kind in kinds.items():
+        if name not in value:
+            continue
+        inner = value[name]
+        if isinstance(kind, dict):
+            if not isinstance(inner, dict):
+                raise ValueError(f"{path}{name} is no object")
+            _check_entries(inner, kind, f"{path}{name}.")
+        elif not (isinstance(inner, int) and inner in kind if isinstance(kind, range) else isinstance(inner, kind)):
+            raise ValueError(f"{path}{name} is {_short(repr(inner))}")
+
+
+def _lacking(value: Mapping[str, Any], kinds: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    for name, kind in kinds.items():
+        if isinstance(kind, dict):
+            yield from _lacking(value.get(name, {}), kind, f"{path}{name}.")
+        elif name not in value:
+            yield f"{path}{name}"
+
+
+def _check_depth(value: Any, levels: int = DEEPEST) -> None:
+    """Raise ``ValueError`` where values are nested too deep for the recursive functions that read them."""
+    if not levels:
+        raise ValueError(f"it is nested more than {DEEPEST} deep")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(inner, levels - 1)
+
+
+def _short(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _numbers(column: "pd.Series") -> "pd.Series":
+    """Return a column of texts as numbers where it holds numbers; an empty cell then is NaN.
+
+    Raises:
+        ValueError: it does not, and must.
+    """
+    if column.name in LABELS or not len(column):
+        return column
+    try:
+        return column.where(column != "", "nan").astype(float)
+    except ValueError:
+        if column.name in NUMBERS:
+            raise
+        return column

@@ -1,0 +1,117 @@
+"""Production of an embedded model: training, evaluation of the stored checkpoint, model card.
+
+The command is ``python -m kn_lens.world.training world-bert [--out DIR]``.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from kn_lens.errors import ArgumentError
+from kn_lens.world.training.card import Measurements, model_card
+from kn_lens.world.training.corpus import Rows, read_jsonl, tokenize
+from kn_lens.world.training.evaluate import Answer, answer, mlp_ablations, probability, recall
+from kn_lens.world.training.recipes import RECIPES, Recipe, recipe_for
+from kn_lens.world.training.train import load, reproducible, save, train
+
+ABLATION_SAMPLE = 2000
+"""Number of prompts on which the MLPs are ablated for the card."""
+LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
+
+
+def make(recipe: Recipe, out: Path, facts: Rows, templates: Rows, labels: Mapping[str, str]) -> Measurements:
+    """Train a model, store it, evaluate the stored checkpoint and write its card.
+
+    Args:
+        recipe: hyperparameters.
+        out: directory of the checkpoint; created if it does not exist.
+        facts: rows of ``facts.jsonl``.
+        templates: rows of ``templates.jsonl``.
+        labels: label of each relation.
+    """
+
+    def on_step(step: int, terms: Mapping[str, float]) -> None:
+        if step % 100 == 0 or step == recipe.steps:
+            losses = "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
+            sys.stderr.write(f"\r{recipe.name}  step {step}/{recipe.steps}  {losses}\x1b[K")
+
+    trained = train(recipe, facts, templates, on_step)
+    sys.stderr.write("\n")
+    save(trained, out)
+    network = load(out, recipe.kind)
+    tokenizer = trained.tokenizer
+    with reproducible(recipe.seed):
+        answers = answer(network, tokenizer, tokenize(tokenizer, facts, templates))
+        order = np.random.default_rng(recipe.seed).permutation(len(answers))
+        sample = [answers[i] for i in order[:ABLATION_SAMPLE]]
+        sentences = [sampled.sentence for sampled in sample]
+        p_layer_ablated, p_all_ablated = mlp_ablations(network, tokenizer, sentences)
+    n_several = sum(given.sentence.stop - given.sentence.start > 1 for given in answers)
+    measurements = Measurements(
+        answers=answers,
+        n_facts=len(facts),
+        n_params=sum(parameter.numel() for parameter in network.parameters()),
+        d_vocab=len(tokenizer),
+        multi_token_share=n_several / len(answers),
+        history=trained.history,
+        seconds=trained.seconds,
+        p_clean=probability(sample),
+        p_layer_ablated=p_layer_ablated,
+        p_all_ablated=p_all_ablated,
+        versions={name: version(name) for name in LIBRARIES},
+    )
+    record = {
+        "recipe": asdict(recipe),
+        "sha256": {"facts": _digest(facts), "templates": _digest(templates)},
+        "versions": measurements.versions,
+        "measured": summary(answers),
+    }
+    (out / "recipe.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (out / "MODEL_CARD.md").write_text(model_card(recipe, measurements, labels), encoding="utf-8")
+    return measurements
+
+
+def _digest(rows: Rows) -> str:
+    lines = [json.dumps(row, sort_keys=True) for row in rows]
+    return sha256("\n".join(lines).encode()).hexdigest()
+
+
+def summary(answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
+    """Return recall and mean probability of the answer, on trained and on held-out templates."""
+    trained = [given for given in answers if not given.sentence.held_out]
+    held_out = [given for given in answers if given.sentence.held_out]
+    return {
+        "recall": {"trained": recall(trained), "held_out": recall(held_out)},
+        "probability": {"trained": probability(trained), "held_out": probability(held_out)},
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 2 for an unknown name."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kn_lens.world.training", description="Train an embedded model and write its checkpoint."
+    )
+    parser.add_argument("name", help=", ".join(RECIPES))
+    parser.add_argument("--out", type=Path, help="directory of the checkpoint (default: models/NAME beside the data)")
+    options = parser.parse_args(arguments)
+    try:
+        recipe = recipe_for(options.name)
+    except ArgumentError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    out = options.out or Path(__file__).parents[1] / "models" / recipe.name
+    labels = {row["relation"]: row["label"] for row in read_jsonl("relations.jsonl")}
+    measurements = make(recipe, out, read_jsonl("facts.jsonl"), read_jsonl("templates.jsonl"), labels)
+    recalled = summary(measurements.answers)["recall"]
+    sys.stdout.write(
+        f"{out}: recall {recalled['trained']:.2%} trained, {recalled['held_out']:.2%} held out; "
+        f"mean probability {probability(measurements.answers):.3f}\n"
+    )
+    return 0

@@ -1,0 +1,47 @@
+"""How many calls lie between ``attribute`` and a pass of the model."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import kn_lens as kn
+from kn_lens.hosts import Host
+from tests.tiny import loaded
+
+DEEPEST = 9
+"""Functions of the library from ``attribute`` down to the caller of the host, which runs the model."""
+PACKAGE = str(Path(kn.__file__).parent)
+TEMPLATES = ("The capital of [X] is [Y].", "In fact, [X] has its seat of government in [Y]")
+FACTS = [kn.Fact("Ireland", "P36", "Dublin", TEMPLATES), kn.Fact("Peru", "P36", "Lima", TEMPLATES)]
+
+
+def functions_below(name):
+    """The library's functions that are being called, from the outermost of that name on, without type checks."""
+    names, frame = [], sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(PACKAGE):
+            names.append(frame.f_code.co_name)
+        frame = frame.f_back
+    names.reverse()
+    return names[names.index(name) :]
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "single_path", "gradient_x_activation", "ablation"])
+@pytest.mark.parametrize("architecture", ["BertForMaskedLM", "GPT2LMHeadModel"])
+def test_a_pass_is_few_calls_away(architecture, method, monkeypatch):
+    model = loaded(architecture)
+    prompts = kn.make_prompts(model, FACTS)
+    options = {"neurons": [kn.Neuron(1, 2)]} if method in ("single_path", "ablation") else {}
+    calls, logits = [], Host.logits
+
+    def watched(self, *args, **kwargs):
+        calls.append(functions_below("attribute"))
+        return logits(self, *args, **kwargs)
+
+    monkeypatch.setattr(Host, "logits", watched)
+    kn.attribute(model, prompts, method=method, **options)
+    # Once in a call the host looks at what a block returns, on one token.
+    passes = [functions for functions in calls if "_output_forms" not in functions]
+    deepest = max(passes, key=len)
+    assert len(deepest) <= DEEPEST, " > ".join(deepest)

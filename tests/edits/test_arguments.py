@@ -1,0 +1,200 @@
+"""Wrong kinds of arguments: one message with the right call, before the model runs."""
+
+import pytest
+import torch
+
+import kn_lens as kn
+from tests.edit_cases import FACTS, IRELAND, NEURONS, bits, random_edit, same
+from tests.tiny import D_MODEL, loaded
+
+SETS = {IRELAND: NEURONS}
+NEW = {IRELAND: "Tokyo"}
+NEW_ROWS = torch.zeros(len(NEURONS), D_MODEL)
+
+
+def prompts_of(model):
+    return kn.make_prompts(model, FACTS[:2])
+
+
+# Each case: a call with one argument of a wrong kind, and what its message says.
+MAKING = {
+    "sets for neurons": (
+        lambda m: kn.update_fact(m, IRELAND, "Tokyo", SETS),
+        r"mapping of 1 facts as neurons; .* neurons\[fact\]",
+    ),
+    "pairs for neurons": (
+        lambda m: kn.update_fact(m, IRELAND, "Tokyo", [(2, 7)]),
+        r"neurons of type list; .* kn_lens.NeuronSet\(\[\(2, 7\)\]\)",
+    ),
+    "one neuron": (
+        lambda m: kn.update_fact(m, IRELAND, "Tokyo", kn.Neuron(2, 7)),
+        "neurons of type Neuron",
+    ),
+    "object and neurons exchanged": (
+        lambda m: kn.update_fact(m, IRELAND, NEURONS, "Tokyo"),
+        "neurons of type str",
+    ),
+    "subject for fact": (
+        lambda m: kn.update_fact(m, "Ireland", "Tokyo", NEURONS),
+        r"fact of type str; .* facts.find\('Ireland', 'P36'\)",
+    ),
+    "several facts": (
+        lambda m: kn.update_fact(m, [IRELAND], "Tokyo", NEURONS),
+        "fact of type list",
+    ),
+    "neurons for sets": (
+        lambda m: kn.update_fact(m, IRELAND, "Tokyo", NEURONS, neurons_by_fact=NEURONS),
+        r"neurons_by_fact of type NeuronSet; .* \{fact: neurons\}",
+    ),
+    "sets to erase": (
+        lambda m: kn.erase_neurons(m, SETS),
+        r"mapping of 1 facts as neurons; .* neurons\[fact\]",
+    ),
+    "neurons for a relation": (
+        lambda m: kn.erase_relation(m, NEURONS),
+        r"neurons_by_fact of type NeuronSet; .* \{fact: neurons\}",
+    ),
+    "keys for facts": (
+        lambda m: kn.erase_relation(m, {"P36/Ireland/Dublin": NEURONS}),
+        r"maps a str to a NeuronSet; .* kn_lens.match_facts\(sets, facts\)",
+    ),
+    "sets of an edit": (
+        lambda m: kn.WeightEdit.of(m, SETS, NEW_ROWS),
+        r"mapping of 1 facts as neurons; .* neurons\[fact\]",
+    ),
+    "rows and neurons exchanged": (
+        lambda m: kn.WeightEdit.of(m, NEW_ROWS, NEURONS),
+        "neurons of type Tensor",
+    ),
+    "lists for rows": (
+        lambda m: kn.WeightEdit.of(m, NEURONS, NEW_ROWS.tolist()),
+        r"rows of type list; .* torch.tensor\(rows\)",
+    ),
+}
+USING = {
+    "sets to restrict to": (
+        lambda m: random_edit(m).restricted_to(SETS),
+        "neurons of type dict; expected one set",
+    ),
+    "one neuron to restrict to": (
+        lambda m: random_edit(m).restricted_to(kn.Neuron(1, 0)),
+        "neurons of type Neuron; expected one set",
+    ),
+    "no path": (
+        lambda m: random_edit(m).save(None),
+        "path of type NoneType; expected text or a Path",
+    ),
+    "an edit to load": (
+        lambda m: kn.WeightEdit.load(random_edit(m)),
+        "path of type WeightEdit; expected text or a Path",
+    ),
+    "directory and edit exchanged": (
+        lambda m: kn.export(m, "edited", random_edit(m)),
+        r"edits of type str; .* kn_lens.export\(model, edit, directory\)",
+    ),
+    "edits by fact": (
+        lambda m: kn.export(m, {IRELAND: random_edit(m)}, "edited"),
+        "edits of type dict; expected a WeightEdit or a list",
+    ),
+    "a fact among edits": (
+        lambda m: kn.export(m, [IRELAND], "edited"),
+        "Got a Fact among the edits",
+    ),
+    "no directory": (
+        lambda m: kn.export(m, random_edit(m), None),
+        "path of type NoneType",
+    ),
+}
+MEASURING = {
+    "fact and object": (
+        lambda m: kn.update_effects(m, IRELAND, "Tokyo"),
+        r"new_objects of type Fact; .* \{fact: 'Tokyo'\}",
+    ),
+    "subjects for facts": (
+        lambda m: kn.update_effects(m, {"Ireland": "Tokyo"}, SETS),
+        r"new_objects of type dict; .* \{fact: 'Tokyo'\}",
+    ),
+    "one set": (
+        lambda m: kn.update_effects(m, NEW, NEURONS),
+        r"neurons_by_fact of type NeuronSet; .* \{fact: neurons\}",
+    ),
+    "pairs by fact": (
+        lambda m: kn.update_effects(m, NEW, {IRELAND: [(2, 7)]}),
+        "maps a Fact to a list",
+    ),
+    "one active set": (
+        lambda m: kn.update_effects(m, NEW, SETS, NEURONS),
+        "activation_neurons of type NeuronSet",
+    ),
+    "questions without a name": (
+        lambda m: kn.update_effects(m, NEW, SETS, questions=kn.reworded([IRELAND], NEW)),
+        r"another kind than questions; .* \{'synonym': \{fact: kn_lens.Question\(fact, 'Edo'\)\}\}",
+    ),
+    "answers for questions": (
+        lambda m: kn.update_effects(m, NEW, SETS, questions={"synonym": {IRELAND: "Edo"}}),
+        "another kind than questions",
+    ),
+    "a list of questions": (
+        lambda m: kn.update_effects(m, NEW, SETS, questions=[kn.Question(IRELAND, "Edo")]),
+        r"questions of type list; .* \{'held out': kn_lens.reworded\(facts, new_objects\)\}",
+    ),
+    "facts for others": (
+        lambda m: kn.update_effects(m, NEW, SETS, others=FACTS),
+        r"others of type tuple; .* kn_lens.make_prompts\(model, facts\)",
+    ),
+    "one dose": (
+        lambda m: kn.update_effects(m, NEW, SETS, doses=1.0),
+        r"doses=1.0; expected factors, such as \[1.0\]",
+    ),
+    "facts for prompts": (
+        lambda m: kn.erase_effects(m, FACTS, SETS),
+        r"prompts of type tuple; .* kn_lens.make_prompts\(model, facts\)",
+    ),
+    "one set to erase": (
+        lambda m: kn.erase_effects(m, prompts_of(m), NEURONS),
+        "neurons_by_fact of type NeuronSet",
+    ),
+    "one set to choose by": (
+        lambda m: kn.choose_lambdas(m, NEW, NEURONS, prompts_of(m)),
+        "neurons_by_fact of type NeuronSet",
+    ),
+    "facts for others to choose by": (
+        lambda m: kn.choose_lambdas(m, NEW, SETS, FACTS),
+        "others of type tuple",
+    ),
+    "prompts for held-out facts": (
+        lambda m: kn.choose_lambdas(m, NEW, SETS, prompts_of(m), held_out=prompts_of(m)),
+        "facts of type PromptBatch; expected several",
+    ),
+    "updates and facts exchanged": (
+        lambda m: kn.reworded(NEW, FACTS),
+        "new_objects of type tuple",
+    ),
+    "one inverse relation": (
+        lambda m: kn.inverse_questions(FACTS, NEW, "P1376"),
+        r"inverse='P1376'; .* \{'P36': 'P1376'\}",
+    ),
+    "an edit for its effects": (
+        lambda m: kn.edit_table(random_edit(m)),
+        "effects of type WeightEdit; expected the table of update_effects",
+    ),
+}
+
+
+CALLS = MAKING | USING | MEASURING
+
+
+@pytest.mark.parametrize("call, message", CALLS.values(), ids=CALLS)
+def test_a_wrong_kind_of_argument_is_answered_with_the_right_call(no_passes, call, message):
+    before = bits(no_passes)
+    with pytest.raises(kn.ArgumentError, match=message):
+        call(no_passes)
+    assert same(before, bits(no_passes))
+
+
+@pytest.mark.parametrize("wrong", ["world-bert", None, NEURONS])
+def test_an_edit_is_applied_to_models_alone(wrong):
+    edit = random_edit(loaded("BertForMaskedLM"))
+    for use in (edit.apply_, edit.undo_, edit.applied, edit.hooks):
+        with pytest.raises(kn.UnsupportedModelError, match=rf"Got a {type(wrong).__name__}; .* kn_lens.load_model"):
+            use(wrong)

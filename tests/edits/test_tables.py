@@ -1,0 +1,180 @@
+"""Summing up what edits did: against plain sums over prompts, and resampling one draw at a time."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import kn_lens as kn
+from tests.intervals import ANY_NUMBER, SHARE, drawn_facts, is_close, naive_interval
+
+
+@pytest.fixture(scope="module")
+def effects():
+    """Of two relations, with numbers that a trained model could have."""
+    draw = np.random.default_rng(0)
+    rows = []
+    for relation, n_facts in {"P36": 12, "P30": 9}.items():
+        for kind in ("random", "found"):
+            for asked in ("same answer", "inverse", "own wording"):
+                for i in range(n_facts):
+                    right, lost = draw.uniform(0.5, 1), draw.uniform(0, 0.5)
+                    row = {
+                        "relation": relation,
+                        "key": f"{relation}/{i}",
+                        "neuron_set": kind,
+                        "asked": asked,
+                        "dose": 1.0,
+                    }
+                    row |= {"n_prompts": int(draw.integers(3, 9)), "right_before": right, "right_after": right - lost}
+                    row |= {"lost": lost, "nll_before": draw.uniform(0, 1), "nll_after": draw.uniform(0, 4)}
+                    if asked != "same answer":
+                        for name in ("right", "top5", "rank", "mrr"):
+                            row |= {f"new_{name}_{when}": draw.uniform() for when in ("before", "after")}
+                    rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def naive_measures(part):
+    n = part.n_prompts
+    mean = lambda column: (n * column).sum() / n.sum()  # noqa: E731
+    before, after = np.exp(mean(part.nll_before)), np.exp(mean(part.nll_after))
+    return {
+        "changed": (n * part.lost).sum() / (n * part.right_before).sum(),
+        "success_before": mean(part.new_right_before),
+        "success": mean(part.new_right_after),
+        "top5": mean(part.new_top5_after),
+        "rank": mean(part.new_rank_after),
+        "mrr": mean(part.new_mrr_after),
+        "accuracy_before": mean(part.right_before),
+        "accuracy_after": mean(part.right_after),
+        "perplexity_before": before,
+        "perplexity_after": after,
+        "perplexity_growth": after / before - 1,
+        "perplexity_rise": after - before,
+    }
+
+
+def test_a_table_is_made_of_ratios_over_prompts_and_of_relations_or_all_prompts_together(effects):
+    table = kn.edit_table(effects, by_relation=True).set_index(["neuron_set", "dose", "asked", "relation", "measure"])
+    mean = kn.edit_table(effects).set_index(["neuron_set", "dose", "asked", "measure"])
+    for (kind, asked), cell in effects.groupby(["neuron_set", "asked"]):
+        expected = {relation: naive_measures(part) for relation, part in cell.groupby("relation")}
+        for measure in expected["P36"]:
+            where = (kind, 1.0, asked, measure)
+            if asked == "same answer" and measure in ("success", "success_before", "top5", "rank", "mrr"):
+                assert where not in mean.index
+                continue
+            for relation, values in expected.items():
+                row = table.loc[(kind, 1.0, asked, relation, measure)]
+                assert row.value == pytest.approx(values[measure])
+                assert row.low <= row.value <= row.high and row.low < row.high
+                assert row.n_facts == (cell.relation == relation).sum()
+            together = np.mean([values[measure] for values in expected.values()])
+            if measure.startswith("perplexity"):
+                together = naive_measures(cell)[measure]
+            assert mean.value[where] == pytest.approx(together)
+            assert mean.low[where] < mean.value[where] < mean.high[where]
+            assert mean.n_facts[where] == 21
+    order = list(dict.fromkeys(zip(mean.reset_index().neuron_set, mean.reset_index().asked, strict=True)))
+    assert order == [
+        (kind, asked) for kind in ("found", "random") for asked in ("own wording", "inverse", "same answer")
+    ]
+
+
+def drawn_one_by_one(effects, n_resamples):
+    """Return the facts of a cell, and those of each draw, by relation."""
+    cell = effects[(effects.neuron_set == "found") & (effects.asked == "inverse")]
+    groups = [part for _, part in cell.groupby("relation")]
+    draws = drawn_facts([len(one) for one in groups], n_resamples)
+    return cell, [[one.iloc[drawn] for one, drawn in zip(groups, draw, strict=True)] for draw in draws]
+
+
+@pytest.mark.parametrize("measure, bounds", [("mrr", ANY_NUMBER), ("accuracy_after", SHARE)])
+def test_intervals_are_those_of_resampled_facts(effects, measure, bounds):
+    """Against drawing the facts one sample at a time."""
+    cell, draws = drawn_one_by_one(effects, 200)
+    samples = [np.mean([naive_measures(one)[measure] for one in groups]) for groups in draws]
+    row = kn.edit_table(cell, n_resamples=200, level=0.8).set_index("measure").loc[measure]
+    assert is_close([row.low, row.high], naive_interval(row.value, samples, [9, 12], level=0.8, bounds=bounds))
+
+
+def test_intervals_of_perplexities_are_of_logarithms_of_all_prompts_of_facts_drawn_within_relations(effects):
+    """Against drawing facts one sample at a time; of the difference of two perplexities it is of the difference."""
+    cell, draws = drawn_one_by_one(effects, 200)
+    samples = [naive_measures(pd.concat(groups)) for groups in draws]
+    table = kn.edit_table(cell, n_resamples=200, level=0.8).set_index("measure")
+    forms = {
+        "perplexity_after": (np.log, np.exp),
+        "perplexity_growth": (np.log1p, np.expm1),
+        "perplexity_rise": (float, np.asarray),
+    }
+    for measure, (inverse, form) in forms.items():
+        value = inverse(table.loc[measure, "value"])
+        ends = naive_interval(value, [inverse(one[measure]) for one in samples], [9, 12], level=0.8)
+        assert is_close(table.loc[measure, ["low", "high"]], form(ends).tolist()), measure
+
+
+def test_a_relation_that_is_hardly_known_has_no_more_weight_than_its_prompts():
+    row = {"neuron_set": "found", "asked": "same relation", "right_before": 1.0, "right_after": 1.0, "lost": 0.0}
+    facts = [{**row, "relation": "known", "n_prompts": 99, "nll_before": 0.0, "nll_after": 0.0}]
+    facts += [{**row, "relation": "unknown", "n_prompts": 1, "nll_before": 10.0, "nll_after": 20.0}]
+    value = kn.edit_table(pd.DataFrame(facts)).set_index("measure")["value"]
+    assert value["perplexity_before"] == pytest.approx(math.exp(0.1))
+    assert value["perplexity_growth"] == pytest.approx(math.exp(0.1) - 1)
+
+
+def test_there_is_no_interval_where_draws_often_have_nothing_to_divide_by(effects):
+    """Of nine facts one was right: (8 / 9)^8 of the draws are without it."""
+    cell = effects.query("neuron_set == 'found' and asked == 'own wording' and relation == 'P30'")
+    first = np.arange(len(cell)) == 0
+    some = cell.assign(right_before=cell["right_before"].where(first, 0.0), lost=cell["lost"].where(first, 0.0))
+    table = kn.edit_table(some).set_index("measure")
+    assert table.loc["changed", "value"] == pytest.approx(some["lost"].iloc[0] / some["right_before"].iloc[0])
+    assert table.loc["changed", ["low", "high"]].isna().all() and table.drop("changed").notna().all(axis=None)
+    # Beside another relation there is a value in every draw: that of the other where this one has none.
+    both = pd.concat([some, effects.query("neuron_set == 'found' and asked == 'own wording' and relation == 'P36'")])
+    row = kn.edit_table(both).set_index("measure").loc["changed"]
+    assert row["low"] < row["value"] < row["high"]
+
+
+def test_relations_may_be_numbers(effects):
+    """As a file gives them back whose relations are called 30 and 36."""
+    numbered = effects.assign(relation=effects["relation"].str.removeprefix("P").astype(int))
+    pd.testing.assert_frame_equal(kn.edit_table(numbered), kn.edit_table(effects))
+
+
+def test_tables_are_deterministic_and_one_fact_has_no_interval(effects):
+    pd.testing.assert_frame_equal(kn.edit_table(effects, seed=3), kn.edit_table(effects, seed=3))
+    alone = kn.edit_table(effects[effects.key == "P30/1"])
+    assert alone[["low", "high"]].isna().all(axis=None) and alone.value.notna().all()
+
+
+def test_what_was_never_right_cannot_change(effects):
+    never = kn.edit_table(effects.assign(right_before=0.0, lost=0.0)).set_index("measure")
+    assert never.loc["changed", ["value", "low", "high"]].isna().all(axis=None)
+    assert never.drop("changed").notna().all(axis=None)
+
+
+def test_a_relation_that_was_never_right_is_left_out_of_the_mean(effects):
+    cell = effects.query("neuron_set == 'found' and asked == 'own wording'")
+    cell = cell[cell["dose"] == cell["dose"].iloc[0]]
+    unknown = cell["relation"] == cell["relation"].iloc[0]
+    some = cell.assign(right_before=cell["right_before"].mask(unknown, 0.0), lost=cell["lost"].mask(unknown, 0.0))
+    mixed, rest = (kn.edit_table(part).set_index("measure").loc["changed"] for part in (some, cell[~unknown]))
+    assert mixed["value"] == pytest.approx(rest["value"]) and mixed["n_facts"] == rest["n_facts"] == (~unknown).sum()
+
+
+@pytest.mark.parametrize(
+    "change, options, message",
+    [
+        (lambda table: table.drop(columns="lost"), {}, "no column 'lost'"),
+        (lambda table: table.iloc[:0], {}, "empty"),
+        (lambda table: table, {"n_resamples": 0}, "n_resamples=0"),
+        (lambda table: table, {"level": 1.0}, "level=1.0"),
+    ],
+)
+def test_tables_refuse_what_they_cannot_sum_up(effects, change, options, message):
+    with pytest.raises(kn.ArgumentError, match=message):
+        kn.edit_table(change(effects), **options)

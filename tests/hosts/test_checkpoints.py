@@ -1,0 +1,106 @@
+"""Ways to load a model: from disk, by name and from memory, and what loading leaves alone."""
+
+import logging
+import pickle
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from kn_lens.errors import UnsupportedModelError
+from kn_lens.hosts import checkpoints as _loading
+from kn_lens.hosts import host_of, load_model
+from tests.tiny import equal, tiny_checkpoint, tiny_hf_model, tiny_model, tiny_tokenizer
+
+
+def test_a_model_in_memory_is_wrapped_in_place() -> None:
+    hf_model, tokenizer = tiny_hf_model("LlamaForCausalLM"), tiny_tokenizer("LlamaForCausalLM")
+    config = hf_model.config.to_dict()
+    host = host_of(load_model(hf_model, tokenizer=tokenizer))
+    assert host.model.original_model is hf_model
+    assert host.tokenizer is tokenizer
+    assert hf_model.config.to_dict() == config
+    assert host_of(load_model(tiny_hf_model("BertForMaskedLM"))).tokenizer is None
+
+
+def test_a_transformer_lens_model_passes_through() -> None:
+    model = tiny_model("GPT2LMHeadModel")
+    tokenizer = host_of(model).tokenizer
+    assert load_model(model) is model
+    assert host_of(model).tokenizer is tokenizer
+    assert host_of(load_model(model, tokenizer=tiny_tokenizer("GPT2LMHeadModel"))).tokenizer is not tokenizer
+
+
+def test_an_embedded_model_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_checkpoint("BertForMaskedLM", tmp_path / "world-tiny", dtype=torch.float16)
+    monkeypatch.setattr(_loading, "EMBEDDED_DIR", tmp_path)
+    host = host_of(load_model("world-tiny", device="cpu"))
+    assert (host.name, host.dtype) == ("world-tiny", torch.float32)
+    with pytest.raises(UnsupportedModelError, match=r"Unknown model 'world-tyni'.*Did you mean 'world-tiny'\?"):
+        load_model("world-tyni")
+
+
+def test_a_subclass_of_a_hugging_face_model_is_its_family() -> None:
+    class MyBert(transformers.BertForMaskedLM):
+        pass
+
+    plain = tiny_hf_model("BertForMaskedLM")
+    mine = MyBert(plain.config).double().eval()
+    mine.load_state_dict(plain.state_dict())
+    host, tokens = host_of(load_model(mine)), torch.arange(8, 14)[None]
+    assert host.architecture == "BertForMaskedLM"
+    equal(host.logits(tokens, torch.ones_like(tokens)), plain(tokens).logits)
+
+
+@torch.no_grad()
+def test_a_causal_family_outside_the_table_works_if_its_mlps_are_dense() -> None:
+    settings = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = transformers.Starcoder2Config(**settings, intermediate_size=24, vocab_size=50)
+    hf_model = transformers.Starcoder2ForCausalLM(config).double().eval()
+    tokens = torch.arange(8, 14)[None]
+    expected = hf_model(tokens).logits
+    equal(host_of(load_model(hf_model)).logits(tokens, torch.ones_like(tokens)), expected, 1e-5)
+
+
+def test_bin_weights_are_read_without_unpickling_code(tmp_path: Path) -> None:
+    directory = tiny_checkpoint("BertForMaskedLM", tmp_path)
+    hf_model = tiny_hf_model("BertForMaskedLM")
+    (directory / "model.safetensors").unlink()
+    torch.save(hf_model.state_dict(), directory / "pytorch_model.bin")
+    tokens = torch.arange(8, 14)[None]
+    host = host_of(load_model(directory, dtype=torch.float64, device="cpu"))
+    equal(host.logits(tokens, torch.ones_like(tokens)), hf_model(tokens).logits)
+
+    class Exploit:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "code was run",)
+
+    with (directory / "pytorch_model.bin").open("wb") as file:
+        pickle.dump({"weight": Exploit()}, file)
+    with pytest.raises(UnsupportedModelError, match="cannot be loaded"):
+        load_model(directory)
+    assert not (tmp_path / "code was run").exists()
+
+
+def test_loading_leaves_loggers_and_warning_filters_alone(tmp_path: Path) -> None:
+    directory = tiny_checkpoint("GPT2LMHeadModel", tmp_path)
+    logger = logging.getLogger("transformers")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = (logger.level, list(warnings.filters), logging.getLogger().level, list(logging.getLogger().handlers))
+        load_model(directory)
+        assert before == (
+            logger.level,
+            list(warnings.filters),
+            logging.getLogger().level,
+            list(logging.getLogger().handlers),
+        )
+
+
+def test_a_directory_without_tokenizer_loads_with_one_given(tmp_path: Path) -> None:
+    directory = tiny_checkpoint("BertForMaskedLM", tmp_path)
+    (directory / "tokenizer.json").unlink()
+    tokenizer = tiny_tokenizer("BertForMaskedLM")
+    assert host_of(load_model(directory, tokenizer=tokenizer)).tokenizer is tokenizer

@@ -1,0 +1,91 @@
+"""Neurons and sets of them: the algebra of Python's sets, and what is no neuron."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+
+import kn_lens as kn
+from tests.refining import MANY_EXAMPLES, PAIRS, as_pairs
+from tests.tiny import D_MLP, N_LAYERS, tiny_model
+
+
+@MANY_EXAMPLES
+@given(PAIRS, PAIRS)
+def test_set_algebra_is_that_of_python_sets(a, b):
+    left, right = kn.NeuronSet(a), kn.NeuronSet(b)
+    for ours, theirs in (
+        (left | right, a | b),
+        (left & right, a & b),
+        (left - right, a - b),
+        (left ^ right, a ^ b),
+        (left | b, a | b),
+        (left - list(b), a - b),
+        ({kn.Neuron(*pair) for pair in a} - right, a - b),
+        ({kn.Neuron(*pair) for pair in a} | right, a | b),
+    ):
+        assert isinstance(ours, kn.NeuronSet)
+        assert as_pairs(ours) == theirs
+        assert len(ours) == len(theirs)
+    assert (left == right, left <= right, left < right, left.isdisjoint(right)) == (
+        a == b,
+        a <= b,
+        a < b,
+        a.isdisjoint(b),
+    )
+    assert [(neuron.layer, neuron.index) for neuron in left] == sorted(a)
+    assert all((kn.Neuron(*pair) in left) == (pair in a) for pair in a | b)
+
+
+@MANY_EXAMPLES
+@given(PAIRS)
+def test_a_set_is_a_value(pairs):
+    neurons = kn.NeuronSet(pairs)
+    frozen = frozenset(kn.Neuron(*pair) for pair in pairs)
+    assert neurons == frozen and frozen == neurons and hash(neurons) == hash(frozen)
+    assert pickle.loads(pickle.dumps(neurons)) == neurons
+    assert eval(repr(neurons), {"NeuronSet": kn.NeuronSet}) == neurons
+    assert sum(neurons.layer_counts(4)) == len(neurons)
+    assert {(layer, i) for layer, indices in neurons.by_layer().items() for i in indices} == pairs
+
+
+def test_a_neuron_is_a_named_tuple_with_python_integers():
+    neuron = kn.Neuron(torch.tensor(9), index=7)
+    layer, index = neuron
+    assert (type(layer), type(index)) == (int, int) and (layer, index) == (neuron.layer, neuron.index) == (9, 7)
+    assert (repr(neuron), str(neuron)) == ("Neuron(layer=9, index=7)", "L9N7")
+    assert pickle.loads(pickle.dumps(neuron)) == neuron and type(pickle.loads(pickle.dumps(neuron))) is kn.Neuron
+    assert sorted([kn.Neuron(9, 7), kn.Neuron(2, 8)]) == [kn.Neuron(2, 8), kn.Neuron(9, 7)]
+
+
+@pytest.mark.parametrize("layer, index", [(-1, 0), (0, -3), (1.0, 2), ("1", 2), (True, 0), (None, 0)])
+def test_a_neuron_is_two_whole_numbers(layer, index):
+    with pytest.raises(kn.ArgumentError, match="expected a whole number from 0"):
+        kn.Neuron(layer, index)
+    with pytest.raises(kn.ArgumentError):
+        kn.NeuronSet([(layer, index)])
+
+
+@pytest.mark.parametrize("item", [3, (1, 2, 3), "ab", None])
+def test_a_set_takes_neurons_and_pairs_only(item):
+    with pytest.raises(kn.ArgumentError):
+        kn.NeuronSet([item])
+
+
+def test_numpy_integers_become_plain_ones():
+    neuron = kn.Neuron(*torch.tensor([1, 2]).numpy())
+    assert type(neuron.layer) is int and json.dumps(neuron.layer) == "1"
+
+
+@pytest.mark.parametrize("pair", [(N_LAYERS, 0), (0, D_MLP)])
+def test_neurons_that_the_model_does_not_have(pair):
+    model = tiny_model()
+    neurons = kn.NeuronSet([(0, 0), pair])
+    for check in (neurons.check, lambda model: kn.random_neurons(neurons, model)):
+        with pytest.raises(kn.ArgumentError, match=rf"layers 0 to {N_LAYERS - 1} and indices 0 to {D_MLP - 1}"):
+            check(model)
+    if pair[0]:
+        with pytest.raises(kn.ArgumentError, match="L3N0"):
+            neurons.layer_counts(N_LAYERS)

@@ -1,0 +1,291 @@
+"""What a report says: read back from the page that was written, and compared with the records."""
+
+import base64
+import gzip
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from kn_lens.errors import ArgumentError, DataError
+from kn_lens.reports.html.facts import FACTS_AT_ONCE
+from kn_lens.reports.report import write_figures, write_report, write_tables
+from kn_lens.runs.reader import RunRecords
+from tests.old_columns import write_old_columns
+from tests.synthetic_run import LAST, STAGES, write_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("report") / "run")
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return write_report(run).read_text()
+
+
+def test_a_run_with_the_columns_of_earlier_versions_has_the_same_report(run, page, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        write_old_columns(patch)
+        old = write_run(tmp_path / "run")
+    assert "facts" in pd.read_parquet(old / "records" / "effects" / "P1.parquet")
+    assert write_report(old).read_text().replace(str(old), str(run)) == page
+
+
+def packed(page, name):
+    (text,) = re.findall(rf'<script type="application/json" id="data-{name}">(.*?)</script>', page)
+    return json.loads(gzip.decompress(base64.b64decode(json.loads(text))))
+
+
+def records(run, stage):
+    return RunRecords.read(run).records(stage)
+
+
+def near(value):
+    return pytest.approx(value, rel=5e-4)  # four digits
+
+
+def test_facts_have_the_numbers_of_their_records(run, page):
+    facts = pd.DataFrame(packed(page, "core")["facts"]).set_index("key")
+    asked, answers, effects = (records(run, stage) for stage in ("facts", "answers", "effects"))
+    assert list(facts.index) == list(asked["key"]) and list(facts["subject"]) == list(asked["subject"])
+    for row in answers.itertuples():
+        assert facts["right"][row.key] == near(row.n_right / row.n_prompts)
+    names = {("found", 0.0): "off", ("random", 0.0): "random_off", ("found", 2.0): "up"}
+    for row in effects.query("scope == 'own'").itertuples():
+        if (row.neuron_set, row.factor) in names:
+            assert facts[names[row.neuron_set, row.factor]][row.key] == near(row.after)
+            assert facts["before"][row.key] == near(row.before)
+    found = records(run, "neurons").query("neuron_set == 'found'").set_index("key")
+    for key, neurons in facts["neurons"].items():
+        assert neurons == [list(pair) for pair in zip(found["layer"][key], found["index"][key], strict=True)]
+
+
+def test_neurons_are_counted_over_facts_and_relations(run, page):
+    found = records(run, "neurons").query("neuron_set == 'found'").explode(["layer", "index"]).dropna()
+    scores, readouts = records(run, "neuron_scores"), records(run, "readouts").set_index(["layer", "index"])
+    neurons = pd.DataFrame(packed(page, "core")["neurons"])
+    assert len(neurons) == len(found.drop_duplicates(["layer", "index"])) > 10
+    for row in neurons.itertuples():
+        number = neurons["index"][row.Index]
+        mine = found[(found["layer"] == row.layer) & (found["index"] == number)]
+        assert (row.n_facts, row.n_relations) == (mine["key"].nunique(), mine["relation"].nunique())
+        its = scores[(scores["layer"] == row.layer) & (scores["index"] == number)]
+        assert row.score == near(its["score"].mean())
+        assert row.tokens == list(readouts.loc[(row.layer, number), "tokens"])
+
+
+def test_details_are_those_of_each_fact(run, page):
+    predictions, scores = records(run, "predictions"), records(run, "neuron_scores")
+    keys = packed(page, "core")["facts"]["key"]
+    details = packed(page, "facts-0")
+    assert len(details) == len(keys) == 12
+    for key, of_fact in zip(keys, details, strict=True):
+        mine = predictions[predictions["key"] == key]
+        assert of_fact["predictions"]["text"] == list(mine["text"])
+        assert of_fact["predictions"]["after"] == near(list(mine["after"]))
+        assert of_fact["predictions"]["rank_after"] == list(mine["rank_after"])
+        assert of_fact["scores"]["low"] == near(list(scores.loc[scores["key"] == key, "low"]))
+
+
+def test_details_come_in_parts_that_hold_every_fact_once(tmp_path):
+    n = FACTS_AT_ONCE // 2 + 1
+    page = write_report(write_run(tmp_path / "run", n_relations=2, n_facts=n, n_prompts=1)).read_text()
+    sizes = [len(packed(page, f"facts-{number}")) for number in range(2)]
+    assert sizes == [FACTS_AT_ONCE, 2] and "data-facts-2" not in page
+    last = packed(page, "facts-1")[1]["predictions"]["text"]
+    assert last == [f"In sentence 0 the P2 of subject {n - 1} is [MASK], they say."]
+
+
+def test_findings_have_intervals_controls_and_the_papers_values(run, page):
+    table = pd.read_csv(run / "tables" / "figures4_5.csv")
+    row = table.query("factor == 0 and neuron_set == 'found' and scope == 'own'").iloc[0]
+    card = re.search(r'<article class="card">\s*<h2>Switched off</h2>.*?</article>', page, re.DOTALL)[0]
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", card)).replace("\N{MINUS SIGN}", "-")
+    assert f"{row['value']:+.1%} 95% interval {row['low']:+.1%} to {row['high']:+.1%}" in text
+    assert "random neurons +1.0%" in text and "Dai et al. (2022) -29.0%" in text
+    excluded = not row["low"] <= 0.01 <= row["high"]
+    assert ("the interval excludes the control" in text) == excluded
+
+
+def test_a_report_is_the_same_whenever_it_is_written(run, page, tmp_path):
+    assert write_report(run, tmp_path / "again.html").read_text() == page
+
+
+@pytest.mark.parametrize("lacking", [LAST, ("effects", "doses"), STAGES[1:]])
+def test_a_part_of_a_run_has_a_report_that_says_what_is_missing_and_what_makes_it(tmp_path, lacking):
+    run = write_run(tmp_path / "it's a run", stages=[stage for stage in STAGES if stage not in lacking])
+    page = write_report(run).read_text()
+    (command,) = re.findall(r"<pre><code>(.*?)</code></pre>", page)
+    words = shlex.split(command.replace("&#39;", "'").replace("&#34;", '"'))
+    assert words[:2] == ["kn-lens", "reproduce"] and words[words.index("--out") + 1] == str(run)
+    assert sorted(words[words.index("--stages") + 1].split(",")) == sorted(lacking)
+    assert all(f"<code>{stage}</code>" in page for stage in lacking)
+    assert "Not measured yet" not in write_report(write_run(tmp_path / "whole")).read_text()
+
+
+def test_a_stage_that_was_stopped_is_partly_there(tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "records" / "predictions" / "P2.parquet").unlink()
+    (run / "records" / "predictions" / "_P2.json").unlink()
+    page = write_report(run).read_text()
+    assert re.search(r"<code>predictions</code>, incomplete", page)
+    without = [one["predictions"]["text"] for one in packed(page, "facts-0")]
+    assert [len(texts) for texts in without] == [5] * 4 + [0] * 4 + [5] * 4
+
+
+def test_the_command_gives_back_the_settings(run):
+    from kn_lens.cli.reproduce import _settings
+
+    records = RunRecords.read(run)
+    changed = {**records.config, "attr_threshold": 0.3, "relations": ["P1", "P 2"], "doses": [0.0, 3.0], "seed": 5}
+    changed |= {"format": "lama", "split": "trained"}
+    words = shlex.split(RunRecords(run, changed, records.provenance).command("effects"))
+    given = dict(zip(words[2::2], words[3::2], strict=True))
+    sets = [value for name, value in zip(words[2::2], words[3::2], strict=True) if name == "--set"]
+    settings = _settings(
+        given.get("--preset", "kn_lens"), sets, seed=int(given["--seed"]), limit=int(given["--limit"]),
+        relations=tuple(given["--relations"].split(",")),
+    )  # fmt: skip
+    assert {name: value for name, value in settings.as_dict().items() if value is not None} == {
+        name: value for name, value in changed.items() if name not in ("model", "facts", "format", "split")
+    }
+    assert (given["--format"], given["--split"]) == ("lama", "trained")
+    assert "--split" not in RunRecords(run, {**changed, "split": "all"}, records.provenance).command()
+    read = {"texts": "a.txt", "texts_digest": "1", "syntax": "b.jsonl", "syntax_digest": "2"}
+    command = RunRecords(run, {**changed, **read}, records.provenance).command()
+    assert "texts=a.txt" in command and "syntax=b.jsonl" in command and "digest" not in command
+
+
+def test_damage_is_named_and_not_reported_around(tmp_path):
+    run = write_run(tmp_path / "run")
+    path = run / "records" / "effects" / "P2.parquet"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(
+        DataError, match=r"P2.parquet is damaged; it is made again by: kn-lens reproduce .* --stages effects"
+    ):
+        write_report(run)
+    assert not (run / "report.html").exists()
+    (run / "config.toml").write_text("seed = \n")
+    with pytest.raises(DataError, match=r"config.toml is damaged"):
+        write_report(run)
+
+
+def test_records_of_two_versions_of_a_stage_are_refused_and_kept(tmp_path):
+    run = write_run(tmp_path / "run")
+    note = run / "records" / "effects" / "_P2.json"
+    noted = json.loads(note.read_text())
+    note.write_text(json.dumps({**noted, "version": 0}))
+    there = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(
+        DataError, match=r"more than one version of the stage effects \(.*P2: 0.*\).* by: kn-lens .*--force"
+    ):
+        write_report(run)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == there
+    del noted["version"]  # as before versions were noted
+    note.write_text(json.dumps(noted))
+    with pytest.raises(DataError, match="P2: unknown"):
+        write_report(run)
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ArgumentError, match=r"is not there. 'kn-lens reproduce --out"):
+        write_report(tmp_path / "nothing")
+    with pytest.raises(ArgumentError, match=r"is no run directory"):
+        write_report(tmp_path)
+    run = write_run(tmp_path / "run", stages=())
+    with pytest.raises(DataError, match="has no results yet"):
+        write_report(run)
+    with pytest.raises(ArgumentError, match="there is no directory"):
+        write_report(write_run(tmp_path / "whole"), tmp_path / "no" / "report.html")
+
+
+def test_neurons_found_by_others_have_a_report_without_facts(tmp_path):
+    from kn_lens.runs.directory import open_run
+
+    tables = {path.name: path.read_text() for path in (write_run(tmp_path / "other") / "tables").glob("*.csv")}
+    with open_run(tmp_path / "run", {"neurons": ["a.json"], "seed": 0}, {"made_from": {}}) as run:
+        for name in ("table2.csv", "figure3.csv"):
+            run.write_text(f"tables/{name}", tables[name])
+    page = write_report(tmp_path / "run").read_text()
+    assert "Neurons found elsewhere" in page and 'id="facts-table"' not in page and "layer_distribution" in page
+
+
+def test_nothing_from_the_data_is_markup_and_no_script_is_allowed_but_ours(tmp_path):
+    name = "</script><script>alert(1)</script>"
+    page = write_report(write_run(tmp_path / "run", n_facts=2, name=lambda text: f"{name}{text}")).read_text()
+    assert "alert(1)</script>" not in page and "&lt;/script&gt;&lt;script&gt;alert(1)" in page
+    policy = re.search(r'Content-Security-Policy" content="(.*?)"', page)[1]
+    assert policy.startswith("default-src &#39;none&#39;") and "unsafe-eval" not in policy and "http" not in policy
+    assert "unsafe-inline" not in policy.partition("style-src")[0]
+    assert policy.count("sha256-") == len(re.findall(r"<script>", page)) == 6
+
+
+def test_tables_of_facts_and_neurons_have_all_digits(run, tmp_path):
+    facts, neurons = write_tables(run, tmp_path / "tables")
+    effects = records(run, "effects").query("scope == 'own' and neuron_set == 'found' and factor == 0").set_index("key")
+    table = pd.read_csv(facts).set_index("key")
+    assert (table["off"] == effects["after"].reindex(table.index)).all()
+    assert table["neurons"].fillna("").str.split().str.len().sum() == table["n_neurons"].sum()
+    assert pd.read_csv(neurons)["tokens"].map(json.loads).str.len().eq(10).all()
+
+
+def test_figures_of_a_run_are_named_after_what_they_show(run, tmp_path):
+    written = write_figures(run, tmp_path)
+    assert {path.stem for path in written} >= {"effects", "layer_distribution", "dose_response", "neuron_relation_map"}
+    assert all(path.parent == tmp_path and path.suffix == ".html" for path in written)
+
+
+def test_a_report_needs_no_model_and_no_torch(run, tmp_path):
+    code = (
+        "import sys; from kn_lens.reports.report import write_report; write_report(sys.argv[1], sys.argv[2]); "
+        "print(sorted({'torch', 'transformers', 'transformer_lens'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run), str(tmp_path / "report.html")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_report_of_many_facts_stays_small(tmp_path):
+    sizes = {}
+    for n_facts in (100, 600):
+        run = write_run(tmp_path / str(n_facts), n_relations=2, n_facts=n_facts, n_prompts=10)
+        sizes[2 * n_facts] = len(write_report(run).read_bytes())
+    each = (sizes[1200] - sizes[200]) / 1000
+    assert sizes[200] + each * 20_000 < 25e6, f"{each:.0f} bytes a fact of 10 prompts"
+
+
+def test_the_made_up_records_are_like_those_of_the_stages(run):
+    from kn_lens.reports.html.page import CONTENT_OF_STAGES
+    from kn_lens.runs.stages.answers import ANSWERS_SCHEMA
+    from kn_lens.runs.stages.fact_details import PREDICTIONS_SCHEMA, SCORES_SCHEMA
+    from kn_lens.runs.stages.facts import FACTS_SCHEMA
+    from kn_lens.runs.stages.interventions import EFFECTS_SCHEMA
+    from kn_lens.runs.stages.neurons import NEURONS_SCHEMA
+    from kn_lens.runs.stages.order import STAGES as ALL_STAGES
+    from kn_lens.runs.stages.readouts import READOUTS_SCHEMA
+
+    schemas = {
+        "facts": FACTS_SCHEMA,
+        "neurons": NEURONS_SCHEMA,
+        "effects": EFFECTS_SCHEMA,
+        "answers": ANSWERS_SCHEMA,
+        "predictions": PREDICTIONS_SCHEMA,
+        "neuron_scores": SCORES_SCHEMA,
+        "readouts": READOUTS_SCHEMA,
+    }
+    for stage, schema in schemas.items():
+        table = records(run, stage)
+        assert set(table) <= set(schema.names), stage
+        pa.Table.from_pandas(table, pa.schema([schema.field(name) for name in table]), preserve_index=False)
+    assert set(CONTENT_OF_STAGES) <= {stage.name for stage in ALL_STAGES}

@@ -1,0 +1,205 @@
+"""A run that is killed, damaged and starved of disk ends as one that nothing happened to.
+
+Runs are killed in a process of their own, which this file is when it is run: it loads the model once, and forks.
+KN_LENS_KILLS sets how many.
+"""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from kn_lens.errors import DataError
+from kn_lens.runs.context import open_context
+from kn_lens.runs.execute import run_stages
+from kn_lens.runs.settings import Settings
+from kn_lens.runs.stages.order import STAGES
+from tests.tiny import tiny_model
+from tests.tiny_runs import contents, tiny_facts
+
+FACTS = tiny_facts(2).of("P36", "P1376")
+SETTINGS = Settings.of(
+    attr_threshold=0.5, n_resamples=5, dose_facts=1, doses=(3.0,), max_moves=1, syntax_forms=1, syntax_facts=1
+)
+KILLS = int(os.environ.get("KN_LENS_KILLS", "50"))
+AT_MOST = 0.8
+"""Seconds until a kill; a run takes about two."""
+
+
+def reproduce(model, path):
+    """Run to the end; return the shards that were made."""
+    states = []
+    with open_context(model, FACTS, path, SETTINGS) as context:
+        run_stages(context, STAGES, states.append)
+    return [(state.stage.name, state.shard) for state in states if state.finished]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory):
+    """A run that nothing happened to."""
+    path = tmp_path_factory.mktemp("faults") / "finished"
+    reproduce(model, path)
+    return path
+
+
+@pytest.fixture
+def path(finished, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def test_what_is_done_is_not_done_again(model, finished, path):
+    assert reproduce(model, path) == [] and contents(path) == contents(finished)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "emptied", "removed"])
+def test_damaged_records_are_made_again_alone(model, finished, path, damage):
+    chance = random.Random(damage)
+    records = sorted((path / "records").rglob("*.parquet"))
+    hit = chance.sample(records, 4)
+    for file in hit:
+        whole = bytearray(file.read_bytes())
+        whole[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        {
+            "flipped": lambda file, whole=whole: file.write_bytes(whole),
+            "truncated": lambda file, whole=whole: file.write_bytes(whole[: chance.randrange(1, len(whole))]),
+            "emptied": lambda file: file.write_bytes(b""),
+            "removed": lambda file: file.unlink(),
+        }[damage](file)
+    made = {(stage, f"{shard.name}.parquet") for stage, shard in reproduce(model, path)}
+    # What comes out is what was there, so nothing that was made from it is stale.
+    assert made == {(file.parent.name, file.name) for file in hit} and contents(path) == contents(finished)
+
+
+def test_a_changed_setting_redoes_what_depends_on_it(model, path):
+    settings = Settings.of(**{**SETTINGS.as_dict(), "doses": (2.0,)})
+    with (
+        pytest.raises(DataError, match=r"doses: \[3.0\], now \[2.0\]"),
+        open_context(model, FACTS, path, settings),
+    ):
+        pass
+    made = set()
+    with open_context(model, FACTS, path, settings, force=True) as context:
+        run_stages(context, STAGES, lambda state: made.add(state.stage.name) if state.finished else None)
+    assert made == {"doses"}
+
+
+@contextmanager
+def small_disk(path, n_bytes):
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={n_bytes}", "tmpfs", str(path)], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip("no file system may be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+def test_a_full_disk_loses_nothing(model, finished, tmp_path):
+    with small_disk(tmp_path, 64 << 10):
+        with pytest.raises(DataError, match="No space left on device"):
+            reproduce(model, tmp_path / "run")
+        kept = contents(tmp_path / "run")
+        whole = contents(finished)
+        assert kept and all(whole[name] == text for name, text in kept.items())
+        subprocess.run(["mount", "-o", "remount,size=4m", str(tmp_path)], check=True)
+        made = reproduce(model, tmp_path / "run")
+        n_kept = sum(name.endswith(".json") and "records" in name for name in kept)
+        assert n_kept and len(made) == sum(name.endswith(".parquet") for name in whole) - n_kept
+        assert contents(tmp_path / "run") == whole
+
+
+def test_files_that_may_not_grow_lose_nothing(model, finished, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    largest = max(len(text) for text in contents(finished).values())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest // 2, hard))
+    try:
+        with pytest.raises(DataError, match="cannot be written"):
+            reproduce(model, tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    reproduce(model, tmp_path / "run")
+    assert contents(tmp_path / "run") == contents(finished)
+
+
+def test_a_run_killed_anywhere_ends_as_one_that_ran_through(finished, tmp_path):
+    command = [sys.executable, "-m", "tests.runs.test_faults", str(tmp_path), str(KILLS)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["kills"] == KILLS and told["ends"] >= 1 and told["wrong"] == []
+
+
+class _Dying:
+    """Kills its process at one of its calls, before or after the call."""
+
+    def __init__(self, function, count, before):
+        self.function, self.count, self.before = function, count, before
+
+    def __call__(self, *args, **kwargs):
+        self.count -= 1
+        if self.before and not self.count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = self.function(*args, **kwargs)
+        if not self.count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+
+def _kill_many(folder, n_kills):
+    """Kill runs until there were so many, each at a random time or step of writing, and resume them to their ends."""
+    torch.set_num_threads(1)
+    chance = random.Random(0)
+    model = tiny_model()
+    reproduce(model, folder / "whole")
+    whole = contents(folder / "whole")
+    kills = ends = 0
+    wrong = []
+    path = folder / "run"
+    while kills < n_kills or path.exists():
+        timed, count, before = chance.random() < 0.5, chance.randrange(1, 16), chance.random() < 0.5
+        child = os.fork()
+        if not child:
+            if not timed and kills < n_kills:
+                os.replace = os.rename = _Dying(os.replace, count, before)
+                os.fsync = _Dying(os.fsync, 2 * count, before)
+            try:
+                reproduce(model, path)
+            except BaseException as error:
+                print(repr(error), file=sys.stderr, flush=True)
+                os._exit(1)
+            os._exit(0)
+        if timed and kills < n_kills:
+            time.sleep(chance.uniform(0, AT_MOST))
+            os.kill(child, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status == -signal.SIGKILL:
+            kills += 1
+            continue
+        ends += 1
+        there = contents(path) if status == 0 else {}
+        wrong += [name for name in {*there, *whole} if there.get(name) != whole.get(name)]
+        shutil.rmtree(path, ignore_errors=True)
+    print(json.dumps({"kills": kills, "ends": ends, "wrong": wrong}))
+
+
+if __name__ == "__main__":
+    _kill_many(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,229 @@
+"""A reproduction of stages 1 to 3 on a tiny model: what it writes is what the library computes, whole and in parts."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import kn_lens as kn
+from kn_lens.errors import ArgumentError, DataError, PromptError
+from kn_lens.runs.context import open_context
+from kn_lens.runs.data import choose
+from kn_lens.runs.directory import Shard
+from kn_lens.runs.execute import run_stages, stages_named, with_needs
+from kn_lens.runs.settings import Settings
+from kn_lens.runs.stages.attributions import ACTIVATIONS, ATTRIBUTIONS
+from kn_lens.runs.stages.facts import FACTS
+from kn_lens.runs.stages.interventions import DOSES, EFFECTS
+from kn_lens.runs.stages.neurons import NEURONS
+from kn_lens.runs.stages.order import STAGES
+from tests.intervals import hold_their_values
+from tests.old_columns import write_old_columns
+from tests.tiny import tiny_model
+from tests.tiny_runs import CAPITAL, tiny_facts
+
+# A quarter of a layer's neurons at most, so that random ones can be drawn beside those found.
+SETTINGS = Settings.of(
+    attr_threshold=0.5, n_resamples=40, dose_facts=2, doses=(0.0, 3.0), max_moves=2, syntax_forms=1, syntax_facts=1
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory):
+    """A study that ran through, and its tables."""
+    path = tmp_path_factory.mktemp("run") / "run"
+    with open_context(model, tiny_facts(), path, SETTINGS) as context:
+        yield context, run_stages(context, STAGES, lambda state: None)
+
+
+def test_an_other_fact_is_found_though_hardly_any_can_be_asked(model, tmp_path):
+    """Of forty facts of the other relation, one has an answer that the vocabulary can write."""
+    others = [kn.Fact(f"subject {i}", "other", "\u03c9" if i else "Rome", CAPITAL) for i in range(40)]
+    facts = kn.FactSet([*tiny_facts(2).of("P36"), *others])
+    settings = Settings.of(attr_threshold=0.5, n_resamples=5, max_moves=2, relations=("P36",))
+    with open_context(model, facts, tmp_path, settings) as context:
+        run_stages(context, [EFFECTS], lambda state: None)
+        effects = context.all_records(EFFECTS)
+    assert set(effects.loc[effects["scope"] == "other", "measured"]) == {others[0].key}
+
+
+def test_every_stage_leaves_its_records_and_tables(finished):
+    context, tables = finished
+    assert {path.stem for path in (context.run.path / "tables").iterdir()} == set(tables)
+    for stage in STAGES:
+        assert all(context.is_current(stage, shard) for shard in stage.shards(context))
+    assert not list((context.run.path / "scratch").iterdir())
+
+
+def test_neurons_are_those_of_the_library(finished, model):
+    context, _ = finished
+    prompts = kn.make_prompts(model, tiny_facts().of("P36"))
+    attr = kn.attribute(model, prompts)
+    expected = kn.refine_by_relation(attr, attr_threshold=0.5, max_moves=2)
+    assert context.neurons("found", "P36") == expected.neurons
+    activations = kn.attribute(model, prompts, method="activation")
+    assert (
+        context.neurons("baseline", "P36")
+        == kn.refine_by_relation(activations, attr_threshold=0.5, max_moves=2).neurons
+    )
+    assert context.neurons("activation", "P36") == kn.activation_neurons(activations, expected.neurons)
+    for fact, neurons in context.neurons("random", "P36").items():
+        assert neurons.layer_counts(3) == expected.neurons[fact].layer_counts(3)
+        assert neurons.isdisjoint(expected.neurons[fact])
+    assert any(map(len, expected.neurons.values()))
+
+
+def test_own_effects_are_those_measured_alone(finished, model):
+    context, _ = finished
+    fact = context.queried_facts("P36")[1]
+    prompts = kn.make_prompts(model, fact)
+    records = context.records("effects", Shard("P36"))
+    for factor, make in ((0.0, kn.Suppress), (2.0, kn.Amplify)):
+        mine = records[(records["key"] == fact.key) & (records["scope"] == "own") & (records["factor"] == factor)]
+        mine = mine.set_index("neuron_set")
+        for kind in ("found", "activation"):
+            effect = kn.measure(model, prompts, make(context.neurons(kind, "P36")[fact]))
+            assert mine.loc[kind, "before"] == pytest.approx(effect["before"].mean(), rel=1e-9)
+            assert mine.loc[kind, "after"] == pytest.approx(effect["after"].mean(), rel=1e-9)
+
+
+def test_other_facts_are_of_other_relations(finished):
+    context, _ = finished
+    records = context.all_records(EFFECTS)
+    others = records[records["scope"] == "other"]
+    assert len(others) and not any(
+        key.startswith(f"{relation.replace('/', '%2F')}/")
+        for relation, key in zip(others["relation"], others["measured"], strict=True)
+    )
+
+
+def test_numbers_have_intervals_controls_and_the_papers_values(finished):
+    _, tables = finished
+    for name in ("table2", "figure3", "figures4_5", "dose_response"):
+        table = tables[name].dropna(subset="value")
+        assert {"value", "low", "high", "n", "control"} <= set(table.columns) and (table["n"] > 0).all()
+        assert hold_their_values(table)
+    table2, effects = tables["table2"], tables["figures4_5"]
+    assert table2.query("statistic == 'neurons_per_fact' and neuron_set == 'found'")["paper"].tolist() == [4.13]
+    assert effects.query("neuron_set == 'found' and scope == 'own'")["paper"].tolist() == [-0.2903, 0.3117]
+    assert effects.query("neuron_set == 'activation'")["paper"].isna().all()  # the paper's baseline is another
+
+
+def test_tables_are_those_of_the_files(finished):
+    context, tables = finished
+    for name, table in tables.items():
+        there = pd.read_csv(context.run.path / "tables" / f"{name}.csv", keep_default_na=False, na_values=[""])
+        assert list(there.columns) == list(table.columns) and len(there) == len(table)
+        for column in table.select_dtypes("number"):
+            assert np.allclose(there[column], table[column], rtol=1e-15, atol=0, equal_nan=True)
+
+
+def test_a_run_with_the_columns_of_earlier_versions_is_taken_up(model, finished, monkeypatch, tmp_path):
+    stages = [FACTS, NEURONS, EFFECTS]
+    with monkeypatch.context() as patch, open_context(model, tiny_facts(), tmp_path, SETTINGS) as context:
+        write_old_columns(patch)
+        run_stages(context, stages, lambda state: None)
+    path = context.run.record_path("effects", Shard("P36"))
+    assert {"neurons", "facts"} <= set(pd.read_parquet(path)) and "facts" in context.run.path.joinpath(
+        "tables", "figures4_5.csv"
+    ).read_text().partition("\n")[0].split(",")
+    made = []
+    with open_context(model, tiny_facts(), tmp_path, SETTINGS) as context:
+        tables = run_stages(context, [*stages, DOSES], lambda state: made.append((state.stage, state.finished)))
+    assert {stage for stage, is_made in made if is_made} == {DOSES}
+    for name in ("table2", "figure3", "figures4_5", "dose_response"):
+        pd.testing.assert_frame_equal(tables[name], finished[1][name])
+        assert list(pd.read_csv(tmp_path / "tables" / f"{name}.csv")) == list(tables[name])
+
+
+def test_presets_are_those_of_the_paper_and_its_code():
+    paper, official = Settings.of("paper"), Settings.of("official")
+    assert (paper.quadrature, paper.n_steps, paper.min_prompts) == ("right", 20, 1)
+    assert (official.quadrature, official.n_steps, official.min_prompts, official.max_moves) == ("left", 20, 3, 5)
+    forms = [(one.lambdas, one.update_scaling, one.update_signed) for one in (paper, official)]
+    assert forms == [((1, 8), "plain", False), ((1, 8), "norm", False)]
+    # "More than 70%" of ten prompts are eight; the code takes seven.
+    from kn_lens.neurons import prompts_needed
+
+    assert [prompts_needed(10, one.share_threshold, 1) for one in (paper, official)] == [8, 7]
+    assert [prompts_needed(500, one.share_threshold, 1) for one in (paper, official)] == [351, 350]
+
+
+def test_stages_bring_what_they_need():
+    assert with_needs([DOSES]) == [
+        FACTS, ATTRIBUTIONS, ACTIVATIONS, NEURONS, DOSES,
+    ]  # fmt: skip
+    with pytest.raises(ArgumentError, match=r"'efects'.*Did you mean 'effects'"):
+        stages_named(STAGES, ["efects"])
+
+
+def test_choosing_takes_so_many_facts_of_each_relation():
+    chosen = choose(tiny_facts(), Settings.of(limit=2, relations=("P36", "seat/of")))
+    assert [fact.relation for fact in chosen] == ["P36", "P36", "seat/of", "seat/of"]
+    with pytest.raises(ArgumentError, match="Did you mean 'P36'"):
+        choose(tiny_facts(), Settings.of(relations=("P63",)))
+
+
+def test_other_facts_come_from_relations_that_were_not_chosen(model, tmp_path):
+    with open_context(model, tiny_facts(2), tmp_path, Settings.of(relations=("P36",), attr_threshold=0.5)) as context:
+        run_stages(context, [EFFECTS], lambda state: None)
+        records = context.all_records(EFFECTS)
+    assert set(records["relation"]) == {"P36"}
+    of_others = {key.split("/")[0] for key in records.query("scope == 'other'")["measured"]}
+    assert of_others and of_others <= {"P1376", "seat%2Fof"}
+
+
+def test_one_relation_alone_has_no_control(model, tmp_path):
+    with pytest.raises(DataError, match="of another"), open_context(model, tiny_facts().of("P36"), tmp_path, SETTINGS):
+        pass
+
+
+def test_facts_with_too_few_prompts_are_counted_and_not_asked(model, tmp_path):
+    short = [kn.Fact("Peru", "P1", "Lima", ("[X] [Y].",)), kn.Fact("Peru", "P2", "Qxz", CAPITAL)]
+    with open_context(model, kn.FactSet([*tiny_facts(2), *short]), tmp_path, SETTINGS) as context:
+        coverage = run_stages(context, [NEURONS], lambda state: None)["coverage"].set_index("relation")
+        assert coverage["facts_asked"].to_dict() == {"P36": 2, "P1376": 2, "seat/of": 2, "P1": 0, "P2": 0}
+        assert "vocabulary" in coverage["why"]["P2"] and context.relations() == ["P36", "P1376", "seat/of"]
+
+
+def test_facts_without_templates_are_counted_and_not_asked(model, tmp_path):
+    bare = [kn.Fact("Peru", "P36", "Lima", ()), kn.Fact("Peru", "P1", "Lima", ())]
+    with open_context(model, kn.FactSet([*tiny_facts(2), *bare]), tmp_path, SETTINGS) as context:
+        coverage = run_stages(context, [FACTS], lambda state: None)["coverage"].set_index("relation")
+        assert coverage["facts"]["P36"] == 3 and coverage["facts_asked"]["P36"] == 2
+        assert context.fact_records("P36")["n_prompts"].tolist() == [4, 4, 0]
+        assert coverage["why"].to_dict() == {
+            "P36": "",
+            "P1376": "",
+            "seat/of": "",
+            "P1": "Its facts have no templates.",
+        }
+
+
+def test_a_bad_template_stops_the_run_before_any_pass(model, tmp_path):
+    bad = kn.Fact("Peru", "P1", "Lima", (f"{'on and ' * 200}[X] [Y].",) * 3)
+    with open_context(model, kn.FactSet([*tiny_facts(2), bad]), tmp_path, SETTINGS) as context:
+        with pytest.raises(PromptError, match="context"):
+            run_stages(context, STAGES, lambda state: None)
+        assert {path.name for path in (tmp_path / "records").iterdir()} == {"facts"}
+
+
+def test_sets_of_more_than_half_a_layer_have_controls(model, tmp_path):
+    # All neurons with a positive score under any prompt, which are most of them.
+    any_prompt = {"keep": 0.0, "attr_threshold": 0.0, "share_threshold": 0.0, "max_moves": 0, "min_prompts": 1}
+    settings = Settings.of(**any_prompt, n_resamples=5, doses=(0.0,), relations=("P36",))
+    with open_context(model, tiny_facts(2), tmp_path, settings) as context:
+        run_stages(context, STAGES, lambda state: None)
+        found, random = (context.neurons(kind, "P36") for kind in ("found", "random"))
+        assert any(2 * max(one.layer_counts(3)) > context.host.d_mlp for one in found.values())
+        assert all(random[fact].layer_counts(3) == found[fact].layer_counts(3) for fact in found)
+
+
+def test_a_study_without_a_fact_to_ask_says_why(model, tmp_path):
+    facts = kn.FactSet([kn.Fact("Peru", "P1", "Qxz", CAPITAL), kn.Fact("Peru", "P2", "Qxz", CAPITAL)])
+    with open_context(model, facts, tmp_path, SETTINGS) as context, pytest.raises(DataError, match="No prompt is left"):
+        run_stages(context, [NEURONS], lambda state: None)

@@ -1,0 +1,153 @@
+"""The command that makes the embedded models, at toy scale: a relation, a few facts, a few dozen steps."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from kn_lens.world.training.card import Measurements
+from kn_lens.world.training.corpus import Sentence, perturb, read_jsonl, tokenize
+from kn_lens.world.training.evaluate import answer, probability, queries
+from kn_lens.world.training.make import main, make
+from kn_lens.world.training.networks import logits_at, mlp_hooks
+from kn_lens.world.training.objective import causal_batch, losses, masked_batch
+from kn_lens.world.training.recipes import RECIPES, recipe_for
+from kn_lens.world.training.train import load, train
+
+FACTS = [row for row in read_jsonl("facts.jsonl") if row["relation"] in ("P36", "P246")][110:130]
+TEMPLATES = [row for row in read_jsonl("templates.jsonl") if row["relation"] in ("P36", "P246")]
+TOY = {"steps": 120, "batch_size": 32, "lr": 5e-3, "warmup": 5}
+TOY |= {"vocab_size": 600, "d_model": 32, "n_heads": 4, "d_mlp": 64}
+BATCH = {"bert": masked_batch, "gpt2": causal_batch}
+
+
+def toy(name: str, **changes):
+    return replace(recipe_for(name), **{**TOY, **changes})
+
+
+@pytest.fixture(scope="module", params=["world-bert", "world-gpt2"])
+def made(request, tmp_path_factory) -> tuple[str, Path, Measurements]:
+    out = tmp_path_factory.mktemp(request.param)
+    return request.param, out, make(toy(request.param), out, FACTS, TEMPLATES, {"P36": "capital"})
+
+
+def test_the_loss_falls_and_the_answers_with_it(made):
+    _, _, measurements = made
+    prediction = [terms["prediction"] for terms in measurements.history]
+    assert np.mean(prediction[-5:]) < 0.8 * np.mean(prediction[:5])
+    assert probability(measurements.answers) > 3 / measurements.d_vocab
+
+
+def test_the_constructing_terms_start_when_the_recipe_says(made):
+    name, _, measurements = made
+    first = next(step for step, terms in enumerate(measurements.history) if "interchange" in terms)
+    assert first == int(recipe_for(name).construct_from * TOY["steps"]) + 1
+    assert all({"sparsity", "interchange"} <= set(terms) for terms in measurements.history[first:])
+
+
+def test_the_checkpoint_is_a_plain_one_in_float16_read_as_float32(made):
+    name, out, measurements = made
+    assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.float16}
+    network = load(out, recipe_for(name).kind)
+    assert network.dtype == torch.float32
+    tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
+    again = answer(network, tokenizer, tokenize(tokenizer, FACTS, TEMPLATES))
+    assert [given.probability for given in again] == [given.probability for given in measurements.answers]
+    card = (out / "MODEL_CARD.md").read_text()
+    assert "positive control" in card
+    assert f"{measurements.n_params:,} parameters" in card
+    assert json.loads((out / "recipe.json").read_text())["recipe"]["name"] == name
+
+
+@pytest.mark.parametrize("name", ["world-bert", "world-gpt2"])
+def test_the_seed_fixes_every_bit(name):
+    first, again, other = (
+        train(toy(name, steps=6, construct_from=0.0, construct_full=0.5, seed=seed), FACTS, TEMPLATES)
+        for seed in (0, 0, 1)
+    )
+    assert first.tokenizer.get_vocab() == again.tokenizer.get_vocab()
+    assert first.history == again.history != other.history
+    for key, tensor in first.network.state_dict().items():
+        assert torch.equal(tensor, again.network.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_training_leaves_the_threads_and_the_global_generator_alone(name):
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    train(toy(name, steps=1), FACTS, TEMPLATES)
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_no_held_out_template_reaches_a_model():
+    changed = [{**row, "pattern": "[X] zzz [Y]."} if row["split"] == "held_out" else row for row in TEMPLATES]
+    recipe = toy("world-bert-plain", steps=2)
+    plain, again = (train(recipe, FACTS, templates) for templates in (TEMPLATES, changed))
+    assert plain.history == again.history
+    assert plain.tokenizer.get_vocab() == again.tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_what_is_trained_is_what_is_asked(kind):
+    """The read position and target of a training site are those of one of the sentence's questions."""
+    recipe = toy(f"world-{kind}", steps=1)
+    trained = train(recipe, FACTS, TEMPLATES)
+    sentences = [s for s in tokenize(trained.tokenizer, FACTS, TEMPLATES) if s.object_last]
+    batch = BATCH[kind](sentences, trained.tokenizer, np.random.default_rng(0))
+    assert len(batch.answer_rows) > len(sentences) / 2
+    for row, position, target in zip(batch.answer_rows, batch.answer_positions, batch.answer_targets, strict=True):
+        asked = {(p, t) for _, p, t in queries(sentences[row], trained.tokenizer, kind == "bert")}
+        assert (int(position), int(target)) in asked
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_interchange_with_itself_is_the_plain_pass(kind):
+    """With one sentence the donor is the recipient: a single dose changes nothing."""
+    recipe = toy(f"world-{kind}", steps=1)
+    trained = train(recipe, FACTS, TEMPLATES)
+    sentence = next(s for s in tokenize(trained.tokenizer, FACTS, TEMPLATES) if s.object_last)
+    rng = np.random.default_rng(1)
+    batch = BATCH[kind]([sentence], trained.tokenizer, rng)
+    while not len(batch.answer_rows):
+        batch = BATCH[kind]([sentence], trained.tokenizer, rng)
+    terms = losses(trained.network, batch, recipe, construct=True, generator=torch.Generator().manual_seed(0))
+    place = batch.answer_rows, batch.answer_positions
+    logp = logits_at(trained.network, batch.tokens, batch.attention_mask, *place).log_softmax(-1)[0]
+    smoothing = recipe.label_smoothing
+    expected = -(1 - smoothing) * logp[batch.answer_targets[0]] - smoothing * logp.mean()
+    assert terms["interchange"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_watching_replaces_and_lets_go():
+    trained = train(toy("world-gpt2", steps=1), FACTS, TEMPLATES)
+    tokens = torch.arange(1, 9)[None]
+    clean = trained.network(tokens).logits
+    with mlp_hooks(trained.network, lambda layer, post: torch.zeros_like(post)):
+        assert not torch.allclose(trained.network(tokens).logits, clean)
+    assert torch.equal(trained.network(tokens).logits, clean)
+
+
+def test_rewording_keeps_subject_and_object_whole():
+    place = {"tokens": tuple(range(12)), "start": 7, "stop": 9, "subject": (2, 4)}
+    sentence = Sentence(
+        relation="P36", fact=0, held_out=False, object_last=False, **place
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    lengths = set()
+    for _ in range(200):
+        reworded = perturb(sentence, 0.3, 0.3, [99], rng)
+        lengths.add(len(reworded.tokens))
+        assert reworded.tokens[reworded.start : reworded.stop] == (7, 8)
+        assert reworded.tokens[slice(*reworded.subject)] == (2, 3)
+        assert reworded.tokens[reworded.start - 1] != 99 or 6 not in reworded.tokens
+    assert min(lengths) < 12 < max(lengths)
+
+
+def test_an_unknown_name_is_refused(capsys):
+    assert main(["world-brt"]) == 2
+    assert "Did you mean 'world-bert'" in capsys.readouterr().err
