@@ -22,8 +22,8 @@ RESULT = "Results"
 
 def option(panel: str | None, metavar: str, help: str, **limits: float) -> Any:
     """Return an option named after its parameter, in a panel of the help; ``limits`` are ``min`` and ``max``."""
-    # The type checker tries ``limits``, which holds ``min`` and ``max`` alone, against every keyword of typer.
-    return typer.Option(metavar=metavar, help=help, rich_help_panel=panel, **limits)  # type: ignore[arg-type]
+    keywords: dict[str, Any] = dict(limits)  # else the type checker tries floats against every keyword of typer
+    return typer.Option(metavar=metavar, help=help, rich_help_panel=panel, **keywords)
 
 
 def named_option(panel: str | None, names: str, metavar: str, help: str) -> Any:

@@ -280,9 +280,14 @@ def _integral(
 
         def attribute_some(n: int) -> None:
             attr = attribute(
-                context.host, prompts.select(list(range(n))), layers=layers, tolerance=settings.tolerance,
-                keep=settings.keep, max_points=most, memory_budget=context.memory_budget,
-            )  # fmt: skip
+                context.host,
+                prompts.select(list(range(n))),
+                layers=layers,
+                tolerance=settings.tolerance,
+                keep=settings.keep,
+                max_points=most,
+                memory_budget=context.memory_budget,
+            )
             points.append(float(attr.n_points[:, layers].double().mean()))
 
         took = timer.seconds(kind, attribute_some, together, predicted=overhead + len(layers) * most * one_pass)

@@ -76,6 +76,7 @@ def test_the_cap_bounds_the_number_of_points(cap):
         ("lefft", 20, "Did you mean 'left'?"),
         ("left", 0, "at least 1"),
         ("trapezoid", 1, "at least 2"),
+        ("clenshaw-curtis", 1, "at least 2"),
         ("left", 2.0, "whole number"),
         ("left", True, "whole number"),
     ],

@@ -251,13 +251,24 @@ _IS: Mapping[str, Callable[[Any], bool]] = {
     f"{_LIST} of whole numbers": lambda value: isinstance(value, list) and all(map(_IS[_COUNT], value)),
 }
 _TOP = {
-    "preset": _TEXT, "stages": f"{_LIST} of texts", "seeds": f"{_LIST} of whole numbers", "threads": _COUNT,
-    "memory": _NUMBER, "settings": _TABLE, "models": _LIST, "facts": _LIST,
-}  # fmt: skip
+    "preset": _TEXT,
+    "stages": f"{_LIST} of texts",
+    "seeds": f"{_LIST} of whole numbers",
+    "threads": _COUNT,
+    "memory": _NUMBER,
+    "settings": _TABLE,
+    "models": _LIST,
+    "facts": _LIST,
+}
 _MODEL = {
-    "name": _TEXT, "model": _TEXT, "revision": _TEXT, "checkpoint": _COUNT, "dtype": _TEXT, "device": _TEXT,
+    "name": _TEXT,
+    "model": _TEXT,
+    "revision": _TEXT,
+    "checkpoint": _COUNT,
+    "dtype": _TEXT,
+    "device": _TEXT,
     "tags": _TABLE,
-}  # fmt: skip
+}
 _FACTS = {one.name: _TEXT for one in fields(FactsEntry)}
 
 
