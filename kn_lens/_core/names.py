@@ -28,6 +28,9 @@ SPLITS: tuple[str, ...] = get_args(Split)
 FACT_FORMATS = ("world", "pararel", "official", "lama", "counterfact", "jsonl", "csv")
 """The formats of fact files."""
 
+OWN_TEMPLATES = "kn_lens"
+"""The templates that ship with the package for ParaRel's relations, for causal models: each ends with the object."""
+
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 """The types in which weights are loaded, by their names in PyTorch."""
 

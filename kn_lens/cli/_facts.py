@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kn_lens.errors import ArgumentError
-from kn_lens.facts import FactSet, read_patterns
+from kn_lens.facts import FactSet
 
 _HEAD_BYTES = 1 << 16
 
@@ -42,7 +42,7 @@ def read_facts(source: str, format: str | None, templates: Path | None, split: s
     Args:
         source: a path, or ``world``.
         format: one of ``kn_lens._core.names.FACT_FORMATS``; None detects it.
-        templates: source of the templates, for formats whose files may lack them.
+        templates: source of the templates, in place of those of the files; ``kn_lens`` for the package's own.
         split: split of the templates of the embedded facts.
 
     Raises:
@@ -50,26 +50,27 @@ def read_facts(source: str, format: str | None, templates: Path | None, split: s
         ArgumentError: Options contradict each other.
     """
     format = format or detect_format(source)
-    if templates is not None and format not in ("lama", "jsonl", "csv"):
-        raise ArgumentError(f"--templates is for lama, jsonl and csv files; {format} facts have their own templates.")
+    if templates is not None and format not in ("pararel", "lama", "jsonl", "csv"):
+        raise ArgumentError(
+            f"--templates is for pararel, lama, jsonl and csv files; {format} facts have their own templates."
+        )
     if split != "all" and format != "world":
         raise ArgumentError(f"--split {split} is for the embedded facts, 'world'; {source!r} has no splits.")
     if format == "world":
         if source != "world":
             raise ArgumentError(f"--format world is for the embedded facts, 'world'; got {source!r}.")
         return FactSet.world(split=split)  # type: ignore[arg-type]  # one of SPLITS
-    if format == "pararel":
-        return FactSet.from_pararel(source)
     if format == "official":
         return FactSet.from_official(source)
     if format == "counterfact":
         return FactSet.from_counterfact(source)
-    patterns = None if templates is None else read_patterns(templates)
+    if format == "pararel":
+        return FactSet.from_pararel(source, templates=templates)
     if format == "lama":
-        return FactSet.from_lama(source, templates=patterns)
+        return FactSet.from_lama(source, templates=templates)
     if format == "csv":
-        return FactSet.from_csv(source, templates=patterns)
-    return FactSet.from_jsonl(source, templates=patterns)
+        return FactSet.from_csv(source, templates=templates)
+    return FactSet.from_jsonl(source, templates=templates)
 
 
 def choose(

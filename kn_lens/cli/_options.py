@@ -105,7 +105,13 @@ Facts = Annotated[
 Source = Annotated[str, typer.Argument(metavar="PATH", help="File or folder of facts; 'world' for the embedded facts.")]
 Format = Annotated[str | None, choice(FACT_FORMATS, "Format of the facts, detected by default", FACTS)]
 Templates = Annotated[
-    Path | None, option(FACTS, "PATH", "Source of templates: ParaRel's folder of patterns, or LAMA's relations.jsonl.")
+    Path | None,
+    option(
+        FACTS,
+        "PATH",
+        "Source of templates: ParaRel's folder of patterns, LAMA's relations.jsonl, or 'kn_lens' for templates of "
+        "ParaRel's relations that end with the object, as causal models need.",
+    ),
 ]
 Split = Annotated[str, choice(SPLITS, "Templates of the embedded facts", FACTS)]
 Relations = Annotated[

@@ -249,18 +249,27 @@ class FactSet(Sequence[Fact]):
         return cls._of(readers.read_world(split), readers.WORLD)
 
     @classmethod
-    def from_pararel(cls, path: StrPath, relations: Iterable[str] | None = None, min_templates: int = 4) -> "FactSet":
+    def from_pararel(
+        cls,
+        path: StrPath,
+        relations: Iterable[str] | None = None,
+        min_templates: int = 4,
+        templates: Templates | StrPath | None = None,
+    ) -> "FactSet":
         """Read a ParaRel folder: templates in ``patterns/P*.jsonl``, facts in ``facts/P*.jsonl``.
 
         Args:
             path: the folder with ``patterns`` and ``facts``.
             relations: the relations to read; None reads every relation with facts and enough templates.
             min_templates: the least number of templates of a relation (Dai et al. 2022: 4).
+            templates: templates in place of ParaRel's: by relation, or where to read them (see ``from_lama``).
+                ``"kn_lens"`` takes the package's own, eight for each of the 34 relations, all of which end with the
+                object; of ParaRel's, made for masked models, many do not, and a causal model cannot be asked them.
 
         Raises:
             DataError: a file or a requested relation is missing or malformed, or has too few templates.
         """
-        return cls._of(readers.read_pararel(Path(path), relations, min_templates), path)
+        return cls._of(readers.read_pararel(Path(path), relations, min_templates, _resolved(templates)), path)
 
     @classmethod
     def from_official(cls, path: StrPath) -> "FactSet":
@@ -282,14 +291,12 @@ class FactSet(Sequence[Fact]):
 
         Args:
             path: the file or folder.
-            templates: templates by relation, or the path to read them from: a folder of ParaRel patterns, or LAMA's
-                ``relations.jsonl``. None uses the ``masked_sentences`` of each line, and the ``evidences`` of T-REx.
+            templates: templates by relation, or the path to read them from: a folder of ParaRel patterns, LAMA's
+                ``relations.jsonl``, or ``"kn_lens"`` for the package's own (see ``from_pararel``). None uses the
+                ``masked_sentences`` of each line, and the ``evidences`` of T-REx.
             relations: the files of the folder to read; None reads all.
         """
-        patterns = templates
-        if isinstance(templates, (str, os.PathLike)):
-            patterns = readers.read_patterns(Path(templates))
-        return cls._of(readers.read_lama(Path(path), _checked(patterns), relations), path)
+        return cls._of(readers.read_lama(Path(path), _resolved(templates), relations), path)
 
     @classmethod
     def from_counterfact(cls, path: StrPath, *, paraphrases: bool = True) -> "FactSet":
@@ -302,24 +309,24 @@ class FactSet(Sequence[Fact]):
         return cls._of(readers.read_counterfact(Path(path), paraphrases), path)
 
     @classmethod
-    def from_jsonl(cls, path: StrPath, templates: Templates | None = None) -> "FactSet":
+    def from_jsonl(cls, path: StrPath, templates: Templates | StrPath | None = None) -> "FactSet":
         """Read JSON lines with ``subject``, ``relation``, ``object`` and optionally ``uid`` and templates.
 
         Templates are a list ``templates``, or one ``template`` on each of several lines about the same fact.
 
         Args:
             path: the file.
-            templates: templates by relation, which replace those of the file.
+            templates: templates in place of the file's: by relation, or where to read them (see ``from_lama``).
         """
-        return cls._of(readers.read_jsonl(Path(path), _checked(templates)), path)
+        return cls._of(readers.read_jsonl(Path(path), _resolved(templates)), path)
 
     @classmethod
-    def from_csv(cls, path: StrPath, templates: Templates | None = None) -> "FactSet":
+    def from_csv(cls, path: StrPath, templates: Templates | StrPath | None = None) -> "FactSet":
         """Read a CSV table with the columns of ``from_jsonl``; a ``templates`` cell holds a JSON list."""
-        return cls._of(readers.read_csv(Path(path), _checked(templates)), path)
+        return cls._of(readers.read_csv(Path(path), _resolved(templates)), path)
 
     @classmethod
-    def from_frame(cls, frame: "pd.DataFrame", templates: Templates | None = None) -> "FactSet":
+    def from_frame(cls, frame: "pd.DataFrame", templates: Templates | StrPath | None = None) -> "FactSet":
         """Read a pandas table with the columns of ``from_jsonl``.
 
         A ``uid`` of 3.0 is read as 3: pandas stores integer columns with missing cells as floats.
@@ -330,7 +337,7 @@ class FactSet(Sequence[Fact]):
         frame = frame.loc[:, is_first]
         rows = zip(frame.index, frame.to_dict("records"), strict=True)
         located = ((f"row {index}", _cells(row)) for index, row in rows)
-        return cls._of(readers.read_rows(located, _checked(templates)), "the table")
+        return cls._of(readers.read_rows(located, _resolved(templates)), "the table")
 
     @classmethod
     def _of(cls, records: Iterable[Record], source: object) -> "FactSet":
@@ -393,6 +400,13 @@ def _checked(templates: Any) -> Templates | None:
         if isinstance(patterns, str):
             raise ArgumentError(f"templates of {relation!r} must be a list of templates; got the text {patterns!r}.")
     return templates
+
+
+def _resolved(templates: Templates | StrPath | None) -> Templates | None:
+    """Return templates by relation, read from their source if it is named."""
+    if isinstance(templates, (str, os.PathLike)):
+        return readers.read_patterns(Path(templates))
+    return _checked(templates)
 
 
 def _require_unicode(text: str) -> None:

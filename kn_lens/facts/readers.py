@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kn_lens._core.atomic import read_whole
-from kn_lens._core.names import SPLITS, Split
+from kn_lens._core.names import OWN_TEMPLATES, SPLITS, Split
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 
 SUBJECT_SLOT = "[X]"
@@ -24,6 +24,9 @@ OBJECT_SLOT = "[Y]"
 MASK = "[MASK]"  # the answer slot of the released data files, for every model
 
 WORLD = Path(__file__).parents[1] / "world"
+
+CAUSAL_TEMPLATES = Path(__file__).parent / "causal_templates" / "templates.jsonl"
+"""Templates that end with the object, eight for each of ParaRel's 34 relations; the licence is beside them."""
 
 FIELDS = ("subject", "relation", "object", "templates", "template", "uid")
 """The keys of plain files and the columns of tables that are read."""
@@ -59,9 +62,15 @@ def read_world(split: Split) -> Iterator[Record]:
     yield from _with_templates(_plain(json_lines(WORLD / "facts.jsonl")), templates)
 
 
-def read_pararel(root: Path, relations: Iterable[str] | None, min_templates: int) -> Iterator[Record]:
-    """Read ``root/patterns/P*.jsonl`` and ``root/facts/P*.jsonl``, the layout of the ParaRel release."""
-    templates = _patterns(root / "patterns")
+def read_pararel(
+    root: Path, relations: Iterable[str] | None, min_templates: int, templates: Templates | None = None
+) -> Iterator[Record]:
+    """Read ``root/patterns/P*.jsonl`` and ``root/facts/P*.jsonl``, the layout of the ParaRel release.
+
+    ``templates`` replace the patterns, which then need not be there.
+    """
+    if templates is None:
+        templates = _patterns(root / "patterns")
     files = _relation_files(root / "facts")
     if relations is None:
         selected = [relation for relation in files if len(templates.get(relation, ())) >= min_templates]
@@ -84,13 +93,19 @@ def read_pararel(root: Path, relations: Iterable[str] | None, min_templates: int
                 subject=text_of(row, "sub_label", location),
                 relation=relation,
                 object=text_of(row, "obj_label", location),
-                templates=templates[relation],
+                templates=tuple(templates[relation]),
                 uid=_identifier(row, "uuid", location),
             )
 
 
 def read_patterns(path: Path) -> dict[str, tuple[str, ...]]:
-    """Read templates by relation, from a folder of ParaRel's ``P*.jsonl`` files or from LAMA's ``relations.jsonl``."""
+    """Read templates by relation.
+
+    The path is a folder of ParaRel's ``P*.jsonl`` files, LAMA's ``relations.jsonl``, or ``kn_lens`` for the templates
+    that ship with the package.
+    """
+    if str(path) == OWN_TEMPLATES:
+        return _causal_templates()
     if os.path.isdir(path):  # unlike Path.is_dir, returns False for invalid names
         return _patterns(path)
     templates: dict[str, tuple[str, ...]] = {}
@@ -404,6 +419,14 @@ def _patterns(folder: Path) -> dict[str, tuple[str, ...]]:
     templates: dict[str, tuple[str, ...]] = {}
     for relation, file in _relation_files(folder).items():
         templates[relation] = tuple(text_of(row, "pattern", location) for location, row in json_lines(file))
+    return templates
+
+
+def _causal_templates() -> dict[str, tuple[str, ...]]:
+    templates: dict[str, tuple[str, ...]] = {}
+    for location, row in json_lines(CAUSAL_TEMPLATES):
+        relation = text_of(row, "relation", location)
+        templates[relation] = (*templates.get(relation, ()), text_of(row, "pattern", location))
     return templates
 
 

@@ -124,7 +124,7 @@ def test_every_command_has_help(cli):
         ("find --tolerance 0", "--tolerance 0.0; expected a positive number"),
         ("find --output logit_diff", "--contrast"),
         ("find --split held_out -f {facts}", "--split held_out is for the embedded facts"),
-        ("find --templates x -f world", "--templates is for lama, jsonl and csv"),
+        ("find --templates x -f world", "--templates is for pararel, lama, jsonl and csv"),
         ("find -f nowhere.jsonl", "nowhere.jsonl: no such file"),
         ("find -f {folder}/odd.txt", "--format"),
         ("find -f {facts} -r P36 -s Irelnd", "Did you mean 'Ireland'?"),

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kn_lens._core.atomic import read_whole
-from kn_lens._core.names import DTYPES
+from kn_lens._core.names import DTYPES, OWN_TEMPLATES
 from kn_lens._core.redact import without_secrets
 from kn_lens._core.toml import toml_value
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
@@ -336,7 +336,7 @@ def _facts(folder: Path, table: Mapping[str, Any]) -> FactsEntry:
 def _place(folder: Path, name: str) -> str:
     """Return the absolute path of a name that exists relative to the file's folder; any other name unchanged."""
     place = folder / os.path.expanduser(name)
-    return str(place.resolve()) if os.path.exists(place) and name != WORLD else name
+    return str(place.resolve()) if os.path.exists(place) and name not in (WORLD, OWN_TEMPLATES) else name
 
 
 def _once(what: str, named: Iterable[tuple[Any, str]]) -> None:
