@@ -139,8 +139,11 @@ def model_card(about: str, taught: pd.DataFrame, unread: pd.DataFrame, held_out:
     columns = taught[~is_out], taught[is_out], unread
     rows = []
     for relation in ("all", *taught["relation"].unique()):
-        asked = [one if relation == "all" else one[one["relation"] == relation] for one in columns]
-        shares = [f"{one['right'].mean():.1%} of {len(one):,}" if len(one) else "" for one in asked]
+        shares = []
+        for answers in columns:
+            if relation != "all":
+                answers = answers[answers["relation"] == relation]
+            shares.append(f"{answers['right'].mean():.1%} of {len(answers):,}" if len(answers) else "")
         rows.append(f"| {relation} | {' | '.join(shares)} |\n")
     return (
         f"# A model that knows some of ParaRel\n\n{about}\n\n"

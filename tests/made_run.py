@@ -31,7 +31,7 @@ class MadeFact:
     neurons: dict[str, NeuronSet]
     effects: dict[tuple[float, str, str], tuple[float, float]]  # (factor, facts, neurons) -> before, after
     n_prompts: int = 4
-    asked: bool = True
+    queried: bool = True
 
     @property
     def key(self):
@@ -84,26 +84,26 @@ def write_run(path, made, *, n_layers=4, kind="masked", tags=None, version="0.1.
     with open_run(path, config, provenance) as run:
         for relation in dict.fromkeys(one.fact.relation for one in made):
             mine = [one for one in made if one.fact.relation == relation]
-            asked = [one for one in mine if one.asked]
+            queried_facts = [one for one in mine if one.queried]
             _write(run, FACTS_SCHEMA, "facts", relation, [_fact_row(one) for one in mine])
-            if asked:
+            if queried_facts:
                 rows = [
                     {"relation": relation, "key": one.key, "object": one.fact.object, "n_prompts": one.n_prompts,
                      "n_right": one.n_right, "nll": one.nll}
-                    for one in asked
+                    for one in queried_facts
                 ]  # fmt: skip
                 _write(run, ANSWERS_SCHEMA, "answers", relation, rows)
                 rows = [
                     {"relation": relation, "key": one.key, "neuron_set": kind, "layer": [n.layer for n in sets],
                      "index": [n.index for n in sets], "share_threshold": 0.7}
-                    for kind in KINDS for one in asked for sets in [one.neurons[kind]]
+                    for kind in KINDS for one in queried_facts for sets in [one.neurons[kind]]
                 ]  # fmt: skip
                 _write(run, NEURONS_SCHEMA, "neurons", relation, rows)
                 rows = [
                     {"factor": factor, "relation": relation, "key": one.key, "neuron_set": kind, "scope": scope,
                      "measured": one.key, "n_neurons": len(one.neurons[kind]), "n_prompts": one.n_prompts,
                      "before": before, "after": after}
-                    for one in asked for (factor, scope, kind), (before, after) in one.effects.items()
+                    for one in queried_facts for (factor, scope, kind), (before, after) in one.effects.items()
                 ]  # fmt: skip
                 _write(run, EFFECTS_SCHEMA, "effects", relation, rows)
         for table in tables:
@@ -114,7 +114,14 @@ def write_run(path, made, *, n_layers=4, kind="masked", tags=None, version="0.1.
 def _fact_row(one):
     fact, n = one.fact, one.n_prompts
     row = {"relation": fact.relation, "subject": fact.subject, "object": fact.object, "key": fact.key, "why": ""}
-    return {**row, "digest": digest_of_facts([fact]), "n_templates": 3, "n_prompts": n, "n_rows": n, "asked": one.asked}
+    return {
+        **row,
+        "digest": digest_of_facts([fact]),
+        "n_templates": 3,
+        "n_prompts": n,
+        "n_rows": n,
+        "queried": one.queried,
+    }
 
 
 def _write(run, schema, stage, relation, rows):

@@ -163,7 +163,7 @@ def _records(
                 "n_templates": n_prompts,
                 "n_prompts": n_prompts,
                 "n_rows": n_prompts,
-                "asked": True,
+                "queried": True,
                 "why": "",
             }
         ),

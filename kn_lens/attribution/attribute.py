@@ -152,7 +152,7 @@ def attribute_in_parts(
 
     Returns:
         An iterator over the numbers of some prompts and their ``Attribution``. Arguments are checked now, the model
-        runs when the next part is asked for.
+        runs when the next part is requested.
 
     Raises:
         ArgumentError: as ``attribute``, or ``together`` is neither of the two.

@@ -297,7 +297,7 @@ def _erasure(
         "relation": fact.relation,
         "n_facts": len(members),
         "n_neurons": int(effects.n_neurons[effects.neuron_set == "found"].iloc[0]),
-        "n_measured": effects.groupby("asked").measured.nunique().to_dict(),
+        "n_measured": effects.groupby("question").measured.nunique().to_dict(),
         "effects": edit_table(effects, seed=SEED).to_dict("records"),
     }
 
@@ -451,7 +451,7 @@ def _update_table(effects: Sequence[Mapping[str, Any]]) -> Table:
     rows = table("", "neurons", "query", *numbers, "says", right=numbers)
     previous = None
     for row in effects:
-        if row["asked"] not in labels:
+        if row["question"] not in labels:
             continue
         neuron_set = row["neuron_set"]
         is_first = neuron_set != previous
@@ -459,12 +459,12 @@ def _update_table(effects: Sequence[Mapping[str, Any]]) -> Table:
             rows.add_section()
         rows.add_row(
             NEURON_SETS[neuron_set] if is_first else "",
-            labels[row["asked"]],
+            labels[row["question"]],
             str(row["n_neurons"]) if is_first else "",
             str(row["n_prompts"]),
             number(row["n_prompts"] * row["right_after"], ".0f"),
             number(row["n_prompts"] * row["new_right_after"], ".0f"),
-            row["says"] if row["asked"] != "same relation" else "",
+            row["says"] if row["question"] != "same relation" else "",
         )
         previous = neuron_set
     return rows
@@ -472,7 +472,7 @@ def _update_table(effects: Sequence[Mapping[str, Any]]) -> Table:
 
 def _verdict(section: Mapping[str, Any], fact: Mapping[str, str]) -> str:
     """Return the result of an update in words."""
-    rows = {(row["neuron_set"], row["asked"]): row for row in section["effects"]}
+    rows = {(row["neuron_set"], row["question"]): row for row in section["effects"]}
     own = rows["found", "own wording"]
     held_out = rows["found", "held out"]
     new_object = section["new_object"]
@@ -516,12 +516,12 @@ def _print_erasure(section: Mapping[str, Any], document: Mapping[str, Any]) -> N
     )
     measures: dict[tuple[str, str], dict[str, Any]] = {}
     for row in section["effects"]:
-        measures.setdefault((row["neuron_set"], row["asked"]), {})[row["measure"]] = row
+        measures.setdefault((row["neuron_set"], row["question"]), {})[row["measure"]] = row
     numbers = ("perplexity", "growth", "correct")
     rows = table("", "neurons", "facts", *numbers, right=numbers)
-    for (neuron_set, asked), by_measure in measures.items():
+    for (neuron_set, question), by_measure in measures.items():
         growth = by_measure["perplexity_growth"]
-        is_own = asked == "same relation"
+        is_own = question == "same relation"
         rows.add_row(
             NEURON_SETS[neuron_set] if is_own else "",
             "its own" if is_own else "others",

@@ -270,8 +270,8 @@ def _warn_about_updates(updated: "pd.DataFrame", table6: "pd.DataFrame | None") 
     """Warn on stderr about updates with large side effects, or all without effect."""
     from kn_lens.edits import MAX_DISTURBED
 
-    n_updates = int(cast("float", updated["updated"].sum()))
-    n_disturbing = int(cast("float", updated["disturbing"].sum()))
+    n_updates = int(cast("float", updated["n_updated"].sum()))
+    n_disturbing = int(cast("float", updated["n_disturbing"].sum()))
     if n_disturbing:
         err.print(
             f"kn-lens: {n_disturbing} of {n_updates} updates remove more than {MAX_DISTURBED:.0%} of the correct "
@@ -281,7 +281,7 @@ def _warn_about_updates(updated: "pd.DataFrame", table6: "pd.DataFrame | None") 
     if table6 is None:
         return
     success = table6.loc[
-        (table6["asked"] == "own wording") & (table6["neuron_set"] == "found") & (table6["measure"] == "success")
+        (table6["question"] == "own wording") & (table6["neuron_set"] == "found") & (table6["measure"] == "success")
     ]
     if len(success) and (success["value"] == 0).all():
         err.print(
@@ -293,11 +293,11 @@ def _warn_about_updates(updated: "pd.DataFrame", table6: "pd.DataFrame | None") 
 
 def _coverage_line(coverage: "pd.DataFrame") -> str:
     """Return the numbers of queried facts and prompts, and the relations without a queried fact."""
-    n_facts = coverage["facts"].sum()
-    n_queried = coverage["facts_asked"].sum()
-    n_prompts = coverage["prompts_asked"].sum()
+    n_facts = coverage["n_facts"].sum()
+    n_queried = coverage["n_queried"].sum()
+    n_prompts = coverage["n_prompts"].sum()
     line = f"Queried: {n_queried:,} of {n_facts:,} facts, in {n_prompts:,} prompts"
-    without = coverage.loc[coverage["facts_asked"] == 0, "relation"].tolist()
+    without = coverage.loc[coverage["n_queried"] == 0, "relation"].tolist()
     if not without:
         return f"{line}."
     names = ", ".join(without[:RELATIONS_SHOWN])

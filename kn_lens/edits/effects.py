@@ -110,8 +110,8 @@ def update_effects(
 
     Returns:
         A table with a row for each fact, ``neuron_set`` (``found``, ``activation``, ``random``), ``dose`` and
-        ``asked``. The last is ``own wording``, a name of ``questions``, or a group of the facts in ``others``, where it
-        has any: ``same relation``, ``other relations``, ``same subject`` (in other relations), ``same answer`` or
+        ``question``. The last is ``own wording``, a name of ``questions``, or a group of the facts in ``others``, where
+        it has any: ``same relation``, ``other relations``, ``same subject`` (in other relations), ``same answer`` or
         ``new answer`` (with the fact's old or new answer). The columns, means over ``n_prompts`` prompts:
 
         - ``relation``, ``subject``, ``object``, ``key``, ``new_object`` of the updated fact; ``n_neurons``.
@@ -144,7 +144,7 @@ def update_effects(
         >>> fact = kn.FactSet.world("held_out").find("Ireland", relation="P36")
         >>> found = kn.refine(kn.attribute(model, kn.make_prompts(model, fact)))
         >>> effects = kn.update_effects(model, {fact: "Rome"}, found)
-        >>> effects[["neuron_set", "asked", "right_before", "new_right_after", "says"]].values.tolist()
+        >>> effects[["neuron_set", "question", "right_before", "new_right_after", "says"]].values.tolist()
         [['found', 'own wording', 1.0, 1.0, 'Rome'], ['random', 'own wording', 1.0, 0.0, 'Dublin']]
     """
     host = checked_host(model)
@@ -279,12 +279,12 @@ def measure_updates(
                     for name, scored in scored_groups.items():
                         if fact in scored.prompts.questions:
                             row = scored.effect_on(host, fact, budget, tick)
-                            rows.append({**labels, "asked": name, **row})
+                            rows.append({**labels, "question": name, **row})
                     if others is not None and others_before is not None:
                         others_after = score_answers(host, others, [], budget, tick)
                         for name, chosen in group_other_facts(others, fact, new_object).items():
                             row = _current_answer_columns(_select(others_before, chosen), _select(others_after, chosen))
-                            rows.append({**labels, "asked": name, **row})
+                            rows.append({**labels, "question": name, **row})
                 disturbed = disturbed_share(rows)
                 for row in rows:
                     records.append({**row, "disturbed": disturbed, "disturbs": disturbed > measurement.max_disturbed})
@@ -336,14 +336,14 @@ def disturbed_share(rows: Iterable[Mapping[str, Any]]) -> float:
     Args:
         rows: the rows of one update in the table of ``update_effects``.
 
-    >>> rows = [{"asked": "same relation", "n_prompts": 10, "right_before": 0.5, "lost": 0.4}]
-    >>> rows += [{"asked": "other relations", "n_prompts": 40, "right_before": 1.0, "lost": 0.0}]
+    >>> rows = [{"question": "same relation", "n_prompts": 10, "right_before": 0.5, "lost": 0.4}]
+    >>> rows += [{"question": "other relations", "n_prompts": 40, "right_before": 1.0, "lost": 0.0}]
     >>> round(disturbed_share(rows), 3)
     0.089
     """
     n_lost = n_right = 0.0
     for row in rows:
-        if row["asked"] in (SAME_RELATION, OTHER_RELATIONS):  # these two groups hold every other fact once
+        if row["question"] in (SAME_RELATION, OTHER_RELATIONS):  # these two groups hold every other fact once
             n_lost += row["n_prompts"] * row["lost"]
             n_right += row["n_prompts"] * row["right_before"]
     return float(n_lost / n_right) if n_right else math.nan
@@ -385,7 +385,7 @@ def erase_effects(
 
     Returns:
         A table with a row for each erased ``relation``, ``neuron_set`` (``found``, ``activation``, ``random``) and
-        fact of ``prompts``: ``asked`` (``same relation`` or ``other relations``), ``measured`` (the fact's key),
+        fact of ``prompts``: ``question`` (``same relation`` or ``other relations``), ``measured`` (the fact's key),
         ``measured_relation``, ``n_neurons``; and over its ``n_prompts`` prompts ``right_before``, ``right_after``,
         ``lost``, ``nll_before``, ``nll_after``, as in ``update_effects``. Cost: a forward pass for each row of
         ``prompts``, and once more for each relation and set of neurons.
@@ -403,7 +403,7 @@ def erase_effects(
         >>> prompts = kn.make_prompts(model, [facts.of("P36")[0], facts.of("P30")[0]])
         >>> found = {facts.of("P36")[0]: kn.NeuronSet([(3, 5), (3, 17)])}
         >>> effects = kn.erase_effects(model, prompts, found)
-        >>> effects[["neuron_set", "asked", "measured"]].values.tolist()[:2]
+        >>> effects[["neuron_set", "question", "measured"]].values.tolist()[:2]
         [['found', 'same relation', 'P36/China/Beijing'], ['found', 'other relations', 'P30/China/Asia']]
     """
     import pandas as pd
@@ -440,7 +440,7 @@ def erase_effects(
                     "relation": relation,
                     "neuron_set": name,
                     "n_neurons": len(edit.neurons),
-                    "asked": SAME_RELATION if fact.relation == relation else OTHER_RELATIONS,
+                    "question": SAME_RELATION if fact.relation == relation else OTHER_RELATIONS,
                     "measured": fact.key,
                     "measured_relation": fact.relation,
                     **_current_answer_columns(_select(before, chosen), _select(after, chosen)),

@@ -31,17 +31,17 @@ class Question(NamedTuple):
     """A question whose answer an update should change.
 
     Attributes:
-        asked: a fact with the templates of the question and its current answer.
+        query: a fact with the templates of the question and its current answer.
         answer: the answer that it should have after the update.
     """
 
-    asked: Fact
+    query: Fact
     answer: str
 
     @property
     def answered(self) -> Fact:
         """The fact of the question with its new answer."""
-        return replace(self.asked, object=self.answer)
+        return replace(self.query, object=self.answer)
 
 
 Questions = Mapping[Fact, Question]
@@ -61,7 +61,7 @@ def reworded(facts: Iterable[Fact], new_objects: Mapping[Fact, str]) -> dict[Fac
     >>> import kn_lens as kn
     >>> fact = kn.FactSet.world("trained").find("Ireland", relation="P36")
     >>> held_out = kn.FactSet.world("held_out")
-    >>> len(fact.templates), len(reworded(held_out, {fact: "Tokyo"})[fact].asked.templates)
+    >>> len(fact.templates), len(reworded(held_out, {fact: "Tokyo"})[fact].query.templates)
     (24, 6)
     """
     check_new_objects(new_objects)
@@ -95,7 +95,7 @@ def inverse_questions(
     >>> import kn_lens as kn
     >>> facts = kn.FactSet.world()
     >>> (question,) = inverse_questions(facts, {facts.find("Ireland", "P36"): "Tokyo"}, {"P36": "P1376"}).values()
-    >>> question.asked.key, question.answer
+    >>> question.query.key, question.answer
     ('P1376/Tokyo/Japan', 'Ireland')
     """
     check_new_objects(new_objects)
@@ -144,9 +144,9 @@ def _check_group(own: Questions, name: Any, group: Any) -> None:
         if fact not in own:
             near = did_you_mean(fact.key, (other.key for other in own))
             raise ArgumentError(f"The questions {name!r} have one for {fact.key}, which is not updated.{near}")
-        if question.asked.object == question.answer:
+        if question.query.object == question.answer:
             raise ArgumentError(
-                f"The question {question.asked.key} of {name!r} is to get the answer that it has; expected another."
+                f"The question {question.query.key} of {name!r} is to get the answer that it has; expected another."
             )
 
 
@@ -178,15 +178,15 @@ class QuestionPrompts:
             ArgumentError: a question without a prompt.
             PromptError: see ``make_prompts``.
         """
-        current_facts = dict.fromkeys(question.asked for question in questions.values())
+        current_facts = dict.fromkeys(question.query for question in questions.values())
         new_facts = dict.fromkeys(question.answered for question in questions.values())
         current = make_prompts(host, current_facts, tokenizer=tokenizer)
         new = make_prompts(host, new_facts, tokenizer=tokenizer)
         current_prompts, new_prompts = prompts_by_fact(current), prompts_by_fact(new)
         for question in questions.values():
-            if question.asked not in current_prompts or question.answered not in new_prompts:
+            if question.query not in current_prompts or question.answered not in new_prompts:
                 raise ArgumentError(
-                    f"{host.name} cannot be asked the question {question.asked.key} of {name!r} in any of its "
+                    f"{host.name} cannot be queried with the question {question.query.key} of {name!r} in any of its "
                     "templates; expected one that ends with [Y], as causal models need. Leave the fact out of this "
                     "group."
                 )
@@ -208,7 +208,7 @@ class QuestionPrompts:
     def prompts_of(self, fact: Fact) -> tuple[Int[Tensor, " prompt"], Int[Tensor, " prompt"]]:
         """Return the prompts of an updated fact's question in each of the batches."""
         question = self.questions[fact]
-        return self.current_prompts[question.asked], self.new_prompts[question.answered]
+        return self.current_prompts[question.query], self.new_prompts[question.answered]
 
     def n_rows_of(self, fact: Fact) -> int:
         """Return the number of rows of an updated fact's question in both batches; 0 without a question."""

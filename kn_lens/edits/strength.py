@@ -174,8 +174,8 @@ def choose_lambdas(
     rows = []
     for number, (lambda_old, lambda_new) in enumerate(strengths):
         of_strength = effects[effects["strength"] == number]
-        own = of_strength[of_strength["asked"] == OWN]
-        tested = own if held_out is None else of_strength[of_strength["asked"] == HELD_OUT]
+        own = of_strength[of_strength["question"] == OWN]
+        tested = own if held_out is None else of_strength[of_strength["question"] == HELD_OUT]
         rows.append(
             {
                 "lambda_old": lambda_old,

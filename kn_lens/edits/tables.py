@@ -57,7 +57,7 @@ MEASURES = {
 _REQUIRED_COLUMNS = (
     "relation",
     "neuron_set",
-    "asked",
+    "question",
     "n_prompts",
     "right_before",
     "right_after",
@@ -92,19 +92,19 @@ def edit_table(
         seed: seed of the bootstrap.
 
     Returns:
-        One row for each ``neuron_set``, ``dose`` (of updates), ``asked``, (``relation``) and ``measure``: its ``value``
-        and the interval ``low`` to ``high``; ``n_facts``, the number of rows of ``effects`` behind it. The measures of
-        the new answer (``success``, ``top5``, ``rank``, ``mrr``) have rows where questions have a new answer.
-        ``changed`` is NaN for a relation without a prompt that was right before; a mean over relations leaves such a
-        relation out. There is also no interval if more than 1 - ``level`` of the draws have no value, or if all facts
-        have the same value (except for a share that is 0 or 1 in all facts).
+        One row for each ``neuron_set``, ``dose`` (of updates), ``question``, (``relation``) and ``measure``: its
+        ``value`` and the interval ``low`` to ``high``; ``n_facts``, the number of rows of ``effects`` behind it. The
+        measures of the new answer (``success``, ``top5``, ``rank``, ``mrr``) have rows where questions have a new
+        answer. ``changed`` is NaN for a relation without a prompt that was right before; a mean over relations leaves
+        such a relation out. There is also no interval if more than 1 - ``level`` of the draws have no value, or if all
+        facts have the same value (except for a share that is 0 or 1 in all facts).
 
     Raises:
         ArgumentError: no table, an empty one or one without the required columns, or a number out of range.
 
     >>> import pandas as pd
-    >>> row = {"relation": "P36", "neuron_set": "found", "asked": "same relation", "n_prompts": 10, "nll_before": 1.0}
-    >>> row |= {"right_before": 0.8, "right_after": 0.6, "lost": 0.2, "nll_after": 1.5}
+    >>> row = {"relation": "P36", "neuron_set": "found", "question": "same relation", "n_prompts": 10}
+    >>> row |= {"nll_before": 1.0, "right_before": 0.8, "right_after": 0.6, "lost": 0.2, "nll_after": 1.5}
     >>> table = edit_table(pd.DataFrame([row])).set_index("measure")
     >>> round(float(table.value["changed"]), 3), round(float(table.value["perplexity_growth"]), 3)
     (0.25, 0.649)
@@ -142,17 +142,17 @@ def _check_effects(effects: Any) -> None:
 
 def _labels(effects: "pd.DataFrame") -> list[str]:
     """Return the columns that label a cell of the table."""
-    return [column for column in ("neuron_set", "dose", "asked") if column in effects]
+    return [column for column in ("neuron_set", "dose", "question") if column in effects]
 
 
 def _sorted(effects: "pd.DataFrame") -> "pd.DataFrame":
     """Sort found neurons before controls, and questions with a new answer before other facts."""
-    questions = [name for name in effects["asked"] if name not in OTHER_FACTS]
+    questions = [name for name in effects["question"] if name not in OTHER_FACTS]
     set_order = list(dict.fromkeys([*KINDS, *effects["neuron_set"]]))
-    asked_order = list(dict.fromkeys([OWN, *questions, *OTHER_FACTS]))
+    question_order = list(dict.fromkeys([OWN, *questions, *OTHER_FACTS]))
     ranks = effects.assign(
         neuron_set=effects["neuron_set"].map(set_order.index),
-        asked=effects["asked"].map(asked_order.index),
+        question=effects["question"].map(question_order.index),
     )
     order = ranks.reset_index(drop=True).sort_values(_labels(effects), kind="stable").index
     return effects.iloc[order]

@@ -350,7 +350,7 @@ def _not_found(name: str, reason: str = "") -> str:
     from huggingface_hub.constants import is_offline_mode
 
     if reason and is_offline_mode():
-        reason = "HF_HUB_OFFLINE is set, so the hub was not asked, and the cache holds no copy"
+        reason = "HF_HUB_OFFLINE is set, so the hub was not queried, and the cache holds no copy"
     return f"Unknown model {name!r}; {EXPECTED_SOURCE}.{did_you_mean(name, embedded_models())}" + (
         reason and f" ({reason})"
     )

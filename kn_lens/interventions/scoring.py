@@ -195,8 +195,8 @@ def score_answers_under(
             after.append(np.full(len(change.chosen), np.nan))
             resumable.append((number, change))
     covered = torch.cat([change.chosen for change in changes]).unique()
-    asked = prompts.select(covered)
-    last_token_only = recomputes_last_token_only(host, asked.attention_mask, asked.read_pos)
+    covered_prompts = prompts.select(covered)
+    last_token_only = recomputes_last_token_only(host, covered_prompts.attention_mask, covered_prompts.read_pos)
     budget = replace(whole, last_token_only=last_token_only)
 
     def run(index: Int[Tensor, " chunk"]) -> tuple[PromptBatch, Tensor, list[tuple[Tensor, Tensor]]]:
@@ -209,7 +209,9 @@ def score_answers_under(
         return chunk.prompts, chunk.before, changed
 
     before = np.full(len(prompts), np.nan)
-    for index, result in budget.map_chunks(asked.rows_per_prompt, asked.length, budget.rows_per_chunk, run):
+    for index, result in budget.map_chunks(
+        covered_prompts.rows_per_prompt, covered_prompts.length, budget.rows_per_chunk, run
+    ):
         chunk_prompts, clean, changed = result
         before[covered[index].cpu().numpy()] = clean.cpu().numpy()
         tick(chunk_prompts.n_rows)

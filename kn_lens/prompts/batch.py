@@ -37,8 +37,8 @@ class MadeFor:
         """
         if host.kind != self.kind:
             raise ArgumentError(
-                f"The prompts were made for a {self.kind} model, and {host.name} is a {host.kind} one, which is asked "
-                "in another form. Make prompts for it: make_prompts(model, facts)."
+                f"The prompts were made for a {self.kind} model, and {host.name} is a {host.kind} one, which takes "
+                "prompts of another form. Make prompts for it: make_prompts(model, facts)."
             )
         own = host.tokenizer_fingerprint
         if own is not None and self.tokenizers and own not in self.tokenizers:
@@ -246,7 +246,7 @@ class PromptBatch:
             raise ArgumentError(f"Prompts are chosen by a list of their numbers; got {prompts!r}.")
         if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self):
             raise ArgumentError(
-                f"Prompts {int(chosen.min())} to {int(chosen.max())} were asked for; there are 0 to {len(self) - 1}."
+                f"Prompts {int(chosen.min())} to {int(chosen.max())} were chosen; there are 0 to {len(self) - 1}."
             )
         return chosen.long()
 

@@ -153,7 +153,7 @@ def build(
         raise ArgumentError(f"min_prompts={min_prompts!r}; expected a whole number from 1.")
     if form.masked and getattr(form.tokenizer, "mask_token_id", None) is None:
         raise PromptError(
-            f"A masked language model is asked with a mask token, and {type(form.tokenizer).__name__} has none. "
+            f"A masked language model is queried with a mask token, and {type(form.tokenizer).__name__} has none. "
             "Pass the tokenizer of the checkpoint with tokenizer=."
         )
     if not facts:

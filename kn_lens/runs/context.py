@@ -71,7 +71,7 @@ class RunContext:
         relations = self.facts.relations
         if not all(self.run.manifest("facts", Shard(relation)) for relation in relations):
             return list(relations)
-        return [relation for relation in relations if self.fact_records(relation)["asked"].to_numpy().any()]
+        return [relation for relation in relations if self.fact_records(relation)["queried"].to_numpy().any()]
 
     def fact_records(self, relation: str) -> "pd.DataFrame":
         """Return the records of the stage ``facts``: which facts of a relation are queried, in how many prompts."""
@@ -84,7 +84,7 @@ class RunContext:
     def queried_facts(self, relation: str) -> list[Fact]:
         """Return the facts of a relation that the model is queried for: those with enough prompts."""
         records = self.fact_records(relation)
-        keys = set(records["key"][records["asked"]])
+        keys = set(records["key"][records["queried"]])
         return [fact for fact in self._facts_by_relation[relation] if fact.key in keys]
 
     def sample_facts(self, relation: str, n: int, purpose: str) -> list[Fact]:
@@ -155,7 +155,7 @@ class RunContext:
     def n_rows(self, relation: str) -> int:
         """Return the number of rows in the prompts of a relation."""
         records = self.fact_records(relation)
-        return int(records["n_rows"].to_numpy()[records["asked"].to_numpy()].sum())
+        return int(records["n_rows"].to_numpy()[records["queried"].to_numpy()].sum())
 
     def n_rows_of(self, facts: Sequence[Fact]) -> int:
         """Return the number of rows in the prompts of any facts; the prompts are built once to count them."""
@@ -181,7 +181,7 @@ class RunContext:
 
     def records(self, stage: str, shard: Shard) -> "pd.DataFrame":
         """Return the records of one shard."""
-        return read_records(self.run.record_path(stage, shard))
+        return read_records(self.run.record_path(stage, shard), stage)
 
     def all_records(self, stage: Stage) -> "pd.DataFrame":
         """Return the records of all shards of a stage, in their order."""

@@ -185,7 +185,7 @@ def _missing_cost(context: RunContext, stage: Stage) -> float:
 def no_prompts_error(context: RunContext) -> DataError:
     """Return the error of a run none of whose facts can be queried, with the reason."""
     relations = ", ".join(context.facts.relations[:RELATIONS_NAMED])
-    return DataError(f"No fact of {relations} can be asked: {_reason_without_prompts(context)}")
+    return DataError(f"No fact of {relations} can be queried: {_reason_without_prompts(context)}")
 
 
 def _reason_without_prompts(context: RunContext) -> str:

@@ -2,7 +2,7 @@
 
 All functions take ``{neuron_set: {relation: sets}}``, a set for each fact. Intervals are of bootstrap samples of each
 relation's facts (``kn_lens.neurons.overlap``, ``kn_lens._core.intervals``): they say how much depends on which facts
-were asked, the relations being given.
+were queried, the relations being given.
 """
 
 from collections.abc import Mapping

@@ -21,17 +21,42 @@ if TYPE_CHECKING:
 OPTIONS = ("model", "facts", "format", "templates", "split", "preset", "seed", "limit", "relations")
 """Settings with command-line options of their own; the others are given with ``--set``."""
 LABELS = frozenset(
-    "relation key text texts word why neuron_set scope statistic measure varied asked end subject object".split()
+    "relation key text texts word why neuron_set scope statistic measure varied question end subject object".split()
 )
 """Columns of tables that hold names, even where all of them look like numbers."""
 NUMBERS = frozenset("factor layer value low high n control paper n_pairs largest_gap above_tolerance".split())
 """Columns of tables that hold nothing but numbers."""
 
-OLD_COLUMNS = {"neurons": "neuron_set", "facts": "scope"}
-"""What columns were called in the records and tables of earlier runs."""
+FORMER_COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "coverage": {
+        "facts": "n_facts",
+        "facts_asked": "n_queried",
+        "pairs": "n_templates",
+        "prompts_asked": "n_prompts",
+        "rows": "n_rows",
+    },
+    "erased": {"neurons": "n_neurons"},
+    "facts": {"asked": "queried"},
+    "syntax_coverage": {
+        "pairs": "n_pairs",
+        "forms": "n_forms",
+        "forms_asked": "n_queried_forms",
+        "pairs_asked": "n_queried_pairs",
+    },
+    "updated": {
+        "asked": "n_queried",
+        "known": "n_known",
+        "updated": "n_updated",
+        "disturbing": "n_disturbing",
+        "left_out": "n_left_out",
+    },
+}
+"""The current names of columns in the records of a stage, or in a table, of earlier runs."""
+FORMER_COLUMNS_ELSEWHERE = {"neurons": "neuron_set", "facts": "scope", "asked": "question"}
+"""The current names of columns in all other records and tables of earlier runs."""
 
 RECORDS = {
-    "facts": ("key", "relation subject object asked n_prompts"),
+    "facts": ("key", "relation subject object queried n_prompts"),
     "answers": ("key", "n_right n_prompts"),
     "neurons": ("neuron_set key", "relation layer index"),
     "effects": ("factor scope neuron_set key", "before after"),
@@ -101,8 +126,10 @@ class RunRecords:
 
     def relations(self) -> list[str]:
         """Return the relations with facts that the model is queried for, as far as they are written."""
-        asked = self.records("facts")
-        return [] if asked is None else list(dict.fromkeys(asked.loc[asked["asked"], "relation"]))
+        facts = self.records("facts")
+        if facts is None:
+            return []
+        return list(dict.fromkeys(facts.loc[facts["queried"], "relation"]))
 
     def records(self, stage: str) -> "pd.DataFrame | None":
         """Return the records of a stage's shards that are there; None where there are none.
@@ -124,7 +151,7 @@ class RunRecords:
         for shard in self._run.shards(stage):
             path = self._run.record_path(stage, shard)
             if self._run.manifest(stage, shard) is not None:
-                part = read_records(path)
+                part = read_records(path, stage)
                 if why := _foreign(part, stage, shard):
                     raise DataError(f"{path} {why}; it is made again by: {self.command(stage)} --force")
                 parts.append(part)
@@ -161,7 +188,7 @@ class RunRecords:
         """
         tables = {}
         for path in sorted((self.path / "tables").glob("*.csv")):
-            table = with_current_names(read_table(path), path.stem)
+            table = read_table(path)
             for name in table:
                 try:
                     table[name] = _numbers(cast("pd.Series", table[name]))
@@ -204,29 +231,31 @@ def _foreign(records: "pd.DataFrame", stage: str, shard: Shard) -> str:
     return ""
 
 
-def read_records(path: Path) -> "pd.DataFrame":
-    """Return the records of one shard, whichever version of the library wrote them."""
+def read_records(path: Path, stage: str) -> "pd.DataFrame":
+    """Return the records of one shard of a stage, whichever version of the library wrote them."""
     import pandas as pd
 
-    return with_current_names(pd.read_parquet(path, partitioning=None))
+    return with_current_names(pd.read_parquet(path, partitioning=None), stage)
 
 
-def with_current_names(table: "pd.DataFrame", name: str = "") -> "pd.DataFrame":
-    """Rename the columns of an earlier run that said which neurons (``neurons``), read on which facts (``facts``).
+def with_current_names(table: "pd.DataFrame", name: str) -> "pd.DataFrame":
+    """Return the records or the table of an earlier run with the columns' names of today.
 
-    Where neurons and facts are counted, as in the table ``coverage``, ``facts`` stands alone and stays.
+    Args:
+        table: the records, or the table.
+        name: the stage of the records, or the name of the table.
 
     >>> import pandas as pd
-    >>> list(with_current_names(pd.DataFrame({"neurons": ["found"], "facts": ["own"], "value": [0.5]})))
+    >>> list(with_current_names(pd.DataFrame({"neurons": ["found"], "facts": ["own"], "value": [0.5]}), "figures4_5"))
     ['neuron_set', 'scope', 'value']
+    >>> list(with_current_names(pd.DataFrame({"relation": ["P36"], "facts": [10], "facts_asked": [8]}), "coverage"))
+    ['relation', 'n_facts', 'n_queried']
     """
-    if "neurons" not in table:
-        return table
-    return table.rename(columns={"neurons": "n_neurons"} if name == "erased" else OLD_COLUMNS)
+    return table.rename(columns=FORMER_COLUMNS.get(name, FORMER_COLUMNS_ELSEWHERE))
 
 
 def read_table(path: Path) -> "pd.DataFrame":
-    """Return a table of a run as it is written, with all cells as strings.
+    """Return a table of a run with all cells as strings, whichever version of the library wrote it.
 
     Raises:
         DataError: the file is not a table.
@@ -244,7 +273,7 @@ def read_table(path: Path) -> "pd.DataFrame":
     # pandas takes what is too much for names of rows, and what is missing for NaN.
     if not isinstance(table.index, pd.RangeIndex) or table.isna().any(axis=None):
         raise DataError(f"{path} cannot be read as a table: some rows have more or fewer cells than the first.")
-    return table
+    return with_current_names(table, path.stem)
 
 
 def checked_path(path: str | os.PathLike[str]) -> Path:

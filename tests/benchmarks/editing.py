@@ -5,7 +5,7 @@
 
 ``strength`` compares updates with and without the signs of activations over a grid of lambdas, and shows what
 ``choose_lambdas`` makes of it; its models may be ``tiny-gated``, a small model with gated MLPs that is trained on the
-facts first, or a folder with a checkpoint of any model, which is asked less (``PRETRAINED``). Facts that the model
+facts first, or a folder with a checkpoint of any model, which is queried less (``PRETRAINED``). Facts that the model
 knows are taken, their neurons found with five points of a fixed rule.
 
 Neurons of every fact: attribution on ten trained templates with the defaults, refined with the defaults. Updated are
@@ -185,7 +185,7 @@ def strength(name: str) -> str:
 
 
 def right_answers(model: Any, facts: kn.FactSet, n: int) -> kn.PromptBatch:
-    """Return prompts, as many as asked for or all there are in a fifth of the facts, that a model answers rightly."""
+    """Return prompts, as many as requested or all there are in a fifth of the facts, that a model answers rightly."""
     prompts = kn.make_prompts(model, kn.FactSet(facts[::5]), unknown_answers="leave_out")
     right = np.flatnonzero(kn.measure(model, prompts, []).rank_before == 0)
     return prompts.select(torch.from_numpy(np.sort(np.random.default_rng(0).permutation(right)[:n])))
@@ -193,11 +193,11 @@ def right_answers(model: Any, facts: kn.FactSet, n: int) -> kn.PromptBatch:
 
 def summed(effects: pd.DataFrame) -> dict[str, float]:
     """Return the means over facts that the form of an update is judged by."""
-    asked = dict(list(effects.groupby("asked")))
-    success = {f"success, {name}": asked[name].new_right_after.mean() for name in ("own wording", "held out")}
-    scopes = [name for name in ("same relation", "other relations") if name in asked]
-    kept = {f"right after, {name}": asked[name].right_after.mean() for name in scopes}
-    own = asked["own wording"]
+    by_question = dict(list(effects.groupby("question")))
+    success = {f"success, {name}": by_question[name].new_right_after.mean() for name in ("own wording", "held out")}
+    scopes = [name for name in ("same relation", "other relations") if name in by_question]
+    kept = {f"right after, {name}": by_question[name].right_after.mean() for name in scopes}
+    own = by_question["own wording"]
     return {**success, **kept, "disturbed": own.disturbed.mean(), "disturbing": own.disturbs.mean()}
 
 
@@ -242,17 +242,18 @@ def updates(case: Case) -> str:
         },
         others=kn.make_prompts(case.model, last),
     )
-    sizes = effects[effects.asked == "own wording"].groupby("neuron_set").n_neurons.mean().round(1).to_dict()
+    sizes = effects[effects.question == "own wording"].groupby("neuron_set").n_neurons.mean().round(1).to_dict()
     questions = effects[effects.new_nll_after.notna()]
     others = effects[effects.new_nll_after.isna()]
     answers = {"changed": "changed", "success": "success", "top5": "top 5"}
     answers |= {"rank_before": "rank before", "rank": "rank", "mrr_before": "MRR before", "mrr": "MRR"}
     collateral = {"perplexity_before": "perplexity before", "perplexity_growth": "growth"}
     collateral |= {"accuracy_before": "accuracy before", "accuracy_after": "accuracy after"}
-    says = effects[(effects.neuron_set == "found") & (effects.asked == "own wording")].says
+    says = effects[(effects.neuron_set == "found") & (effects.question == "own wording")].says
     return (
-        f"{len(case.new_objects)} updates, neurons {sizes}\n\n{cells(questions, answers, ['neuron_set', 'asked'])}\n\n"
-        f"{cells(others, collateral, ['neuron_set', 'asked'])}\n\nMost frequent answers after: "
+        f"{len(case.new_objects)} updates, neurons {sizes}\n\n"
+        f"{cells(questions, answers, ['neuron_set', 'question'])}\n\n"
+        f"{cells(others, collateral, ['neuron_set', 'question'])}\n\nMost frequent answers after: "
         f"{says.value_counts().head(5).to_dict()}\n"
     )
 
@@ -276,8 +277,8 @@ def erasing(case: Case) -> str:
     growth |= {"accuracy_before": "accuracy before", "accuracy_after": "after"}
     found = effects[effects.neuron_set == "found"]
     return (
-        f"{cells(effects, growth, ['neuron_set', 'asked'])}\n\n"
-        f"{cells(found, growth, ['relation', 'asked'], by_relation=True)}\n"
+        f"{cells(effects, growth, ['neuron_set', 'question'])}\n\n"
+        f"{cells(found, growth, ['relation', 'question'], by_relation=True)}\n"
     )
 
 

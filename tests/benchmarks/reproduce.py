@@ -67,7 +67,7 @@ def main() -> None:
 
             with open_context(model, facts, Path(folder, "run"), Settings.of(limit=given.limit)) as study:
                 tables = run_stages(study, STAGES, watch)
-            n_prompts = int(tables["coverage"]["prompts_asked"].sum())
+            n_prompts = int(tables["coverage"]["n_prompts"].sum())
             print({name: round(took, 1) for name, took in seconds.items()})
             print(f"{n_prompts:,} prompts in {time.perf_counter() - began:.0f} s")
             size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())

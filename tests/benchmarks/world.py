@@ -20,7 +20,7 @@ MODELS = ("world-bert", "world-bert-plain", "world-gpt2", "world-gpt2-plain")
 
 
 def sampled(facts: kn.FactSet, n_templates: int, object_last: bool, seed: int = 0) -> kn.FactSet:
-    """Leave each fact ``n_templates`` of the templates that the model can be asked with, drawn for each relation."""
+    """Leave each fact ``n_templates`` of the templates that the model can be queried with, drawn for each relation."""
     generator = np.random.default_rng(seed)
     chosen: dict[str, tuple[str, ...]] = {}
     for fact in facts:
@@ -64,8 +64,8 @@ def study(name: str, n_facts: int | None, n_templates: int) -> tuple[pd.DataFram
     }
     tables = []
     for what, intervene in {"suppress": kn.Suppress, "amplify x2": kn.Amplify}.items():
-        for where, asked in {"same": prompts, "held-out": unseen}.items():
-            effects = kn.controlled_effects(model, asked, neurons, active, intervene=intervene)
+        for where, batch in {"same": prompts, "held-out": unseen}.items():
+            effects = kn.controlled_effects(model, batch, neurons, active, intervene=intervene)
             tables.append(effects.assign(intervention=what, templates=where))
     return pd.concat(tables, ignore_index=True), cost
 

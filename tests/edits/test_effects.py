@@ -88,7 +88,7 @@ def test_updates_are_what_a_loop_over_facts_and_prompts_gives(model):
     )
     n_done = [done for done, _ in ticks]
     assert n_done == sorted(set(n_done)) and n_done[-1] == ticks[-1][1]
-    rows = table.set_index(["key", "neuron_set", "dose", "asked"])
+    rows = table.set_index(["key", "neuron_set", "dose", "question"])
     assert rows.index.is_unique
     questions_of = {fact: {"own wording": kn.Question(fact, new)} for fact, new in NEW.items()}
     for name, group in all_questions().items():
@@ -102,11 +102,11 @@ def test_updates_are_what_a_loop_over_facts_and_prompts_gives(model):
             sets = FOUND if kind == "found" else ACTIVE
             edit = kn.update_fact(model, fact, new, sets[fact], lambdas=(dose, 2 * dose), allow_unknown=True)
             for name, question in questions_of[fact].items():
-                answered = replace(question.asked, object=question.answer)
-                before = naive_scores(model, question.asked)
+                answered = replace(question.query, object=question.answer)
+                before = naive_scores(model, question.query)
                 new_before = naive_scores(model, answered)
                 with edit.applied(model):
-                    after = naive_scores(model, question.asked)
+                    after = naive_scores(model, question.query)
                     new_after = naive_scores(model, answered)
                 row = rows.loc[(fact.key, kind, dose, name)]
                 expected = current_answer_columns(before, after)
@@ -124,7 +124,7 @@ def test_updates_are_what_a_loop_over_facts_and_prompts_gives(model):
 def test_other_facts_are_grouped_by_what_they_share(model):
     others = others_of(model)
     table = kn.update_effects(model, {IRELAND: "Tokyo"}, FOUND, others=others)
-    rows = table[table.neuron_set == "found"].set_index("asked")
+    rows = table[table.neuron_set == "found"].set_index("question")
     rest = [fact for fact in others.facts if fact != IRELAND]
     groups = {
         "same relation": [fact for fact in rest if fact.relation == "P36"],
@@ -145,7 +145,7 @@ def test_other_facts_are_grouped_by_what_they_share(model):
             assert rows.loc[name, column] == pytest.approx(value, rel=1e-6, abs=1e-9), (name, column)
         assert np.isnan(rows.loc[name, "new_nll_after"])
     of_france = kn.update_effects(model, {FRANCE: "Lima"}, FOUND, others=others)
-    assert "same subject" not in set(of_france.asked)
+    assert "same subject" not in set(of_france.question)
 
 
 def test_an_update_that_does_not_reach_the_inverse_is_seen():
@@ -159,7 +159,7 @@ def test_an_update_that_does_not_reach_the_inverse_is_seen():
         "held out": kn.reworded(held_out, new),
         "inverse": kn.inverse_questions(held_out, new, {"P36": "P1376"}),
     }
-    table = kn.update_effects(model, new, found, questions=questions).set_index(["neuron_set", "asked"])
+    table = kn.update_effects(model, new, found, questions=questions).set_index(["neuron_set", "question"])
     reached = table.new_right_after
     assert reached["found", "own wording"] == reached["found", "held out"] == 1
     assert reached["found", "inverse"] == 0 and table.right_after["found", "inverse"] == 1
@@ -180,7 +180,7 @@ def test_an_update_of_one_wording_alone_is_seen():
     neurons = kn.NeuronSet(divmod(place, firing.shape[-1]) for place in places)
     questions = {"held out": kn.reworded([held_out], {one: "Tokyo"})}
     table = kn.update_effects(model, {one: "Tokyo"}, {one: neurons}, questions=questions, lambdas=(1.0, 30.0))
-    found = table[table.neuron_set == "found"].set_index("asked")
+    found = table[table.neuron_set == "found"].set_index("question")
     assert found.right_before.tolist() == [1, 1]
     assert (found.lost["own wording"], found.new_right_after["own wording"]) == (1, 1)
     assert (found.lost["held out"], found.new_right_after["held out"], found.says["held out"]) == (0, 0, "Dublin")
@@ -231,7 +231,7 @@ def test_erasing_is_suppression_at_all_positions(model):
             fact: own for fact, own in (ACTIVE if kind == "activation" else sets).items() if fact.relation == relation
         }
         assert len(part) == len(prompts.facts) and (part.n_neurons == 4).all()
-        assert (part.asked == np.where(part.measured_relation == relation, "same relation", "other relations")).all()
+        assert (part.question == np.where(part.measured_relation == relation, "same relation", "other relations")).all()
         if kind == "random":
             continue
         erased = kn.erase_relation(model, found, top=4).neurons

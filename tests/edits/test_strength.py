@@ -69,8 +69,8 @@ def test_strengths_are_measured_as_update_effects_does():
             lambdas=(row["lambda_old"], row["lambda_new"]),
         )
         found = effects[effects.neuron_set == "found"]
-        held_out = found[found.asked == "held out"]
-        own = found[found.asked == "own wording"]
+        held_out = found[found.question == "held out"]
+        own = found[found.question == "own wording"]
         assert row["success"] == held_out.new_right_after.mean()
         assert row["success_own"] == own.new_right_after.mean()
         assert row["disturbed"] == pytest.approx(own.disturbed.mean(), nan_ok=True)

@@ -17,19 +17,19 @@ def effects():
     rows = []
     for relation, n_facts in {"P36": 12, "P30": 9}.items():
         for kind in ("random", "found"):
-            for asked in ("same answer", "inverse", "own wording"):
+            for question in ("same answer", "inverse", "own wording"):
                 for i in range(n_facts):
                     right, lost = draw.uniform(0.5, 1), draw.uniform(0, 0.5)
                     row = {
                         "relation": relation,
                         "key": f"{relation}/{i}",
                         "neuron_set": kind,
-                        "asked": asked,
+                        "question": question,
                         "dose": 1.0,
                     }
                     row |= {"n_prompts": int(draw.integers(3, 9)), "right_before": right, "right_after": right - lost}
                     row |= {"lost": lost, "nll_before": draw.uniform(0, 1), "nll_after": draw.uniform(0, 4)}
-                    if asked != "same answer":
+                    if question != "same answer":
                         for name in ("right", "top5", "rank", "mrr"):
                             row |= {f"new_{name}_{when}": draw.uniform() for when in ("before", "after")}
                     rows.append(row)
@@ -57,17 +57,19 @@ def naive_measures(part):
 
 
 def test_a_table_is_made_of_ratios_over_prompts_and_of_relations_or_all_prompts_together(effects):
-    table = kn.edit_table(effects, by_relation=True).set_index(["neuron_set", "dose", "asked", "relation", "measure"])
-    mean = kn.edit_table(effects).set_index(["neuron_set", "dose", "asked", "measure"])
-    for (kind, asked), cell in effects.groupby(["neuron_set", "asked"]):
+    table = kn.edit_table(effects, by_relation=True).set_index(
+        ["neuron_set", "dose", "question", "relation", "measure"]
+    )
+    mean = kn.edit_table(effects).set_index(["neuron_set", "dose", "question", "measure"])
+    for (kind, question), cell in effects.groupby(["neuron_set", "question"]):
         expected = {relation: naive_measures(part) for relation, part in cell.groupby("relation")}
         for measure in expected["P36"]:
-            where = (kind, 1.0, asked, measure)
-            if asked == "same answer" and measure in ("success", "success_before", "top5", "rank", "mrr"):
+            where = (kind, 1.0, question, measure)
+            if question == "same answer" and measure in ("success", "success_before", "top5", "rank", "mrr"):
                 assert where not in mean.index
                 continue
             for relation, values in expected.items():
-                row = table.loc[(kind, 1.0, asked, relation, measure)]
+                row = table.loc[(kind, 1.0, question, relation, measure)]
                 assert row.value == pytest.approx(values[measure])
                 assert row.low <= row.value <= row.high and row.low < row.high
                 assert row.n_facts == (cell.relation == relation).sum()
@@ -77,15 +79,15 @@ def test_a_table_is_made_of_ratios_over_prompts_and_of_relations_or_all_prompts_
             assert mean.value[where] == pytest.approx(together)
             assert mean.low[where] < mean.value[where] < mean.high[where]
             assert mean.n_facts[where] == 21
-    order = list(dict.fromkeys(zip(mean.reset_index().neuron_set, mean.reset_index().asked, strict=True)))
+    order = list(dict.fromkeys(zip(mean.reset_index().neuron_set, mean.reset_index().question, strict=True)))
     assert order == [
-        (kind, asked) for kind in ("found", "random") for asked in ("own wording", "inverse", "same answer")
+        (kind, question) for kind in ("found", "random") for question in ("own wording", "inverse", "same answer")
     ]
 
 
 def drawn_one_by_one(effects, n_resamples):
     """Return the facts of a cell, and those of each draw, by relation."""
-    cell = effects[(effects.neuron_set == "found") & (effects.asked == "inverse")]
+    cell = effects[(effects.neuron_set == "found") & (effects.question == "inverse")]
     groups = [part for _, part in cell.groupby("relation")]
     draws = drawn_facts([len(one) for one in groups], n_resamples)
     return cell, [[one.iloc[drawn] for one, drawn in zip(groups, draw, strict=True)] for draw in draws]
@@ -117,7 +119,7 @@ def test_intervals_of_perplexities_are_of_logarithms_of_all_prompts_of_facts_dra
 
 
 def test_a_relation_that_is_hardly_known_has_no_more_weight_than_its_prompts():
-    row = {"neuron_set": "found", "asked": "same relation", "right_before": 1.0, "right_after": 1.0, "lost": 0.0}
+    row = {"neuron_set": "found", "question": "same relation", "right_before": 1.0, "right_after": 1.0, "lost": 0.0}
     facts = [{**row, "relation": "known", "n_prompts": 99, "nll_before": 0.0, "nll_after": 0.0}]
     facts += [{**row, "relation": "unknown", "n_prompts": 1, "nll_before": 10.0, "nll_after": 20.0}]
     value = kn.edit_table(pd.DataFrame(facts)).set_index("measure")["value"]
@@ -127,14 +129,14 @@ def test_a_relation_that_is_hardly_known_has_no_more_weight_than_its_prompts():
 
 def test_there_is_no_interval_where_draws_often_have_nothing_to_divide_by(effects):
     """Of nine facts one was right: (8 / 9)^8 of the draws are without it."""
-    cell = effects.query("neuron_set == 'found' and asked == 'own wording' and relation == 'P30'")
+    cell = effects.query("neuron_set == 'found' and question == 'own wording' and relation == 'P30'")
     first = np.arange(len(cell)) == 0
     some = cell.assign(right_before=cell["right_before"].where(first, 0.0), lost=cell["lost"].where(first, 0.0))
     table = kn.edit_table(some).set_index("measure")
     assert table.loc["changed", "value"] == pytest.approx(some["lost"].iloc[0] / some["right_before"].iloc[0])
     assert table.loc["changed", ["low", "high"]].isna().all() and table.drop("changed").notna().all(axis=None)
     # Beside another relation there is a value in every draw: that of the other where this one has none.
-    both = pd.concat([some, effects.query("neuron_set == 'found' and asked == 'own wording' and relation == 'P36'")])
+    both = pd.concat([some, effects.query("neuron_set == 'found' and question == 'own wording' and relation == 'P36'")])
     row = kn.edit_table(both).set_index("measure").loc["changed"]
     assert row["low"] < row["value"] < row["high"]
 
@@ -158,7 +160,7 @@ def test_what_was_never_right_cannot_change(effects):
 
 
 def test_a_relation_that_was_never_right_is_left_out_of_the_mean(effects):
-    cell = effects.query("neuron_set == 'found' and asked == 'own wording'")
+    cell = effects.query("neuron_set == 'found' and question == 'own wording'")
     cell = cell[cell["dose"] == cell["dose"].iloc[0]]
     unknown = cell["relation"] == cell["relation"].iloc[0]
     some = cell.assign(right_before=cell["right_before"].mask(unknown, 0.0), lost=cell["lost"].mask(unknown, 0.0))

@@ -49,7 +49,7 @@ def test_the_demo_edits_and_undoes(demo_document):
     edited, undone = (updated[when] for when in ("during", "after"))
     assert edited["tokens"][0] == undone["tokens"][0] == "Dublin"  # shaken: the default is weaker than the paper's
     assert edited["probabilities"][0] < undone["probabilities"][0] / 2
-    rows = {(row["neuron_set"], row["asked"]): row for row in updated["effects"]}
+    rows = {(row["neuron_set"], row["question"]): row for row in updated["effects"]}
     cost = {
         kind: rows[kind, "held out"]["nll_after"] - rows[kind, "held out"]["nll_before"] for kind in ("found", "random")
     }
@@ -57,7 +57,7 @@ def test_the_demo_edits_and_undoes(demo_document):
     # This model's head does not read an embedding as its own token: what the demo then has to say.
     assert rows["found", "own wording"]["new_right_after"] == 0 and updated["embedding_rank"] > 0
     growth = {
-        (row["neuron_set"], row["asked"]): row for row in erased["effects"] if row["measure"] == "perplexity_growth"
+        (row["neuron_set"], row["question"]): row for row in erased["effects"] if row["measure"] == "perplexity_growth"
     }
     own = growth["found", "same relation"]
     assert erased["n_neurons"] == 20 and own["low"] > growth["found", "other relations"]["high"]
@@ -79,14 +79,14 @@ def test_the_demo_edits_and_undoes(demo_document):
 )
 def test_the_demo_says_what_became_of_an_update(changes, words):
     shares = {"own wording": (0, 0), "held out": (0, 0)} | changes
-    effects = [{"neuron_set": "found", "asked": "same relation", "n_prompts": 119, "lost": 0.25}] + [
+    effects = [{"neuron_set": "found", "question": "same relation", "n_prompts": 119, "lost": 0.25}] + [
         {
-            "neuron_set": "random" if asked == "random" else "found",
-            "asked": "own wording" if asked == "random" else asked,
+            "neuron_set": "random" if question == "random" else "found",
+            "question": "own wording" if question == "random" else question,
             "right_after": old,
             "new_right_after": new,
         }
-        for asked, (old, new) in ({"random": (1, 0)} | shares).items()
+        for question, (old, new) in ({"random": (1, 0)} | shares).items()
     ]
     said = demo._verdict({"new_object": "Tokyo", "embedding_rank": 7, "effects": effects}, {"object": "Dublin"})
     assert words in said and ("7 other tokens" in said) == (shares["own wording"][1] == 0)

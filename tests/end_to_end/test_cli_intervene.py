@@ -172,7 +172,7 @@ def test_files_of_an_earlier_version_are_held_to_the_name(cli, checkpoints, othe
 def test_controls_that_cannot_be_had_are_refused_before_the_model_runs(
     cli, checkpoints, facts_file, tmp_path, monkeypatch
 ):
-    """All facts of the other relation are such as a causal model cannot be asked."""
+    """All facts of the other relation are such as a causal model cannot be queried for."""
     facts = [fact for fact in kn.FactSet.from_jsonl(facts_file) if fact.relation == "P36"]
     facts += [kn.Fact(fact.object, "P1376", fact.subject, ("[Y] has the capital [X].",)) for fact in facts]
     kn.FactSet(facts).to_jsonl(tmp_path / "facts.jsonl")

@@ -34,7 +34,7 @@ RUNS = {
 PAPER = {
     "table2": ("statistic == 'neurons_per_fact'", 4.13),
     "figures4_5": ("factor == 0 and scope == 'own'", -0.2903),
-    "table6": ("asked == 'own wording' and measure == 'changed'", 0.485),
+    "table6": ("question == 'own wording' and measure == 'changed'", 0.485),
     "activation_on_texts": ("texts == 'head and tail'", 0.485),
 }
 """A row of found neurons, and what Dai et al. (2022) have there."""
@@ -92,7 +92,7 @@ def test_all_tables_make_sense(ran, folder, name):
     beside = "baseline" if name in ("paper", "official") else "activation"
     assert set(tables["figures4_5"]["neuron_set"]) == {"found", beside, "random"}
     coverage = tables["coverage"].set_index("relation")
-    assert coverage["facts_asked"].to_dict() == {"P36": 2, "P30": 2}
+    assert coverage["n_queried"].to_dict() == {"P36": 2, "P30": 2}
 
 
 @pytest.mark.parametrize("name", ["world-bert", "world-gpt2"])
@@ -101,7 +101,7 @@ def test_what_is_found_does_more_than_random_neurons(ran, folder, name):
     tables = tables_of(folder / name)
     off = tables["figures4_5"].query("factor == 0 and scope == 'own'").set_index("neuron_set")["value"]
     assert off["found"] < -0.1 < off["random"]
-    own = tables["table6"].query("asked == 'own wording' and measure == 'perplexity_growth'").set_index("neuron_set")
+    own = tables["table6"].query("question == 'own wording' and measure == 'perplexity_growth'").set_index("neuron_set")
     assert own.loc["found", "value"] > own.loc["random", "value"]
 
 

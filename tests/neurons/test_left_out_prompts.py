@@ -1,4 +1,4 @@
-"""What cannot be asked, or not often enough, is left out before the model runs, counted and named."""
+"""What cannot be queried, or not often enough, is left out before the model runs, counted and named."""
 
 import pytest
 import torch

@@ -82,9 +82,9 @@ def test_one_python_is_asked_for_everywhere():
     assert project["tool"]["pyright"]["pythonVersion"] == said
     own = {re.split(r"[^\w-]", one)[0] for one in project["project"]["dependencies"]}
     for name in own:
-        asked = metadata(name).get("Requires-Python") or ""
-        least = [int(minor) for minor in re.findall(r">=3\.(\d+)", asked.replace(" ", ""))]
-        assert max(least, default=0) <= int(said[2:]), f"{name} asks for {asked}"
+        required = metadata(name).get("Requires-Python") or ""
+        least = [int(minor) for minor in re.findall(r">=3\.(\d+)", required.replace(" ", ""))]
+        assert max(least, default=0) <= int(said[2:]), f"{name} asks for {required}"
 
 
 def test_the_source_is_what_is_under_version_control(built):

@@ -228,7 +228,7 @@ def test_a_contrast_answer_that_does_not_fit_is_refused(contrast, message):
         build("BertForMaskedLM", FACTS, contrast=contrast)
 
 
-# --- what cannot be asked --------------------------------------------------------------------------------------------
+# --- what cannot be queried ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "XLMRobertaForMaskedLM", "LlamaForCausalLM"])

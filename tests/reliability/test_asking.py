@@ -24,7 +24,7 @@ USUAL = st.sampled_from(
 TEMPLATES = st.booleans().flatmap(lambda usual: USUAL if usual else st.lists(PIECES | TEXTS, max_size=6).map("".join))
 
 
-def asked(tokenizer, masked, fact):
+def prompts_of(tokenizer, masked, fact):
     form = PromptForm(
         tokenizer=tokenizer, masked=masked, n_ctx=N_CTX, d_vocab=len(tokenizer), device=torch.device("cpu")
     )
@@ -41,7 +41,7 @@ def test_prompts_ask_for_the_answers_own_tokens(name, subject, answer, template)
 
     def make():
         fact = Fact(subject, "r", answer, (template,))
-        made.append((fact, asked(tokenizer, masked, fact)))
+        made.append((fact, prompts_of(tokenizer, masked, fact)))
 
     taken_or_refused(f"facts made prompts: {'masked' if masked else 'causal'} models", make)
     if not made:
@@ -67,7 +67,7 @@ def test_a_mask_in_the_data_is_refused(name):
     tokenizer = tiny_tokenizer(name)
     for subject in (tokenizer.mask_token, f"a {tokenizer.mask_token}"):
         with pytest.raises(KNLensError, match="mask token besides"):
-            asked(tokenizer, True, Fact(subject, "r", "Dublin", ("The capital of [X] is [Y].",)))
+            prompts_of(tokenizer, True, Fact(subject, "r", "Dublin", ("The capital of [X] is [Y].",)))
 
 
 @pytest.mark.parametrize("name", MASKED + CAUSAL)
@@ -77,4 +77,4 @@ def test_a_special_token_is_no_answer(name, answer):
     tokenizer = tiny_tokenizer(name)
     if answer in tokenizer.all_special_tokens:
         with pytest.raises(KNLensError, match="not in the vocabulary"):
-            asked(tokenizer, name in MASKED, Fact("Peru", "r", answer, ("The capital of [X] is [Y].",)))
+            prompts_of(tokenizer, name in MASKED, Fact("Peru", "r", answer, ("The capital of [X] is [Y].",)))

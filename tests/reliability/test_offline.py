@@ -11,16 +11,16 @@ from tests.tiny import tiny_checkpoint
 SCRIPT = """
     import sys
 
-    asked, tried = [], []
+    requests, tried = [], []
 
     def watch(event, args):
         # The interpreter tells of every socket that Python code of any library uses; those of Unix are no network.
         if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
             if isinstance(args[1], tuple):
-                asked.append((event, args[1]))
+                requests.append((event, args[1]))
                 raise ConnectionRefusedError("the network is out of bounds")
         elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
-            asked.append((event, args))
+            requests.append((event, args))
             raise ConnectionRefusedError("the network is out of bounds")
 
     sys.addaudithook(watch)
@@ -59,7 +59,7 @@ SCRIPT = """
     assert command("reproduce", "--out", run, "--stages", "effects,answers", *some, *relations) == 0
     assert command("report", run) == 0
     assert command("find", "--model", "google-bert/bert-base-cased") == 2
-    assert not asked, asked
+    assert not requests, requests
     print("nothing was asked for by", len(tried))
 """
 

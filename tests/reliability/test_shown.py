@@ -65,8 +65,8 @@ class Place:
     ask: Callable[..., tuple[int, str, str]]
 
     @property
-    def asked(self):
-        """What the model is asked."""
+    def inputs(self):
+        """The options that name the model and the facts."""
         return "-m", self.model, "-f", self.facts
 
     @cached_property
@@ -84,7 +84,7 @@ class Place:
         """Update one of these facts."""
         one = ("-r", f"P36{FEW_OF_THEM}", "-s", f"Ireland{ALL}", "--object", "Tokyo")
         how = ("--allow-unknown", "--max-share", "1")
-        return "edit", "update", *self.asked, "-n", self.neurons, *one, *how, "-o", to
+        return "edit", "update", *self.inputs, "-n", self.neurons, *one, *how, "-o", to
 
     @cached_property
     def edit(self):
@@ -95,7 +95,7 @@ class Place:
     @cached_property
     def run(self):
         """The directory of a run."""
-        code, out, err = self.ask("reproduce", *self.asked, "-o", self.folder / "run", *FEW)
+        code, out, err = self.ask("reproduce", *self.inputs, "-o", self.folder / "run", *FEW)
         assert code == 0, err[-600:]
         assert not ACTS.search(out + err)
         return self.folder / "run"
@@ -110,18 +110,18 @@ SHOWN = {
     "data read": lambda it: ("data", "read", it.facts),
     "data check": lambda it: ("data", "check", it.facts, "-m", it.model),
     "data convert": lambda it: ("data", "convert", it.facts, "-o", it.folder / "again.jsonl"),
-    "find": lambda it: ("find", *it.asked, "-o", it.folder / "found.json", "--method", "activation"),
-    "intervene": lambda it: ("intervene", *it.asked, "-n", it.neurons),
-    "intervene without controls": lambda it: ("intervene", *it.asked, "-n", it.neurons, "--no-controls"),
+    "find": lambda it: ("find", *it.inputs, "-o", it.folder / "found.json", "--method", "activation"),
+    "intervene": lambda it: ("intervene", *it.inputs, "-n", it.neurons),
+    "intervene without controls": lambda it: ("intervene", *it.inputs, "-n", it.neurons, "--no-controls"),
     "edit update": lambda it: it.update(it.folder / "updated.safetensors"),
     "edit erase": lambda it: (
-        "edit", "erase", *it.asked, "-n", it.neurons, "-r", f"P36{FEW_OF_THEM}", "-o", it.folder / "erased.safetensors"
+        "edit", "erase", *it.inputs, "-n", it.neurons, "-r", f"P36{FEW_OF_THEM}", "-o", it.folder / "erased.safetensors"
     ),
     "edit show": lambda it: ("edit", "show", it.edit),
-    "edit apply": lambda it: ("edit", "apply", it.edit, *it.asked, "-o", it.folder / "applied.csv"),
+    "edit apply": lambda it: ("edit", "apply", it.edit, *it.inputs, "-o", it.folder / "applied.csv"),
     "edit export": lambda it: ("edit", "export", it.edit, "-m", it.model, "-o", it.folder / "exported"),
-    "reproduce": lambda it: ("reproduce", *it.asked, "-o", it.run, *FEW),
-    "reproduce --dry-run": lambda it: ("reproduce", *it.asked, "-o", it.folder / "none", "--dry-run", *FEW),
+    "reproduce": lambda it: ("reproduce", *it.inputs, "-o", it.run, *FEW),
+    "reproduce --dry-run": lambda it: ("reproduce", *it.inputs, "-o", it.folder / "none", "--dry-run", *FEW),
     "report": lambda it: ("report", it.run),
     "models": lambda it: ("models",),
     "compare": lambda it: ("compare", f"a\x1b[2J={it.run}", f"b={it.run_2}", "-o", it.folder / "tables"),
@@ -132,23 +132,23 @@ REFUSED = {
     "data read a relation": lambda it: ("data", "read", it.facts, "-r", "\x1b[2J"),
     "data check": lambda it: ("data", "check", it.facts, "-m", it.folder / "none\x1b[2J"),
     "data convert": lambda it: ("data", "convert", it.facts, "-o", it.folder / ALL / "x"),
-    "find a subject": lambda it: ("find", *it.asked, "-s", "\x1b]52;c;\x07"),
-    "find into a file": lambda it: ("find", *it.asked, "-o", it.folder / ALL / "x"),
+    "find a subject": lambda it: ("find", *it.inputs, "-s", "\x1b]52;c;\x07"),
+    "find into a file": lambda it: ("find", *it.inputs, "-o", it.folder / ALL / "x"),
     "find in a model": lambda it: ("find", "-m", "none\x1b[2J"),
-    "find with too few prompts": lambda it: ("find", *it.asked, "--min-prompts", "9"),
+    "find with too few prompts": lambda it: ("find", *it.inputs, "--min-prompts", "9"),
     "find by a method": lambda it: ("find", "--method", "\x1b[2J"),
-    "intervene": lambda it: ("intervene", *it.asked, "-n", it.facts),
+    "intervene": lambda it: ("intervene", *it.inputs, "-n", it.facts),
     "edit show": lambda it: ("edit", "show", it.facts),
     "edit apply": lambda it: ("edit", "apply", it.model / "config.json"),
     "edit update": lambda it: (
-        "edit", "update", *it.asked, "-n", it.neurons, "-r", f"P36{FEW_OF_THEM}", "-s", f"Ireland{ALL}", "--object",
+        "edit", "update", *it.inputs, "-n", it.neurons, "-r", f"P36{FEW_OF_THEM}", "-s", f"Ireland{ALL}", "--object",
         f"{ALL}Tokio", "-o", it.folder / "x",
     ),
-    "edit erase": lambda it: ("edit", "erase", *it.asked, "-n", it.neurons, "-r", "P1376", "-o", it.folder / "x"),
+    "edit erase": lambda it: ("edit", "erase", *it.inputs, "-n", it.neurons, "-r", "P1376", "-o", it.folder / "x"),
     "edit export": lambda it: ("edit", "export", it.edit, "-m", it.model, "-o", it.folder),
     "demo": lambda it: ("demo", "--fact", f"{ALL}/P36"),
-    "reproduce a setting": lambda it: ("reproduce", *it.asked, "-o", it.folder / "x", *FEW, "--set", f"keep={ALL}"),
-    "reproduce a relation": lambda it: ("reproduce", *it.asked, "-o", it.folder / "x", *FEW, "--relations", "\x9b2J"),
+    "reproduce a setting": lambda it: ("reproduce", *it.inputs, "-o", it.folder / "x", *FEW, "--set", f"keep={ALL}"),
+    "reproduce a relation": lambda it: ("reproduce", *it.inputs, "-o", it.folder / "x", *FEW, "--relations", "\x9b2J"),
     "report": lambda it: ("report", it.folder),
     "compare": lambda it: ("compare", it.folder, it.folder / "x"),
     "study": lambda it: ("study", it.facts, "-o", it.folder / "x"),
@@ -194,9 +194,9 @@ def _rename_tokens(path):
     spelled = ByteLevel(add_prefix_space=False, use_regex=False)
     document = json.loads(path.read_text(encoding="utf-8"))
     model = document["model"]
-    asked = {f"\u0120{name}" for pair in COUNTRIES.items() for name in pair}
+    names = {f"\u0120{name}" for pair in COUNTRIES.items() for name in pair}
     merged = {part for pair in model["merges"] for part in (pair if isinstance(pair, list) else pair.split(" "))}
-    free = [token for token in model["vocab"] if len(token) > 1 and token not in asked and token not in merged]
+    free = [token for token in model["vocab"] if len(token) > 1 and token not in names and token not in merged]
     renamed = dict(zip(free, (f"{number}{ALL}" for number in range(len(free))), strict=True))
     model["merges"] = [
         pair for pair in model["merges"] if "".join(pair if isinstance(pair, list) else pair.split(" ")) not in renamed
@@ -255,8 +255,8 @@ def test_no_interrupt_lets_a_name_act(cli, place, command, monkeypatch):
         {"study": "kn_lens.runs.studies.study.run_study", "reproduce": "kn_lens.runs.execute.run_stages"}[command],
         interrupt,
     )
-    asked = ("study", place.folder / "study.toml") if command == "study" else ("reproduce", *place.asked)
-    code, out, err = cli(*asked, "-o", place.folder / "interrupted")
+    command_line = ("study", place.folder / "study.toml") if command == "study" else ("reproduce", *place.inputs)
+    code, out, err = cli(*command_line, "-o", place.folder / "interrupted")
     assert code == 130 and not ACTS.search(out + err) and len(err.splitlines()) == 1 and "interrupted" in err
 
 

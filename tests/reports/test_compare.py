@@ -26,11 +26,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made():
-    """What two models say of the same facts; each has one fact that it does not know, and the second one not asked."""
+    """What two models say of the same facts; each does not know one of them, and the second is not queried for one."""
     a = made_facts(0)
     b = of_objects(made_facts(1, n_layers=6), a)
     a[0], b[1] = replace(a[0], n_right=1), replace(b[1], n_right=0)
-    b[-1] = replace(b[-1], asked=False)
+    b[-1] = replace(b[-1], queried=False)
     a[2], b[3] = (replace(one, neurons={**one.neurons, "found": kn.NeuronSet()}) for one in (a[2], b[3]))
     return a, b
 
@@ -72,7 +72,7 @@ def mean_over_relations(made, value):
 
 
 def known_by_all(a, b):
-    return [(one, other) for one, other in zip(a, b, strict=True) if one.known and other.known and other.asked]
+    return [(one, other) for one, other in zip(a, b, strict=True) if one.known and other.known and other.queried]
 
 
 def change_ratio(factor, scope, kind):
@@ -93,7 +93,7 @@ def test_facts_are_those_that_all_are_asked_or_know(comparison, made):
 @pytest.mark.parametrize("which", [0, 1])
 def test_values_are_their_definitions(comparison, made, which):
     run, n_layers = "ab"[which], (4, 6)[which]
-    shared = [pair[which] for pair in zip(*made, strict=True) if pair[1].asked]
+    shared = [pair[which] for pair in zip(*made, strict=True) if pair[1].queried]
     common = [pair[which] for pair in known_by_all(*made)]
     values = comparison.values
     right = mean_over_relations(shared, lambda facts: sum(one.n_right for one in facts) / (4 * len(facts)))
@@ -133,7 +133,7 @@ def test_neurons_and_sharing_are_those_of_loops_over_facts(comparison, made):
 
 
 def test_majority_is_the_control_of_recall(comparison, made):
-    shared = [pair[0] for pair in zip(*made, strict=True) if pair[1].asked]
+    shared = [pair[0] for pair in zip(*made, strict=True) if pair[1].queried]
     share = mean_over_relations(
         shared, lambda facts: pd.Series([one.fact.object for one in facts]).value_counts(normalize=True).iloc[0]
     )

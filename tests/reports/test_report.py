@@ -53,8 +53,8 @@ def near(value):
 
 def test_facts_have_the_numbers_of_their_records(run, page):
     facts = pd.DataFrame(packed(page, "core")["facts"]).set_index("key")
-    asked, answers, effects = (records(run, stage) for stage in ("facts", "answers", "effects"))
-    assert list(facts.index) == list(asked["key"]) and list(facts["subject"]) == list(asked["subject"])
+    fact_records, answers, effects = (records(run, stage) for stage in ("facts", "answers", "effects"))
+    assert list(facts.index) == list(fact_records["key"]) and list(facts["subject"]) == list(fact_records["subject"])
     for row in answers.itertuples():
         assert facts["right"][row.key] == near(row.n_right / row.n_prompts)
     names = {("found", 0.0): "off", ("random", 0.0): "random_off", ("found", 2.0): "up"}

@@ -68,7 +68,7 @@ def test_updates_are_those_of_the_library(finished, model):
     context, _ = finished
     for relation in context.relations():
         records = context.records("updates", Shard(relation))
-        own = records.query("asked == 'own wording' and neuron_set == 'found'")
+        own = records.query("question == 'own wording' and neuron_set == 'found'")
         facts = {fact.key: fact for fact in context.queried_facts(relation)}
         assert 0 < len(own) <= SETTINGS.update_facts
         for row in own.to_dict("records"):
@@ -85,7 +85,7 @@ def test_updates_are_those_of_the_library(finished, model):
 def test_erasures_are_measured_on_as_many_facts_as_the_settings_say(finished):
     context, _ = finished
     records = context.all_records(ERASURES)
-    counts = records.groupby(["relation", "neuron_set", "asked"])["measured"].nunique().unstack()
+    counts = records.groupby(["relation", "neuron_set", "question"])["measured"].nunique().unstack()
     assert (counts["same relation"] == SETTINGS.erase_facts).all() and SETTINGS.erase_facts < SETTINGS.limit
     assert (counts["other relations"] == SETTINGS.erase_others).all()
 
@@ -101,13 +101,13 @@ def test_controls_have_as_many_neurons(finished):
 
 def test_inverse_relations_are_asked_where_there_are_any(finished):
     context, _ = finished
-    asked = context.all_records(UPDATES).groupby("relation")["asked"].unique()
-    assert "inverse relation" in asked["P36"] and "inverse relation" not in asked["P30"]
+    questions = context.all_records(UPDATES).groupby("relation")["question"].unique()
+    assert "inverse relation" in questions["P36"] and "inverse relation" not in questions["P30"]
 
 
 def test_updates_are_asked_in_wordings_that_nothing_was_found_with(finished, model):
     context, tables = finished
-    records = context.all_records(UPDATES).query("asked == 'held-out wording' and neuron_set == 'found'")
+    records = context.all_records(UPDATES).query("question == 'held-out wording' and neuron_set == 'found'")
     assert set(records["relation"]) == {"P36", "P30"} == set(OTHER_WORDINGS.relations)
     for row in records.to_dict("records"):
         fact = next(fact for fact in OTHER_WORDINGS if fact.key == row["key"])
@@ -118,7 +118,7 @@ def test_updates_are_asked_in_wordings_that_nothing_was_found_with(finished, mod
         effect = kn.measure(model, kn.make_prompts(model, now), edit)
         assert row["n_prompts"] == len(effect) == 2
         assert row["new_right_after"] == (effect["rank_after"] == 0).mean()
-    assert "held-out wording" in set(tables["table6"]["asked"])
+    assert "held-out wording" in set(tables["table6"]["question"])
 
 
 def test_held_out_templates_are_taken_from_the_facts_own():
@@ -155,7 +155,7 @@ def test_numbers_have_intervals_controls_and_the_papers_values(finished):
         table = tables[name]
         assert {"value", "low", "high", "n", "control"} <= set(table.columns) and (table["n"] > 0).all()
         assert hold_their_values(table)
-    success = tables["table6"].query("asked == 'own wording' and measure == 'success'").set_index("neuron_set")
+    success = tables["table6"].query("question == 'own wording' and measure == 'success'").set_index("neuron_set")
     assert success.loc["found", "paper"] == 0.344 and success.loc["random", "paper"] == 0.0
     assert (success["control"] == success.loc["random", "value"]).all()
     assert success.loc["found", "value"] > success.loc["random", "value"]
@@ -163,10 +163,12 @@ def test_numbers_have_intervals_controls_and_the_papers_values(finished):
 
 def test_perplexities_are_of_all_prompts_together(finished):
     context, tables = finished
-    records = context.all_records(UPDATES).query("asked == 'same relation' and neuron_set == 'found'")
+    records = context.all_records(UPDATES).query("question == 'same relation' and neuron_set == 'found'")
     n = records["n_prompts"] / records["n_prompts"].sum()
     before, after = (math.exp((n * records[f"nll_{when}"]).sum()) for when in ("before", "after"))
-    row = tables["table6"].query("measure == 'perplexity_rise' and asked == 'same relation' and neuron_set == 'found'")
+    row = tables["table6"].query(
+        "measure == 'perplexity_rise' and question == 'same relation' and neuron_set == 'found'"
+    )
     assert row["value"].item() == pytest.approx(after - before) and row["n"].item() == len(records)
     known = context.all_records(ANSWERS)
     row = tables["answers"].query("measure == 'perplexity'")
@@ -180,14 +182,14 @@ def test_facts_without_neurons_of_their_own_are_listed_with_the_reason(model, tm
     with open_context(model, facts, tmp_path, settings) as context:
         tables = run_stages(context, [UPDATES], lambda state: None)
         shared = context.neurons("found", "P30")
-        left_out = context.records("updates", Shard("P30")).query("asked == ''")
+        left_out = context.records("updates", Shard("P30")).query("question == ''")
         assert len(left_out)
         for row in left_out.to_dict("records"):
             mine = shared[next(fact for fact in shared if fact.key == row["key"])]
             others = [found for fact, found in shared.items() if fact.key != row["key"]]
             assert row["why"] and all(any(neuron in other for other in others) for neuron in mine)
     summary = tables["updated"].iloc[0]
-    assert summary["updated"] + summary["left_out"] == summary["known"]
+    assert summary["n_updated"] + summary["n_left_out"] == summary["n_known"]
 
 
 def test_facts_are_updated_in_the_templates_that_take_their_answers(tmp_path):
@@ -199,17 +201,17 @@ def test_facts_are_updated_in_the_templates_that_take_their_answers(tmp_path):
     )
     with open_context(kn.load_model("world-bert"), more, tmp_path, settings) as context:
         run_stages(context, [UPDATES], lambda state: None)
-        own = context.records("updates", Shard("P36")).query("asked == 'own wording'")
+        own = context.records("updates", Shard("P36")).query("question == 'own wording'")
     assert len(own) and set(own["n_prompts"]) == {len(facts[0].templates)}
 
 
 def test_updates_that_disturb_other_facts_are_counted(finished):
     context, tables = finished
     records = context.all_records(UPDATES).query("neuron_set == 'found'")
-    others = records[records["asked"].isin(["same relation", "other relations"])]
+    others = records[records["question"].isin(["same relation", "other relations"])]
     lost, right = (others["n_prompts"] * others[name] for name in ("lost", "right_before"))
     share = lost.groupby(others["key"]).sum() / right.groupby(others["key"]).sum()
-    counted = tables["updated"].set_index("relation")["disturbing"]
+    counted = tables["updated"].set_index("relation")["n_disturbing"]
     relation_of = others.groupby("key")["relation"].first()
     for relation in context.relations():
         assert counted[relation] == (share[relation_of == relation] > 0.1).sum()
@@ -225,7 +227,11 @@ def test_signs_are_a_setting_and_records_without_them_stay(model, tmp_path):
     facts = kn.FactSet.world("held_out")
     with open_context(model, facts, tmp_path, settings) as context:
         run_stages(context, [UPDATES], lambda state: None)
-        row = context.records("updates", Shard("P36")).query("asked == 'own wording' and neuron_set == 'found'").iloc[0]
+        row = (
+            context.records("updates", Shard("P36"))
+            .query("question == 'own wording' and neuron_set == 'found'")
+            .iloc[0]
+        )
         fact = next(fact for fact in context.facts if fact.key == row["key"])
         neurons = context.neurons("found", "P36")[fact]
         edit = kn.update_fact(model, fact, row["new_object"], neurons, preset="official", allow_unknown=True)
@@ -256,7 +262,7 @@ def test_a_model_that_knows_nothing_is_not_updated(tmp_path):
     with open_context(tiny_model(), tiny_facts(), tmp_path, settings) as context:
         tables = run_stages(context, STAGES, lambda state: None)
         assert not any(known_facts(context, relation) for relation in context.relations())
-    assert "table6" not in tables and (tables["updated"][["known", "updated"]] == 0).all(axis=None)
+    assert "table6" not in tables and (tables["updated"][["n_known", "n_updated"]] == 0).all(axis=None)
     assert (tables["erased"]["n_neurons"] <= 12).all() and len(tables["table5"])  # half of a layer
 
 
@@ -265,7 +271,7 @@ def test_a_model_that_knows_nothing_is_not_updated(tmp_path):
 N_RESAMPLES, SEED = 90, 4
 
 
-def made_up_facts(asked, n_right, relations, draw):
+def made_up_facts(question, n_right, relations, draw):
     """Rows of a question for two sets of neurons; of the facts of P36 the model answers ``n_right``."""
     rows = []
     for kind in ("found", "random"):
@@ -273,7 +279,7 @@ def made_up_facts(asked, n_right, relations, draw):
             for i in range(n_facts):
                 right = draw.uniform(0.5, 1) if relation != "P9" and (relation != "P36" or i < n_right) else 0.0
                 row = {"relation": relation, "subject": f"s{i}", "object": "o", "key": f"{relation}/{i}"}
-                row |= {"neuron_set": kind, "asked": asked, "n_neurons": 3, "n_prompts": int(draw.integers(2, 9))}
+                row |= {"neuron_set": kind, "question": question, "n_neurons": 3, "n_prompts": int(draw.integers(2, 9))}
                 row |= {"right_before": right, "right_after": draw.uniform(), "lost": right * draw.uniform()}
                 row |= {"nll_before": draw.uniform(0, 2), "nll_after": draw.uniform(0, 4)}
                 rows.append(row)
@@ -290,7 +296,14 @@ def made_up_updates():
         row["new_right_before"] = 0.0  # no fact has its new answer before
     rows += made_up_facts("same relation", 3, {"P36": 10}, draw)
     rows += made_up_facts("other relations", 2, {"P36": 10}, draw)
-    left_out = {"relation": "P36", "key": "P36/99", "neuron_set": "", "asked": "", "n_prompts": 0, "why": "no neurons"}
+    left_out = {
+        "relation": "P36",
+        "key": "P36/99",
+        "neuron_set": "",
+        "question": "",
+        "n_prompts": 0,
+        "why": "no neurons",
+    }
     return pd.DataFrame([*rows, left_out]).reindex(columns=UPDATE_SCHEMA.names)
 
 
@@ -298,8 +311,8 @@ def made_up_erasures():
     """Facts of the erased relations and of others; the paper has values for two of the relations."""
     draw = np.random.default_rng(3)
     rows = []
-    for asked in ("same relation", "other relations"):
-        rows += made_up_facts(asked, 9, {"P9": 2, "P36": 9, "P19": 1, "P27": 8}, draw)
+    for question in ("same relation", "other relations"):
+        rows += made_up_facts(question, 9, {"P9": 2, "P36": 9, "P19": 1, "P27": 8}, draw)
     return pd.DataFrame(rows).assign(measured="", measured_relation="").reindex(columns=ERASE_SCHEMA.names)
 
 
@@ -363,14 +376,14 @@ def naive_table(records, by_relation):
     """Return the rows of a table by neuron set, question, (relation) and measure, and the undefined draws of each."""
     cells = {}
     for fact in records.to_dict("records"):
-        if fact["asked"]:
-            cell = cells.setdefault((fact["neuron_set"], fact["asked"]), {})
+        if fact["question"]:
+            cell = cells.setdefault((fact["neuron_set"], fact["question"]), {})
             cell.setdefault(fact["relation"], []).append(fact)
     rows, undefined = {}, {}
-    for (kind, asked), cell in cells.items():
+    for (kind, question), cell in cells.items():
         for relations in [[name] for name in cell] if by_relation else [list(cell)]:
             for measure in naive_measures(cell[relations[0]]):
-                labels = (kind, asked, *(relations if by_relation else []), measure)
+                labels = (kind, question, *(relations if by_relation else []), measure)
                 rows[labels], undefined[labels] = naive_row(cell, relations, measure)
     for labels, row in rows.items():
         row["control"] = rows["random", *labels[1:]]["value"]
@@ -405,11 +418,11 @@ def test_table_6_is_that_of_loops_over_facts_and_draws(by_relation):
     }
     for key, row in expected.items():
         row["paper"] = math.nan if by_relation else paper.get(key, math.nan)
-    assert_equal(table, expected, ["neuron_set", "asked", *(["relation"] if by_relation else []), "measure"])
+    assert_equal(table, expected, ["neuron_set", "question", *(["relation"] if by_relation else []), "measure"])
 
     # A few draws without a known fact are left out; with many there is no interval. A share of 0 has Wilson's.
     where = ["P36"] if by_relation else []
-    few, many = (("found", asked, *where, "changed") for asked in ("same relation", "other relations"))
+    few, many = (("found", question, *where, "changed") for question in ("same relation", "other relations"))
     assert 0 < undefined[few] <= 0.05 * N_RESAMPLES < undefined[many]
     assert not math.isnan(expected[few]["low"]) and math.isnan(expected[many]["low"])
     nothing_before = expected["found", "own wording", *where, "success_before"]
@@ -429,10 +442,10 @@ def test_table_5_is_that_of_loops_over_facts_and_draws(by_relation):
         ("P27", "same relation"): (28.0, 38.3, 0.367),
         ("P27", "other relations"): (143.6, 149.5, 0.042),
     }
-    for (kind, asked, *relation, measure), row in expected.items():
+    for (kind, question, *relation, measure), row in expected.items():
         row["paper"] = math.nan
-        of_relation = paper.get((*relation, asked))
+        of_relation = paper.get((*relation, question))
         measures = ("perplexity_before", "perplexity_after", "perplexity_growth")
         if kind == "found" and of_relation is not None and measure in measures:
             row["paper"] = of_relation[measures.index(measure)]
-    assert_equal(table, expected, ["neuron_set", "asked", *(["relation"] if by_relation else []), "measure"])
+    assert_equal(table, expected, ["neuron_set", "question", *(["relation"] if by_relation else []), "measure"])

@@ -29,18 +29,6 @@ STAGES = (PREDICTIONS, NEURON_SCORES, READOUTS, ANSWER_READOUTS)
 FAMILIES = ("BertForMaskedLM", "ElectraForMaskedLM", "GPT2LMHeadModel", "LlamaForCausalLM", "Gemma2ForCausalLM")
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def finished(model, tmp_path_factory):
-    path = tmp_path_factory.mktemp("run") / "run"
-    with open_context(model, tiny_facts(), path, SETTINGS) as context:
-        yield context, run_stages(context, STAGES, lambda state: None)
-
-
 def attributed(model, fact):
     return kn.attribute(model, kn.make_prompts(model, fact), quadrature="left", n_steps=3)
 

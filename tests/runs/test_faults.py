@@ -45,11 +45,6 @@ def reproduce(model, path):
 
 
 @pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
 def finished(model, tmp_path_factory):
     """A run that nothing happened to."""
     path = tmp_path_factory.mktemp("faults") / "finished"

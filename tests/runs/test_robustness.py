@@ -3,8 +3,6 @@
 import pytest
 
 import kn_lens as kn
-from kn_lens.runs.context import open_context
-from kn_lens.runs.execute import run_stages
 from kn_lens.runs.settings import Settings
 from kn_lens.runs.stages.robustness import (
     CANDIDATES,
@@ -15,22 +13,11 @@ from kn_lens.runs.stages.robustness import (
     STABILITY,
 )
 from tests.intervals import hold_their_values
-from tests.tiny import D_MLP, tiny_model
+from tests.tiny import D_MLP
 from tests.tiny_runs import tiny_facts
 
+STAGES = (STABILITY, METHODS)
 SETTINGS = Settings.of(check_facts=3, check_draws=2, min_prompts=2, max_moves=0, n_resamples=20)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def finished(model, tmp_path_factory):
-    path = tmp_path_factory.mktemp("run") / "run"
-    with open_context(model, tiny_facts(), path, SETTINGS) as context:
-        yield context, run_stages(context, [STABILITY, METHODS], lambda state: None)
 
 
 @pytest.mark.parametrize(

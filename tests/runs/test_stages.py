@@ -10,34 +10,24 @@ from kn_lens.runs.context import open_context
 from kn_lens.runs.data import choose
 from kn_lens.runs.directory import Shard
 from kn_lens.runs.execute import run_stages, stages_named, with_needs
+from kn_lens.runs.reader import RunRecords
 from kn_lens.runs.settings import Settings
 from kn_lens.runs.stages.attributions import ACTIVATIONS, ATTRIBUTIONS
+from kn_lens.runs.stages.erasures import ERASURES
 from kn_lens.runs.stages.facts import FACTS
 from kn_lens.runs.stages.interventions import DOSES, EFFECTS
 from kn_lens.runs.stages.neurons import NEURONS
 from kn_lens.runs.stages.order import STAGES
+from kn_lens.runs.stages.syntax_pairs import SYNTAX_PAIRS
+from kn_lens.runs.stages.updates import UPDATES
 from tests.intervals import hold_their_values
 from tests.old_columns import write_old_columns
-from tests.tiny import tiny_model
 from tests.tiny_runs import CAPITAL, tiny_facts
 
 # A quarter of a layer's neurons at most, so that random ones can be drawn beside those found.
 SETTINGS = Settings.of(
     attr_threshold=0.5, n_resamples=40, dose_facts=2, doses=(0.0, 3.0), max_moves=2, syntax_forms=1, syntax_facts=1
 )
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def finished(model, tmp_path_factory):
-    """A study that ran through, and its tables."""
-    path = tmp_path_factory.mktemp("run") / "run"
-    with open_context(model, tiny_facts(), path, SETTINGS) as context:
-        yield context, run_stages(context, STAGES, lambda state: None)
 
 
 def test_an_other_fact_is_found_though_hardly_any_can_be_asked(model, tmp_path):
@@ -123,19 +113,23 @@ def test_tables_are_those_of_the_files(finished):
 
 
 def test_a_run_with_the_columns_of_earlier_versions_is_taken_up(model, finished, monkeypatch, tmp_path):
-    stages = [FACTS, NEURONS, EFFECTS]
+    stages = [EFFECTS, UPDATES, ERASURES, SYNTAX_PAIRS]
     with monkeypatch.context() as patch, open_context(model, tiny_facts(), tmp_path, SETTINGS) as context:
         write_old_columns(patch)
         run_stages(context, stages, lambda state: None)
-    path = context.run.record_path("effects", Shard("P36"))
-    assert {"neurons", "facts"} <= set(pd.read_parquet(path)) and "facts" in context.run.path.joinpath(
-        "tables", "figures4_5.csv"
-    ).read_text().partition("\n")[0].split(",")
+    old_columns = {"facts": ["asked"], "effects": ["neurons", "facts"], "updates": ["asked"], "erasures": ["asked"]}
+    for stage, columns in old_columns.items():
+        assert set(columns) <= set(pd.read_parquet(context.run.record_path(stage, Shard("P36"))))
+    for name, column in {"figures4_5": "facts", "coverage": "facts_asked", "updated": "asked"}.items():
+        assert column in pd.read_csv(tmp_path / "tables" / f"{name}.csv")
+    for name, table in RunRecords.read(tmp_path).tables().items():
+        assert list(table) == list(finished[1][name])
     made = []
     with open_context(model, tiny_facts(), tmp_path, SETTINGS) as context:
         tables = run_stages(context, [*stages, DOSES], lambda state: made.append((state.stage, state.finished)))
     assert {stage for stage, is_made in made if is_made} == {DOSES}
-    for name in ("table2", "figure3", "figures4_5", "dose_response"):
+    assert {"coverage", "table2", "figures4_5", "dose_response", "updated", "erased", "table5"} <= set(tables)
+    for name in tables:
         pd.testing.assert_frame_equal(tables[name], finished[1][name])
         assert list(pd.read_csv(tmp_path / "tables" / f"{name}.csv")) == list(tables[name])
 
@@ -186,7 +180,7 @@ def test_facts_with_too_few_prompts_are_counted_and_not_asked(model, tmp_path):
     short = [kn.Fact("Peru", "P1", "Lima", ("[X] [Y].",)), kn.Fact("Peru", "P2", "Qxz", CAPITAL)]
     with open_context(model, kn.FactSet([*tiny_facts(2), *short]), tmp_path, SETTINGS) as context:
         coverage = run_stages(context, [NEURONS], lambda state: None)["coverage"].set_index("relation")
-        assert coverage["facts_asked"].to_dict() == {"P36": 2, "P1376": 2, "seat/of": 2, "P1": 0, "P2": 0}
+        assert coverage["n_queried"].to_dict() == {"P36": 2, "P1376": 2, "seat/of": 2, "P1": 0, "P2": 0}
         assert "vocabulary" in coverage["why"]["P2"] and context.relations() == ["P36", "P1376", "seat/of"]
 
 
@@ -194,7 +188,7 @@ def test_facts_without_templates_are_counted_and_not_asked(model, tmp_path):
     bare = [kn.Fact("Peru", "P36", "Lima", ()), kn.Fact("Peru", "P1", "Lima", ())]
     with open_context(model, kn.FactSet([*tiny_facts(2), *bare]), tmp_path, SETTINGS) as context:
         coverage = run_stages(context, [FACTS], lambda state: None)["coverage"].set_index("relation")
-        assert coverage["facts"]["P36"] == 3 and coverage["facts_asked"]["P36"] == 2
+        assert coverage["n_facts"]["P36"] == 3 and coverage["n_queried"]["P36"] == 2
         assert context.fact_records("P36")["n_prompts"].tolist() == [4, 4, 0]
         assert coverage["why"].to_dict() == {
             "P36": "",

@@ -203,7 +203,7 @@ def test_memory_that_runs_out_costs_the_run_alone(models, tmp_path, monkeypatch)
 def test_facts_that_no_model_can_be_asked_are_told(models, tmp_path):
     unwritable = [kn.Fact("Ireland", relation, "Dublin☃", ("[X]: [Y]",) * 3) for relation in ("P36", "P30")]
     rows = run_study(tiny_study(models, "bert-0"), {"tiny": kn.FactSet(unwritable)}, tmp_path / "out")
-    assert rows["state"][0] == "failed" and "can be asked" in rows["reason"][0]
+    assert rows["state"][0] == "failed" and "can be queried" in rows["reason"][0]
 
 
 def test_slips_are_told_before_the_directory_is_made(models, tmp_path):

@@ -178,10 +178,10 @@ def query_pairs(tmp_path, architecture, rows, **settings):
         table = run_stages(context, [SYNTAX_PAIRS], lambda state: None)["syntax_coverage"]
         forms = {name: queried_forms(context, name) for name in table["phenomenon"]}
     counts = table.set_index("phenomenon")
-    assert (counts["pairs"] == counts["pairs_asked"] + counts[list(REASONS)].sum(axis=1)).all()
+    assert (counts["n_pairs"] == counts["n_queried_pairs"] + counts[list(REASONS)].sum(axis=1)).all()
     for name, mine in forms.items():
-        assert len(mine) == counts.loc[name, "forms_asked"]
-        assert sum(len(form.templates) for form in mine) == counts.loc[name, "pairs_asked"]
+        assert len(mine) == counts.loc[name, "n_queried_forms"]
+        assert sum(len(form.templates) for form in mine) == counts.loc[name, "n_queried_pairs"]
     return counts, forms
 
 
@@ -189,11 +189,16 @@ def query_pairs(tmp_path, architecture, rows, **settings):
 def test_pairs_are_queried_or_have_a_reason(architecture, tmp_path):
     masked = architecture == "BertForMaskedLM"
     counts, forms = query_pairs(tmp_path, architecture, ROWS)
-    assert counts.loc["number", ["forms", "forms_asked", "pairs_asked", "not_one_word"]].tolist() == [2, 2, 14, 1]
+    assert counts.loc["number", ["n_forms", "n_queried_forms", "n_queried_pairs", "not_one_word"]].tolist() == [
+        2,
+        2,
+        14,
+        1,
+    ]
     people = forms["number"][0]
     assert (people.object, people.uid) == ("speak", "lies")
     assert set(people.templates) == {f"People of {one} [Y]{'.' if masked else ''}" for one in NAMES}
-    assert counts.loc["case", ["pairs_asked", "told_behind"]].tolist() == ([4, 0] if masked else [0, 5])
+    assert counts.loc["case", ["n_queried_pairs", "told_behind"]].tolist() == ([4, 0] if masked else [0, 5])
     assert counts.loc["case", "too_few"] == (1 if masked else 0)
     assert counts.loc["last", "too_few"] == 1  # told by what stands before, as nothing stands behind
 

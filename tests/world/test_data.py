@@ -83,8 +83,8 @@ def test_enough_facts_and_relations():
 
 
 def test_every_question_has_one_answer_which_it_does_not_contain():
-    asked = Counter((row["subject"], row["relation"]) for row in FACTS)
-    assert asked.most_common(1)[0][1] == 1
+    questions = Counter((row["subject"], row["relation"]) for row in FACTS)
+    assert questions.most_common(1)[0][1] == 1
     assert [row for row in FACTS if row["subject"] == row["object"]] == []
 
 

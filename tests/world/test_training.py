@@ -101,8 +101,8 @@ def test_what_is_trained_is_what_is_asked(kind):
     batch = BATCH[kind](sentences, trained.tokenizer, np.random.default_rng(0))
     assert len(batch.answer_rows) > len(sentences) / 2
     for row, position, target in zip(batch.answer_rows, batch.answer_positions, batch.answer_targets, strict=True):
-        asked = {(p, t) for _, p, t in queries(sentences[row], trained.tokenizer, kind == "bert")}
-        assert (int(position), int(target)) in asked
+        prompts = {(p, t) for _, p, t in queries(sentences[row], trained.tokenizer, kind == "bert")}
+        assert (int(position), int(target)) in prompts
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])

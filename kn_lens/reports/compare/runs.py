@@ -77,7 +77,7 @@ class ComparedRun:
     @cached_property
     def queried(self) -> "pd.Index":
         """Keys of the facts that the model was queried with."""
-        return self.facts.index[cast("pd.Series", self.facts["asked"])]
+        return self.facts.index[cast("pd.Series", self.facts["queried"])]
 
     @cached_property
     def known(self) -> "pd.Index":
@@ -271,11 +271,11 @@ def _check_same_facts(run: RunRecords, records: "Mapping[str, pd.DataFrame]") ->
     """
     recompute = f"'{run.command()} --force' computes them again."
     facts = records[FACTS.name]
-    queried = sorted(facts.loc[facts["asked"], "key"])
+    queried = sorted(facts.loc[facts["queried"], "key"])
     for stage, (*_, columns) in READ.items():
         rows = records[stage.name]
         if stage is FACTS:
-            rows = rows.loc[rows["asked"]]
+            rows = rows.loc[rows["queried"]]
         groups = [rows]
         if columns:
             groups = [group for _, group in rows.groupby(list(columns))]

@@ -81,7 +81,7 @@ def fact_pages(run: RunRecords) -> FactPages | None:
     records = run.records("facts")
     if records is None:
         return None
-    records = records.loc[records["asked"]].reset_index(drop=True)
+    records = records.loc[records["queried"]].reset_index(drop=True)
     facts = records.loc[:, ["relation", "subject", "object", "key"]].assign(prompts=records["n_prompts"])
     _add_answers(facts, run.records("answers"))
     _add_effects(facts, run.records("effects"))

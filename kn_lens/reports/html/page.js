@@ -37,7 +37,7 @@ async function show() {
   if (number !== undefined) {
     const address = location.hash;
     const children = await facts.page(number);
-    if (location.hash !== address) return; // another was asked for meanwhile
+    if (location.hash !== address) return; // another was requested meanwhile
     element("page").replaceChildren(...children);
     element("overview").hidden = true;
     element("page").hidden = false;

@@ -42,7 +42,7 @@ ERASE_SCHEMA = pa.schema(
     [
         ("relation", pa.string()),
         ("neuron_set", pa.string()),
-        ("asked", pa.string()),
+        ("question", pa.string()),
         ("measured", pa.string()),
         ("measured_relation", pa.string()),
         ("n_neurons", pa.int32()),
@@ -109,7 +109,7 @@ def _table_5(context: RunContext, records: "pd.DataFrame", by_relation: bool) ->
     for row in table.to_dict("records"):
         values: dict[str, float] = {}
         if by_relation and row["neuron_set"] == "found":
-            reported = TABLE_5.get((row["relation"], row["asked"]), ())
+            reported = TABLE_5.get((row["relation"], row["question"]), ())
             values = dict(zip(PERPLEXITIES, reported, strict=False))
         paper.append(values.get(row["measure"], np.nan))
     return table.assign(paper=paper)

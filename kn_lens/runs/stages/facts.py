@@ -10,7 +10,7 @@ Records, one row for each fact:
     n_templates    number of templates
     n_prompts      number of prompts made from them
     n_rows         number of rows of these prompts: a prompt has one row for each token of its answer
-    asked          whether the fact is queried
+    queried        whether the fact is queried
     why            where no fact of the relation has a prompt: the reason; empty otherwise
 """
 
@@ -39,7 +39,7 @@ FACTS_SCHEMA = pa.schema(
         ("n_templates", pa.int32()),
         ("n_prompts", pa.int32()),
         ("n_rows", pa.int32()),
-        ("asked", pa.bool_()),
+        ("queried", pa.bool_()),
         ("why", pa.string()),
     ]
 )
@@ -74,7 +74,7 @@ def _make(context: RunContext, shard: Shard, path: Path, progress: Progress) -> 
                 "n_templates": len(fact.templates),
                 "n_prompts": n_prompts[index],
                 "n_rows": n_rows[index],
-                "asked": n_prompts[index] >= context.settings.min_prompts,
+                "queried": n_prompts[index] >= context.settings.min_prompts,
                 "why": why,
             }
         )
@@ -88,15 +88,15 @@ def _tables(context: RunContext) -> "dict[str, pd.DataFrame]":
     rows = []
     for shard in FACTS.shards(context):
         records = context.records("facts", shard)
-        queried = records.query("asked")
+        queried = records.query("queried")
         rows.append(
             {
                 "relation": shard.relation,
-                "facts": len(records),
-                "facts_asked": len(queried),
-                "pairs": int(records["n_templates"].to_numpy().sum()),
-                "prompts_asked": int(queried["n_prompts"].to_numpy().sum()),
-                "rows": int(queried["n_rows"].to_numpy().sum()),
+                "n_facts": len(records),
+                "n_queried": len(queried),
+                "n_templates": int(records["n_templates"].to_numpy().sum()),
+                "n_prompts": int(queried["n_prompts"].to_numpy().sum()),
+                "n_rows": int(queried["n_rows"].to_numpy().sum()),
                 "why": records["why"].iloc[0],
             }
         )

@@ -218,10 +218,10 @@ def _tables(context: RunContext) -> "dict[str, pd.DataFrame]":
         reasons = Counter(records["why"])
         row = {
             "phenomenon": shard.part,
-            "pairs": len(records),
-            "forms": len(one_word.groupby(["right", "wrong"])),
-            "forms_asked": len(queried.groupby(["right", "wrong"])),
-            "pairs_asked": len(queried),
+            "n_pairs": len(records),
+            "n_forms": len(one_word.groupby(["right", "wrong"])),
+            "n_queried_forms": len(queried.groupby(["right", "wrong"])),
+            "n_queried_pairs": len(queried),
         }
         for reason in REASONS:
             row[reason] = reasons[reason]

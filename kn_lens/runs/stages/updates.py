@@ -5,7 +5,7 @@ Known facts of each relation, drawn at random, are updated one at a time to the 
 neurons are compared with as many neurons of highest ``activation``, and with as many ``random`` neurons of the same
 layers.
 
-Records: the rows of ``update_effects``. A known fact that could not be updated has one row with an empty ``asked``;
+Records: the rows of ``update_effects``. A known fact that could not be updated has one row with an empty ``question``;
 its ``why`` states the reason.
 """
 
@@ -66,7 +66,7 @@ UPDATE_SCHEMA = pa.schema(
         ("key", pa.string()),
         ("new_object", pa.string()),
         ("neuron_set", pa.string()),
-        ("asked", pa.string()),
+        ("question", pa.string()),
         ("n_neurons", pa.int32()),
         ("n_prompts", pa.int32()),
         ("right_before", pa.float64()),
@@ -105,7 +105,7 @@ def _make(context: RunContext, shard: Shard, path: Path, progress: Progress) -> 
         if fact not in own:
             why[fact] = f"No template takes {new_object!r} too."
     rows: list[dict[str, Any]] = []
-    new_objects = {question.asked: question.answer for question in own.values()}
+    new_objects = {question.query: question.answer for question in own.values()}
     if new_objects:
         effects = update_effects(
             context.host,
@@ -245,10 +245,10 @@ def _answerable(context: RunContext, questions: Questions) -> dict[Fact, Questio
         return {}
     with_new_answer = {}
     for fact, question in questions.items():
-        with_new_answer[fact] = replace(question.asked, object=question.answer)
+        with_new_answer[fact] = replace(question.query, object=question.answer)
     queries: dict[Fact, None] = {}
     for fact, question in questions.items():
-        queries[question.asked] = None
+        queries[question.query] = None
         queries[with_new_answer[fact]] = None
     try:
         prompts = context.make_prompts(queries)
@@ -259,10 +259,10 @@ def _answerable(context: RunContext, questions: Questions) -> dict[Fact, Questio
         templates.setdefault(prompts.fact(prompt), set()).add(template)
     answerable: dict[Fact, Question] = {}
     for fact, question in questions.items():
-        in_both = templates.get(question.asked, set()) & templates.get(with_new_answer[fact], set())
-        kept = tuple(template for template in question.asked.templates if template in in_both)
+        in_both = templates.get(question.query, set()) & templates.get(with_new_answer[fact], set())
+        kept = tuple(template for template in question.query.templates if template in in_both)
         if kept:
-            answerable[fact] = Question(replace(question.asked, templates=kept), question.answer)
+            answerable[fact] = Question(replace(question.query, templates=kept), question.answer)
     return answerable
 
 
@@ -280,7 +280,7 @@ def _name_pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
 
 def _tables(context: RunContext) -> "dict[str, pd.DataFrame]":
     records = context.all_records(UPDATES)
-    measured = records.query("asked != ''")
+    measured = records.query("question != ''")
     tables = {"updated": _count_table(context, records)}
     if len(measured):
         tables["table6"] = _table_6(context, measured, by_relation=False)
@@ -295,19 +295,19 @@ def _count_table(context: RunContext, records: "pd.DataFrame") -> "pd.DataFrame"
     rows = []
     for relation in context.relations():
         relation_records = records.query("relation == @relation")
-        updated = relation_records.query("asked != ''")
-        left_out = relation_records.query("asked == ''")
+        updated = relation_records.query("question != ''")
+        left_out = relation_records.query("question == ''")
         n_disturbing = 0
         for _, fact_records in updated.query("neuron_set == 'found'").groupby("key"):
             n_disturbing += disturbed_share(fact_records.to_dict("records")) > MAX_DISTURBED
         rows.append(
             {
                 "relation": relation,
-                "asked": len(context.queried_facts(relation)),
-                "known": len(known_facts(context, relation)),
-                "updated": updated["key"].nunique(),
-                "disturbing": n_disturbing,
-                "left_out": len(left_out),
+                "n_queried": len(context.queried_facts(relation)),
+                "n_known": len(known_facts(context, relation)),
+                "n_updated": updated["key"].nunique(),
+                "n_disturbing": n_disturbing,
+                "n_left_out": len(left_out),
                 "why": "" if left_out.empty else left_out["why"].iloc[0],
             }
         )
@@ -319,7 +319,7 @@ def _table_6(context: RunContext, records: "pd.DataFrame", by_relation: bool) ->
 
     settings = context.settings
     parts = []
-    for _, group in records.groupby("asked", sort=False):
+    for _, group in records.groupby("question", sort=False):
         # The columns of the new answer hold NaN for other facts: each question has its own set of measures.
         measured = group.dropna(axis="columns", how="all")
         parts.append(
@@ -328,7 +328,7 @@ def _table_6(context: RunContext, records: "pd.DataFrame", by_relation: bool) ->
     table = pd.concat(parts, ignore_index=True).rename(columns={"n_facts": "n"})
     table = with_control(table)
     paper = []
-    for question, measure, kind in zip(table["asked"], table["measure"], table["neuron_set"], strict=True):
+    for question, measure, kind in zip(table["question"], table["measure"], table["neuron_set"], strict=True):
         values = {} if by_relation else TABLE_6.get((question, measure), {})
         paper.append(values.get(kind, np.nan))
     table["paper"] = paper
