@@ -1,9 +1,10 @@
-"""Files that appear whole or not at all, and the reading of regular files alone, in directories of any origin.
+"""Files and folders that appear whole or not at all, and the reading of regular files alone, whatever their origin.
 
 A file is written beside its place under a unique name, flushed to the disk, renamed, and the rename is flushed too. A
-killed process leaves its unfinished file behind: the next process on this machine that writes to the directory removes
-it. A file lock of the system, which ends with its process, shows whether an unfinished file is still being written.
-(Unfinished files of other machines stay: not every shared file system shares locks.)
+folder is made in the same way, with all that it holds. A killed process leaves its unfinished file behind: the next
+process on this machine that writes to the directory removes it. A file lock of the system, which ends with its process,
+shows whether an unfinished file is still being written. (Unfinished files of other machines stay: not every shared file
+system shares locks.)
 """
 
 import errno
@@ -105,13 +106,23 @@ def replace_durably(part: Path, path: Path) -> None:
     Raises:
         OSError: it cannot be flushed or renamed.
     """
-    number = os.open(part, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+    _flush_file(part)
     part.replace(path)
     _flush_directory(path.parent)
+
+
+@contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder to fill, which becomes ``path`` when the block ends without an error.
+
+    Raises:
+        OSError: a file or a folder with content is at ``path``, or the folder cannot be written.
+    """
+    with part_folder(path.parent) as part:
+        yield part
+        _flush_content(part)
+        part.rename(path)
+        _flush_directory(path.parent)
 
 
 @contextmanager
@@ -144,6 +155,27 @@ def abandoned(within: Path) -> Iterator[Path]:
                 os.close(number)
             if left:
                 yield part
+
+
+def _flush_content(folder: Path) -> None:
+    """Flush a folder with all files and folders in it to the disk."""
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            continue
+        if path.is_dir():
+            _flush_directory(path)
+        else:
+            _flush_file(path)
+    _flush_directory(folder)
+
+
+def _flush_file(path: Path) -> None:
+    """Flush the content of a file to the disk."""
+    number = os.open(path, os.O_RDONLY if fcntl else os.O_RDWR)  # Windows flushes what may be written alone
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def _flush_directory(path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kn_lens._core.atomic import part_folder
+from kn_lens._core.atomic import writing_folder
 from kn_lens._core.interrupts import Undone
 from kn_lens.edits.arguments import check_path
 from kn_lens.edits.value_rows import check_raw
@@ -61,13 +61,12 @@ def export(
         tokenizer = host.tokenizer
     record = [{"checkpoint": asdict(edit.checkpoint), "why": edit.why, "digest": edit.digest} for edit in edits]
     try:
-        with part_folder(directory.parent) as part:
+        with writing_folder(directory) as part:
             with _all_applied(edits, host):
                 unwrap_model(host.model).save_pretrained(part)
             if tokenizer is not None:
                 tokenizer.save_pretrained(part)
             (part / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            part.rename(directory)
     except OSError as error:
         raise EditError(f"{directory} cannot be written: {error.strerror or error}.") from error
     return directory

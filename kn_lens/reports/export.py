@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kn_lens._core.atomic import part_folder, read_whole, write_whole
+from kn_lens._core.atomic import part_folder, read_whole, replace_durably, write_whole
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -109,4 +109,4 @@ def _write_images(figures: "Mapping[str, Figure]", folder: Path, images: Sequenc
                 "chromium', or 'kaleido_get_chrome'), or set the environment variable BROWSER_PATH to its path."
             ) from None
         for name, form in images:
-            Path(scratch, f"{name}.{form}").replace(folder / f"{name}.{form}")
+            replace_durably(scratch / f"{name}.{form}", folder / f"{name}.{form}")

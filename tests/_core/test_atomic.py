@@ -8,7 +8,8 @@ import sys
 import pytest
 
 import kn_lens as kn
-from kn_lens._core.atomic import opened, part_folder, read_whole, write_whole, writing_whole
+from kn_lens._core import atomic
+from kn_lens._core.atomic import opened, part_folder, read_whole, write_whole, writing_folder, writing_whole
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.runs.directory import RunDirectory, Shard, open_run
 
@@ -52,6 +53,48 @@ def test_a_link_is_replaced_and_not_followed(tmp_path):
     (tmp_path / "out").symlink_to("victim")
     write_whole(tmp_path / "out", "new")
     assert (tmp_path / "victim").read_text() == "mine" and not (tmp_path / "out").is_symlink()
+
+
+def fill(folder):
+    (folder / "inner").mkdir()
+    (folder / "inner" / "weights").write_text("w")
+    (folder / "config").write_text("c")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such numbers of files")
+def test_a_folder_appears_after_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
+    """The system's flushes and the rename, in their order."""
+    steps, flush, rename = [], os.fsync, type(tmp_path).rename
+
+    def noted_flush(number):
+        steps.append(os.fstat(number).st_ino)
+        flush(number)
+
+    def noted_rename(part, path):
+        steps.append("rename")
+        return rename(part, path)
+
+    monkeypatch.setattr(atomic.os, "fsync", noted_flush)
+    monkeypatch.setattr(type(tmp_path), "rename", noted_rename)
+    with writing_folder(tmp_path / "made") as part:
+        fill(part)
+        assert left_in(tmp_path) == [part.name] and not (tmp_path / "made").exists()
+    written = [tmp_path / "made", *(tmp_path / "made").rglob("*")]
+    assert len(written) == 4 and [path.name for path in tmp_path.iterdir()] == ["made"]
+    assert set(steps[:-2]) == {path.stat().st_ino for path in written}
+    assert steps[-2:] == ["rename", tmp_path.stat().st_ino]
+
+
+def test_a_folder_that_fails_or_is_in_the_way_leaves_what_was_there(tmp_path):
+    with pytest.raises(ZeroDivisionError), writing_folder(tmp_path / "made") as part:
+        fill(part)
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "made").mkdir()
+    write_whole(tmp_path / "made" / "mine", "before")
+    with pytest.raises(OSError), writing_folder(tmp_path / "made") as part:
+        fill(part)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["made", "made/mine"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such files")

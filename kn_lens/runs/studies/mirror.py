@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
-from kn_lens._core.atomic import part_folder
+from kn_lens._core.atomic import part_folder, writing_whole
 from kn_lens._core.redact import without_secrets
 from kn_lens.errors import ArgumentError, DataError
 
@@ -46,7 +46,7 @@ class Mirror:
                 if not place.resolve().is_relative_to(self.local.resolve()):  # keys of a store can be any text
                     raise DataError(f"The name of {stored} leads out of {root}; expected files of a study alone.")
                 place.parent.mkdir(parents=True, exist_ok=True)
-                with fs.open(stored, "rb") as source, place.open("wb") as target:
+                with fs.open(stored, "rb") as source, writing_whole(place) as target:
                     shutil.copyfileobj(source, target)
 
     def fetch_run(self, name: str) -> None:
