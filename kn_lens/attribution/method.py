@@ -24,7 +24,7 @@ class LayerScores:
     Attributes:
         scores: one for each neuron; NaN where it was not computed.
         expected: the sum of the scores according to completeness; NaN for methods without such a sum.
-        n_points: evaluations of the model spent on each prompt, beyond the clean pass.
+        n_points: evaluations of the model that each prompt's scores rest on, at least 1 where there is a score.
     """
 
     scores: Float[Tensor, "batch d_mlp"]

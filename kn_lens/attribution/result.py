@@ -26,7 +26,8 @@ class Attribution:
         clean: output of the unaltered model.
         expected: the sum of a layer's scores according to completeness: ``P(w) - P(0)``, for ``single_path`` the sum of
             ``P(w) - P(w with w_i = 0)`` over the chosen neurons; NaN for methods without such a sum.
-        n_points: gradient (for ``ablation`` and ``log_prob_gain``: forward) evaluations spent on each pair.
+        n_points: evaluations of the model that each pair rests on: gradients; for ``ablation`` and ``log_prob_gain``
+            forward passes; for ``activation`` the clean pass, 1. It is 0 where nothing was computed.
         tolerance: the largest absolute gap that counts as converged.
         prompts: the prompts, in the order of ``scores``.
         method: as given to ``attribute``.
@@ -56,7 +57,8 @@ class Attribution:
     def converged(self) -> Bool[Tensor, "batch n_layers"]:
         """Whether the gap is within the tolerance; False where the gap is not a number.
 
-        For methods without an expected sum: whether the scores are numbers. True for layers that were not computed.
+        A method without an expected sum integrates nothing and has no gap to close: True where its scores are numbers.
+        True for layers that were not computed.
         """
         method = METHODS.get(self.method)
         if method is not None and method.is_complete:
@@ -67,7 +69,7 @@ class Attribution:
 
     @property
     def unconverged(self) -> list[tuple[int, int]]:
-        """The (prompt, layer) pairs whose gap is above the tolerance, or not a number."""
+        """The (prompt, layer) pairs whose gap is above the tolerance, or whose gap or scores are no numbers."""
         return [(prompt, layer) for prompt, layer in (~self.converged).nonzero().tolist()]
 
     def thresholded(self, share: float = 0.1) -> "Attribution":

@@ -244,10 +244,16 @@ def _found_table(document: Mapping[str, Any]) -> Group:
     n_without = sum(not row["neurons"] for row in facts)
     note = (
         f"{len(facts):,} facts, {document['n_prompts']:,} prompts; {mean:.2f} neurons per fact, {n_without:,} facts "
-        f"without neurons. Completeness gap at most {number(max(gaps, default=None))}; {n_unconverged:,} of "
-        f"{n_pairs:,} (prompt, layer) pairs above tolerance."
+        "without neurons. "
     )
     n_hidden = len(facts) - ROWS_SHOWN
     if n_hidden > 0:
         note += f"\n{n_hidden:,} more facts are not shown; --out and --json contain all."
+    if gaps or n_unconverged:
+        note += (
+            f"Completeness gap at most {number(max(gaps, default=None))}; {n_unconverged:,} of {n_pairs:,} (prompt, "
+            "layer) pairs above tolerance."
+        )
+    else:
+        note += f"Scores of {settings['method']} have no completeness gap."
     return Group(rows, note)

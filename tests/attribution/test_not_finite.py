@@ -65,6 +65,12 @@ def test_methods_without_a_sum_are_converged_where_they_are_numbers():
     assert kn.attribute(model, prompts(), method="activation").unconverged == []
     attr = kn.attribute(model, prompts(), layers=[2])
     assert attr.unconverged == [] and attr.total[:, 0].isnan().all()
-    spoilt = kn.attribute(model, prompts(), method="ablation", layers=[0])
+
+
+@pytest.mark.parametrize("method", ["activation", "log_prob_gain", "ablation"])
+def test_scores_without_a_sum_that_are_no_numbers_are_not_converged(method):
+    """Where nothing was computed, nothing failed."""
+    spoilt = kn.attribute(loaded("GPT2LMHeadModel"), prompts(), method=method, layers=[0])
+    assert spoilt.unconverged == [] and (spoilt.n_points[:, 0] > 0).all() and not spoilt.n_points[:, 1:].any()
     spoilt = replace(spoilt, total=spoilt.total * float("nan"))
     assert spoilt.unconverged == [(0, 0), (1, 0)]

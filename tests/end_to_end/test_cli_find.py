@@ -86,7 +86,10 @@ def test_every_method_runs(cli, checkpoints, facts_file, method):
     assert (code, err) == (0, "") and [row["subject"] for row in document["facts"]] == ["Kenya", "Peru"]
     promises_a_sum = method in ("integrated_gradients", "gradient_x_activation")
     assert all((row["largest_gap"] is not None) == promises_a_sum for row in document["facts"])
-    assert cli("find", "-m", checkpoints["bert"], *arguments)[0] == 0
+    code, out, _ = cli("find", "-m", checkpoints["bert"], *arguments)
+    text = " ".join(out.split())
+    assert code == 0 and ("Completeness gap at most" in text) == promises_a_sum
+    assert ("have no completeness gap" in text) != promises_a_sum
 
 
 def test_the_options_are_the_librarys():

@@ -18,4 +18,4 @@ class Activation(AttributionMethod):
         """Return the clean activations; ``indices`` is None."""
         n_rows = context.sum_rows(torch.ones_like(context.post[:, :1]))
         scores = context.sum_rows(context.post) / n_rows
-        return LayerScores(scores=scores, expected=no_expected_sum(context), n_points=0)
+        return LayerScores(scores=scores, expected=no_expected_sum(context), n_points=1)
