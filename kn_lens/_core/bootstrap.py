@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from kn_lens._core import defaults
 from kn_lens._core.intervals import LEVEL, SHARE, interval
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def bootstrap_table(
     statistic: Statistic,
     *,
     by_relation: bool = False,
-    n_resamples: int = 1000,
+    n_resamples: int = defaults.N_RESAMPLES,
     level: float = LEVEL,
     seed: int = 0,
 ) -> "pd.DataFrame":
@@ -217,7 +218,7 @@ def bootstrap_tables(
     statistics: Mapping[str, Statistic],
     *,
     by_relation: bool = False,
-    n_resamples: int = 1000,
+    n_resamples: int = defaults.N_RESAMPLES,
     level: float = LEVEL,
     seed: int = 0,
     name: str = "measure",

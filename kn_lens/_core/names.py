@@ -36,15 +36,6 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 Scaling = Literal["norm", "plain"]
 
-DEFAULT_LAMBDAS = (1.0, 2.0)
-"""The default strength of updates: the choice of ``choose_lambdas`` in world-gpt2.
-
-On 12 facts there, it has the highest success in held-out wordings (92%) of all strengths of the grid that take away at
-most a tenth of the right answers to other facts (it takes 3%). On 12 more facts it reaches as many as (1, 8), and takes
-away an eighth of what (1, 8) does. The tables are in docs/editing.md, with other models: one tolerates more, one less.
-``choose_lambdas`` measures what a model tolerates.
-"""
-
 
 class UpdateForm(NamedTuple):
     """The form of an update: its strength, its scaling and its signs.

@@ -1,4 +1,4 @@
-"""The options of an attribution: the one home of their defaults, checked before any model runs."""
+"""The options of an attribution, checked before any model runs."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from kn_lens._core import defaults
 from kn_lens._core.checks import check_share
 from kn_lens._core.names import QUADRATURES, Method, Preset
 from kn_lens.attribution.baselines import Ablation, Activation, GradientXActivation, LogProbGain
@@ -30,9 +31,6 @@ METHODS: dict[str, type[AttributionMethod]] = {
 
 PRESETS = {"paper": ("right", 20), "official": ("left", 20)}
 """The quadratures of the paper's equation 3 and of its released code."""
-
-DEFAULT_STEPS = 20
-"""Number of points of a fixed rule, where none is given: that of the paper."""
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -61,12 +59,12 @@ class AttributionOptions:
         ArgumentError: an option out of range, or two that exclude each other.
     """
 
-    method: Method = "integrated_gradients"
-    output: str | Output = "prob"
+    method: Method = defaults.METHOD
+    output: str | Output = defaults.OUTPUT
     preset: Preset | None = None
-    quadrature: str = "adaptive"
+    quadrature: str = defaults.QUADRATURE
     n_steps: int | None = None
-    tolerance: float = 1e-3
+    tolerance: float = defaults.TOLERANCE
     max_points: int = 129
     layers: Sequence[int] | None = None
     neurons: Iterable[NeuronLike] | None = None
@@ -117,7 +115,7 @@ class AttributionOptions:
             raise ArgumentError(
                 f"Unknown quadrature {rule!r}; expected one of {', '.join(known)}.{did_you_mean(rule, known)}"
             )
-        n_steps = DEFAULT_STEPS if n_steps is None else n_steps
+        n_steps = defaults.N_STEPS if n_steps is None else n_steps
         return f"{rule}, {n_steps} points", (fixed_rule(rule, n_steps),)
 
     def tolerance_of(self, host: Host) -> float:

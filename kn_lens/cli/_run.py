@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kn_lens._core import defaults
 from kn_lens._core.names import DTYPES
 from kn_lens.cli._terminal import err, show_progress
 from kn_lens.errors import ArgumentError, DataError
@@ -43,8 +44,8 @@ def load_for_neurons(neurons: Path, model: str | None, device: str | None, dtype
             raise ArgumentError(
                 f"{neurons} does not record the model in which its neurons were found. Name that model with --model."
             )
-        return load(model, device, dtype or "float32")
-    default_dtype = identity.dtype if identity.dtype in DTYPES else "float32"
+        return load(model, device, dtype or defaults.DTYPE)
+    default_dtype = identity.dtype if identity.dtype in DTYPES else defaults.DTYPE
     try:
         loaded = load(model or identity.name, device, dtype or default_dtype)
     except UnsupportedModelError as error:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kn_lens._core import defaults
 from kn_lens._core.intervals import WHY_NONE
 from kn_lens.cli import _options as options
 from kn_lens.cli._options import RESULT, named_option, option
@@ -39,8 +40,10 @@ def compare(
     to: Annotated[Path | None, named_option(RESULT, "--out -o", "DIR", "Folder of all tables, as CSV.")] = None,
     json: options.Json = False,
     seed: Annotated[int, option(SAMPLING, "N", "Seed of all random draws.", min=0)] = 0,
-    n_resamples: Annotated[int, option(SAMPLING, "N", "Number of bootstrap samples.", min=1)] = 1000,
-    n_permutations: Annotated[int, option(SAMPLING, "N", "Number of permutations of a test.", min=1)] = 10_000,
+    n_resamples: Annotated[int, option(SAMPLING, "N", "Number of bootstrap samples.", min=1)] = defaults.N_RESAMPLES,
+    n_permutations: Annotated[
+        int, option(SAMPLING, "N", "Number of permutations of a test.", min=1)
+    ] = defaults.N_PERMUTATIONS,
 ) -> None:
     """Compare models on the common facts of their runs: recall, neurons, depth, sharing, effects.
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Group
 
+from kn_lens._core import defaults
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, detect_format, read_facts
 from kn_lens.cli._options import check_output_path, named_option
@@ -33,7 +34,7 @@ def read(
     source: options.Source,
     format: options.Format = None,
     templates: options.Templates = None,
-    split: options.Split = "all",
+    split: options.Split = defaults.SPLIT,
     relation: options.Relations = None,
     subject: options.Subjects = None,
     json: options.Json = False,
@@ -61,7 +62,7 @@ def convert(
     to: Annotated[Path, named_option(None, "--out -o", "FILE", "Output file, JSON lines.")],
     format: options.Format = None,
     templates: options.Templates = None,
-    split: options.Split = "all",
+    split: options.Split = defaults.SPLIT,
     relation: options.Relations = None,
     subject: options.Subjects = None,
     limit: options.Limit = None,
@@ -86,7 +87,7 @@ def check(
     ] = None,
     format: options.Format = None,
     templates: options.Templates = None,
-    split: options.Split = "all",
+    split: options.Split = defaults.SPLIT,
     relation: options.Relations = None,
     subject: options.Subjects = None,
     json: options.Json = False,
@@ -104,7 +105,7 @@ def check(
         "findings": _findings(facts),
     }
     if model is not None:
-        loaded = load(model, None, "float32")
+        loaded = load(model, None, defaults.DTYPE)
         prompts = build_prompts(loaded, facts, leave_out=True)
         unqueried = [fact.key for fact, n in prompts.prompts_per_fact().items() if not n]
         document |= {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.table import Table
 
+from kn_lens._core import defaults
 from kn_lens._core.escape import escaped
 from kn_lens.cli import _options as options
 from kn_lens.cli._options import named_option
@@ -65,7 +66,7 @@ def sections(model_name: str, fact_name: str) -> Iterator[tuple[str, dict[str, A
     trained = FactSet.world("trained")
     held_out = FactSet.world("held_out")
     fact = _fact_named(trained, fact_name)
-    model = load(model_name, None, "float32")
+    model = load(model_name, None, defaults.DTYPE)
     own_prompts = build_prompts(model, [fact], leave_out=False)
     held_out_prompts = build_prompts(model, [held_out[trained.facts.index(fact)]], leave_out=False)
     batches = [own_prompts, held_out_prompts]

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 from rich.console import Group
 
+from kn_lens._core import defaults
 from kn_lens._core.atomic import write_whole
-from kn_lens._core.names import DEFAULT_LAMBDAS, DTYPES, UPDATE_FORMS, Scaling
+from kn_lens._core.names import DTYPES, UPDATE_FORMS, Scaling
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
 from kn_lens.cli._options import MODEL, RESULT, check_output_path, choice, flag, named_option, option
@@ -52,14 +53,14 @@ def update(
     to: To,
     lambda_old: Annotated[
         float | None,
-        option(CHANGE, "X", f"Factor of the old answer's embedding, subtracted; {DEFAULT_LAMBDAS[0]:g} by default."),
+        option(CHANGE, "X", f"Factor of the old answer's embedding, subtracted; {defaults.LAMBDAS[0]:g} by default."),
     ] = None,
     lambda_new: Annotated[
         float | None,
         option(
             CHANGE,
             "X",
-            f"Factor of the new answer's embedding, added; {DEFAULT_LAMBDAS[1]:g} by default, "
+            f"Factor of the new answer's embedding, added; {defaults.LAMBDAS[1]:g} by default, "
             f"{UPDATE_FORMS['paper'].lambdas[1]:g} with --preset.",
         ),
     ] = None,
@@ -69,14 +70,14 @@ def update(
     ] = None,
     scaling: Annotated[
         str, choice(get_args(Scaling), "Unit of the factors: length of the row, or of the embedding", CHANGE)
-    ] = "norm",
+    ] = defaults.SCALING,
     signed: Annotated[
         bool, flag(CHANGE, "--signed/--unsigned", "Reversed change for neurons with a negative activation.")
-    ] = True,
+    ] = defaults.SIGNED,
     max_share: Annotated[
         float,
         option(CHANGE, "P", "Maximum share of the relation's facts that have a changed neuron.", min=0.0, max=1.0),
-    ] = 0.1,
+    ] = defaults.MAX_SHARE,
     allow_unknown: Annotated[
         bool, flag(CHANGE, "--allow-unknown", "Update of a fact that the model does not know.")
     ] = False,
@@ -87,7 +88,7 @@ def update(
     facts: options.Facts = "world",
     format: options.Format = None,
     templates: options.Templates = None,
-    split: options.Split = "all",
+    split: options.Split = defaults.SPLIT,
     relation: options.Relations = None,
     subject: options.Subjects = None,
     json: options.Json = False,
@@ -140,14 +141,19 @@ def erase(
     to: To,
     top: Annotated[
         int | None,
-        option(CHANGE, "N", "Number of its most frequent neurons; 20 by default, without --min-facts.", min=1),
+        option(
+            CHANGE,
+            "N",
+            f"Number of its most frequent neurons; {defaults.ERASED_NEURONS} by default, without --min-facts.",
+            min=1,
+        ),
     ] = None,
     min_facts: Annotated[
         int | None, option(CHANGE, "N", "Minimum number of its facts that have an erased neuron.", min=1)
     ] = None,
     value: Annotated[
         str, option(CHANGE, "TOKEN", "Value of the rows: 'zero', 'unk', or a token, for its embedding.")
-    ] = "zero",
+    ] = defaults.ERASED_VALUE,
     model: options.ModelOfNeurons = None,
     device: options.Device = None,
     dtype: options.DtypeOfNeurons = None,
@@ -155,7 +161,7 @@ def erase(
     facts: options.Facts = "world",
     format: options.Format = None,
     templates: options.Templates = None,
-    split: options.Split = "all",
+    split: options.Split = defaults.SPLIT,
     json: options.Json = False,
 ) -> None:
     """Erase the output of the neurons that the facts of a relation have."""
@@ -196,7 +202,7 @@ def apply(
     facts: options.Facts = "world",
     format: options.Format = None,
     templates: options.Templates = None,
-    split: options.Split = "all",
+    split: options.Split = defaults.SPLIT,
     relation: options.Relations = None,
     subject: options.Subjects = None,
     limit: options.Limit = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Group
 
+from kn_lens._core import defaults
 from kn_lens._core.names import OUTPUTS, PRESETS, QUADRATURES
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
@@ -25,33 +26,35 @@ if TYPE_CHECKING:
 def find(
     model: options.Model = "world-bert",
     device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    dtype: options.Dtype = defaults.DTYPE,
     memory: options.Memory = None,
     facts: options.Facts = "world",
     format: options.Format = None,
     templates: options.Templates = None,
-    split: options.Split = "all",
+    split: options.Split = defaults.SPLIT,
     relation: options.Relations = None,
     subject: options.Subjects = None,
     limit: options.Limit = None,
     seed: options.Seed = 0,
     leave_out_unknown: options.LeaveOutUnknown = False,
-    method: Annotated[str, choice(options.METHODS, "Attribution method", METHOD)] = "integrated_gradients",
-    output: Annotated[str, choice(OUTPUTS, "Attributed output", METHOD)] = "prob",
+    method: Annotated[str, choice(options.METHODS, "Attribution method", METHOD)] = defaults.METHOD,
+    output: Annotated[str, choice(OUTPUTS, "Attributed output", METHOD)] = defaults.OUTPUT,
     contrast: Annotated[str | None, option(METHOD, "TEXT", "Contrasting answer of --output logit_diff.")] = None,
     preset: Annotated[str | None, choice(PRESETS, "Quadrature of the paper or of its released code", METHOD)] = None,
-    quadrature: Annotated[str, choice(QUADRATURES, "Quadrature rule", METHOD)] = "adaptive",
-    n_steps: Annotated[int | None, option(METHOD, "N", "Points of a fixed rule; 20 by default.", min=1)] = None,
+    quadrature: Annotated[str, choice(QUADRATURES, "Quadrature rule", METHOD)] = defaults.QUADRATURE,
+    n_steps: Annotated[
+        int | None, option(METHOD, "N", f"Points of a fixed rule; {defaults.N_STEPS} by default.", min=1)
+    ] = None,
     tolerance: Annotated[
         float, option(METHOD, "SHARE", "Tolerated completeness gap, relative to the clean output.", min=0)
-    ] = 1e-3,
+    ] = defaults.TOLERANCE,
     attr_threshold: Annotated[
         float, option(METHOD, "SHARE", "Share of a prompt's largest score: threshold of its coarse set.", min=0, max=1)
-    ] = 0.2,
+    ] = defaults.ATTR_THRESHOLD,
     share_threshold: Annotated[
         float, option(METHOD, "SHARE", "Share of a fact's prompts whose coarse sets contain a neuron.", min=0, max=1)
-    ] = 0.7,
-    min_prompts: Annotated[int, option(METHOD, "N", "Minimum number of these prompts.", min=1)] = 3,
+    ] = defaults.SHARE_THRESHOLD,
+    min_prompts: Annotated[int, option(METHOD, "N", "Minimum number of these prompts.", min=1)] = defaults.MIN_PROMPTS,
     by_relation: Annotated[
         bool,
         flag(METHOD, "--by-relation", "Adaptation of --share-threshold, until a relation's facts have 2 to 5 neurons."),
@@ -246,9 +249,6 @@ def _found_table(document: Mapping[str, Any]) -> Group:
         f"{len(facts):,} facts, {document['n_prompts']:,} prompts; {mean:.2f} neurons per fact, {n_without:,} facts "
         "without neurons. "
     )
-    n_hidden = len(facts) - ROWS_SHOWN
-    if n_hidden > 0:
-        note += f"\n{n_hidden:,} more facts are not shown; --out and --json contain all."
     if gaps or n_unconverged:
         note += (
             f"Completeness gap at most {number(max(gaps, default=None))}; {n_unconverged:,} of {n_pairs:,} (prompt, "
@@ -256,4 +256,7 @@ def _found_table(document: Mapping[str, Any]) -> Group:
         )
     else:
         note += f"Scores of {settings['method']} have no completeness gap."
+    n_hidden = len(facts) - ROWS_SHOWN
+    if n_hidden > 0:
+        note += f"\n{n_hidden:,} more facts are not shown; --out and --json contain all."
     return Group(rows, note)

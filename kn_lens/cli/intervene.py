@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Group
 
+from kn_lens._core import defaults
 from kn_lens._core.atomic import write_whole
 from kn_lens._core.intervals import WHY_NONE
 from kn_lens.cli import _options as options
@@ -58,7 +59,7 @@ def intervene(
     facts: options.Facts = "world",
     format: options.Format = None,
     templates: options.Templates = None,
-    split: options.Split = "all",
+    split: options.Split = defaults.SPLIT,
     relation: options.Relations = None,
     subject: options.Subjects = None,
     limit: options.Limit = None,

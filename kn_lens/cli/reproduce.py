@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from rich.console import Console, Group
 from rich.table import Table
 
+from kn_lens._core import defaults
 from kn_lens._core.escape import escaped
 from kn_lens._core.intervals import WHY_NONE
 from kn_lens.cli import _options as options
@@ -36,12 +37,12 @@ def reproduce(
     to: Annotated[Path, named_option(RESULT, "--out -o", "DIR", "Run directory: new, or that of a run to resume.")],
     model: options.Model = "world-bert",
     device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    dtype: options.Dtype = defaults.DTYPE,
     memory: options.Memory = None,
     facts: options.Facts = "world",
     format: options.Format = None,
     templates: options.Templates = None,
-    split: options.Split = "all",
+    split: options.Split = defaults.SPLIT,
     relations: Annotated[str | None, option(FACTS, "P36,...", "Relations of the facts; all by default.")] = None,
     limit: Annotated[
         int | None, option(FACTS, "N", "Maximum number of facts of each relation, drawn at random.", min=1)

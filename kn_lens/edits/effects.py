@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
+from kn_lens._core import defaults
 from kn_lens._core.checks import check_share
 from kn_lens._core.names import Scaling, UpdateForm
 from kn_lens.attribution import Preset
@@ -74,8 +75,8 @@ def update_effects(
     doses: Sequence[float] = (1.0,),
     lambdas: tuple[float, float] | None = None,
     preset: Preset | None = None,
-    scaling: Scaling = "norm",
-    signed: bool = True,
+    scaling: Scaling = defaults.SCALING,
+    signed: bool = defaults.SIGNED,
     max_disturbed: float = MAX_DISTURBED,
     seed: int = 0,
     tokenizer: Any = None,
@@ -361,7 +362,7 @@ def erase_effects(
     *,
     top: int | None = None,
     min_facts: int | None = None,
-    value: str | int = "zero",
+    value: str | int = defaults.ERASED_VALUE,
     seed: int = 0,
     tokenizer: Any = None,
     memory_budget: float | None = None,

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from kn_lens._core import defaults
 from kn_lens.edits.arguments import check_neurons, check_neurons_by_fact
 from kn_lens.edits.value_rows import check_raw, mean_embedding
 from kn_lens.edits.weight_edit import WeightEdit
@@ -22,9 +23,6 @@ from kn_lens.errors import ArgumentError, EditError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.hosts import HookedModel, Host, exclusive, host_of
 from kn_lens.neurons import NeuronSet, relation_neurons
-
-TOP = 20
-"""The paper erases a relation's 20 most frequent neurons."""
 
 
 @exclusive
@@ -34,7 +32,7 @@ def erase_relation(
     *,
     top: int | None = None,
     min_facts: int | None = None,
-    value: str | int = "zero",
+    value: str | int = defaults.ERASED_VALUE,
     tokenizer: Any = None,
 ) -> WeightEdit:
     """Return the edit that erases a relation: the rows of the neurons that most of its facts share get a fixed value.
@@ -72,7 +70,7 @@ def erase_relation(
         )
     (relation,) = relations
     if min_facts is None:
-        top = TOP if top is None else top
+        top = defaults.ERASED_NEURONS if top is None else top
         neurons = relation_neurons(neurons_by_fact, top=top)[relation]
         lack = "have any neuron"
     else:
@@ -89,7 +87,7 @@ def erase_relation(
 
 @exclusive
 def erase_neurons(
-    model: HookedModel | Host, neurons: NeuronSet, *, value: str | int = "zero", tokenizer: Any = None
+    model: HookedModel | Host, neurons: NeuronSet, *, value: str | int = defaults.ERASED_VALUE, tokenizer: Any = None
 ) -> WeightEdit:
     """Return the edit that sets the rows of neurons to one value; with zero it is their suppression at all positions.
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from kn_lens._core import defaults
 from kn_lens._core.checks import check_share
 from kn_lens._core.names import Scaling
 from kn_lens.attribution import Preset
@@ -97,8 +98,8 @@ def choose_lambdas(
     grid: Sequence[tuple[float, float]] = GRID,
     max_disturbed: float = MAX_DISTURBED,
     preset: Preset | None = None,
-    scaling: Scaling = "norm",
-    signed: bool = True,
+    scaling: Scaling = defaults.SCALING,
+    signed: bool = defaults.SIGNED,
     tokenizer: Any = None,
     memory_budget: float | None = None,
     progress: Progress | None = None,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kn_lens._core import defaults
 from kn_lens._core.bootstrap import Statistic, WeightedMean, bootstrap_tables, fact_share, perplexity, ratio
 from kn_lens._core.intervals import SHARE
 from kn_lens.edits.questions import OTHER_FACTS, OWN
@@ -71,7 +72,7 @@ def edit_table(
     effects: "pd.DataFrame",
     *,
     by_relation: bool = False,
-    n_resamples: int = 1000,
+    n_resamples: int = defaults.N_RESAMPLES,
     level: float = 0.95,
     seed: int = 0,
 ) -> "pd.DataFrame":

@@ -13,7 +13,8 @@ activation speaks *against* the new answer.
 
 The released code (``preset="official"``) scales by norms, the paper (``preset="paper"``) uses the plain form. Both have
 lambdas (1, 8) and no signs, which is the same where no activation is negative. Behind a ReLU none is, behind a GELU
-many are slightly negative, and in gated MLPs about half are. The default lambdas are weaker: ``DEFAULT_LAMBDAS``.
+many are slightly negative, and in gated MLPs about half are. The default lambdas are weaker:
+``_core.defaults.LAMBDAS``.
 
 Where embeddings are narrower than the rows (ELECTRA, OPT-350m), e(.) goes through the checkpoint's own projection.
 Where the block normalises the output of ``W_out`` (Gemma 2 and 3, OLMo 2), the embedding is added before that norm and
@@ -34,8 +35,9 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kn_lens._core import defaults
 from kn_lens._core.checks import check_share
-from kn_lens._core.names import DEFAULT_LAMBDAS, UPDATE_FORMS, Scaling, UpdateForm
+from kn_lens._core.names import UPDATE_FORMS, Scaling, UpdateForm
 from kn_lens._core.precision import at_least_float32
 from kn_lens.attribution import Preset, check_numbers
 from kn_lens.edits.arguments import check_fact, check_neurons, check_neurons_by_fact
@@ -58,10 +60,10 @@ def update_fact(
     *,
     lambdas: tuple[float, float] | None = None,
     preset: Preset | None = None,
-    scaling: Scaling = "norm",
-    signed: bool = True,
+    scaling: Scaling = defaults.SCALING,
+    signed: bool = defaults.SIGNED,
     neurons_by_fact: Mapping[Fact, NeuronSet] | None = None,
-    max_share: float = 0.1,
+    max_share: float = defaults.MAX_SHARE,
     tokenizer: Any = None,
     allow_unknown: bool = False,
 ) -> WeightEdit:
@@ -150,7 +152,7 @@ def resolve_form(lambdas: Any, preset: str | None, scaling: Scaling, signed: boo
     if not isinstance(signed, bool):
         raise ArgumentError(f"signed={signed!r}; expected True or False.")
     if preset is None:
-        form = UpdateForm(DEFAULT_LAMBDAS, scaling, signed)
+        form = UpdateForm(defaults.LAMBDAS, scaling, signed)
     elif preset not in UPDATE_FORMS:
         near = did_you_mean(str(preset), UPDATE_FORMS)
         raise ArgumentError(f"Unknown preset {preset!r}; expected one of {', '.join(UPDATE_FORMS)}.{near}")

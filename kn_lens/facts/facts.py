@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from kn_lens._core import defaults
 from kn_lens._core.atomic import write_whole
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 from kn_lens.facts import readers
@@ -236,7 +237,7 @@ class FactSet(Sequence[Fact]):
     # --- reading ----------------------------------------------------------------------------------
 
     @classmethod
-    def world(cls, split: Split = "all") -> "FactSet":
+    def world(cls, split: Split = defaults.SPLIT) -> "FactSet":
         """Return the facts that ship with the package, with their templates.
 
         Args:

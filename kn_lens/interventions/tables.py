@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from kn_lens._core import defaults
 from kn_lens._core.bootstrap import bootstrap_table, change_ratio
 from kn_lens.errors import ArgumentError, did_you_mean
 
@@ -29,7 +30,7 @@ def effect_table(
     effects: "pd.DataFrame",
     *,
     by_relation: bool = False,
-    n_resamples: int = 1000,
+    n_resamples: int = defaults.N_RESAMPLES,
     level: float = 0.95,
     seed: int = 0,
 ) -> "pd.DataFrame":

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kn_lens._core import defaults
 from kn_lens._core.checks import check_share
 from kn_lens.attribution import Attribution
 from kn_lens.errors import ArgumentError, did_you_mean
@@ -70,7 +71,7 @@ class RelationRefinement:
     mean_neurons: dict[str, float]
 
 
-def coarse(attr: Attribution, threshold: float = 0.2) -> Bool[Tensor, "batch n_layers d_mlp"]:
+def coarse(attr: Attribution, threshold: float = defaults.ATTR_THRESHOLD) -> Bool[Tensor, "batch n_layers d_mlp"]:
     """Return each prompt's coarse set: the neurons that score at least ``threshold`` times the prompt's largest score.
 
     The largest score is taken over all layers. A prompt without a positive score has an empty set. The result is dense
@@ -92,9 +93,9 @@ def coarse(attr: Attribution, threshold: float = 0.2) -> Bool[Tensor, "batch n_l
 def refine(
     attr: Attribution,
     *,
-    attr_threshold: float = 0.2,
-    share_threshold: float = 0.7,
-    min_prompts: int = 3,
+    attr_threshold: float = defaults.ATTR_THRESHOLD,
+    share_threshold: float = defaults.SHARE_THRESHOLD,
+    min_prompts: int = defaults.MIN_PROMPTS,
     negatives: Negatives | None = None,
 ) -> Refined:
     """Return the refined set of each fact that the attribution has prompts of.
@@ -143,9 +144,9 @@ def refine_by_relation(
     target: tuple[float, float] = (2, 5),
     step: float = 0.05,
     max_moves: int = 6,
-    attr_threshold: float = 0.2,
-    share_threshold: float = 0.7,
-    min_prompts: int = 3,
+    attr_threshold: float = defaults.ATTR_THRESHOLD,
+    share_threshold: float = defaults.SHARE_THRESHOLD,
+    min_prompts: int = defaults.MIN_PROMPTS,
     negatives: Negatives | None = None,
 ) -> RelationRefinement:
     """Refine as ``refine`` does, moving ``share_threshold`` for each relation until its facts have a few neurons each.
@@ -224,9 +225,9 @@ def refine_by_relation(
 def refine_released(
     path: str | Path,
     *,
-    attr_threshold: float = 0.2,
-    share_threshold: float = 0.7,
-    min_prompts: int = 3,
+    attr_threshold: float = defaults.ATTR_THRESHOLD,
+    share_threshold: float = defaults.SHARE_THRESHOLD,
+    min_prompts: int = defaults.MIN_PROMPTS,
     metric: str = "ig_gold",
 ) -> dict[str, NeuronSet]:
     """Refine attributions stored by the released code (``*.rlt.jsonl``), with the meaning and defaults of ``refine``.

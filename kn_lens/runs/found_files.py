@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from kn_lens._core import defaults
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.facts import FactSet
 from kn_lens.hosts import ModelIdentity
@@ -87,7 +88,7 @@ def found_tables(
     n_layers: int | None = None,
     *,
     across_samples: int = 0,
-    n_resamples: int = 1000,
+    n_resamples: int = defaults.N_RESAMPLES,
     seed: int = 0,
 ) -> "dict[str, pd.DataFrame]":
     """Return Table 2, also by relation, and Figure 3.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kn_lens._core import defaults
 from kn_lens._core.bootstrap import with_control
 from kn_lens._core.intervals import SHARE, interval
 from kn_lens.neurons import (
@@ -32,7 +33,7 @@ def overlap_table(
     sets: Mapping[str, SetsByRelation],
     *,
     across_samples: int = 0,
-    n_resamples: int = 1000,
+    n_resamples: int = defaults.N_RESAMPLES,
     seed: int = 0,
 ) -> "pd.DataFrame":
     """Return Table 2: the number of neurons of a fact, and of those shared with facts of its relation and of others.
@@ -91,7 +92,7 @@ def table_2(sets: Mapping[str, SetsByRelation], **options: Any) -> "dict[str, pd
 
 
 def layer_table(
-    sets: Mapping[str, SetsByRelation], n_layers: int, *, n_resamples: int = 1000, seed: int = 0
+    sets: Mapping[str, SetsByRelation], n_layers: int, *, n_resamples: int = defaults.N_RESAMPLES, seed: int = 0
 ) -> "pd.DataFrame":
     """Return Figure 3: the distribution of the neurons over the layers; a neuron counts once for each fact that has it.
 

@@ -24,7 +24,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from kn_lens._core.names import DEFAULT_LAMBDAS, RULES, UPDATE_FORMS, Scaling
+from kn_lens._core import defaults
+from kn_lens._core.names import RULES, UPDATE_FORMS, Scaling
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.runs.corpora import digest_of_texts
 from kn_lens.runs.minimal_pairs import digest_of_pairs
@@ -89,31 +90,31 @@ class Settings:
     limit: int | None = None
     relations: tuple[str, ...] = ()
     held_out: int = 0
-    quadrature: str = "adaptive"
+    quadrature: str = defaults.QUADRATURE
     n_steps: int | None = None
-    tolerance: float = 1e-3
+    tolerance: float = defaults.TOLERANCE
     keep: float = 0.1
-    attr_threshold: float = 0.2
-    share_threshold: float = 0.7
+    attr_threshold: float = defaults.ATTR_THRESHOLD
+    share_threshold: float = defaults.SHARE_THRESHOLD
     share_step: float = 0.05
     max_moves: int = 6
-    min_prompts: int = 3
+    min_prompts: int = defaults.MIN_PROMPTS
     baseline_threshold: float = 0.5
     baseline: Baseline = "matched"
     across_samples: int = 0
     doses: tuple[float, ...] = (0.0, 0.5, 1.5, 2.0, 2.5, 3.0)
     dose_facts: int = 20
-    n_resamples: int = 1000
+    n_resamples: int = defaults.N_RESAMPLES
     update_facts: int = 10
     update_others: int = 10
-    lambdas: tuple[float, float] = DEFAULT_LAMBDAS
-    update_scaling: Scaling = "norm"
-    update_signed: bool = True
-    max_share: float = 0.1
+    lambdas: tuple[float, float] = defaults.LAMBDAS
+    update_scaling: Scaling = defaults.SCALING
+    update_signed: bool = defaults.SIGNED
+    max_share: float = defaults.MAX_SHARE
     inverses: tuple[str, ...] = ("P36=P1376", "P1376=P36")
     synonyms: tuple[str, ...] = ()
-    erase_top: int = 20
-    erase_value: str = "zero"
+    erase_top: int = defaults.ERASED_NEURONS
+    erase_value: str = defaults.ERASED_VALUE
     erase_facts: int = 200
     erase_others: int = 100
     texts: str | None = None
@@ -236,7 +237,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {
         "quadrature": "right",
         "n_steps": 20,
-        "share_threshold": 0.7 + MORE_THAN,
+        "share_threshold": defaults.SHARE_THRESHOLD + MORE_THAN,
         "min_prompts": 1,
         "max_moves": 20,  # from 0.7 no share is further away
         "baseline": "refined",

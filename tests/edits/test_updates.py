@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import kn_lens as kn
-from kn_lens._core.names import DEFAULT_LAMBDAS
+from kn_lens._core import defaults
 from kn_lens.hosts import unwrap
 from tests.edit_cases import FACTS, IRELAND, NEURONS, UPDATE, bits, mean_embedding, same
 from tests.effects import CAPITAL
@@ -159,8 +159,8 @@ def test_updates_have_the_default_strength():
     model = loaded("LlamaForCausalLM")
     for scaling in ("norm", "plain"):
         edit = kn.update_fact(model, **UPDATE, scaling=scaling)
-        assert tuple(edit.why[0]["lambdas"]) == DEFAULT_LAMBDAS
-        assert edit.digest == kn.update_fact(model, **UPDATE, scaling=scaling, lambdas=DEFAULT_LAMBDAS).digest
+        assert tuple(edit.why[0]["lambdas"]) == defaults.LAMBDAS
+        assert edit.digest == kn.update_fact(model, **UPDATE, scaling=scaling, lambdas=defaults.LAMBDAS).digest
 
 
 def test_without_negative_activations_signs_change_nothing():

@@ -11,7 +11,8 @@ import nbformat
 import pytest
 
 import kn_lens as kn
-from kn_lens._core.names import DEFAULT_LAMBDAS, UPDATE_FORMS
+from kn_lens._core import defaults
+from kn_lens._core.names import UPDATE_FORMS
 from kn_lens.attribution.options import PRESETS as ATTRIBUTION_PRESETS
 from kn_lens.cli._app import app
 from kn_lens.cli.models import REFUSED
@@ -156,7 +157,7 @@ def test_presets_are_those_that_the_pages_say():
     assert rows["beside the found neurons"] == ["as many most active ones", *["the refined baseline"] * 2]
     assert Settings.of("kn_lens").baseline == "matched"
     lambdas = [Settings.of(preset).lambdas for preset in ("kn_lens", "paper", "official")]
-    assert [DEFAULT_LAMBDAS, UPDATE_FORMS["paper"].lambdas, UPDATE_FORMS["official"].lambdas] == lambdas
+    assert [defaults.LAMBDAS, UPDATE_FORMS["paper"].lambdas, UPDATE_FORMS["official"].lambdas] == lambdas
     assert rows["lambdas of updates"] == ["({:g}, {:g})".format(*pair) for pair in lambdas]
     assert rows["updates scale the embeddings"] == ["by norms", "not", "by norms"]
     assert [UPDATE_FORMS[preset].scaling for preset in ("paper", "official")] == ["plain", "norm"]

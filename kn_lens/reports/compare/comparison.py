@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kn_lens._core import permutation
+from kn_lens._core import defaults, permutation
 from kn_lens._core.atomic import write_whole
 from kn_lens._core.intervals import SHARE
 from kn_lens.errors import ArgumentError
@@ -130,8 +130,8 @@ def check_folder(folder: StrPath) -> Path:
 def compare_runs(
     runs: Sequence[StrPath] | Mapping[str, StrPath],
     *,
-    n_resamples: int = 1000,
-    n_permutations: int = 10_000,
+    n_resamples: int = defaults.N_RESAMPLES,
+    n_permutations: int = defaults.N_PERMUTATIONS,
     seed: int = 0,
 ) -> Comparison:
     """Compare models on their common facts, from the directories of their finished runs.

@@ -33,6 +33,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kn_lens._core import defaults
 from kn_lens._core.atomic import read_whole
 from kn_lens._core.names import DTYPES, OWN_TEMPLATES
 from kn_lens._core.redact import without_secrets
@@ -72,7 +73,7 @@ class ModelEntry:
     name: str
     model: str
     revision: str | None = None
-    dtype: str = "float32"
+    dtype: str = defaults.DTYPE
     device: str | None = None
     tags: Mapping[str, Tag] = field(default_factory=dict)
 
@@ -90,7 +91,7 @@ class FactsEntry:
     source: str = WORLD
     format: str | None = None
     templates: str | None = None
-    split: str = "all"
+    split: str = defaults.SPLIT
 
 
 @dataclass(frozen=True, kw_only=True)
