@@ -25,7 +25,7 @@ NEURON_SETS = {
 }
 """Labels of the neuron sets, in the order of all figures."""
 SCOPES = {"own": "the fact itself", "other": "a fact of another relation"}
-FACTORS = {0.0: "switched off (factor 0)", 2.0: "turned up (factor 2)"}
+FACTORS = {0.0: "suppressed (factor 0)", 2.0: "amplified (factor 2)"}
 LOOKS = {
     "found": {"color": BLUE, "symbol": "circle"},
     "activation": {"color": ORANGE, "symbol": "square"},

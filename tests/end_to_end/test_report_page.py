@@ -39,7 +39,7 @@ def test_a_table_is_sorted_by_its_buttons_and_paged(browser, report):
     with opened(browser, report) as page:
         assert len(rows(page, "facts")) == 50
         assert "1 to 50 of 120 facts" in page.inner_text("#facts-table .pages")
-        head = page.locator("#facts-table th", has_text="P off").first
+        head = page.locator("#facts-table th", has_text="P suppressed").first
         for expected in ("descending", "ascending"):
             head.locator("button").press("Enter")
             assert head.get_attribute("aria-sort") == expected
@@ -69,7 +69,7 @@ def test_a_fact_is_found_opened_and_left_with_the_keyboard_alone(browser, report
         assert page.inner_text("h1:visible") == "subject 33: object 33" and page.title() == "subject 33: object 33"
         assert page.evaluate("document.activeElement.id") == "page-title"
         fact = page.evaluate("facts.rows.find(fact => fact.relation === 'P2' && fact.subject === 'subject 33')")
-        details = page.evaluate(f"facts.details({page.evaluate('facts.places.get(' + repr(fact['key']) + ')')})")
+        details = page.evaluate(f"facts.details({page.evaluate('facts.numberOf.get(' + repr(fact['key']) + ')')})")
         shown = page.locator("#page table").first.locator("tbody tr")
         assert shown.count() == len(details["predictions"]["text"]) == 5
         assert shown.first.locator("td").nth(1).inner_text() == details["predictions"]["text"][0]
@@ -83,7 +83,7 @@ def test_a_link_to_a_fact_opens_it_and_a_wrong_one_says_so(browser, report):
         page.wait_for_selector("#page-title")
         assert page.inner_text("#page-title") == "subject 0: object 0"
     with opened(browser, report, "#fact=P9%2Fnobody") as page:
-        assert "There is no fact P9/nobody" in page.inner_text("#trouble")
+        assert "There is no fact P9/nobody" in page.inner_text("#message")
         assert page.is_visible("#summary")
 
 
@@ -97,7 +97,7 @@ def test_a_neuron_leads_to_the_facts_that_have_it(browser, report):
 
 def test_figures_are_drawn_with_the_numbers_of_their_tables(browser, report):
     with opened(browser, report, viewport=DESK) as page:
-        page.evaluate("drawAll()")
+        page.evaluate("drawAllFigures()")
         assert page.locator(".plot .main-svg").count() >= 2 * page.locator("figure").count() > 0
         assert page.locator("figure details table").count() == page.locator("figure").count()
         drawn = page.evaluate(
@@ -111,7 +111,7 @@ def test_figures_are_drawn_with_the_numbers_of_their_tables(browser, report):
 def test_the_theme_follows_the_system_and_the_button(browser, report, preferred):
     other = {"light": "dark", "dark": "light"}[preferred]
     with opened(browser, report, color_scheme=preferred, viewport=DESK) as page:
-        page.evaluate("drawAll()")
+        page.evaluate("drawAllFigures()")
 
         def seen():
             back = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -159,7 +159,7 @@ CONTRASTS = """() => {
 @pytest.mark.parametrize("fragment", ["", "#fact=" + quote("P1/subject 0/object 0", safe="")])
 def test_all_text_stands_out_and_a_phone_shows_it_without_scrolling_sideways(browser, report, scheme, fragment):
     with opened(browser, report, fragment, color_scheme=scheme, viewport=PHONE) as page:
-        page.evaluate("drawAll()")
+        page.evaluate("drawAllFigures()")
         page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
         found = page.evaluate(CONTRASTS)
         assert len(found) > 50 and found[0][0] >= 4.5, found[:3]
@@ -199,14 +199,14 @@ def test_tables_are_saved_as_csv(browser, report, tmp_path):
 def test_names_that_look_like_markup_stay_text(browser, tmp_path, attack):
     run = write_run(tmp_path / "run", n_relations=2, n_facts=2, name=lambda text: f"{attack} {text}")
     with opened(browser, write_report(run), viewport=DESK) as page:
-        page.evaluate("drawAll()")
+        page.evaluate("drawAllFigures()")
         labels = page.locator("#figure-effects_by_relation text").all_text_contents()
         assert f"{attack} P1" in labels
         assert [row[0] for row in rows(page, "facts")] == [f"{attack} subject {n}" for n in (0, 1)] * 2
         page.fill("#facts-table input", f"{attack} P2")
         page.locator("#facts-table td a", has_text="subject 1").last.click()
         page.wait_for_selector("#page:not([hidden])")
-        page.evaluate("drawAll()")
+        page.evaluate("drawAllFigures()")
         assert page.inner_text("#page-title") == f"{attack} subject 1: {attack} object 1"
         assert attack in page.locator("#page table").first.inner_text()
         assert page.locator("main img, main b, main a[href^=http], main a[href^=javascript]").count() == 0

@@ -106,7 +106,7 @@ def test_details_come_in_parts_that_hold_every_fact_once(tmp_path):
 def test_findings_have_intervals_controls_and_the_papers_values(run, page):
     table = pd.read_csv(run / "tables" / "figures4_5.csv")
     row = table.query("factor == 0 and neuron_set == 'found' and scope == 'own'").iloc[0]
-    card = re.search(r'<article class="card">\s*<h2>Switched off</h2>.*?</article>', page, re.DOTALL)[0]
+    card = re.search(r'<article class="card">\s*<h2>Suppressed</h2>.*?</article>', page, re.DOTALL)[0]
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", card)).replace("\N{MINUS SIGN}", "-")
     assert f"{row['value']:+.1%} 95% interval {row['low']:+.1%} to {row['high']:+.1%}" in text
     assert "random neurons +1.0%" in text and "Dai et al. (2022) -29.0%" in text

@@ -1,21 +1,25 @@
 "use strict";
-// Data and elements. Whatever comes from the data becomes text: elements are made by `make`, never parsed.
+// Data and elements. All text from the data is inserted as text: `makeElement` builds elements, nothing is parsed.
 
 const element = (id) => document.getElementById(id);
 
-/** Make an element with attributes and children; children that are no elements become text. */
-function make(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
+/** Return a new element. Children that are not elements become text; null children are left out. */
+function makeElement(tag, attributes = {}, ...children) {
+  const result = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (name === "onclick" || name === "oninput") made.addEventListener(name.slice(2), value);
-    else if (value === true) made.setAttribute(name, "");
-    else if (value !== false && value != null) made.setAttribute(name, value);
+    if (name === "onclick" || name === "oninput") {
+      result.addEventListener(name.slice(2), value);
+    } else if (value === true) {
+      result.setAttribute(name, "");
+    } else if (value !== false && value != null) {
+      result.setAttribute(name, value);
+    }
   }
-  made.append(...children.filter((child) => child != null));
-  return made;
+  result.append(...children.filter((child) => child != null));
+  return result;
 }
 
-/** Unpack a part of the data: JSON, compressed with gzip, written in base64. */
+/** Return a part of the data, which is stored as JSON, compressed with gzip, in base64. */
 async function unpack(name) {
   const packed = JSON.parse(element(`data-${name}`).textContent);
   const bytes = Uint8Array.fromBase64
@@ -25,35 +29,68 @@ async function unpack(name) {
   return JSON.parse(await new Response(stream).text());
 }
 
-/** Text as Plotly shows it, which reads tags in it otherwise. */
-const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+/** Return a text escaped for Plotly, which interprets tags. */
+function escapeForPlotly(text) {
+  return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+}
 
-const missing = (value) => value === null || value === undefined;
-const probability = (value) => (missing(value) ? "–" : value.toFixed(3));
-const percent = (value) => (missing(value) ? "–" : `${(100 * value).toFixed(0)}%`);
-const digits = (value) => (missing(value) ? "–" : Number(value.toPrecision(3)).toString().replace("-", "−"));
-const whole = (value) => (missing(value) ? "–" : value.toLocaleString("en"));
-const place = (rank) => (missing(rank) ? "–" : whole(rank + 1));
-const neuronName = ([layer, index]) => `L${layer}N${index}`;
+// --- numbers as text: a dash for a missing value -----------------------------------------------------------
 
-/** The rows of columns as one object each. */
+const DASH = "–";
+
+const isMissing = (value) => value === null || value === undefined;
+
+const formatProbability = (value) => (isMissing(value) ? DASH : value.toFixed(3));
+
+const formatPercent = (value) => (isMissing(value) ? DASH : `${(100 * value).toFixed(0)}%`);
+
+const formatCount = (value) => (isMissing(value) ? DASH : value.toLocaleString("en"));
+
+/** Ranks count from 0 in the data and from 1 on the page. */
+const formatRank = (rank) => (isMissing(rank) ? DASH : formatCount(rank + 1));
+
+/** Return a number with three significant digits. */
+function formatScore(value) {
+  if (isMissing(value)) {
+    return DASH;
+  }
+  return Number(value.toPrecision(3)).toString().replace("-", "−");
+}
+
+const neuronName = (layer, index) => `L${layer}N${index}`;
+
+// --- tables ------------------------------------------------------------------------------------------------
+
+/** Return the rows of a table, one object each, from its columns by name. */
 function rowsOf(columns) {
   const names = Object.keys(columns);
-  return (columns[names[0]] ?? []).map((_, row) => Object.fromEntries(names.map((name) => [name, columns[name][row]])));
+  const nRows = names.length ? columns[names[0]].length : 0;
+  const rows = [];
+  for (let number = 0; number < nRows; number += 1) {
+    const row = {};
+    for (const name of names) {
+      row[name] = columns[name][number];
+    }
+    rows.push(row);
+  }
+  return rows;
 }
 
-/** Offer text as a file. */
-function download(name, text) {
-  const link = make("a", { href: URL.createObjectURL(new Blob([text], { type: "text/csv" })), download: name });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+/** Return a cell of a CSV file, quoted if it has to be. */
+function csvCell(value) {
+  const text = isMissing(value) ? "" : String(value);
+  return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
-/** Rows of texts and numbers as CSV. */
-function asCsv(rows) {
-  const cell = (value) => {
-    const text = missing(value) ? "" : String(value);
-    return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
-  };
-  return rows.map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
+/** Return rows of texts and numbers as CSV. */
+function toCsv(rows) {
+  const lines = rows.map((row) => row.map(csvCell).join(","));
+  return `${lines.join("\r\n")}\r\n`;
+}
+
+/** Let the browser save a text as a CSV file. */
+function saveCsv(name, text) {
+  const url = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+  makeElement("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 1000);
 }

@@ -1,165 +1,299 @@
 "use strict";
-// The page of a fact, and the tables of facts and neurons.
+// The tables of facts and neurons, and the page of a fact.
 
-const factLink = (fact) => make("a", { href: `#fact=${encodeURIComponent(fact.key)}` }, fact.subject || fact.key);
-const neuronLink = (neuron) => make("a", { href: `#search=${neuronName(neuron)}` }, neuronName(neuron));
+const factAddress = (fact) => `#fact=${encodeURIComponent(fact.key)}`;
 
-function list(neurons, most = 6) {
-  const shown = neurons.slice(0, most).flatMap((neuron, number) => [number ? " " : "", neuronLink(neuron)]);
-  return make("span", {}, ...shown, neurons.length > most ? ` +${neurons.length - most}` : "");
+function factLink(fact) {
+  return makeElement("a", { href: factAddress(fact) }, fact.subject || fact.key);
+}
+
+function neuronLink(layer, index) {
+  const name = neuronName(layer, index);
+  return makeElement("a", { href: `#search=${name}` }, name);
+}
+
+/** Return links to the first neurons of a list of [layer, index], and the number of the others. */
+function neuronLinks(neurons, nShown = 6) {
+  const parts = [];
+  for (const [layer, index] of neurons.slice(0, nShown)) {
+    if (parts.length) {
+      parts.push(" ");
+    }
+    parts.push(neuronLink(layer, index));
+  }
+  if (neurons.length > nShown) {
+    parts.push(` +${neurons.length - nShown}`);
+  }
+  return makeElement("span", {}, ...parts);
+}
+
+const quoteTokens = (tokens) => tokens.map((token) => `“${token}”`).join(" ");
+
+/** Return a column of numbers with the name of the property that it shows. */
+function numberColumn(name, title, format) {
+  return { name, title, isNumber: true, cell: (row) => format(row[name]), value: (row) => row[name] };
 }
 
 const FACT_COLUMNS = [
   { name: "subject", title: "Fact", cell: factLink, value: (fact) => fact.subject || fact.key },
   { name: "relation", title: "Relation", cell: (fact) => fact.relation },
   { name: "object", title: "Answer", cell: (fact) => fact.object },
-  { name: "right", title: "Right", number: true, cell: (fact) => percent(fact.right), value: (fact) => fact.right },
-  { name: "before", title: "P", number: true, cell: (fact) => probability(fact.before), value: (fact) => fact.before },
-  { name: "off", title: "P off", number: true, cell: (fact) => probability(fact.off), value: (fact) => fact.off },
-  { name: "random_off", title: "P random off", number: true, cell: (fact) => probability(fact.random_off), value: (fact) => fact.random_off },
-  { name: "up", title: "P up", number: true, cell: (fact) => probability(fact.up), value: (fact) => fact.up },
-  { name: "prompts", title: "Prompts", number: true, cell: (fact) => whole(fact.prompts), value: (fact) => fact.prompts },
-  { name: "n_neurons", title: "Neurons", number: true, cell: (fact) => whole(fact.n_neurons), value: (fact) => fact.n_neurons },
-  { name: "neurons", title: "Which", long: true, cell: (fact) => list(fact.neurons), value: (fact) => fact.neurons.map(neuronName).join(" ") },
+  numberColumn("right", "Correct", formatPercent),
+  numberColumn("before", "P", formatProbability),
+  numberColumn("off", "P suppressed", formatProbability),
+  numberColumn("random_off", "P random suppressed", formatProbability),
+  numberColumn("up", "P amplified", formatProbability),
+  numberColumn("prompts", "Prompts", formatCount),
+  numberColumn("n_neurons", "Neurons", formatCount),
+  {
+    name: "neurons",
+    title: "Names of neurons",
+    isLong: true,
+    cell: (fact) => neuronLinks(fact.neurons),
+    value: (fact) => fact.neurons.map(([layer, index]) => neuronName(layer, index)).join(" "),
+  },
 ];
 
 const NEURON_COLUMNS = [
-  { name: "layer", title: "Neuron", cell: (one) => neuronLink([one.layer, one.index]), value: (one) => neuronName([one.layer, one.index]) },
-  { name: "n_facts", title: "Facts", number: true, cell: (one) => whole(one.n_facts), value: (one) => one.n_facts },
-  { name: "n_relations", title: "Relations", number: true, cell: (one) => whole(one.n_relations), value: (one) => one.n_relations },
-  { name: "score", title: "Mean attribution", number: true, cell: (one) => digits(one.score), value: (one) => one.score },
-  { name: "tokens", title: "Writes to", long: true, cell: (one) => quoted(one.tokens), value: (one) => one.tokens.join(" ") },
+  {
+    name: "layer",
+    title: "Neuron",
+    cell: (neuron) => neuronLink(neuron.layer, neuron.index),
+    value: (neuron) => neuronName(neuron.layer, neuron.index),
+  },
+  numberColumn("n_facts", "Facts", formatCount),
+  numberColumn("n_relations", "Relations", formatCount),
+  numberColumn("score", "Mean attribution", formatScore),
+  {
+    name: "tokens",
+    title: "Promotes",
+    isLong: true,
+    cell: (neuron) => quoteTokens(neuron.tokens),
+    value: (neuron) => neuron.tokens.join(" "),
+  },
 ];
 
-const quoted = (tokens) => tokens.map((token) => `“${token}”`).join(" ");
-const there = (columns, data) => columns.filter(({ name }) => name in data);
+const PREDICTION_COLUMNS = [
+  { title: "", isNumber: true, cell: (prompt) => formatCount(prompt.number) },
+  { title: "Prompt", isLong: true, cell: (prompt) => prompt.text },
+  { title: "P before", isNumber: true, cell: (prompt) => formatProbability(prompt.before) },
+  { title: "P after", isNumber: true, cell: (prompt) => formatProbability(prompt.after) },
+  { title: "Rank before", isNumber: true, cell: (prompt) => formatRank(prompt.rank_before) },
+  { title: "Rank after", isNumber: true, cell: (prompt) => formatRank(prompt.rank_after) },
+  { title: "Top token before", cell: (prompt) => prompt.top_before },
+  { title: "Top token after", cell: (prompt) => prompt.top_after },
+];
 
+const PREDICTION_NOTE =
+  "P: probability of the answer. Rank: its rank among all tokens, 1 for the most probable. " +
+  "Top token: the most probable token.";
+const SCORE_NOTE =
+  "Attribution: mean over the prompts, in probability; the interval resamples the prompts. " +
+  "Prompts: the share of the prompts in which the neuron stands out.";
+
+const SCORE_COLUMNS = [
+  { title: "Attribution", isNumber: true, cell: (neuron) => formatScore(neuron.score) },
+  { title: "95% interval", isNumber: true, cell: (neuron) => formatInterval(neuron.low, neuron.high) },
+  { title: "Prompts", isNumber: true, cell: (neuron) => formatPercent(neuron.share) },
+];
+
+function formatInterval(low, high) {
+  return isMissing(low) ? DASH : `${formatScore(low)} to ${formatScore(high)}`;
+}
+
+/** Return the columns that the data has. */
+const availableColumns = (columns, data) => columns.filter((column) => column.name in data);
+
+/** Return the container of a figure of a fact's page. */
+function figureContainer(name, label) {
+  return makeElement("div", { class: "plot", role: "img", "aria-label": label, "data-figure": name });
+}
+
+/** Return a note about records that are missing, with a link to the command that computes them. */
+function missingNote(content, stage) {
+  const summaryLink = makeElement("a", { href: "#summary" }, "summary");
+  const text = `${content} have not been measured yet (stage ${stage}); the command that does is in the `;
+  return makeElement("p", { class: "note" }, text, summaryLink, ".");
+}
+
+/** The facts and neurons of the report: their tables, and the pages of facts. */
 class Facts {
-  constructor({ facts, neurons, at_once, patterns }) {
-    Object.assign(this, { atOnce: at_once, patterns });
+  constructor({ facts, neurons, facts_at_once, patterns }) {
+    this.factsAtOnce = facts_at_once;
+    this.patterns = patterns;
     this.rows = rowsOf(facts);
-    this.places = new Map(this.rows.map((fact, place) => [fact.key, place]));
-    this.readouts = new Map(rowsOf(neurons).map((one) => [neuronName([one.layer, one.index]), one]));
-    this.unpacked = new Map();
-    this.table = new LongTable(element("facts-table"), {
+    this.numberOf = new Map(this.rows.map((fact, number) => [fact.key, number]));
+    this.unpackedParts = new Map();
+
+    const neuronRows = rowsOf(neurons);
+    this.neuronByName = new Map(neuronRows.map((neuron) => [neuronName(neuron.layer, neuron.index), neuron]));
+    this.factTable = new LongTable(element("facts-table"), {
       caption: "Facts",
-      what: "facts",
-      columns: there(FACT_COLUMNS, facts),
+      rowsName: "facts",
+      columns: availableColumns(FACT_COLUMNS, facts),
       rows: this.rows,
       texts: (fact) => [fact.subject, fact.relation, fact.object],
-      names: (fact) => [fact.key, ...(fact.neurons ?? []).map(neuronName)],
+      names: (fact) => [fact.key, ...(fact.neurons ?? []).map(([layer, index]) => neuronName(layer, index))],
     });
-    this.neurons = new LongTable(element("neurons-table"), {
+    this.neuronTable = new LongTable(element("neurons-table"), {
       caption: "Neurons",
-      what: "neurons",
-      columns: there(NEURON_COLUMNS, neurons),
-      rows: rowsOf(neurons),
-      texts: (one) => one.tokens ?? [],
-      names: (one) => [neuronName([one.layer, one.index])],
+      rowsName: "neurons",
+      columns: availableColumns(NEURON_COLUMNS, neurons),
+      rows: neuronRows,
+      texts: (neuron) => neuron.tokens ?? [],
+      names: (neuron) => [neuronName(neuron.layer, neuron.index)],
     });
   }
 
-  details(place) {
-    const part = Math.floor(place / this.atOnce);
-    if (!this.unpacked.has(part)) this.unpacked.set(part, unpack(`facts-${part}`));
-    return this.unpacked.get(part).then((facts) => facts[place % this.atOnce]);
+  /** Return the predictions and scores of a fact. Facts are unpacked in groups, each once. */
+  async details(number) {
+    const part = Math.floor(number / this.factsAtOnce);
+    if (!this.unpackedParts.has(part)) {
+      this.unpackedParts.set(part, unpack(`facts-${part}`));
+    }
+    const facts = await this.unpackedParts.get(part);
+    return facts[number % this.factsAtOnce];
   }
 
-  /** Return the page of a fact, as an array of elements; its figures are drawn once they are in the document. */
-  async page(place) {
-    const fact = this.rows[place];
-    const { predictions, scores } = await this.details(place);
-    const heading = make("h1", { tabindex: -1, id: "page-title" }, fact.subject ? `${fact.subject}: ${fact.object}` : fact.object);
+  /** Return the elements of a fact's page. Its figures are drawn once they are in the document. */
+  async page(number) {
+    const fact = this.rows[number];
+    const { predictions, scores } = await this.details(number);
+    const title = fact.subject ? `${fact.subject}: ${fact.object}` : fact.object;
     return [
-      this.steps(place),
-      make("p", { class: "over" }, `Fact of relation ${fact.relation}`),
-      heading,
-      make("p", { class: "lead" }, this.summary(fact)),
-      this.predictions(predictions),
-      this.neuronsOf(fact, scores),
+      this.navigation(number),
+      makeElement("p", { class: "over" }, `Fact of relation ${fact.relation}`),
+      makeElement("h1", { tabindex: -1, id: "page-title" }, title),
+      makeElement("p", { class: "lead" }, this.summary(fact)),
+      this.predictionsSection(predictions),
+      this.neuronsSection(fact, scores),
     ];
   }
 
-  steps(place) {
-    const step = (name, to) => (this.rows[to] ? make("a", { href: `#fact=${encodeURIComponent(this.rows[to].key)}` }, name) : null);
-    return make("nav", { class: "steps", "aria-label": "Facts" }, make("a", { href: "#facts" }, "All facts"), step("Previous fact", place - 1), step("Next fact", place + 1));
+  navigation(number) {
+    const links = [makeElement("a", { href: "#facts" }, "All facts")];
+    const neighbours = { "Previous fact": this.rows[number - 1], "Next fact": this.rows[number + 1] };
+    for (const [label, fact] of Object.entries(neighbours)) {
+      if (fact) {
+        links.push(makeElement("a", { href: factAddress(fact) }, label));
+      }
+    }
+    return makeElement("nav", { class: "steps", "aria-label": "Facts" }, ...links);
   }
 
   summary(fact) {
-    const said = [`${whole(fact.prompts)} prompts`];
-    if (!missing(fact.right)) said.push(`${percent(fact.right)} of the answers are correct`);
-    if (!missing(fact.off)) {
-      said.push(`mean probability of the answer ${probability(fact.before)}; with its ${whole(fact.n_neurons)} neurons switched off ${probability(fact.off)}`);
-      said.push(`with random ones ${probability(fact.random_off)}`, `with its neurons doubled ${probability(fact.up)}`);
+    const parts = [`${formatCount(fact.prompts)} prompts`];
+    if (!isMissing(fact.right)) {
+      parts.push(`${formatPercent(fact.right)} of the answers are correct`);
     }
-    return `${said.join(", ")}.`;
+    if (!isMissing(fact.off)) {
+      const suppressed = formatProbability(fact.off);
+      parts.push(
+        `mean probability of the answer ${formatProbability(fact.before)}`,
+        `${suppressed} with its ${formatCount(fact.n_neurons)} neurons suppressed`,
+        `${formatProbability(fact.random_off)} with random ones suppressed`,
+        `${formatProbability(fact.up)} with its neurons amplified`,
+      );
+    }
+    return `${parts.join(", ")}.`;
   }
 
-  lacking(stage, what) {
-    const summary = make("a", { href: "#summary" }, "the summary");
-    return make("p", { class: "note" }, `${what} have not been measured yet (stage ${stage}); `, summary, " has the command that does.");
-  }
-
-  predictions(columns) {
-    const section = make("section", {}, make("h2", {}, "Predictions with the neurons switched off"));
-    if (!columns) return section.append(this.lacking("predictions", "Predictions")), section;
-    const rows = rowsOf(columns);
-    const names = rows.map((row, number) => plain(`${number + 1}`));
-    const height = rows.map((_, row) => rows.length - row);
-    const figure = withRows(this.patterns.predictions, names, [
-      { x: rows.flatMap((row) => [row.before, row.after, null]), y: height.flatMap((y) => [y, y, null]) },
-      ...["before", "after"].map((when) => ({ x: rows.map((row) => row[when]), text: rows.map((row) => plain(row.text)) })),
-    ]);
-    const drawn = make("div", { class: "plot", role: "img", "aria-label": "Probability of the answer before and after, by prompt; the numbers are in the table.", "data-figure": "predictions" });
-    const columnsShown = [
-      { title: "", number: true, cell: (row) => whole(row.number) },
-      { title: "Prompt", long: true, cell: (row) => row.text },
-      { title: "P before", number: true, cell: (row) => probability(row.before) },
-      { title: "P after", number: true, cell: (row) => probability(row.after) },
-      { title: "Rank before", number: true, cell: (row) => place(row.rank_before) },
-      { title: "Rank after", number: true, cell: (row) => place(row.rank_after) },
-      { title: "Says before", cell: (row) => row.top_before },
-      { title: "Says after", cell: (row) => row.top_after },
-    ];
-    const numbered = rows.map((row, number) => ({ ...row, number: number + 1 }));
-    const meaning = "P: probability of the answer. Rank: its place among all tokens, 1 for the most probable. Says: the most probable token.";
-    section.append(drawn, plainTable("Predictions", columnsShown, numbered), make("p", { class: "small" }, meaning));
-    plot(drawn, figure);
+  predictionsSection(columns) {
+    const title = makeElement("h2", {}, "Predictions with the neurons suppressed");
+    const section = makeElement("section", {}, title);
+    if (!columns) {
+      section.append(missingNote("Predictions", "predictions"));
+      return section;
+    }
+    const prompts = rowsOf(columns).map((prompt, index) => ({ ...prompt, number: index + 1 }));
+    const label = "Probability of the answer before and after, by prompt; the numbers are in the table.";
+    const container = figureContainer("predictions", label);
+    section.append(
+      container,
+      plainTable("Predictions", PREDICTION_COLUMNS, prompts),
+      makeElement("p", { class: "small" }, PREDICTION_NOTE),
+    );
+    addFigure(container, this.predictionsFigure(prompts));
     return section;
   }
 
-  neuronsOf(fact, columns) {
-    const section = make("section", {}, make("h2", {}, "Neurons"));
-    const known = (fact.neurons ?? []).map(([layer, index]) => ({ layer, index }));
-    const rows = columns ? rowsOf(columns).sort((a, b) => b.score - a.score) : known;
-    if (!rows.length) return section.append(make("p", {}, "No neuron is shared by enough of its prompts.")), section;
-    if (columns) {
-      const names = rows.map((row) => neuronName([row.layer, row.index]));
-      const drawn = make("div", { class: "plot", role: "img", "aria-label": "Mean attribution of each neuron with its 95% interval; the numbers are in the table.", "data-figure": "neurons" });
-      const bars = { array: rows.map((row) => row.high - row.score), arrayminus: rows.map((row) => row.score - row.low) };
-      const pattern = this.patterns.neuron_scores;
-      plot(drawn, withRows(pattern, names, [
-        { x: rows.map((row) => row.score), text: names, customdata: rows.map((row) => [row.low, row.high]), error_x: { ...pattern.data[0].error_x, ...bars } },
-      ]));
-      section.append(drawn);
+  predictionsFigure(prompts) {
+    const heights = rowHeights(prompts.length);
+    const texts = prompts.map((prompt) => escapeForPlotly(prompt.text));
+    // Plotly ends a line at null, so that each prompt gets a line of its own from before to after.
+    const changes = {
+      x: prompts.flatMap((prompt) => [prompt.before, prompt.after, null]),
+      y: heights.flatMap((height) => [height, height, null]),
+    };
+    const before = { x: prompts.map((prompt) => prompt.before), text: texts };
+    const after = { x: prompts.map((prompt) => prompt.after), text: texts };
+    const names = prompts.map((prompt) => String(prompt.number));
+    return figureWithRows(this.patterns.predictions, names, [changes, before, after]);
+  }
+
+  neuronsSection(fact, scoreColumns) {
+    const section = makeElement("section", {}, makeElement("h2", {}, "Neurons"));
+    let neurons = (fact.neurons ?? []).map(([layer, index]) => ({ layer, index }));
+    if (scoreColumns) {
+      neurons = rowsOf(scoreColumns).sort((first, second) => second.score - first.score);
+    }
+    if (!neurons.length) {
+      section.append(makeElement("p", {}, "No neuron is shared by enough of its prompts."));
+      return section;
+    }
+    if (scoreColumns) {
+      const label = "Mean attribution of each neuron with its 95% interval; the numbers are in the table.";
+      const container = figureContainer("neurons", label);
+      section.append(container);
+      addFigure(container, this.scoresFigure(neurons));
     } else {
-      section.append(this.lacking("neuron_scores", "Scores of the neurons"));
+      section.append(missingNote("Scores of the neurons", "neuron_scores"));
     }
-    const tokens = (row) => this.readouts.get(neuronName([row.layer, row.index]))?.tokens;
-    const shown = [
-      { title: "Neuron", when: true, cell: (row) => neuronLink([row.layer, row.index]) },
-      { title: "Attribution", number: true, when: columns, cell: (row) => digits(row.score) },
-      { title: "95% interval", number: true, when: columns, cell: (row) => (missing(row.low) ? "–" : `${digits(row.low)} to ${digits(row.high)}`) },
-      { title: "In prompts", number: true, when: columns, cell: (row) => percent(row.share) },
-      { title: "Facts that have it", number: true, when: this.readouts.size, cell: (row) => whole(this.readouts.get(neuronName([row.layer, row.index]))?.n_facts) },
-      { title: "Writes to", long: true, when: tokens(rows[0]), cell: (row) => quoted(tokens(row) ?? []) },
-    ].filter((column) => column.when);
-    section.append(plainTable("Neurons of the fact", shown, rows));
-    if (columns) {
-      const meaning = "Attribution: mean over the prompts, in probability, with the interval of drawing the prompts anew. In prompts: the share of the prompts that the neuron stands out in.";
-      section.append(make("p", { class: "small" }, meaning));
+    const hasReadouts = this.readout(neurons[0]) !== undefined;
+    const columns = this.neuronColumns(Boolean(scoreColumns), hasReadouts);
+    section.append(plainTable("Neurons of the fact", columns, neurons));
+    if (scoreColumns) {
+      section.append(makeElement("p", { class: "small" }, SCORE_NOTE));
     }
-    if (!tokens(rows[0])) section.append(this.lacking("readouts", "Read-outs of the neurons"));
+    if (!hasReadouts) {
+      section.append(missingNote("Read-outs of the neurons", "readouts"));
+    }
     return section;
+  }
+
+  scoresFigure(neurons) {
+    const pattern = this.patterns.neuron_scores;
+    const names = neurons.map((neuron) => neuronName(neuron.layer, neuron.index));
+    const trace = {
+      x: neurons.map((neuron) => neuron.score),
+      text: names,
+      customdata: neurons.map((neuron) => [neuron.low, neuron.high]),
+      error_x: {
+        ...pattern.data[0].error_x,
+        array: neurons.map((neuron) => neuron.high - neuron.score),
+        arrayminus: neurons.map((neuron) => neuron.score - neuron.low),
+      },
+    };
+    return figureWithRows(pattern, names, [trace]);
+  }
+
+  neuronColumns(hasScores, hasReadouts) {
+    const columns = [{ title: "Neuron", cell: (neuron) => neuronLink(neuron.layer, neuron.index) }];
+    if (hasScores) {
+      columns.push(...SCORE_COLUMNS);
+    }
+    if (this.neuronByName.size) {
+      const nFacts = ({ layer, index }) => this.neuronByName.get(neuronName(layer, index))?.n_facts;
+      columns.push({ title: "Facts that have it", isNumber: true, cell: (neuron) => formatCount(nFacts(neuron)) });
+    }
+    if (hasReadouts) {
+      columns.push({ title: "Promotes", isLong: true, cell: (neuron) => quoteTokens(this.readout(neuron) ?? []) });
+    }
+    return columns;
+  }
+
+  /** Return the tokens that a neuron promotes; undefined without a read-out. */
+  readout({ layer, index }) {
+    return this.neuronByName.get(neuronName(layer, index))?.tokens;
   }
 }

@@ -33,8 +33,8 @@ class Finding:
 def findings(tables: "Mapping[str, pd.DataFrame]") -> list[Finding]:
     """Return the findings of a run, as far as its tables exist."""
     candidates = (
-        _effect(tables, 0.0, "Switched off", "switched off"),
-        _effect(tables, 2.0, "Turned up", "doubled"),
+        _effect(tables, 0.0, "Suppressed", "suppressed"),
+        _effect(tables, 2.0, "Amplified", "doubled"),
         _per_fact(tables),
         _layer(tables),
         _sharing(tables),

@@ -1,91 +1,126 @@
 "use strict";
-// Theme, addresses within the page, printing, and the start.
+// The page as a whole: theme, addresses within the page, printing, start.
 
-const darkPreferred = matchMedia("(prefers-color-scheme: dark)");
+const darkPreference = matchMedia("(prefers-color-scheme: dark)");
 const root = document.documentElement;
+const reportTitle = document.title;
+/** The facts of the report; null for a report without facts, and until they are unpacked. */
 let facts = null;
 
-const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : darkPreferred.matches);
+function isDark() {
+  return root.dataset.theme ? root.dataset.theme === "dark" : darkPreference.matches;
+}
 
-function nameTheme() {
-  element("theme").textContent = isDark() ? "Light" : "Dark";
-  element("theme").setAttribute("aria-label", isDark() ? "Light theme" : "Dark theme");
+function updateThemeButton() {
+  const otherTheme = isDark() ? "Light" : "Dark";
+  element("theme").textContent = otherTheme;
+  element("theme").setAttribute("aria-label", `${otherTheme} theme`);
 }
 
 function setTheme(theme) {
   root.dataset.theme = theme;
-  nameTheme();
-  drawAgain();
+  updateThemeButton();
+  redrawFigures();
 }
 
-function showTrouble(text) {
-  element("trouble").textContent = text;
-  element("trouble").hidden = false;
+function showMessage(text) {
+  element("message").textContent = text;
+  element("message").hidden = false;
 }
 
-/** Show what the address says: a fact's page, facts found by a search, or a section. */
-async function show() {
+/** Return the kind and the value of the page's address: "#fact=KEY", "#search=WORDS" or "#SECTION". */
+function readAddress() {
   const [kind, ...rest] = location.hash.slice(1).split("=");
-  let value = rest.join("=");
+  const value = rest.join("=");
   try {
-    value = decodeURIComponent(value);
+    return { kind, value: decodeURIComponent(value) };
   } catch {
-    // Not an address of ours: taken as it is.
+    return { kind, value }; // not encoded by this page
   }
-  const number = kind === "fact" && facts ? facts.places.get(value) : undefined;
-  element("trouble").hidden = true;
-  if (number !== undefined) {
-    const address = location.hash;
-    const children = await facts.page(number);
-    if (location.hash !== address) return; // another was requested meanwhile
-    element("page").replaceChildren(...children);
-    element("overview").hidden = true;
-    element("page").hidden = false;
-    document.title = element("page-title").textContent;
-    scrollTo({ top: 0, behavior: "instant" });
-    element("page-title").focus({ preventScroll: true });
+}
+
+/** Show what the address names: a fact's page, facts found by a search, or a section. */
+async function showAddress() {
+  const { kind, value } = readAddress();
+  element("message").hidden = true;
+  if (kind === "fact" && facts?.numberOf.has(value)) {
+    await showFact(facts.numberOf.get(value));
     return;
   }
   const wasHidden = element("overview").hidden;
-  element("overview").hidden = false;
-  element("page").hidden = true;
-  element("page").replaceChildren();
-  document.title = title;
-  if (kind === "fact") showTrouble(`There is no fact ${value} in this report.`);
+  showOverview();
+  if (kind === "fact") {
+    showMessage(`There is no fact ${value} in this report.`);
+  }
   if (kind === "search" && facts) {
-    facts.table.find(value);
-    facts.neurons.find(/^L\d+N\d+$/.test(value) ? value : "");
-    element("facts").scrollIntoView({ behavior: "instant" });
-    facts.table.search.focus({ preventScroll: true });
+    showSearch(value);
   } else if (wasHidden) {
     element(kind)?.scrollIntoView({ behavior: "instant" });
   }
 }
 
-const title = document.title;
+async function showFact(number) {
+  const address = location.hash;
+  const children = await facts.page(number);
+  if (location.hash !== address) {
+    return; // the reader has gone elsewhere in the meantime
+  }
+  element("page").replaceChildren(...children);
+  element("overview").hidden = true;
+  element("page").hidden = false;
+  document.title = element("page-title").textContent;
+  scrollTo({ top: 0, behavior: "instant" });
+  element("page-title").focus({ preventScroll: true });
+}
+
+function showOverview() {
+  element("overview").hidden = false;
+  element("page").hidden = true;
+  element("page").replaceChildren();
+  document.title = reportTitle;
+}
+
+function showSearch(query) {
+  const isNeuron = /^L\d+N\d+$/.test(query);
+  facts.factTable.find(query);
+  facts.neuronTable.find(isNeuron ? query : "");
+  element("facts").scrollIntoView({ behavior: "instant" });
+  facts.factTable.searchInput.focus({ preventScroll: true });
+}
+
+function prepareForPrint() {
+  drawAllFigures();
+  for (const details of document.querySelectorAll("details")) {
+    details.open = true;
+  }
+}
 
 async function start() {
   root.classList.add("script");
-  nameTheme();
+  updateThemeButton();
   element("theme").addEventListener("click", () => setTheme(isDark() ? "light" : "dark"));
-  darkPreferred.addEventListener("change", () => { nameTheme(); drawAgain(); });
+  darkPreference.addEventListener("change", () => {
+    updateThemeButton();
+    redrawFigures();
+  });
   if (typeof DecompressionStream === "undefined") {
-    showTrouble("This browser is too old for the figures, facts and neurons of this page; any browser of 2024 or later shows them.");
+    showMessage("Figures, facts and neurons need a browser of 2024 or later.");
     return;
   }
   const core = await unpack("core");
-  for (const into of document.querySelectorAll("[data-figure]")) plot(into, core.figures[into.dataset.figure]);
-  if (core.facts) facts = new Facts(core);
-  addEventListener("hashchange", show);
-  addEventListener("beforeprint", () => {
-    drawAll();
-    for (const one of document.querySelectorAll("details")) one.open = true;
-  });
-  await show();
+  for (const container of document.querySelectorAll("[data-figure]")) {
+    addFigure(container, core.figures[container.dataset.figure]);
+  }
+  if (core.facts) {
+    facts = new Facts(core);
+  }
+  addEventListener("hashchange", showAddress);
+  addEventListener("beforeprint", prepareForPrint);
+  await showAddress();
   root.dataset.ready = "";
 }
 
 start().catch((error) => {
-  showTrouble(`This page could not be put together: ${error.message}`);
+  showMessage(`The page could not be displayed: ${error.message}`);
   throw error;
 });

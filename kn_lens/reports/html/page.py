@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 SCRIPTS = ("data.js", "table.js", "plots.js", "facts.js", "page.js")
 
 TITLES = {
-    "answer_readouts": "Neurons that write to their fact's answer",
-    "answer_readouts_by_relation": "Neurons that write to their fact's answer, by relation",
+    "answer_readouts": "Neurons that promote their fact's answer",
+    "answer_readouts_by_relation": "Neurons that promote their fact's answer, by relation",
     "answers": "Answers of the model",
     "answers_by_relation": "Answers of the model, by relation",
     "activation_on_texts": "Activation on texts (Table 3)",
@@ -75,8 +75,8 @@ CONTENT_OF_STAGES = {
     "methods": "the results of other attribution methods",
     "predictions": "each fact's predictions before and after suppression",
     "neuron_scores": "the scores of each fact's neurons, with error bars",
-    "readouts": "what each neuron writes to",
-    "answer_readouts": "whether neurons write to their fact's answer",
+    "readouts": "the tokens that each neuron promotes",
+    "answer_readouts": "how many neurons promote their fact's answer",
     "syntax": "the results of the same method for grammar",
 }
 """Content of the report from each stage."""
@@ -168,7 +168,7 @@ def _missing_stages(run: RunRecords, tables: "Mapping[str, pd.DataFrame]", relat
 
 def _missing_entry(run: RunRecords, stage: str) -> dict[str, Any]:
     is_partial = run.records(stage) is not None
-    return {"stage": stage, "shows": CONTENT_OF_STAGES[stage], "partly": is_partial}
+    return {"stage": stage, "content": CONTENT_OF_STAGES[stage], "is_partial": is_partial}
 
 
 def _panel_entries(tables: "Mapping[str, pd.DataFrame]", run_figures: "Mapping[str, Figure]") -> list[dict[str, Any]]:
@@ -222,7 +222,7 @@ def _data(run_figures: "Mapping[str, Figure]", facts: FactPages | None) -> dict[
         return {"core": _packed(core)}
     core["facts"] = as_columns(facts.facts)
     core["neurons"] = as_columns(facts.neurons.drop(columns="logits", errors="ignore"))
-    core["at_once"] = FACTS_AT_ONCE
+    core["facts_at_once"] = FACTS_AT_ONCE
     core["patterns"] = {name: _figure_json(figure) for name, figure in _fact_figures().items()}
     data = {"core": _packed(core)}
     for number, part in enumerate(facts.details()):

@@ -61,7 +61,7 @@ def _methods(table: "pd.DataFrame") -> "Figure":
 
 
 def _answer_readouts(table: "pd.DataFrame") -> "Figure":
-    title = "Neurons that write to the answer"
+    title = "Neurons that promote the answer"
     return figures.estimates(
         _with_labels(table), "neuron_set", title=title, value="share of a fact's neurons", form=".0%"
     )
@@ -81,7 +81,7 @@ PANELS = (
         name="effects",
         title="What the neurons do",
         caption="Mean over relations of the relative change of the answer's probability when a fact's neurons are "
-        "switched off or doubled: filled marks on the fact itself, open marks on a random fact of another relation. "
+        "suppressed or doubled: filled marks on the fact itself, open marks on a random fact of another relation. "
         "The most active neurons are as many as were found; random neurons lie in the same layers.",
         source="figures4_5",
         draw=figures.effects,
@@ -135,16 +135,16 @@ PANELS = (
     Panel(
         name="methods",
         title="Other attribution methods",
-        caption="As many neurons of highest score by each method, switched off: the larger the loss of the answer, the "
-        "better the method found the neurons that carry it. Control: random neurons of the same layers.",
+        caption="As many neurons of highest score by each method, suppressed: the larger the loss of the answer, the "
+        "better the method finds the neurons that carry it. Control: random neurons of the same layers.",
         source="methods",
         draw=_methods,
     ),
     Panel(
         name="answer_readouts",
-        title="Neurons that write to the answer",
-        caption="Share of a fact's neurons with a token of its answer among the ten that the model's head raises most "
-        "when it is given the neuron's row of W_out and nothing else. Control: random neurons of the same layers.",
+        title="Neurons that promote the answer",
+        caption="Share of a fact's neurons with a token of its answer among the ten of highest logit when the model's "
+        "head reads the neuron's row of W_out alone. Control: random neurons of the same layers.",
         source="answer_readouts",
         draw=_answer_readouts,
     ),

@@ -1,76 +1,102 @@
 "use strict";
-// Figures: drawn when they come into sight, in the colours of the theme.
+// Figures: drawn when they come into view, in the colours of the theme.
 
-const plots = new Map(); // by element: the figure as it was made
+/** The figures, without the colours of a theme, by the element in which they are drawn. */
+const figureOf = new Map();
 
-function themed(figure) {
-  const style = getComputedStyle(document.documentElement);
-  const probe = document.body.appendChild(make("span", { hidden: true }));
-  const color = (name) => {
-    probe.style.color = `var(--${name})`;
-    return getComputedStyle(probe).color;
-  };
-  const [back, text, grid, line] = ["back", "text", "grid", "line"].map(color);
+/** Return the value of a colour of the theme, such as "text", as the browser computes it. */
+function themeColor(name) {
+  const probe = document.body.appendChild(makeElement("span", { hidden: true }));
+  probe.style.color = `var(--${name})`;
+  const color = getComputedStyle(probe).color;
   probe.remove();
-  const dark = isDark();
-  const layout = { ...figure.layout, paper_bgcolor: back, plot_bgcolor: back, title: undefined };
-  layout.font = { ...layout.font, color: text, family: style.getPropertyValue("--font") };
+  return color;
+}
+
+/** Return the traces and the layout of a figure in the colours of the theme. */
+function applyTheme(figure) {
+  const background = themeColor("back");
+  const text = themeColor("text");
+  const line = themeColor("line");
+  const grid = themeColor("grid");
+  const family = getComputedStyle(document.documentElement).getPropertyValue("--font");
+
+  const layout = { ...figure.layout, paper_bgcolor: background, plot_bgcolor: background, title: undefined };
+  layout.font = { ...layout.font, color: text, family };
   layout.margin = { ...layout.margin, t: layout.annotations ? 30 : 10 };
-  layout.hoverlabel = { ...layout.hoverlabel, bgcolor: back, bordercolor: line, font: { color: text } };
-  for (const name of Object.keys(layout).filter((name) => /^[xy]axis/.test(name))) {
-    layout[name] = { ...layout[name], gridcolor: grid, linecolor: line, fixedrange: true };
+  layout.hoverlabel = { ...layout.hoverlabel, bgcolor: background, bordercolor: line, font: { color: text } };
+  for (const name of Object.keys(layout)) {
+    if (/^[xy]axis/.test(name)) {
+      layout[name] = { ...layout[name], gridcolor: grid, linecolor: line, fixedrange: true };
+    }
   }
-  const data = figure.data.map((trace) => (trace.type === "heatmap" && dark ? { ...trace, colorscale: figure.layout.meta.dark } : trace));
+  const data = figure.data.map((trace) => {
+    if (trace.type === "heatmap" && isDark()) {
+      return { ...trace, colorscale: figure.layout.meta.dark };
+    }
+    return trace;
+  });
   return { data, layout };
 }
 
-function drawPlot(into) {
-  const { data, layout } = themed(plots.get(into));
+function drawFigure(container) {
+  const { data, layout } = applyTheme(figureOf.get(container));
   const config = {
     responsive: true,
     displaylogo: false,
     modeBarButtons: [["toImage"]],
-    toImageButtonOptions: { format: "svg", filename: into.dataset.figure },
+    toImageButtonOptions: { format: "svg", filename: container.dataset.figure },
   };
-  Plotly.react(into, data, layout, config);
+  Plotly.react(container, data, layout, config);
 }
 
-const inSight = new IntersectionObserver(
-  (entries) => {
-    for (const { isIntersecting, target } of entries) {
-      if (!isIntersecting) continue;
-      inSight.unobserve(target);
-      drawPlot(target);
+function drawVisibleFigures(entries) {
+  for (const entry of entries) {
+    if (entry.isIntersecting) {
+      viewObserver.unobserve(entry.target);
+      drawFigure(entry.target);
     }
-  },
-  { rootMargin: "300px" },
-);
-
-/** Draw a figure in an element, as soon as that comes near. */
-function plot(into, figure) {
-  plots.set(into, figure);
-  into.style.minHeight = `${figure.layout.height}px`;
-  inSight.observe(into);
-}
-
-/** Draw all figures anew, in other colours. */
-function drawAgain() {
-  for (const into of plots.keys()) {
-    if (!into.isConnected) plots.delete(into);
-    else if (into.classList.contains("js-plotly-plot")) drawPlot(into);
   }
 }
 
-/** Draw the figures that nobody has come near yet. */
-function drawAll() {
-  for (const into of plots.keys()) drawPlot(into);
+const viewObserver = new IntersectionObserver(drawVisibleFigures, { rootMargin: "300px" });
+
+/** Draw a figure in a container as soon as the container is about to be seen. */
+function addFigure(container, figure) {
+  figureOf.set(container, figure);
+  container.style.minHeight = `${figure.layout.height}px`;
+  viewObserver.observe(container);
 }
 
-/** A figure of rows like `pattern`, with other values in its traces and other names of its rows. */
-function withRows(pattern, names, traces) {
-  const height = names.map((_, row) => names.length - row);
+/** Draw the figures that are drawn already again, in the colours of another theme. */
+function redrawFigures() {
+  for (const container of figureOf.keys()) {
+    if (!container.isConnected) {
+      figureOf.delete(container);
+    } else if (container.classList.contains("js-plotly-plot")) {
+      drawFigure(container);
+    }
+  }
+}
+
+/** Draw all figures, also those that were never in view. */
+function drawAllFigures() {
+  for (const container of figureOf.keys()) {
+    drawFigure(container);
+  }
+}
+
+/** Return a copy of the figure `pattern` with named rows and, for each of its traces, the given values. */
+function figureWithRows(pattern, names, traces) {
+  const heights = rowHeights(names.length);
   const { base, row } = pattern.layout.meta;
   const layout = { ...pattern.layout, height: base + row * Math.max(names.length, 2) };
-  layout.yaxis = { ...layout.yaxis, tickvals: height, ticktext: names, range: [0.4, names.length + 0.6] };
-  return { data: pattern.data.map((trace, number) => ({ ...trace, y: height, ...traces[number] })), layout };
+  layout.yaxis = { ...layout.yaxis, tickvals: heights, ticktext: names, range: [0.4, names.length + 0.6] };
+  const data = pattern.data.map((trace, number) => ({ ...trace, y: heights, ...traces[number] }));
+  return { data, layout };
+}
+
+/** Return the positions of rows on the vertical axis, the first row at the top. */
+function rowHeights(nRows) {
+  return Array.from({ length: nRows }, (_, number) => nRows - number);
 }

@@ -1,131 +1,198 @@
 "use strict";
-// Tables: plain ones, and long ones with pages, a search and columns to sort by.
+// Tables: plain ones, and long ones with pages, a search and sorting.
+//
+// A column is an object with
+//   title       the text of its header
+//   cell(row)   the content of a cell: a text or an element
+//   value(row)  what is sorted and saved as CSV; the cell's text by default
+//   isNumber    whether it contains numbers
+//   isLong      whether it contains long texts
 
-const ROWS_SHOWN = 50;
+const ROWS_PER_PAGE = 50;
 
-/**
- * A column: `title`; `cell(row)` its text or element; `value(row)` what is sorted by and written as CSV, its text without;
- * `number` where it holds numbers; `long` where it holds sentences.
- */
-function cellOf(column, row) {
-  return make("td", { class: column.number ? "number" : column.long ? "long" : "text" }, column.cell(row));
+function cellClass(column) {
+  if (column.isNumber) {
+    return "number";
+  }
+  return column.isLong ? "long" : "text";
 }
 
-const valueOf = (column, row) => (column.value ? column.value(row) : column.cell(row));
+function cellValue(column, row) {
+  return column.value ? column.value(row) : column.cell(row);
+}
 
-/** A table of a few rows. */
-function plainTable(caption, columns, rows) {
-  const heads = columns.map((column) => make("th", { scope: "col", class: column.number ? "number" : null }, column.title));
-  return make(
-    "div",
-    { class: "scroll", tabindex: 0, role: "region", "aria-label": `Table: ${caption}` },
-    make(
-      "table",
-      {},
-      make("caption", { class: "hidden" }, caption),
-      make("thead", {}, make("tr", {}, ...heads)),
-      make("tbody", {}, ...rows.map((row) => make("tr", {}, ...columns.map((column) => cellOf(column, row))))),
-    ),
+function headerCell(column, content) {
+  return makeElement("th", { scope: "col", class: column.isNumber ? "number" : null }, content);
+}
+
+function bodyRow(columns, row) {
+  const cells = columns.map((column) => makeElement("td", { class: cellClass(column) }, column.cell(row)));
+  return makeElement("tr", {}, ...cells);
+}
+
+/** Return a table in a region that can be scrolled sideways. */
+function scrollingTable(caption, headerCells, body) {
+  const table = makeElement(
+    "table",
+    {},
+    makeElement("caption", { class: "hidden" }, caption),
+    makeElement("thead", {}, makeElement("tr", {}, ...headerCells)),
+    body,
   );
+  const attributes = { class: "scroll", tabindex: 0, role: "region", "aria-label": `Table: ${caption}` };
+  return makeElement("div", attributes, table);
 }
 
-/** A table of any number of rows, of which a page is in the document at a time. */
+/** Return a table of a few rows. */
+function plainTable(caption, columns, rows) {
+  const headerCells = columns.map((column) => headerCell(column, column.title));
+  const bodyRows = rows.map((row) => bodyRow(columns, row));
+  return scrollingTable(caption, headerCells, makeElement("tbody", {}, ...bodyRows));
+}
+
+/** A table of any number of rows, of which one page is in the document at a time. */
 class LongTable {
-  /** `texts(row)`: what is searched; `names(row)`: words that are found when given in full; `what`: the rows, in the plural. */
-  constructor(into, { caption, what, columns, rows, texts, names }) {
-    Object.assign(this, { columns, rows, what, page: 0, sorted: null, descending: false, texts, names });
-    this.shown = rows;
-    this.search = make("input", { type: "search", autocomplete: "off", spellcheck: "false", oninput: () => this.find(this.search.value) });
-    const save = make("button", { type: "button", onclick: () => this.save() }, "CSV");
-    save.setAttribute("aria-label", `Save the ${what} as CSV`);
-    this.heads = columns.map((column, number) =>
-      make(
-        "th",
-        { scope: "col", class: column.number ? "number" : null },
-        make("button", { type: "button", onclick: () => this.sort(number) }, column.title),
-      ),
+  /**
+   * Add a table to a container.
+   *   caption     the caption of the table
+   *   rowsName    what the rows are, in the plural
+   *   texts(row)  texts that a search looks into
+   *   names(row)  words that a search must match completely
+   */
+  constructor(container, { caption, rowsName, columns, rows, texts, names }) {
+    this.columns = columns;
+    this.rows = rows;
+    this.rowsName = rowsName;
+    this.texts = texts;
+    this.names = names;
+    this.shownRows = rows;
+    this.pageNumber = 0;
+    this.sortedColumn = null;
+    this.isDescending = false;
+    this.searchIndex = null;
+
+    this.searchInput = makeElement("input", {
+      type: "search",
+      autocomplete: "off",
+      spellcheck: "false",
+      oninput: () => this.find(this.searchInput.value),
+    });
+    const saveButton = makeElement(
+      "button",
+      { type: "button", "aria-label": `Save the ${rowsName} as CSV`, onclick: () => this.save() },
+      "CSV",
     );
-    this.body = make("tbody");
-    this.status = make("p", { role: "status" });
-    this.steps = [["First", () => 0], ["Previous", () => this.page - 1], ["Next", () => this.page + 1], ["Last", () => this.pages() - 1]].map(
-      ([name, target]) => make("button", { type: "button", onclick: () => this.turn(target()) }, name),
-    );
-    into.append(
-      make("div", { class: "tools" }, make("label", {}, `Search the ${what}`, this.search), save),
-      make(
-        "div",
-        { class: "scroll", tabindex: 0, role: "region", "aria-label": `Table: ${caption}` },
-        make("table", {}, make("caption", { class: "hidden" }, caption), make("thead", {}, make("tr", {}, ...this.heads)), this.body),
-      ),
-      make("div", { class: "pages" }, this.status, ...this.steps),
+    this.headerCells = columns.map((column) => {
+      const sortButton = makeElement("button", { type: "button", onclick: () => this.sort(column) }, column.title);
+      return headerCell(column, sortButton);
+    });
+    this.body = makeElement("tbody");
+    this.status = makeElement("p", { role: "status" });
+    this.firstButton = this.pageButton("First", () => 0);
+    this.previousButton = this.pageButton("Previous", () => this.pageNumber - 1);
+    this.nextButton = this.pageButton("Next", () => this.pageNumber + 1);
+    this.lastButton = this.pageButton("Last", () => this.lastPage());
+
+    const searchLabel = makeElement("label", {}, `Search the ${rowsName}`, this.searchInput);
+    const pageButtons = [this.firstButton, this.previousButton, this.nextButton, this.lastButton];
+    container.append(
+      makeElement("div", { class: "tools" }, searchLabel, saveButton),
+      scrollingTable(caption, this.headerCells, this.body),
+      makeElement("div", { class: "pages" }, this.status, ...pageButtons),
     );
     this.draw();
   }
 
-  pages() {
-    return Math.max(1, Math.ceil(this.shown.length / ROWS_SHOWN));
+  pageButton(label, target) {
+    return makeElement("button", { type: "button", onclick: () => this.showPage(target()) }, label);
   }
 
-  turn(page) {
-    this.page = page;
+  lastPage() {
+    return Math.max(0, Math.ceil(this.shownRows.length / ROWS_PER_PAGE) - 1);
+  }
+
+  showPage(number) {
+    this.pageNumber = number;
     this.draw();
   }
 
-  /** Show the rows that have all words, somewhere. */
+  /** Show the rows that contain all words of a query. */
   find(query) {
-    this.search.value = query;
-    const words = query.toLowerCase().split(/\s+/).filter(Boolean);
-    this.searched ??= this.rows.map((row) => ({
+    this.searchInput.value = query;
+    this.searchIndex ??= this.rows.map((row) => ({
       text: this.texts(row).join(" ").toLowerCase(),
       names: new Set(this.names(row).map((name) => name.toLowerCase())),
     }));
-    this.shown = this.rows.filter((_, number) => {
-      const { text, names } = this.searched[number];
+    const words = query.toLowerCase().split(/\s+/).filter(Boolean);
+    this.shownRows = this.rows.filter((_, number) => {
+      const { text, names } = this.searchIndex[number];
       return words.every((word) => names.has(word) || text.includes(word));
     });
-    this.order();
+    this.applyOrder();
   }
 
-  /** Sort by a column; again for the other direction. Numbers begin with the largest. */
-  sort(number) {
-    this.descending = this.sorted === number ? !this.descending : Boolean(this.columns[number].number);
-    this.sorted = number;
-    this.order();
+  /** Sort by a column, numbers from the largest; if the table is sorted by it already, reverse the order. */
+  sort(column) {
+    this.isDescending = this.sortedColumn === column ? !this.isDescending : Boolean(column.isNumber);
+    this.sortedColumn = column;
+    this.applyOrder();
   }
 
-  order() {
-    if (this.sorted !== null) {
-      const column = this.columns[this.sorted];
-      const sign = this.descending ? -1 : 1;
-      const compare = column.number ? (a, b) => a - b : new Intl.Collator("en", { numeric: true }).compare;
-      // Rows without a value come last in both directions.
-      this.shown = this.shown
-        .map((row) => [valueOf(column, row), row])
-        .sort(([a], [b]) => missing(a) - missing(b) || (missing(a) ? 0 : sign * compare(a, b)))
-        .map(([, row]) => row);
+  applyOrder() {
+    const column = this.sortedColumn;
+    if (column !== null) {
+      const collator = new Intl.Collator("en", { numeric: true });
+      const compareValues = column.isNumber ? (first, second) => first - second : collator.compare;
+      const sign = this.isDescending ? -1 : 1;
+      const compareEntries = (first, second) => {
+        if (isMissing(first.value) || isMissing(second.value)) {
+          // Rows without a value come last in both directions.
+          return isMissing(first.value) - isMissing(second.value);
+        }
+        return sign * compareValues(first.value, second.value);
+      };
+      const entries = this.shownRows.map((row) => ({ row, value: cellValue(column, row) }));
+      entries.sort(compareEntries);
+      this.shownRows = entries.map((entry) => entry.row);
     }
-    this.turn(0);
+    this.showPage(0);
   }
 
   draw() {
-    const first = this.page * ROWS_SHOWN;
-    const rows = this.shown.slice(first, first + ROWS_SHOWN);
-    this.body.replaceChildren(...rows.map((row) => make("tr", {}, ...this.columns.map((column) => cellOf(column, row)))));
-    const all = this.shown.length === this.rows.length ? "" : ` found among ${whole(this.rows.length)}`;
-    this.status.textContent = rows.length
-      ? `${whole(first + 1)} to ${whole(first + rows.length)} of ${whole(this.shown.length)} ${this.what}${all}`
-      : `None of the ${whole(this.rows.length)} ${this.what} has these words.`;
-    this.heads.forEach((head, number) => {
-      if (number === this.sorted) head.setAttribute("aria-sort", this.descending ? "descending" : "ascending");
-      else head.removeAttribute("aria-sort");
+    const start = this.pageNumber * ROWS_PER_PAGE;
+    const rows = this.shownRows.slice(start, start + ROWS_PER_PAGE);
+    this.body.replaceChildren(...rows.map((row) => bodyRow(this.columns, row)));
+    this.status.textContent = this.statusText(start, rows.length);
+    this.columns.forEach((column, number) => {
+      const header = this.headerCells[number];
+      if (column === this.sortedColumn) {
+        header.setAttribute("aria-sort", this.isDescending ? "descending" : "ascending");
+      } else {
+        header.removeAttribute("aria-sort");
+      }
     });
-    const [start, back, on, end] = this.steps;
-    start.disabled = back.disabled = this.page === 0;
-    on.disabled = end.disabled = this.page === this.pages() - 1;
+    const isFirst = this.pageNumber === 0;
+    const isLast = this.pageNumber === this.lastPage();
+    this.firstButton.disabled = isFirst;
+    this.previousButton.disabled = isFirst;
+    this.nextButton.disabled = isLast;
+    this.lastButton.disabled = isLast;
   }
 
+  statusText(start, nRows) {
+    const nAll = formatCount(this.rows.length);
+    if (!nRows) {
+      return `None of the ${nAll} ${this.rowsName} contains these words.`;
+    }
+    const range = `${formatCount(start + 1)} to ${formatCount(start + nRows)}`;
+    const text = `${range} of ${formatCount(this.shownRows.length)} ${this.rowsName}`;
+    return this.shownRows.length === this.rows.length ? text : `${text} found among ${nAll}`;
+  }
+
+  /** Save the rows that the search found, in their order, as CSV. */
   save() {
-    const rows = this.shown.map((row) => this.columns.map((column) => valueOf(column, row)));
-    download(`${this.what}.csv`, asCsv([this.columns.map((column) => column.title), ...rows]));
+    const titles = this.columns.map((column) => column.title);
+    const rows = this.shownRows.map((row) => this.columns.map((column) => cellValue(column, row)));
+    saveCsv(`${this.rowsName}.csv`, toCsv([titles, ...rows]));
   }
 }
