@@ -37,7 +37,13 @@ def _print_version(requested: bool) -> None:
 def _root(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Version number.")
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Version number.",
+        ),
     ] = False,
 ) -> None:
     help_without_subcommand(context)

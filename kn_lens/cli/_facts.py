@@ -31,8 +31,8 @@ def detect_format(source: str) -> str:
     if path.suffix == ".jsonl" or not path.exists():  # the reader reports a missing file
         return "lama" if '"sub_label"' in head else "jsonl"
     raise ArgumentError(
-        f"{source}: the suffix {path.suffix!r} does not determine the format. Name the format with --format, or use "
-        "a file that ends in .jsonl, .json or .csv."
+        f"{source}: the suffix {path.suffix!r} does not determine the format. Name the format with "
+        "--format, or use a file that ends in .jsonl, .json or .csv."
     )
 
 
@@ -74,7 +74,11 @@ def read_facts(source: str, format: str | None, templates: Path | None, split: s
 
 
 def choose(
-    facts: FactSet, relations: Sequence[str] | None, subjects: Sequence[str] | None, limit: int | None, seed: int
+    facts: FactSet,
+    relations: Sequence[str] | None,
+    subjects: Sequence[str] | None,
+    limit: int | None,
+    seed: int,
 ) -> FactSet:
     """Return the facts of some relations and subjects, at most ``limit`` of them, drawn at random.
 

@@ -83,16 +83,22 @@ def check_output_path(path: Path | None, *inputs: Path | str | None) -> None:
 
 
 Model = Annotated[
-    str, named_option(MODEL, "--model -m", "NAME", "Embedded model, Hugging Face name or checkpoint directory.")
+    str,
+    named_option(MODEL, "--model -m", "NAME", "Embedded model, Hugging Face name or checkpoint directory."),
 ]
 ModelOfNeurons = Annotated[
-    str | None, named_option(MODEL, "--model -m", "NAME", "Model; that of the neuron file by default.")
+    str | None,
+    named_option(MODEL, "--model -m", "NAME", "Model; that of the neuron file by default."),
 ]
 Force = Annotated[bool, flag(MODEL, "--force", "Use of neurons that were found in another model.")]
-Device = Annotated[str | None, option(MODEL, "NAME", "Device: cpu, cuda, cuda:1, ...; CUDA if available by default.")]
+Device = Annotated[
+    str | None,
+    option(MODEL, "NAME", "Device: cpu, cuda, cuda:1, ...; CUDA if available by default."),
+]
 Dtype = Annotated[str, choice(DTYPES, "Data type of the weights", MODEL)]
 DtypeOfNeurons = Annotated[
-    str | None, choice(DTYPES, "Data type of the weights, that of the neuron file by default", MODEL)
+    str | None,
+    choice(DTYPES, "Data type of the weights, that of the neuron file by default", MODEL),
 ]
 Memory = Annotated[
     float | None,
@@ -100,24 +106,32 @@ Memory = Annotated[
 ]
 
 Facts = Annotated[
-    str, named_option(FACTS, "--facts -f", "PATH", "File or folder of facts; 'world' for the embedded facts.")
+    str,
+    named_option(FACTS, "--facts -f", "PATH", "File or folder of facts; 'world' for the embedded facts."),
 ]
-Source = Annotated[str, typer.Argument(metavar="PATH", help="File or folder of facts; 'world' for the embedded facts.")]
+Source = Annotated[
+    str,
+    typer.Argument(metavar="PATH", help="File or folder of facts; 'world' for the embedded facts."),
+]
 Format = Annotated[str | None, choice(FACT_FORMATS, "Format of the facts, detected by default", FACTS)]
 Templates = Annotated[
     Path | None,
     option(
         FACTS,
         "PATH",
-        "Source of templates: ParaRel's folder of patterns, LAMA's relations.jsonl, or 'kn_lens' for templates of "
-        "ParaRel's relations that end with the object, as causal models need.",
+        "Source of templates: ParaRel's folder of patterns, LAMA's relations.jsonl, or 'kn_lens' "
+        "for templates of ParaRel's relations that end with the object, as causal models need.",
     ),
 ]
 Split = Annotated[str, choice(SPLITS, "Templates of the embedded facts", FACTS)]
 Relations = Annotated[
-    list[str] | None, named_option(FACTS, "--relation -r", "NAME", "Relation of the facts; repeatable.")
+    list[str] | None,
+    named_option(FACTS, "--relation -r", "NAME", "Relation of the facts; repeatable."),
 ]
-Subjects = Annotated[list[str] | None, named_option(FACTS, "--subject -s", "TEXT", "Subject of the facts; repeatable.")]
+Subjects = Annotated[
+    list[str] | None,
+    named_option(FACTS, "--subject -s", "TEXT", "Subject of the facts; repeatable."),
+]
 Limit = Annotated[int | None, option(FACTS, "N", "Maximum number of facts, drawn at random.", min=1)]
 Seed = Annotated[int, option(FACTS, "N", "Seed of all random draws.", min=0)]
 LeaveOutUnknown = Annotated[

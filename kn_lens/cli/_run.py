@@ -27,7 +27,14 @@ def load(name: str, device: str | None, dtype: str, revision: str | None = None)
         return load_model(name, revision=revision, device=device, dtype=getattr(torch, dtype))
 
 
-def load_for_neurons(neurons: Path, model: str | None, device: str | None, dtype: str | None, *, force: bool) -> Any:
+def load_for_neurons(
+    neurons: Path,
+    model: str | None,
+    device: str | None,
+    dtype: str | None,
+    *,
+    force: bool,
+) -> Any:
     """Load the model of a neuron file, or the named model if it is the same one, or by force any model.
 
     Raises:
@@ -61,8 +68,8 @@ def load_for_neurons(neurons: Path, model: str | None, device: str | None, dtype
     mismatch = f"{neurons} contains neurons of {identity.name}, but the model is {loaded_identity.name}: {difference}."
     if not force:
         raise DataError(
-            f"{mismatch} The index of a neuron has no meaning in another model. Find the neurons of this model with "
-            "`kn-lens find`, omit --model, or give --force."
+            f"{mismatch} The index of a neuron has no meaning in another model. Find the neurons "
+            "of this model with `kn-lens find`, omit --model, or give --force."
         )
     err.print(mismatch, soft_wrap=True)
     return loaded
@@ -99,7 +106,12 @@ def describe_model(model: Any) -> dict[str, Any]:
 
 
 def build_prompts(
-    model: Any, facts: Iterable[Fact], *, leave_out: bool, contrast: str | None = None, min_prompts: int = 1
+    model: Any,
+    facts: Iterable[Fact],
+    *,
+    leave_out: bool,
+    contrast: str | None = None,
+    min_prompts: int = 1,
 ) -> "PromptBatch":
     """Return the prompts of all facts; see ``make_prompts``.
 
@@ -124,13 +136,22 @@ def build_prompts(
 
 
 def most_active_neurons(
-    model: Any, prompts: "PromptBatch", neurons: "Mapping[Fact, NeuronSet]", memory_budget: float | None = None
+    model: Any,
+    prompts: "PromptBatch",
+    neurons: "Mapping[Fact, NeuronSet]",
+    memory_budget: float | None = None,
 ) -> "dict[Fact, NeuronSet]":
     """Return for each fact as many neurons of highest activation: the control of ``controlled_effects``."""
     from kn_lens.neurons import most_active_neurons
 
     with show_progress("Computing the activations", unit="prompt-layers") as progress:
-        return most_active_neurons(model, prompts, neurons, memory_budget=memory_budget, progress=progress)
+        return most_active_neurons(
+            model,
+            prompts,
+            neurons,
+            memory_budget=memory_budget,
+            progress=progress,
+        )
 
 
 def effect_records(effects: "pd.DataFrame", seed: int) -> list[dict[str, Any]]:

@@ -29,7 +29,11 @@ class EscapedTable(Table):
 def table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
     """Return an empty table in the style of all commands; the columns named in ``right`` contain numbers."""
     result = EscapedTable(
-        title=escaped(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+        title=escaped(title),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
     )
     for column in columns:
         is_number = column in right

@@ -94,7 +94,12 @@ class Activity:
         self.total = total
         self.description = description or self.description
         if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, description=shown(self.description), completed=done, total=total or None)
+            self.bar.update(
+                self.task,
+                description=shown(self.description),
+                completed=done,
+                total=total or None,
+            )
 
     def line(self) -> str:
         """Return the state as one line: description, amount, rate, remaining and elapsed time."""

@@ -37,12 +37,19 @@ def compare(
             metavar="RUN...", help="Two or more directories of kn-lens reproduce, each as DIRECTORY or NAME=DIRECTORY."
         ),
     ],
-    to: Annotated[Path | None, named_option(RESULT, "--out -o", "DIR", "Folder of all tables, as CSV.")] = None,
+    to: Annotated[
+        Path | None,
+        named_option(RESULT, "--out -o", "DIR", "Folder of all tables, as CSV."),
+    ] = None,
     json: options.Json = False,
     seed: Annotated[int, option(SAMPLING, "N", "Seed of all random draws.", min=0)] = 0,
-    n_resamples: Annotated[int, option(SAMPLING, "N", "Number of bootstrap samples.", min=1)] = defaults.N_RESAMPLES,
+    n_resamples: Annotated[
+        int,
+        option(SAMPLING, "N", "Number of bootstrap samples.", min=1),
+    ] = defaults.N_RESAMPLES,
     n_permutations: Annotated[
-        int, option(SAMPLING, "N", "Number of permutations of a test.", min=1)
+        int,
+        option(SAMPLING, "N", "Number of permutations of a test.", min=1),
     ] = defaults.N_PERMUTATIONS,
 ) -> None:
     """Compare models on the common facts of their runs: recall, neurons, depth, sharing, effects.
@@ -56,12 +63,24 @@ def compare(
     if to is not None:
         check_folder(to)
     with show_progress("Comparing"):
-        comparison = compare_runs(named, n_resamples=n_resamples, n_permutations=n_permutations, seed=seed)
+        comparison = compare_runs(
+            named,
+            n_resamples=n_resamples,
+            n_permutations=n_permutations,
+            seed=seed,
+        )
     if to is not None:
         comparison.write_csv(to)
     if json:
         tables = {name: rows.to_dict("records") for name, rows in comparison.tables.items()}
-        print_json({"command": "compare", "runs": list(named), "tables": tables, "notes": comparison.notes})
+        print_json(
+            {
+                "command": "compare",
+                "runs": list(named),
+                "tables": tables,
+                "notes": comparison.notes,
+            }
+        )
         return
     for result in _tables(comparison):
         out.print(result)
@@ -98,12 +117,20 @@ def _tables(comparison: "Comparison") -> "Iterator[Table]":
     yield from _grouped_tables("Values, {fact_set}", found, {**STATISTIC, **RUN, **VALUE})
     if n_pairs <= PAIRS_SHOWN:
         title = "Difference: {run_b} - {run_a}, {fact_set}"
-        yield from _grouped_tables(title, comparison.differences, {**STATISTIC, **VALUE, **P_RELATIONS})
+        yield from _grouped_tables(
+            title,
+            comparison.differences,
+            {**STATISTIC, **VALUE, **P_RELATIONS},
+        )
     else:
         title = "{of}: {to} - {from}, {fact_set}, pairs: {n_pairs}"
         yield from _grouped_tables(title, comparison.contrasts, {**STATISTIC, **VALUE, **SPREAD})
     title = "Distance between distributions of depth, {fact_set}"
-    yield from _grouped_tables(title, comparison.distances, {**PAIR, **VALUE, **RESOLUTION, **P_RELATIONS})
+    yield from _grouped_tables(
+        title,
+        comparison.distances,
+        {**PAIR, **VALUE, **RESOLUTION, **P_RELATIONS},
+    )
     title = "Rank correlation of {statistic}, {fact_set}"
     yield from _grouped_tables(title, comparison.correlations, {**PAIR, **VALUE, **P_FACTS})
 

@@ -83,7 +83,8 @@ def convert(
 def check(
     source: options.Source,
     model: Annotated[
-        str | None, named_option(None, "--model -m", "NAME", "Model whose vocabulary the answers are checked against.")
+        str | None,
+        named_option(None, "--model -m", "NAME", "Model whose vocabulary the answers are checked against."),
     ] = None,
     format: options.Format = None,
     templates: options.Templates = None,
@@ -134,7 +135,15 @@ def _summary(facts: FactSet) -> dict[str, Any]:
     relations: dict[str, dict[str, Any]] = {}
     templates: dict[str, set[str]] = {}
     for fact in facts:
-        row = relations.setdefault(fact.relation, {"facts": 0, "templates": 0, "pairs": 0, "example": ""})
+        row = relations.setdefault(
+            fact.relation,
+            {
+                "facts": 0,
+                "templates": 0,
+                "pairs": 0,
+                "example": "",
+            },
+        )
         row["facts"] += 1
         row["pairs"] += len(fact.templates)
         row["example"] = row["example"] or f"{fact.subject or '-'}: {fact.object}"

@@ -39,7 +39,10 @@ NEURONS_SHOWN = 12
 
 def demo(
     model: options.Model = "world-bert",
-    fact: Annotated[str, named_option(None, "--fact", "SUBJECT/RELATION", "Embedded fact.")] = "Ireland/P36",
+    fact: Annotated[
+        str,
+        named_option(None, "--fact", "SUBJECT/RELATION", "Embedded fact."),
+    ] = "Ireland/P36",
     json: options.Json = False,
 ) -> None:
     """Find the knowledge neurons of a real fact, suppress, amplify and rewrite them, and compare with other facts.
@@ -149,7 +152,12 @@ def _found_neurons(attr: "Attribution", fact: Fact) -> "tuple[NeuronSet, dict[st
     }
 
 
-def _conditions(model: Any, batches: "Sequence[PromptBatch]", fact: Fact, found: "NeuronSet") -> list[dict[str, Any]]:
+def _conditions(
+    model: Any,
+    batches: "Sequence[PromptBatch]",
+    fact: Fact,
+    found: "NeuronSet",
+) -> list[dict[str, Any]]:
     """Measure the fact unchanged, with its neurons suppressed and amplified, and with control neurons suppressed."""
     from kn_lens.interventions import Amplify, Suppress, measure
     from kn_lens.neurons import NeuronSet, random_neurons
@@ -176,7 +184,13 @@ def _conditions(model: Any, batches: "Sequence[PromptBatch]", fact: Fact, found:
                     "most_frequent_answer": Counter(effect.top_after).most_common(1)[0][0],
                 }
             )
-        rows.append({"condition": name, "n_neurons": len(intervention.neurons), "measured": measured})
+        rows.append(
+            {
+                "condition": name,
+                "n_neurons": len(intervention.neurons),
+                "measured": measured,
+            }
+        )
     return rows
 
 
@@ -191,7 +205,10 @@ def _first_prompts(prompts: "PromptBatch", n: int) -> "PromptBatch":
     return prompts.select(chosen)
 
 
-def _specificity(model: Any, facts: FactSet) -> "tuple[dict[str, Any], dict[Fact, NeuronSet], dict[Fact, NeuronSet]]":
+def _specificity(
+    model: Any,
+    facts: FactSet,
+) -> "tuple[dict[str, Any], dict[Fact, NeuronSet], dict[Fact, NeuronSet]]":
     """Measure a sample of all relations with controls, on each fact and on a fact of another relation.
 
     Returns:
@@ -219,7 +236,13 @@ def _specificity(model: Any, facts: FactSet) -> "tuple[dict[str, Any], dict[Fact
     for label, intervene in interventions.items():
         with show_progress(f"Neurons {label}", unit="prompts") as progress:
             measured = controlled_effects(
-                model, prompts, found, active, intervene=intervene, seed=SEED, progress=progress
+                model,
+                prompts,
+                found,
+                active,
+                intervene=intervene,
+                seed=SEED,
+                progress=progress,
             )
         effects[label] = effect_records(measured, SEED)
     section = {
@@ -236,7 +259,11 @@ def _specificity(model: Any, facts: FactSet) -> "tuple[dict[str, Any], dict[Fact
 
 
 def _update(
-    model: Any, batches: "Sequence[PromptBatch]", fact: Fact, found: "NeuronSet", held_out: FactSet
+    model: Any,
+    batches: "Sequence[PromptBatch]",
+    fact: Fact,
+    found: "NeuronSet",
+    held_out: FactSet,
 ) -> dict[str, Any]:
     """Give the fact another answer, query it in all ways and the other facts of its relation, and undo the edit."""
     import torch
@@ -263,7 +290,14 @@ def _update(
     others = _first_prompts(build_prompts(model, members, leave_out=True), 1)
     with show_progress("Updating one fact", unit="prompts") as progress:
         effects = update_effects(
-            model, updates, {fact: found}, active, questions=questions, others=others, seed=SEED, progress=progress
+            model,
+            updates,
+            {fact: found},
+            active,
+            questions=questions,
+            others=others,
+            seed=SEED,
+            progress=progress,
         )
     host = host_of(model)
     new_tokens = torch.tensor(edit.why[0]["new_tokens"])
@@ -283,7 +317,11 @@ def _update(
 
 
 def _erasure(
-    model: Any, fact: Fact, found: "dict[Fact, NeuronSet]", active: "dict[Fact, NeuronSet]", held_out: FactSet
+    model: Any,
+    fact: Fact,
+    found: "dict[Fact, NeuronSet]",
+    active: "dict[Fact, NeuronSet]",
+    held_out: FactSet,
 ) -> dict[str, Any]:
     """Erase the neurons of the sampled facts of the fact's relation, and query all facts in a held-out template."""
     from kn_lens.edits import edit_table, erase_effects
@@ -325,15 +363,15 @@ def _print_model(section: Mapping[str, Any], document: Mapping[str, Any]) -> Non
     origin = ""
     if section["constructed"]:
         origin = (
-            " Its training put its facts into its MLPs, so that a method can be checked against a known answer: a "
-            "positive control, and no evidence about other models."
+            " Its training put its facts into its MLPs, so that a method can be checked against a "
+            "known answer: a positive control, and no evidence about other models."
         )
     elif section["constructed"] is not None:
         origin = " It was trained plainly: nothing in its training determines where facts are stored."
     _print_text(
-        f"{section['name']}: a {section['kind']} language model ({section['architecture']}), {section['n_layers']} "
-        f"layers of {section['d_mlp']} MLP neurons, queried with {section['n_facts']:,} facts of "
-        f"{section['n_relations']} relations.{origin}"
+        f"{section['name']}: a {section['kind']} language model ({section['architecture']}), "
+        f"{section['n_layers']} layers of {section['d_mlp']} MLP neurons, queried with "
+        f"{section['n_facts']:,} facts of {section['n_relations']} relations.{origin}"
     )
 
 
@@ -350,9 +388,10 @@ def _print_neurons(section: Mapping[str, Any], document: Mapping[str, Any]) -> N
     neurons = sorted(section["neurons"], key=lambda neuron: -neuron["mean_score"])
     _print_heading(f"2. Which neurons carry {fact['subject']} -> {fact['object']}?")
     _print_text(
-        f"Integrated gradients divide the answer's probability (mean {section['mean_probability']:.3f}) among "
-        f"{section['n_candidates']:,} neurons, for each of {section['n_prompts']} templates. Neurons that score at "
-        f"least a fifth of the top score in 70% of the templates: {len(neurons) or 'none'}."
+        "Integrated gradients divide the answer's probability (mean "
+        f"{section['mean_probability']:.3f}) among {section['n_candidates']:,} neurons, for each "
+        f"of {section['n_prompts']} templates. Neurons that score at least a fifth of the top "
+        f"score in 70% of the templates: {len(neurons) or 'none'}."
     )
     if neurons:
         numbers = ("templates", "mean score", "of the probability")
@@ -369,9 +408,10 @@ def _print_neurons(section: Mapping[str, Any], document: Mapping[str, Any]) -> N
         if n_hidden > 0:
             _print_text(f"{n_hidden} weaker ones are not shown; --json contains all.")
     _print_text(
-        f"Error bar: the scores of a layer must sum to the contribution of the whole layer; they miss it by at most "
-        f"{section['largest_gap']:.0e} ({section['mean_points']:.1f} gradients per template and layer, "
-        f"{section['n_unconverged']} of {section['n_pairs']} above the tolerance)."
+        "Error bar: the scores of a layer must sum to the contribution of the whole layer; they "
+        f"miss it by at most {section['largest_gap']:.0e} ({section['mean_points']:.1f} gradients "
+        f"per template and layer, {section['n_unconverged']} of {section['n_pairs']} above the "
+        "tolerance)."
     )
 
 
@@ -393,27 +433,29 @@ def _print_conditions(section: Mapping[str, Any], document: Mapping[str, Any]) -
         rows.add_row(condition["condition"], str(condition["n_neurons"]), *cells, says)
     out.print(rows)
     _print_text(
-        "n: neurons; correct: templates with the correct answer on top. Held-out templates were not used to find the "
-        f"neurons. Without the hooks, the model answers {_restored(section)}"
+        "n: neurons; correct: templates with the correct answer on top. Held-out templates were "
+        f"not used to find the neurons. Without the hooks, the model answers {_restored(section)}"
     )
 
 
 def _print_specificity(section: Mapping[str, Any], document: Mapping[str, Any]) -> None:
     _print_heading("4. This fact alone? A sample of all relations")
     _print_text(
-        f"{section['n_facts']} facts of {section['n_relations']} relations in {section['n_prompts']:,} prompts, "
-        f"{section['mean_neurons']:.1f} neurons per fact ({section['n_facts_without_neurons']} facts without neurons). "
-        "Change of the answer's probability, for the fact itself and for a fact of another relation, "
-        "[95% bootstrap interval]:"
+        f"{section['n_facts']} facts of {section['n_relations']} relations in "
+        f"{section['n_prompts']:,} prompts, {section['mean_neurons']:.1f} neurons per fact "
+        f"({section['n_facts_without_neurons']} facts without neurons). Change of the answer's "
+        "probability, for the fact itself and for a fact of another relation, [95% bootstrap "
+        "interval]:"
     )
     out.print(effects_table("", section["effects"]))
     off = {}
     for row in section["effects"]["off"]:
         off[row["neuron_set"], row["scope"]] = percent(row["change_ratio"])
     _print_text(
-        f"Suppressing a fact's own neurons changes its probability by {off['found', 'own']}, and that of a fact of "
-        f"another relation by {off['found', 'other']}. As many random neurons change the fact itself by "
-        f"{off['random', 'own']}, as many of the most active ones by {off['activation', 'own']}."
+        f"Suppressing a fact's own neurons changes its probability by {off['found', 'own']}, and "
+        f"that of a fact of another relation by {off['found', 'other']}. As many random neurons "
+        f"change the fact itself by {off['random', 'own']}, as many of the most active ones by "
+        f"{off['activation', 'own']}."
     )
 
 
@@ -428,10 +470,10 @@ def _print_update(section: Mapping[str, Any], document: Mapping[str, Any]) -> No
         reversed_signs = f" (with reversed signs in {section['n_negative']} with a negative activation)"
     _print_heading(f"5. Rewrite the fact: {fact['subject']} -> {new_object}")
     _print_text(
-        f"In the {section['n_neurons']} rows of W_out of these neurons, {lambda_old:g} row length of the direction of "
-        f"{fact['object']}'s embedding is subtracted, and {lambda_new:g} of {new_object}'s are added{reversed_signs}. "
-        "Prompts with the old answer and with the new one on top; other facts of the relation have one prompt each, "
-        "from a held-out template:"
+        f"In the {section['n_neurons']} rows of W_out of these neurons, {lambda_old:g} row length "
+        f"of the direction of {fact['object']}'s embedding is subtracted, and {lambda_new:g} of "
+        f"{new_object}'s are added{reversed_signs}. Prompts with the old answer and with the new "
+        "one on top; other facts of the relation have one prompt each, from a held-out template:"
     )
     out.print(_update_table(section["effects"]))
     _print_text(_verdict(section, fact))
@@ -489,8 +531,8 @@ def _verdict(section: Mapping[str, Any], fact: Mapping[str, str]) -> str:
         sentences = [f"The update has failed: {fact['object']} is still the answer."]
     if own["new_right_after"] < 0.5 and rank:
         sentences.append(
-            f"The embedding of {new_object} does not decode to {new_object} in this model: its head ranks {rank} other "
-            "tokens higher (see docs/editing.md)."
+            f"The embedding of {new_object} does not decode to {new_object} in this model: its "
+            f"head ranks {rank} other tokens higher (see docs/editing.md)."
         )
     if ("found", "inverse") in rows and generalises:
         if rows["found", "inverse"]["new_right_after"] >= 0.5:
@@ -511,9 +553,9 @@ def _print_erasure(section: Mapping[str, Any], document: Mapping[str, Any]) -> N
     n_other = section["n_measured"]["other relations"]
     _print_heading(f"6. Erase a relation: {section['relation']}")
     _print_text(
-        f"The rows of the {section['n_neurons']} most frequent neurons of {section['n_facts']} of its facts are set to "
-        f"zero. Perplexity and accuracy of its {n_own:,} facts and of {n_other:,} others, each in a held-out template "
-        "[95% bootstrap interval]:"
+        f"The rows of the {section['n_neurons']} most frequent neurons of {section['n_facts']} of "
+        f"its facts are set to zero. Perplexity and accuracy of its {n_own:,} facts and of "
+        f"{n_other:,} others, each in a held-out template [95% bootstrap interval]:"
     )
     measures: dict[tuple[str, str], dict[str, Any]] = {}
     for row in section["effects"]:

@@ -39,11 +39,23 @@ app = typer.Typer(
     invoke_without_command=True,
 )
 
-Neurons = Annotated[Path, named_option(None, "--neurons -n", "FILE", "Neuron file, as `kn-lens find` writes it.")]
-Edits = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Edit files, in order of application.")]
+Neurons = Annotated[
+    Path,
+    named_option(None, "--neurons -n", "FILE", "Neuron file, as `kn-lens find` writes it."),
+]
+Edits = Annotated[
+    list[Path],
+    typer.Argument(metavar="FILE...", help="Edit files, in order of application."),
+]
 To = Annotated[Path, named_option(RESULT, "--out -o", "FILE", "Output file of the edit.")]
-ModelOfEdit = Annotated[str | None, named_option(MODEL, "--model -m", "NAME", "Model; that of the edit by default.")]
-DtypeOfEdit = Annotated[str | None, choice(DTYPES, "Data type of the weights, that of the edit by default", MODEL)]
+ModelOfEdit = Annotated[
+    str | None,
+    named_option(MODEL, "--model -m", "NAME", "Model; that of the edit by default."),
+]
+DtypeOfEdit = Annotated[
+    str | None,
+    choice(DTYPES, "Data type of the weights, that of the edit by default", MODEL),
+]
 
 
 @app.command()
@@ -69,17 +81,20 @@ def update(
         choice(tuple(UPDATE_FORMS), "Form of the paper or of its released code, instead of the next two", CHANGE),
     ] = None,
     scaling: Annotated[
-        str, choice(get_args(Scaling), "Unit of the factors: length of the row, or of the embedding", CHANGE)
+        str,
+        choice(get_args(Scaling), "Unit of the factors: length of the row, or of the embedding", CHANGE),
     ] = defaults.SCALING,
     signed: Annotated[
-        bool, flag(CHANGE, "--signed/--unsigned", "Reversed change for neurons with a negative activation.")
+        bool,
+        flag(CHANGE, "--signed/--unsigned", "Reversed change for neurons with a negative activation."),
     ] = defaults.SIGNED,
     max_share: Annotated[
         float,
         option(CHANGE, "P", "Maximum share of the relation's facts that have a changed neuron.", min=0.0, max=1.0),
     ] = defaults.MAX_SHARE,
     allow_unknown: Annotated[
-        bool, flag(CHANGE, "--allow-unknown", "Update of a fact that the model does not know.")
+        bool,
+        flag(CHANGE, "--allow-unknown", "Update of a fact that the model does not know."),
     ] = False,
     model: options.ModelOfNeurons = None,
     device: options.Device = None,
@@ -149,10 +164,12 @@ def erase(
         ),
     ] = None,
     min_facts: Annotated[
-        int | None, option(CHANGE, "N", "Minimum number of its facts that have an erased neuron.", min=1)
+        int | None,
+        option(CHANGE, "N", "Minimum number of its facts that have an erased neuron.", min=1),
     ] = None,
     value: Annotated[
-        str, option(CHANGE, "TOKEN", "Value of the rows: 'zero', 'unk', or a token, for its embedding.")
+        str,
+        option(CHANGE, "TOKEN", "Value of the rows: 'zero', 'unk', or a token, for its embedding."),
     ] = defaults.ERASED_VALUE,
     model: options.ModelOfNeurons = None,
     device: options.Device = None,
@@ -229,7 +246,13 @@ def apply(
     from kn_lens.interventions import measure
 
     with show_progress("Measuring", unit="prompts") as progress:
-        effect = measure(loaded, prompts, edit, memory_budget=memory_budget_of(memory), progress=progress)
+        effect = measure(
+            loaded,
+            prompts,
+            edit,
+            memory_budget=memory_budget_of(memory),
+            progress=progress,
+        )
     document = {
         "command": "edit apply",
         "model": describe_model(loaded),
@@ -278,7 +301,14 @@ def export(
     description = describe_model(loaded)
     if json:
         documents = _documents(files, edits)
-        print_json({"command": "edit export", "model": description, "edits": documents, "out": str(to)})
+        print_json(
+            {
+                "command": "edit export",
+                "model": description,
+                "edits": documents,
+                "out": str(to),
+            }
+        )
     else:
         names = " and ".join(str(edit) for edit in edits)
         out.print(f"{description['name']} with {names} written to {to}", soft_wrap=True)
@@ -311,7 +341,13 @@ def _facts_of_edits(edits: "Sequence[WeightEdit]", source: FactSet) -> FactSet:
     return facts
 
 
-def _save(command: str, edit: "WeightEdit", to: Path, json: bool, results: Mapping[str, Any] | None = None) -> None:
+def _save(
+    command: str,
+    edit: "WeightEdit",
+    to: Path,
+    json: bool,
+    results: Mapping[str, Any] | None = None,
+) -> None:
     edit.save(to)
     document = {"command": command, **_document(edit), **(results or {}), "out": str(to)}
     if json:
@@ -399,8 +435,9 @@ def _answers_table(document: Mapping[str, Any]) -> Group:
             row["top_after"],
         )
     note = (
-        f"{document['n_prompts']:,} prompts of {document['n_facts']:,} facts; {document['changed']:.1%} have another "
-        f"answer. P(correct answer) {document['mean_before']:.3f} before, {document['mean_after']:.3f} after."
+        f"{document['n_prompts']:,} prompts of {document['n_facts']:,} facts; "
+        f"{document['changed']:.1%} have another answer. P(correct answer) "
+        f"{document['mean_before']:.3f} before, {document['mean_after']:.3f} after."
     )
     n_hidden = len(document["prompts"]) - ROWS_SHOWN
     if n_hidden > 0:
@@ -408,7 +445,13 @@ def _answers_table(document: Mapping[str, Any]) -> Group:
     return Group(answers, note)
 
 
-def _trial(model: Any, edit: "WeightEdit", fact: Fact, new_object: str, source: FactSet) -> dict[str, Any]:
+def _trial(
+    model: Any,
+    edit: "WeightEdit",
+    fact: Fact,
+    new_object: str,
+    source: FactSet,
+) -> dict[str, Any]:
     """Measure an update on all prompts of its fact and on the first prompt of other facts.
 
     Returns:
@@ -464,13 +507,14 @@ def _warn_about_trial(trial: Mapping[str, Any]) -> None:
     """Warn on stderr about an update without effect, or with large side effects."""
     if trial["success"] == 0:
         err.print(
-            f"kn-lens: the new answer is on top in none of {trial['n_prompts']} prompts; try another --lambda-new, "
-            f"such as half or twice. {STRENGTH_ADVICE}.",
+            f"kn-lens: the new answer is on top in none of {trial['n_prompts']} prompts; try "
+            f"another --lambda-new, such as half or twice. {STRENGTH_ADVICE}.",
             soft_wrap=True,
         )
     if trial["disturbs"]:
         err.print(
-            f"kn-lens: the edit removes {trial['disturbed']:.0%} of {trial['n_others']} correct answers to other "
-            f"facts, more than {trial['max_disturbed']:.0%}; try a smaller --lambda-new. {STRENGTH_ADVICE}.",
+            f"kn-lens: the edit removes {trial['disturbed']:.0%} of {trial['n_others']} correct "
+            f"answers to other facts, more than {trial['max_disturbed']:.0%}; try a smaller "
+            f"--lambda-new. {STRENGTH_ADVICE}.",
             soft_wrap=True,
         )

@@ -39,22 +39,35 @@ def find(
     leave_out_unknown: options.LeaveOutUnknown = False,
     method: Annotated[str, choice(options.METHODS, "Attribution method", METHOD)] = defaults.METHOD,
     output: Annotated[str, choice(OUTPUTS, "Attributed output", METHOD)] = defaults.OUTPUT,
-    contrast: Annotated[str | None, option(METHOD, "TEXT", "Contrasting answer of --output logit_diff.")] = None,
-    preset: Annotated[str | None, choice(PRESETS, "Quadrature of the paper or of its released code", METHOD)] = None,
+    contrast: Annotated[
+        str | None,
+        option(METHOD, "TEXT", "Contrasting answer of --output logit_diff."),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        choice(PRESETS, "Quadrature of the paper or of its released code", METHOD),
+    ] = None,
     quadrature: Annotated[str, choice(QUADRATURES, "Quadrature rule", METHOD)] = defaults.QUADRATURE,
     n_steps: Annotated[
-        int | None, option(METHOD, "N", f"Points of a fixed rule; {defaults.N_STEPS} by default.", min=1)
+        int | None,
+        option(METHOD, "N", f"Points of a fixed rule; {defaults.N_STEPS} by default.", min=1),
     ] = None,
     tolerance: Annotated[
-        float, option(METHOD, "SHARE", "Tolerated completeness gap, relative to the clean output.", min=0)
+        float,
+        option(METHOD, "SHARE", "Tolerated completeness gap, relative to the clean output.", min=0),
     ] = defaults.TOLERANCE,
     attr_threshold: Annotated[
-        float, option(METHOD, "SHARE", "Share of a prompt's largest score: threshold of its coarse set.", min=0, max=1)
+        float,
+        option(METHOD, "SHARE", "Share of a prompt's largest score: threshold of its coarse set.", min=0, max=1),
     ] = defaults.ATTR_THRESHOLD,
     share_threshold: Annotated[
-        float, option(METHOD, "SHARE", "Share of a fact's prompts whose coarse sets contain a neuron.", min=0, max=1)
+        float,
+        option(METHOD, "SHARE", "Share of a fact's prompts whose coarse sets contain a neuron.", min=0, max=1),
     ] = defaults.SHARE_THRESHOLD,
-    min_prompts: Annotated[int, option(METHOD, "N", "Minimum number of these prompts.", min=1)] = defaults.MIN_PROMPTS,
+    min_prompts: Annotated[
+        int,
+        option(METHOD, "N", "Minimum number of these prompts.", min=1),
+    ] = defaults.MIN_PROMPTS,
     by_relation: Annotated[
         bool,
         flag(METHOD, "--by-relation", "Adaptation of --share-threshold, until a relation's facts have 2 to 5 neurons."),
@@ -74,7 +87,13 @@ def find(
     from kn_lens.attribution import attribute_in_parts
 
     # A fact with fewer prompts cannot have neurons. Excluding it here avoids an error after the model has run.
-    prompts = build_prompts(loaded, chosen, leave_out=leave_out_unknown, contrast=contrast, min_prompts=min_prompts)
+    prompts = build_prompts(
+        loaded,
+        chosen,
+        leave_out=leave_out_unknown,
+        contrast=contrast,
+        min_prompts=min_prompts,
+    )
     counts = prompts.prompts_per_fact()
 
     attribution_options: dict[str, Any] = {
@@ -143,7 +162,12 @@ def find(
 
 
 def _check_consistent(
-    preset: str | None, quadrature: str, n_steps: int | None, tolerance: float, output: str, contrast: str | None
+    preset: str | None,
+    quadrature: str,
+    n_steps: int | None,
+    tolerance: float,
+    output: str,
+    contrast: str | None,
 ) -> None:
     """Check, before anything is loaded, that no options contradict each other.
 
@@ -162,7 +186,12 @@ def _check_consistent(
         raise ArgumentError("--output logit_diff and --contrast ANSWER, the contrasting answer, require each other.")
 
 
-def _write_neurons(path: Path, neurons: "dict[Fact, NeuronSet]", model: Any, document: dict[str, Any]) -> None:
+def _write_neurons(
+    path: Path,
+    neurons: "dict[Fact, NeuronSet]",
+    model: Any,
+    document: dict[str, Any],
+) -> None:
     """Write the neuron sets with the identity of the model and the settings."""
     from kn_lens.neurons import NeuronSet
 
@@ -189,7 +218,10 @@ def _refined(
     return refinement.neurons, refinement.share_threshold
 
 
-def _fact_rows(attr: "Attribution", found: "dict[Fact, NeuronSet]") -> dict[Fact, dict[str, Any]]:
+def _fact_rows(
+    attr: "Attribution",
+    found: "dict[Fact, NeuronSet]",
+) -> dict[Fact, dict[str, Any]]:
     """Return neurons and error bar of each fact; gaps have the unit of the output, None if a method has no sum rule."""
     prompts = attr.prompts
     gaps = attr.completeness_gap.abs()
@@ -246,13 +278,13 @@ def _found_table(document: Mapping[str, Any]) -> Group:
     mean = sum(len(row["neurons"]) for row in facts) / len(facts)
     n_without = sum(not row["neurons"] for row in facts)
     note = (
-        f"{len(facts):,} facts, {document['n_prompts']:,} prompts; {mean:.2f} neurons per fact, {n_without:,} facts "
-        "without neurons. "
+        f"{len(facts):,} facts, {document['n_prompts']:,} prompts; {mean:.2f} neurons per fact, "
+        f"{n_without:,} facts without neurons. "
     )
     if gaps or n_unconverged:
         note += (
-            f"Completeness gap at most {number(max(gaps, default=None))}; {n_unconverged:,} of {n_pairs:,} (prompt, "
-            "layer) pairs above tolerance."
+            f"Completeness gap at most {number(max(gaps, default=None))}; {n_unconverged:,} of "
+            f"{n_pairs:,} (prompt, layer) pairs above tolerance."
         )
     else:
         note += f"Scores of {settings['method']} have no completeness gap."

@@ -41,15 +41,29 @@ MIN_OTHERS = 100
 
 
 def intervene(
-    neurons: Annotated[Path, named_option(None, "--neurons -n", "FILE", "Neuron file, as `kn-lens find` writes it.")],
-    suppress: Annotated[bool, flag(INTERVENTION, "--suppress", "Suppression of the neurons; the default.")] = False,
-    amplify: Annotated[float | None, option(INTERVENTION, "FACTOR", "Factor of their activations.")] = None,
-    set_to: Annotated[float | None, option(INTERVENTION, "VALUE", "Value of their activations.")] = None,
+    neurons: Annotated[
+        Path,
+        named_option(None, "--neurons -n", "FILE", "Neuron file, as `kn-lens find` writes it."),
+    ],
+    suppress: Annotated[
+        bool,
+        flag(INTERVENTION, "--suppress", "Suppression of the neurons; the default."),
+    ] = False,
+    amplify: Annotated[
+        float | None,
+        option(INTERVENTION, "FACTOR", "Factor of their activations."),
+    ] = None,
+    set_to: Annotated[
+        float | None,
+        option(INTERVENTION, "VALUE", "Value of their activations."),
+    ] = None,
     all_positions: Annotated[
-        bool, flag(INTERVENTION, "--all-positions", "Intervention at all positions, not only the read position.")
+        bool,
+        flag(INTERVENTION, "--all-positions", "Intervention at all positions, not only the read position."),
     ] = False,
     controls: Annotated[
-        bool, flag(INTERVENTION, "--controls/--no-controls", "Control neurons, and facts of other relations.")
+        bool,
+        flag(INTERVENTION, "--controls/--no-controls", "Control neurons, and facts of other relations."),
     ] = True,
     model: options.ModelOfNeurons = None,
     device: options.Device = None,
@@ -125,9 +139,9 @@ def _effects_group(document: Mapping[str, Any]) -> Group:
     """Return the table of effects with its note."""
     title = f"{document['model']['name']}: change of the answer's probability"
     note = (
-        f"{document['n_facts']:,} facts, {document['n_facts_without_neurons']:,} of them without neurons (and without "
-        "any change). n: neurons per fact. Means over relations of (after - before) / before, with 95% bootstrap "
-        "intervals."
+        f"{document['n_facts']:,} facts, {document['n_facts_without_neurons']:,} of them without "
+        "neurons (and without any change). n: neurons per fact. Means over relations of (after - "
+        "before) / before, with 95% bootstrap intervals."
     )
     if any(is_missing(row["low"]) for row in document["effects"]):
         note += f" {WHY_NONE}"
@@ -147,14 +161,21 @@ class _Job:
 
 
 def _intervention(
-    suppress: bool, amplify: float | None, set_to: float | None, position: "Position"
+    suppress: bool,
+    amplify: float | None,
+    set_to: float | None,
+    position: "Position",
 ) -> "tuple[str, Callable[[], Callable[[Any], Intervention]]]":
     """Return the label of the intervention, and a function that imports and returns its constructor.
 
     Raises:
         ArgumentError: More than one is given, or a number is not finite.
     """
-    given = {"--suppress": suppress, "--amplify": amplify is not None, "--set-to": set_to is not None}
+    given = {
+        "--suppress": suppress,
+        "--amplify": amplify is not None,
+        "--set-to": set_to is not None,
+    }
     names = [name for name, is_given in given.items() if is_given]
     if len(names) > 1:
         raise ArgumentError(f"{' and '.join(names)} exclude each other; give one.")
@@ -207,16 +228,18 @@ def _controlled_effects(job: _Job, source: FactSet) -> "pd.DataFrame":
 
     if len(source.relations) < 2:
         raise ArgumentError(
-            f"The controls need facts of another relation, and all of these are of {', '.join(source.relations)}. Name "
-            "a source with more relations (--relation chooses from it), or give --no-controls."
+            "The controls need facts of another relation, and all of these are of "
+            f"{', '.join(source.relations)}. Name a source with more relations (--relation chooses "
+            "from it), or give --no-controls."
         )
     others = _other_facts(job, source)
     pool = build_prompts(job.model, [*job.sets, *others], leave_out=True)
     relations = {fact.relation for fact, n in pool.prompts_per_fact().items() if n}
     if len(relations) < 2:  # before the model runs
         raise ArgumentError(
-            "The controls need facts of another relation, but of the drawn facts the model can only be queried with "
-            f"those of {', '.join(relations)}. Name a source with others, or give --no-controls."
+            "The controls need facts of another relation, but of the drawn facts the model can "
+            f"only be queried with those of {', '.join(relations)}. Name a source with others, or "
+            "give --no-controls."
         )
     active = most_active_neurons(job.model, job.prompts, job.sets, memory_budget=job.memory_budget)
     with show_progress("Measuring", unit="prompts") as progress:
@@ -254,7 +277,11 @@ def _own_effects(job: _Job) -> "pd.DataFrame":
     prompts = job.prompts
     with show_progress("Measuring", unit="prompts") as progress:
         effect = measure(
-            job.model, prompts, job.intervene(job.sets), memory_budget=job.memory_budget, progress=progress
+            job.model,
+            prompts,
+            job.intervene(job.sets),
+            memory_budget=job.memory_budget,
+            progress=progress,
         )
     fact_index = prompts.fact_index.cpu().numpy()
     n_facts = len(prompts.facts)

@@ -36,7 +36,12 @@ def models(json: options.Json = False) -> None:
                 "example": family.example,
             }
         )
-    document = {"command": "models", "embedded": embedded(), "families": families, "refused": REFUSED}
+    document = {
+        "command": "models",
+        "embedded": embedded(),
+        "families": families,
+        "refused": REFUSED,
+    }
     if json:
         print_json(document)
         return
@@ -79,9 +84,9 @@ def _embedded_table(models: Sequence[Mapping[str, Any]]) -> Group:
             number(model["probability"]["trained"], ".3f"),
         )
     note = (
-        "constructed: the training put its facts into its MLPs; a positive control. plain: nothing in its training "
-        "determines where facts are stored. trained, held out: recall on templates seen in training, and on others. "
-        "P(answer): mean on the trained templates.\n"
+        "constructed: the training put its facts into its MLPs; a positive control. plain: "
+        "nothing in its training determines where facts are stored. trained, held out: recall on "
+        "templates seen in training, and on others. P(answer): mean on the trained templates.\n"
     )
     return Group(rows, note)
 

@@ -12,16 +12,21 @@ from kn_lens.errors import ArgumentError, did_you_mean
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory of 'kn-lens reproduce', complete or not.")],
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="Run directory of 'kn-lens reproduce', complete or not."),
+    ],
     to: Annotated[
         Path | None,
         named_option(RESULT, "--out -o", "FILE", "Output file; report.html in the run directory by default."),
     ] = None,
     figures: Annotated[
-        str | None, option(RESULT, "png,svg,...", "Formats of figure files in figures/ beside it: html, png, svg.")
+        str | None,
+        option(RESULT, "png,svg,...", "Formats of figure files in figures/ beside it: html, png, svg."),
     ] = None,
     tables: Annotated[
-        str | None, option(RESULT, "csv", "Format of tables of facts and neurons in tables/ beside it: csv.")
+        str | None,
+        option(RESULT, "csv", "Format of tables of facts and neurons in tables/ beside it: csv."),
     ] = None,
     json: options.Json = False,
 ) -> None:

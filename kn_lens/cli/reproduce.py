@@ -34,7 +34,10 @@ RELATIONS_SHOWN = 8
 
 
 def reproduce(
-    to: Annotated[Path, named_option(RESULT, "--out -o", "DIR", "Run directory: new, or that of a run to resume.")],
+    to: Annotated[
+        Path,
+        named_option(RESULT, "--out -o", "DIR", "Run directory: new, or that of a run to resume."),
+    ],
     model: options.Model = "world-bert",
     device: options.Device = None,
     dtype: options.Dtype = defaults.DTYPE,
@@ -43,22 +46,35 @@ def reproduce(
     format: options.Format = None,
     templates: options.Templates = None,
     split: options.Split = defaults.SPLIT,
-    relations: Annotated[str | None, option(FACTS, "P36,...", "Relations of the facts; all by default.")] = None,
+    relations: Annotated[
+        str | None,
+        option(FACTS, "P36,...", "Relations of the facts; all by default."),
+    ] = None,
     limit: Annotated[
-        int | None, option(FACTS, "N", "Maximum number of facts of each relation, drawn at random.", min=1)
+        int | None,
+        option(FACTS, "N", "Maximum number of facts of each relation, drawn at random.", min=1),
     ] = None,
     seed: options.Seed = 0,
-    preset: Annotated[str, choice(PRESETS, "Settings of the library, the paper or its code", METHOD)] = "kn_lens",
+    preset: Annotated[
+        str,
+        choice(PRESETS, "Settings of the library, the paper or its code", METHOD),
+    ] = "kn_lens",
     changes: Annotated[
-        list[str] | None, named_option(METHOD, "--set", "NAME=VALUE", "Changed setting of the preset; repeatable.")
+        list[str] | None,
+        named_option(METHOD, "--set", "NAME=VALUE", "Changed setting of the preset; repeatable."),
     ] = None,
     stages: Annotated[
-        str | None, option(EXECUTION, "NAME,...", "Stages, with those that they need; all by default.")
+        str | None,
+        option(EXECUTION, "NAME,...", "Stages, with those that they need; all by default."),
     ] = None,
     workers: Annotated[
-        int, option(EXECUTION, "N", "Number of processes that share the work, each with the model.", min=1)
+        int,
+        option(EXECUTION, "N", "Number of processes that share the work, each with the model.", min=1),
     ] = 1,
-    dry_run: Annotated[bool, flag(EXECUTION, "--dry-run", "Plan with estimated times; nothing is written.")] = False,
+    dry_run: Annotated[
+        bool,
+        flag(EXECUTION, "--dry-run", "Plan with estimated times; nothing is written."),
+    ] = False,
     force: Annotated[
         bool,
         flag(
@@ -72,9 +88,13 @@ def reproduce(
         named_option(OTHERS, "--neurons -n", "FILE", "Neuron file, summarised without a model; repeatable."),
     ] = None,
     baseline: Annotated[
-        list[Path] | None, named_option(OTHERS, "--baseline", "FILE", "Neuron file of their baseline; repeatable.")
+        list[Path] | None,
+        named_option(OTHERS, "--baseline", "FILE", "Neuron file of their baseline; repeatable."),
     ] = None,
-    n_layers: Annotated[int | None, option(OTHERS, "N", "Number of layers of their model.", min=1)] = None,
+    n_layers: Annotated[
+        int | None,
+        option(OTHERS, "N", "Number of layers of their model.", min=1),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Run the paper's study on a model: attribution, refining, suppression and amplification, tables and figures.
@@ -88,7 +108,13 @@ def reproduce(
     if baseline or n_layers:
         raise ArgumentError("--baseline and --n-layers are for neurons found elsewhere, named with --neurons.")
     memory_budget = memory_budget_of(memory)
-    settings = _settings(preset, changes, seed=seed, limit=limit, relations=tuple(_listed(relations)))
+    settings = _settings(
+        preset,
+        changes,
+        seed=seed,
+        limit=limit,
+        relations=tuple(_listed(relations)),
+    )
     source = read_facts(facts, format, templates, split)
     held_out = None
     if split == "trained":
@@ -114,7 +140,11 @@ def reproduce(
         "settings": settings.as_dict(),
     }
     n_threads = max(1, get_num_threads() // workers)
-    run_options: dict[str, Any] = {"held_out": held_out, "memory_budget": memory_budget, "force": force}
+    run_options: dict[str, Any] = {
+        "held_out": held_out,
+        "memory_budget": memory_budget,
+        "force": force,
+    }
     if dry_run:
         with show_progress("Counting passes and timing some"), torch_threads(n_threads):
             planned = plan(loaded, source, to, settings, chosen_stages, **run_options)
@@ -143,7 +173,13 @@ def reproduce(
                     tables = run_stages(context, chosen_stages, _on_progress(activity))
                 else:
                     entry = ModelEntry(name=model, model=model, dtype=dtype, device=device)
-                    tables = run_shared(context, chosen_stages, entry, workers, _on_progress(activity))
+                    tables = run_shared(
+                        context,
+                        chosen_stages,
+                        entry,
+                        workers,
+                        _on_progress(activity),
+                    )
             with show_progress("Drawing the figures"):
                 write_figures(to)
         displays: dict[str, TableDisplay] = {}
@@ -275,8 +311,8 @@ def _warn_about_updates(updated: "pd.DataFrame", table6: "pd.DataFrame | None") 
     n_disturbing = int(cast("float", updated["n_disturbing"].sum()))
     if n_disturbing:
         err.print(
-            f"kn-lens: {n_disturbing} of {n_updates} updates remove more than {MAX_DISTURBED:.0%} of the correct "
-            f"answers to other facts; try smaller lambdas. {STRENGTH_ADVICE}.",
+            f"kn-lens: {n_disturbing} of {n_updates} updates remove more than {MAX_DISTURBED:.0%} "
+            f"of the correct answers to other facts; try smaller lambdas. {STRENGTH_ADVICE}.",
             soft_wrap=True,
         )
     if table6 is None:
@@ -286,8 +322,8 @@ def _warn_about_updates(updated: "pd.DataFrame", table6: "pd.DataFrame | None") 
     ]
     if len(success) and (success["value"] == 0).all():
         err.print(
-            f"kn-lens: no update puts its new answer on top; try other lambdas, such as half or twice. "
-            f"{STRENGTH_ADVICE}.",
+            "kn-lens: no update puts its new answer on top; try other lambdas, such as half or "
+            f"twice. {STRENGTH_ADVICE}.",
             soft_wrap=True,
         )
 
@@ -349,7 +385,12 @@ def _result_table(rows: "pd.DataFrame", display: "TableDisplay", console: Consol
     return Group(drawn, *notes)
 
 
-def _lines(rows: "pd.DataFrame", labels: list[str], by_neuron_set: bool, measures: tuple[str, ...]) -> Lines:
+def _lines(
+    rows: "pd.DataFrame",
+    labels: list[str],
+    by_neuron_set: bool,
+    measures: tuple[str, ...],
+) -> Lines:
     """Return the lines of a table, in order of first appearance of each label; measures in their given order."""
     ranks = []
     for name in labels:
@@ -366,7 +407,13 @@ def _lines(rows: "pd.DataFrame", labels: list[str], by_neuron_set: bool, measure
     return {key: lines[key] for key in sorted(lines, key=order)}
 
 
-def _layout(caption: str, labels: list[str], lines: Lines, all_intervals: bool, gap: int) -> Table:
+def _layout(
+    caption: str,
+    labels: list[str],
+    lines: Lines,
+    all_intervals: bool,
+    gap: int,
+) -> Table:
     present = {neuron_set for line in lines.values() for neuron_set in line}
     neuron_sets = sorted(present, key=_column_order)
     with_paper = set()

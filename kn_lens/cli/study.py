@@ -34,7 +34,8 @@ RAY = "Ray (--engine ray)"
 
 def study(
     config: Annotated[
-        Path, typer.Argument(metavar="STUDY.TOML", help="Models, fact sets, stages, seeds and settings of the study.")
+        Path,
+        typer.Argument(metavar="STUDY.TOML", help="Models, fact sets, stages, seeds and settings of the study."),
     ],
     to: Annotated[
         str,
@@ -42,7 +43,8 @@ def study(
     ],
     engine: Annotated[str, choice(ENGINES, "Engine of the computation", EXECUTION)] = "in-process",
     force: Annotated[
-        bool, flag(EXECUTION, "--force", "Use of another study's directory; what differs is computed again.")
+        bool,
+        flag(EXECUTION, "--force", "Use of another study's directory; what differs is computed again."),
     ] = False,
     address: Annotated[
         str | None,
@@ -53,7 +55,10 @@ def study(
         option(EXECUTION, "N", "Number of parallel runs with processes or ray; as many as fit by default.", min=1),
     ] = None,
     gpus: Annotated[float, option(RAY, "SHARE", "GPUs of each worker, such as 1 or 0.5.", min=0)] = 0.0,
-    dry_run: Annotated[bool, flag(EXECUTION, "--dry-run", "Plan with estimated times; nothing is written.")] = False,
+    dry_run: Annotated[
+        bool,
+        flag(EXECUTION, "--dry-run", "Plan with estimated times; nothing is written."),
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Run the paper's study on many models, as configured in a study.toml (see docs/studies.md).
@@ -128,7 +133,11 @@ def _check_known(facts: str, name: str, value: str | None, known: tuple[str, ...
 
 
 def _plan(
-    config: "StudyConfig", facts: "dict[str, FactSet]", held_out: "dict[str, FactSet]", to: str, force: bool
+    config: "StudyConfig",
+    facts: "dict[str, FactSet]",
+    held_out: "dict[str, FactSet]",
+    to: str,
+    force: bool,
 ) -> list[dict[str, Any]]:
     """Return shards, passes and seconds of each run; for a run that would fail, the ``reason``."""
     from kn_lens.runs.execute import stages_named

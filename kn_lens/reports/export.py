@@ -19,7 +19,9 @@ PNG_SCALE = 2
 
 
 def save_figures(
-    figures: "Mapping[str, Figure]", folder: str | os.PathLike[str], formats: Sequence[str] = ("html",)
+    figures: "Mapping[str, Figure]",
+    folder: str | os.PathLike[str],
+    formats: Sequence[str] = ("html",),
 ) -> list[Path]:
     """Write figures to files with their names. Each file is written whole or not at all.
 
@@ -77,7 +79,11 @@ def _write_pages(figures: "Mapping[str, Figure]", folder: Path) -> None:
     if not library.exists() or read_whole(library) != text.encode():
         write_whole(library, text)
     for name, figure in figures.items():
-        page = figure.to_html(include_plotlyjs="directory", div_id=name, config={"displaylogo": False})
+        page = figure.to_html(
+            include_plotlyjs="directory",
+            div_id=name,
+            config={"displaylogo": False},
+        )
         write_whole(folder / f"{name}.html", page)
 
 
@@ -86,12 +92,16 @@ def _check_kaleido() -> None:
         import kaleido  # noqa: F401
     except ImportError:
         raise ArgumentError(
-            "Figures as PNG or SVG need kaleido: pip install 'kn-lens[figures]'. Alternatives: the format html, or the "
-            "button in the corner of each figure in the report."
+            "Figures as PNG or SVG need kaleido: pip install 'kn-lens[figures]'. Alternatives: "
+            "the format html, or the button in the corner of each figure in the report."
         ) from None
 
 
-def _write_images(figures: "Mapping[str, Figure]", folder: Path, images: Sequence[tuple[str, str]]) -> None:
+def _write_images(
+    figures: "Mapping[str, Figure]",
+    folder: Path,
+    images: Sequence[tuple[str, str]],
+) -> None:
     """Draw all images in one headless browser, without network access."""
     import kaleido
     from choreographer.errors import ChromeNotFoundError
@@ -100,13 +110,24 @@ def _write_images(figures: "Mapping[str, Figure]", folder: Path, images: Sequenc
         tasks: list[Any] = []
         for name, form in images:
             options = {"format": form, "width": WIDTH, "scale": PNG_SCALE if form == "png" else 1}
-            tasks.append({"fig": figures[name], "path": str(Path(scratch, f"{name}.{form}")), "opts": options})
+            tasks.append(
+                {
+                    "fig": figures[name],
+                    "path": str(Path(scratch, f"{name}.{form}")),
+                    "opts": options,
+                }
+            )
         try:
-            kaleido.write_fig_from_object_sync(tasks, cancel_on_error=True, kopts={"mathjax": False})
+            kaleido.write_fig_from_object_sync(
+                tasks,
+                cancel_on_error=True,
+                kopts={"mathjax": False},
+            )
         except ChromeNotFoundError:
             raise ArgumentError(
-                "Figures as PNG or SVG are drawn by Chrome or Chromium; neither was found. Install one ('apt install "
-                "chromium', or 'kaleido_get_chrome'), or set the environment variable BROWSER_PATH to its path."
+                "Figures as PNG or SVG are drawn by Chrome or Chromium; neither was found. "
+                "Install one ('apt install chromium', or 'kaleido_get_chrome'), or set the "
+                "environment variable BROWSER_PATH to its path."
             ) from None
         for name, form in images:
             replace_durably(scratch / f"{name}.{form}", folder / f"{name}.{form}")

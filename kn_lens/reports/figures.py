@@ -238,7 +238,13 @@ def dose_response(table: "pd.DataFrame") -> "Figure":
 
 
 def estimates(
-    table: "pd.DataFrame", label: str, *, title: str, value: str, form: str = ".2f", color: str = BLUE
+    table: "pd.DataFrame",
+    label: str,
+    *,
+    title: str,
+    value: str,
+    form: str = ".2f",
+    color: str = BLUE,
 ) -> "Figure":
     """Draw any table of values with intervals, one row each, beside their controls and the paper's values.
 
@@ -310,7 +316,12 @@ def neuron_relation_map(table: "pd.DataFrame", top: int = TOP) -> "Figure":
 
     frequent = sorted(shares, key=lambda neuron: -sum(shares[neuron].values()))[:top]
     neurons = sorted(frequent, key=block)
-    figure = new_figure("Neurons and relations", "relation", None, height=MARGINS + 60 + 15 * max(len(neurons), 4))
+    figure = new_figure(
+        "Neurons and relations",
+        "relation",
+        None,
+        height=MARGINS + 60 + 15 * max(len(neurons), 4),
+    )
     figure.add_heatmap(
         x=[plain(relation) for relation in relations],
         y=[f"L{layer}N{index}" for layer, index in neurons],
@@ -322,7 +333,11 @@ def neuron_relation_map(table: "pd.DataFrame", top: int = TOP) -> "Figure":
         xgap=1,
         ygap=1,
         hoverongaps=False,
-        colorbar={"title": {"text": "share of facts", "side": "right"}, "tickformat": ".0%", "thickness": 12},
+        colorbar={
+            "title": {"text": "share of facts", "side": "right"},
+            "tickformat": ".0%",
+            "thickness": 12,
+        },
         hovertemplate="%{y}: %{z:.0%} of the facts of %{x} (%{customdata})<extra></extra>",
     )
     dark = [[0, SHARES_ON_DARK[0]], [0.5, SHARES_ON_DARK[1]], [1, SHARES_ON_DARK[2]]]
@@ -332,7 +347,11 @@ def neuron_relation_map(table: "pd.DataFrame", top: int = TOP) -> "Figure":
     return figure
 
 
-def neuron_scores(table: "pd.DataFrame", *, unit: str = "mean attribution (probability)") -> "Figure":
+def neuron_scores(
+    table: "pd.DataFrame",
+    *,
+    unit: str = "mean attribution (probability)",
+) -> "Figure":
     """Draw the scores of neurons with their intervals.
 
     Args:

@@ -25,7 +25,11 @@ EFFECT_COLUMNS = ("text", "before", "after")
 
 
 def attribution_figure(
-    attribution: "Attribution", fact: "Fact | None" = None, *, top: int = 20, seed: int = 0
+    attribution: "Attribution",
+    fact: "Fact | None" = None,
+    *,
+    top: int = 20,
+    seed: int = 0,
 ) -> "Figure":
     """Draw the neurons of highest mean score with 95% intervals; see ``Attribution.plot``."""
     from kn_lens.reports import figures
@@ -34,7 +38,12 @@ def attribution_figure(
     return figures.neuron_scores(scores, unit=f"mean attribution ({attribution.output})")
 
 
-def highest_scores(attribution: "Attribution", fact: "Fact | None", top: int, seed: int) -> pd.DataFrame:
+def highest_scores(
+    attribution: "Attribution",
+    fact: "Fact | None",
+    top: int,
+    seed: int,
+) -> pd.DataFrame:
     """Return ``layer``, ``index``, ``score``, ``low`` and ``high`` of the neurons of highest mean score.
 
     Raises:
@@ -58,7 +67,13 @@ def highest_scores(attribution: "Attribution", fact: "Fact | None", top: int, se
     best = np.argsort(-mean, kind="stable")[:n_shown]  # NaN is last
     intervals = mean_intervals(by_prompt[:, best], N_RESAMPLES, np.random.default_rng(seed))
     bounds = pd.DataFrame(intervals, columns=["low", "high"])
-    return pd.DataFrame({"layer": best // d_mlp, "index": best % d_mlp, "score": mean[best]}).join(bounds)
+    return pd.DataFrame(
+        {
+            "layer": best // d_mlp,
+            "index": best % d_mlp,
+            "score": mean[best],
+        }
+    ).join(bounds)
 
 
 def attribution_html(attribution: "Attribution") -> str:

@@ -18,7 +18,10 @@ from kn_lens.runs.reader import RunRecords, checked_path
 __all__ = ["write_figures", "write_report", "write_tables"]
 
 
-def write_report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+def write_report(
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+) -> Path:
     """Write the report of a run: one HTML file that loads nothing else.
 
     Args:
@@ -57,7 +60,9 @@ def write_report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None
 
 
 def write_figures(
-    run: str | os.PathLike[str], folder: str | os.PathLike[str] | None = None, formats: Sequence[str] = ("html",)
+    run: str | os.PathLike[str],
+    folder: str | os.PathLike[str] | None = None,
+    formats: Sequence[str] = ("html",),
 ) -> list[Path]:
     """Write the figures of a run as files.
 
@@ -81,7 +86,10 @@ def write_figures(
     return save_figures(figures, folder or records.path / "figures", formats)
 
 
-def write_tables(run: str | os.PathLike[str], folder: str | os.PathLike[str] | None = None) -> list[Path]:
+def write_tables(
+    run: str | os.PathLike[str],
+    folder: str | os.PathLike[str] | None = None,
+) -> list[Path]:
     """Write the tables of facts and of neurons in the report as CSV, beside the other tables of the run.
 
     Args:

@@ -105,7 +105,12 @@ def new_panels(title: str, titles: Sequence[str]) -> "Figure":
     """Return a figure of empty panels in one column, which also fits a narrow screen."""
     from plotly.subplots import make_subplots
 
-    figure = make_subplots(rows=len(titles), cols=1, subplot_titles=titles, vertical_spacing=0.36 / len(titles))
+    figure = make_subplots(
+        rows=len(titles),
+        cols=1,
+        subplot_titles=titles,
+        vertical_spacing=0.36 / len(titles),
+    )
     _apply_style(figure, title, None)
     figure.update_annotations(x=0, xanchor="left", font={"size": 13})
     return figure
@@ -168,7 +173,11 @@ def horizontal_marks(rows: "pd.DataFrame", heights: Sequence[float]) -> dict[str
 
 
 def add_paper(
-    figure: "Figure", values: Iterable[float], heights: Sequence[float], form: str, row: int | None = None
+    figure: "Figure",
+    values: Iterable[float],
+    heights: Sequence[float],
+    form: str,
+    row: int | None = None,
 ) -> None:
     """Add the values of the paper at some heights, in a panel if the figure has panels."""
     panel = {} if row is None else {"row": row, "col": 1}
@@ -185,10 +194,19 @@ def add_paper(
     )
 
 
-def label_rows(figure: "Figure", names: Mapping[float, str], row: int, panels: int = 1) -> None:
+def label_rows(
+    figure: "Figure",
+    names: Mapping[float, str],
+    row: int,
+    panels: int = 1,
+) -> None:
     """Label the rows and set the height that they need. ``layout.meta`` holds the terms of this height."""
     base = MARGINS + 30 * panels
-    figure.update_yaxes(tickvals=list(names), ticktext=list(names.values()), range=[0.4, len(names) + 0.6])
+    figure.update_yaxes(
+        tickvals=list(names),
+        ticktext=list(names.values()),
+        range=[0.4, len(names) + 0.6],
+    )
     figure.update_layout(height=base + panels * row * max(len(names), 2), meta={"base": base, "row": panels * row})
 
 

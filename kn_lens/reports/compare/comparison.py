@@ -157,7 +157,14 @@ def compare_runs(
     if n_resamples < 1 or n_permutations < 1:
         raise ArgumentError(f"n_resamples={n_resamples}, n_permutations={n_permutations}; expected at least 1 of each.")
     compared = tuple(read_runs(runs))
-    return _compare(Estimator(runs=compared, n_resamples=n_resamples, n_permutations=n_permutations, seed=seed))
+    return _compare(
+        Estimator(
+            runs=compared,
+            n_resamples=n_resamples,
+            n_permutations=n_permutations,
+            seed=seed,
+        )
+    )
 
 
 def _compare(estimator: Estimator) -> Comparison:
@@ -272,8 +279,8 @@ def _notes(estimator: Estimator) -> list[str]:
     if any((counts != first).any() for counts in n_prompts.values()):
         means = ", ".join(f"{name} {counts.mean():.1f}" for name, counts in n_prompts.items())
         notes.append(
-            "The same facts have different prompts in different models, which accept different ones (prompts per fact, "
-            f"on average: {means})."
+            "The same facts have different prompts in different models, which accept different "
+            f"ones (prompts per fact, on average: {means})."
         )
 
     origins = [run.provenance["made_from"] for run in runs]
@@ -309,7 +316,12 @@ def _value_rows(fact_set: str, estimates: Estimates) -> list[Row]:
     return sorted(rows, key=lambda row: STATISTICS.index(row["statistic"]))
 
 
-def _depth_rows(estimator: Estimator, fact_set: str, run: ComparedRun, keys: Sequence[str]) -> list[Row]:
+def _depth_rows(
+    estimator: Estimator,
+    fact_set: str,
+    run: ComparedRun,
+    keys: Sequence[str],
+) -> list[Row]:
     """Return the share of the neurons of facts up to each layer."""
     keys = [key for key in keys if run.neurons["found"][key]]
     if not keys:
@@ -337,7 +349,12 @@ def _depth_rows(estimator: Estimator, fact_set: str, run: ComparedRun, keys: Seq
 # --- pairs of runs ----------------------------------------------------------------------------------------
 
 
-def _difference_rows(estimator: Estimator, fact_set: str, pair: Pair, estimates: Estimates) -> list[Row]:
+def _difference_rows(
+    estimator: Estimator,
+    fact_set: str,
+    pair: Pair,
+    estimates: Estimates,
+) -> list[Row]:
     """Return the differences of the statistics of two runs, with their tests."""
     rows: list[Row] = []
     tests: dict[tuple[str, int], list[tuple[Row, np.ndarray]]] = {}
@@ -360,13 +377,22 @@ def _difference_rows(estimator: Estimator, fact_set: str, pair: Pair, estimates:
     # Contributions of the same length share their sign patterns.
     for (test, _), group in tests.items():
         contributions = np.stack([column for _, column in group], axis=1)
-        p_values = permutation.sign_flip_p(contributions, n_permutations=estimator.n_permutations, seed=estimator.seed)
+        p_values = permutation.sign_flip_p(
+            contributions,
+            n_permutations=estimator.n_permutations,
+            seed=estimator.seed,
+        )
         for (row, _), p in zip(group, p_values.tolist(), strict=True):
             row[test] = p
     return rows
 
 
-def _distance_rows(estimator: Estimator, fact_set: str, pair: Pair, keys: Sequence[str]) -> list[Row]:
+def _distance_rows(
+    estimator: Estimator,
+    fact_set: str,
+    pair: Pair,
+    keys: Sequence[str],
+) -> list[Row]:
     """Return the distance between the depth distributions of two models."""
     keys = [key for key in keys if all(run.neurons["found"][key] for run in pair)]
     if not keys:
@@ -378,11 +404,17 @@ def _distance_rows(estimator: Estimator, fact_set: str, pair: Pair, keys: Sequen
     difference = b.cumulative(keys, depths) - a.cumulative(keys, depths)
     bootstrap = estimator.ratios(difference, np.ones_like(difference), keys)
     control, p = permutation.distance_under_exchange(
-        bootstrap.contributions, depths, n_permutations=estimator.n_permutations, seed=estimator.seed
+        bootstrap.contributions,
+        depths,
+        n_permutations=estimator.n_permutations,
+        seed=estimator.seed,
     )
     by_relation = estimator.by_relation(bootstrap.contributions, keys)
     _, p_relations = permutation.distance_under_exchange(
-        by_relation, depths, n_permutations=estimator.n_permutations, seed=estimator.seed
+        by_relation,
+        depths,
+        n_permutations=estimator.n_permutations,
+        seed=estimator.seed,
     )
     resolution = 0.0
     if a.n_layers != b.n_layers:
@@ -402,7 +434,12 @@ def _distance_rows(estimator: Estimator, fact_set: str, pair: Pair, keys: Sequen
     ]
 
 
-def _correlation_rows(estimator: Estimator, fact_set: str, pair: Pair, keys: Sequence[str]) -> list[Row]:
+def _correlation_rows(
+    estimator: Estimator,
+    fact_set: str,
+    pair: Pair,
+    keys: Sequence[str],
+) -> list[Row]:
     """Return the rank correlations between the effects in two models."""
     rows: list[Row] = []
     if not keys:
@@ -505,7 +542,12 @@ def _compared_statistics(fact_set: str, estimates: Estimates) -> list[tuple[str,
     return sorted(compared, key=lambda name: STATISTICS.index(name[0]))
 
 
-def _difference(estimates: Estimates, names: tuple[str, str], statistic: str, neuron_set: str) -> Estimate:
+def _difference(
+    estimates: Estimates,
+    names: tuple[str, str],
+    statistic: str,
+    neuron_set: str,
+) -> Estimate:
     a, b = names
     return estimates[b, statistic, neuron_set].minus(estimates[a, statistic, neuron_set])
 
@@ -542,7 +584,12 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: str) -> "pd.DataFrame":
     return pd.DataFrame(rows, columns=columns.split())
 
 
-def _adjusted_table(rows: Sequence[Mapping[str, Any]], columns: str, *, family: Sequence[str]) -> "pd.DataFrame":
+def _adjusted_table(
+    rows: Sequence[Mapping[str, Any]],
+    columns: str,
+    *,
+    family: Sequence[str],
+) -> "pd.DataFrame":
     """Return a table in which each ``p`` is followed by one adjusted for all pairs of a family (Holm)."""
     table = _table(rows, columns)
     for name in ("p_relations", "p"):

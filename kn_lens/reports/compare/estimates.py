@@ -72,7 +72,15 @@ class Estimate:
 
     def row(self) -> dict[str, float]:
         """Return ``value``, ``low``, ``high`` and ``n``."""
-        return {"value": self.value, **interval(self.drawn, self.sizes, bounds=self.bounds), "n": self.n}
+        return {
+            "value": self.value,
+            **interval(
+                self.drawn,
+                self.sizes,
+                bounds=self.bounds,
+            ),
+            "n": self.n,
+        }
 
     def minus(self, other: "Estimate") -> "Estimate":
         """Return the difference of two statistics of the same facts."""
@@ -96,7 +104,13 @@ EstimateKey = tuple[str, str, str]
 Estimates = dict[EstimateKey, Estimate]
 
 
-def control_value(estimates: Estimates, run: str, statistic: str, *, mean_depth: float) -> float:
+def control_value(
+    estimates: Estimates,
+    run: str,
+    statistic: str,
+    *,
+    mean_depth: float,
+) -> float:
     """Return the control of a statistic; NaN without one.
 
     Args:
@@ -230,7 +244,12 @@ class Estimator:
                 names.append((run, statistic, neuron_set))
                 numerators.append(numerator)
                 denominators.append(denominator)
-        return self._mean_estimates(names, np.stack(numerators, axis=1), np.stack(denominators, axis=1), keys)
+        return self._mean_estimates(
+            names,
+            np.stack(numerators, axis=1),
+            np.stack(denominators, axis=1),
+            keys,
+        )
 
     def _depth_estimates(self, runs: Sequence[ComparedRun], keys: list[str]) -> Estimates:
         depths = np.array([run.depths(keys) for run in runs]).T
@@ -241,7 +260,11 @@ class Estimator:
         return self._mean_estimates(names, depths, np.ones_like(depths), chosen)
 
     def _mean_estimates(
-        self, names: Sequence[EstimateKey], numerators: np.ndarray, denominators: np.ndarray, keys: list[str]
+        self,
+        names: Sequence[EstimateKey],
+        numerators: np.ndarray,
+        denominators: np.ndarray,
+        keys: list[str],
     ) -> Estimates:
         if not keys:
             return {}
@@ -280,7 +303,10 @@ class Estimator:
                 shared_by_pairs = np.nan_to_num(exact["shared_within"][:-1]) * n_pairs
                 contributions = shared_by_pairs * len(sizes) / n_pairs.sum()
             estimates[run.name, "shared_across", neuron_set] = Estimate(
-                drawn=shared_across, sizes=sizes, bounds=bounds_of("shared_across"), n=len(keys)
+                drawn=shared_across,
+                sizes=sizes,
+                bounds=bounds_of("shared_across"),
+                n=len(keys),
             )
             estimates[run.name, "shared_within", neuron_set] = Estimate(
                 drawn=shared_within,

@@ -132,7 +132,12 @@ class ComparedRun:
             ratios["neurons_per_fact", neuron_set] = (sizes, np.ones(len(keys)))
         return ratios | self._effect_ratios(keys)
 
-    def change_ratios(self, keys: Sequence[str], statistic: str, neuron_set: str) -> np.ndarray:
+    def change_ratios(
+        self,
+        keys: Sequence[str],
+        statistic: str,
+        neuron_set: str,
+    ) -> np.ndarray:
         """Return ``(after - before) / before`` of each fact; NaN where ``before`` is 0."""
         change, before = self._effect_ratios(keys)[statistic, neuron_set]
         return np.divide(change, before, out=np.full(len(keys), np.nan), where=before != 0)
@@ -210,8 +215,8 @@ def _read_run(name: str, path: Path) -> ComparedRun:
     missing = run.lacking()
     if missing:
         raise DataError(
-            f"{path} does not record its origin ({', '.join(missing)} in {PROVENANCE}), as it was written by another "
-            f"version of kn_lens. '{run.command()} --force' computes it again."
+            f"{path} does not record its origin ({', '.join(missing)} in {PROVENANCE}), as it was "
+            f"written by another version of kn_lens. '{run.command()} --force' computes it again."
         )
     records = {stage.name: _read_stage(run, stage) for stage in READ}
     _check_same_facts(run, records)
@@ -236,13 +241,13 @@ def _read_stage(run: RunRecords, stage: Stage) -> "pd.DataFrame":
     for version in {*run.versions(stage.name).values()} - {stage.version}:
         found = "an unknown version" if version is None else f"version {version}"
         raise DataError(
-            f"{run.path}: the records of stage {stage.name} have {found}; this version of kn_lens writes version "
-            f"{stage.version}. {recompute}"
+            f"{run.path}: the records of stage {stage.name} have {found}; this version of kn_lens "
+            f"writes version {stage.version}. {recompute}"
         )
     if records is not None and list(records) != schema.names:
         raise DataError(
-            f"{run.path}: the records of stage {stage.name} have the columns {', '.join(records)}; this version of "
-            f"kn_lens writes {', '.join(schema.names)}. {recompute}"
+            f"{run.path}: the records of stage {stage.name} have the columns {', '.join(records)}; "
+            f"this version of kn_lens writes {', '.join(schema.names)}. {recompute}"
         )
     # A change of settings deletes the table. It is written again once all records have the present settings.
     has_table = (run.path / "tables" / f"{table}.csv").is_file()
@@ -281,16 +286,16 @@ def _check_same_facts(run: RunRecords, records: "Mapping[str, pd.DataFrame]") ->
             groups = [group for _, group in rows.groupby(list(columns))]
         if not facts["key"].is_unique or any(sorted(group["key"]) != queried for group in groups):
             raise DataError(
-                f"{run.path}: the records of stage {stage.name} do not contain each queried fact exactly once; some "
-                f"belong to another run. {recompute}"
+                f"{run.path}: the records of stage {stage.name} do not contain each queried fact "
+                f"exactly once; some belong to another run. {recompute}"
             )
     n_layers = run.provenance["model"]["n_layers"]
     layers = cast("pd.Series", records[NEURONS.name]["layer"])
     highest = layers.explode().max()
     if highest >= n_layers:
         raise DataError(
-            f"{run.path} has neurons in layer {highest} of a model with {n_layers} layers; {PROVENANCE} or some "
-            f"records belong to another run. {recompute}"
+            f"{run.path} has neurons in layer {highest} of a model with {n_layers} layers; "
+            f"{PROVENANCE} or some records belong to another run. {recompute}"
         )
 
 
@@ -307,8 +312,9 @@ def _check_same_version(runs: Sequence[ComparedRun]) -> None:
     if len(set(versions.values())) > 1:
         listed = ", ".join(f"{name}: {version}" for name, version in versions.items())
         raise DataError(
-            f"The runs were computed by different versions of kn_lens ({listed}), whose results may differ. Compute "
-            "them with one version: 'kn-lens reproduce --force' accepts a run of another."
+            f"The runs were computed by different versions of kn_lens ({listed}), whose results "
+            "may differ. Compute them with one version: 'kn-lens reproduce --force' accepts a run "
+            "of another."
         )
 
 

@@ -128,19 +128,33 @@ def _add_neurons(facts: "pd.DataFrame", found: "pd.DataFrame") -> None:
 
 
 def _neuron_rows(
-    found: "pd.DataFrame | None", scores: "pd.DataFrame | None", readouts: "pd.DataFrame | None"
+    found: "pd.DataFrame | None",
+    scores: "pd.DataFrame | None",
+    readouts: "pd.DataFrame | None",
 ) -> "pd.DataFrame":
     """Return the distinct neurons, those of the most facts first, with their scores and read-outs."""
     import pandas as pd
 
     if found is None:
-        neurons = pd.DataFrame({"layer": [], "index": [], "n_facts": [], "n_relations": []}, dtype=int)
+        neurons = pd.DataFrame(
+            {
+                "layer": [],
+                "index": [],
+                "n_facts": [],
+                "n_relations": [],
+            },
+            dtype=int,
+        )
     else:
         cells = found.loc[:, ["relation", "key", "layer", "index"]].explode(["layer", "index"]).dropna()
         cells = cells.astype({"layer": int, "index": int})
         groups = cells.groupby(["layer", "index"], as_index=False)
         neurons = groups.agg(n_facts=("key", "nunique"), n_relations=("relation", "nunique"))
-        neurons = neurons.sort_values(["n_facts", "layer", "index"], ascending=[False, True, True], ignore_index=True)
+        neurons = neurons.sort_values(
+            ["n_facts", "layer", "index"],
+            ascending=[False, True, True],
+            ignore_index=True,
+        )
     if scores is not None:
         means = scores.groupby(["layer", "index"], as_index=False).agg({"score": "mean"})
         neurons = neurons.merge(means, on=["layer", "index"], how="left")

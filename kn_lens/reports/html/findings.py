@@ -45,7 +45,12 @@ def findings(tables: "Mapping[str, pd.DataFrame]") -> list[Finding]:
     return [finding for finding in candidates if finding is not None]
 
 
-def _effect(tables: "Mapping[str, pd.DataFrame]", factor: float, title: str, intervention: str) -> Finding | None:
+def _effect(
+    tables: "Mapping[str, pd.DataFrame]",
+    factor: float,
+    title: str,
+    intervention: str,
+) -> Finding | None:
     own = _row(tables, "figures4_5", factor=factor, neuron_set="found", scope="own")
     other = _row(tables, "figures4_5", factor=factor, neuron_set="found", scope="other")
     if own is None:
@@ -59,8 +64,8 @@ def _effect(tables: "Mapping[str, pd.DataFrame]", factor: float, title: str, int
         title=title,
         value=_percent(own["value"]),
         interval=_interval(own, _percent),
-        meaning=f"change of the answer's probability with the fact's neurons {intervention}; mean over relations, "
-        f"{own['n']:,.0f} facts",
+        meaning=f"change of the answer's probability with the fact's neurons {intervention}; mean "
+        f"over relations, {own['n']:,.0f} facts",
         beside=tuple(beside),
         verdict=_verdict(own),
     )

@@ -126,7 +126,12 @@ def page(
     scripts = [get_plotlyjs()]
     for name in SCRIPTS:
         scripts.append((folder / name).read_text(encoding="utf-8"))
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_escaped_value)
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=_escaped_value,
+    )
     model = run.config.get("model", "")
     heading = f"Knowledge neurons in {model}" if model else "Neurons found elsewhere"
     relations = run.relations()
@@ -156,7 +161,11 @@ def page(
     )
 
 
-def _missing_stages(run: RunRecords, tables: "Mapping[str, pd.DataFrame]", relations: Sequence[str]) -> list[str]:
+def _missing_stages(
+    run: RunRecords,
+    tables: "Mapping[str, pd.DataFrame]",
+    relations: Sequence[str],
+) -> list[str]:
     """Return the stages without complete records."""
     missing = []
     for stage in CONTENT_OF_STAGES:
@@ -171,7 +180,10 @@ def _missing_entry(run: RunRecords, stage: str) -> dict[str, Any]:
     return {"stage": stage, "content": CONTENT_OF_STAGES[stage], "is_partial": is_partial}
 
 
-def _panel_entries(tables: "Mapping[str, pd.DataFrame]", run_figures: "Mapping[str, Figure]") -> list[dict[str, Any]]:
+def _panel_entries(
+    tables: "Mapping[str, pd.DataFrame]",
+    run_figures: "Mapping[str, Figure]",
+) -> list[dict[str, Any]]:
     entries = []
     for panel in PANELS:
         if panel.name in run_figures:
@@ -210,8 +222,8 @@ def _security_policy(scripts: Sequence[str]) -> str:
         hashes.append(f"'sha256-{digest}'")
     # Plotly writes style sheets, and draws an image of a figure in order to save it.
     return (
-        f"default-src 'none'; script-src {' '.join(hashes)}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src {' '.join(hashes)}; style-src 'unsafe-inline'; img-src "
+        "data: blob:; base-uri 'none'; form-action 'none'"
     )
 
 
@@ -234,7 +246,12 @@ def _packed(value: Any) -> Any:
     """Return data as a JSON string of base64 of gzip of JSON, which has no characters with a meaning in HTML."""
     from markupsafe import Markup
 
-    text = json.dumps(shown_in(value, keep="\n"), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(
+        shown_in(value, keep="\n"),
+        ensure_ascii=False,
+        allow_nan=False,
+        separators=(",", ":"),
+    )
     packed = base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
     return Markup(f'"{packed}"')
 
@@ -247,7 +264,16 @@ def _fact_figures() -> "dict[str, Figure]":
     """Return the figures of a fact's page, in which the page replaces the rows."""
     import pandas as pd
 
-    row = {"layer": 0, "index": 0, "score": 0.0, "low": 0.0, "high": 0.0, "text": "", "before": 0.0, "after": 0.0}
+    row = {
+        "layer": 0,
+        "index": 0,
+        "score": 0.0,
+        "low": 0.0,
+        "high": 0.0,
+        "text": "",
+        "before": 0.0,
+        "after": 0.0,
+    }
     table = pd.DataFrame([row])
     return {"neuron_scores": figures.neuron_scores(table), "predictions": figures.predictions(table)}
 
@@ -306,8 +332,8 @@ def _about(run: RunRecords, facts: FactPages | None, relations: Sequence[str]) -
     line = f"{n_facts:,} facts of {len(relations)} relations, queried in {n_prompts:,} prompts"
     if {"kind", "n_params", "n_layers", "d_mlp"} <= set(model):
         line += (
-            f"; a {model['kind']} model of {model['n_params']:,} parameters, {model['n_layers']} layers of "
-            f"{model['d_mlp']:,} MLP neurons"
+            f"; a {model['kind']} model of {model['n_params']:,} parameters, {model['n_layers']} "
+            f"layers of {model['d_mlp']:,} MLP neurons"
         )
     return f"{line}."
 

@@ -50,20 +50,38 @@ class Panel:
 
 
 def _answers(table: "pd.DataFrame") -> "Figure":
-    rows = table.loc[table["measure"] == "accuracy"].sort_values("value", ascending=False, kind="stable")
-    return figures.estimates(rows, "relation", title="Correct answers", value="share of the prompts", form=".0%")
+    rows = table.loc[table["measure"] == "accuracy"].sort_values(
+        "value",
+        ascending=False,
+        kind="stable",
+    )
+    return figures.estimates(
+        rows,
+        "relation",
+        title="Correct answers",
+        value="share of the prompts",
+        form=".0%",
+    )
 
 
 def _methods(table: "pd.DataFrame") -> "Figure":
     return figures.estimates(
-        _with_labels(table), "neuron_set", title="Other methods", value=figures.CHANGE, form="+.0%"
+        _with_labels(table),
+        "neuron_set",
+        title="Other methods",
+        value=figures.CHANGE,
+        form="+.0%",
     )
 
 
 def _answer_readouts(table: "pd.DataFrame") -> "Figure":
     title = "Neurons that promote the answer"
     return figures.estimates(
-        _with_labels(table), "neuron_set", title=title, value="share of a fact's neurons", form=".0%"
+        _with_labels(table),
+        "neuron_set",
+        title=title,
+        value="share of a fact's neurons",
+        form=".0%",
     )
 
 
@@ -73,16 +91,22 @@ def _with_labels(table: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def _stability(table: "pd.DataFrame") -> "Figure":
-    return figures.estimates(table, "varied", title="Stability", value="Jaccard index with the neurons found")
+    return figures.estimates(
+        table,
+        "varied",
+        title="Stability",
+        value="Jaccard index with the neurons found",
+    )
 
 
 PANELS = (
     Panel(
         name="effects",
         title="What the neurons do",
-        caption="Mean over relations of the relative change of the answer's probability when a fact's neurons are "
-        "suppressed or doubled: filled marks on the fact itself, open marks on a random fact of another relation. "
-        "The most active neurons are as many as were found; random neurons lie in the same layers.",
+        caption="Mean over relations of the relative change of the answer's probability when a "
+        "fact's neurons are suppressed or doubled: filled marks on the fact itself, open marks on "
+        "a random fact of another relation. The most active neurons are as many as were found; "
+        "random neurons lie in the same layers.",
         source="figures4_5",
         draw=figures.effects,
     ),
@@ -103,48 +127,51 @@ PANELS = (
     Panel(
         name="layer_distribution",
         title="Where the neurons are",
-        caption="Share of the neurons of all facts in each layer; a neuron counts once for each fact that has it. "
-        "Layer 0 is the first.",
+        caption="Share of the neurons of all facts in each layer; a neuron counts once for each "
+        "fact that has it. Layer 0 is the first.",
         source="figure3",
         draw=figures.layer_distribution,
     ),
     Panel(
         name=MAP,
         title="Neurons and relations",
-        caption="The neurons that most facts have, and the share of each relation's facts that have them. Empty "
-        "cells: no fact has it. Off the diagonal, relations share neurons.",
+        caption="The neurons that most facts have, and the share of each relation's facts that "
+        "have them. Empty cells: no fact has it. Off the diagonal, relations share neurons.",
         source=MAP,
         draw=figures.neuron_relation_map,
     ),
     Panel(
         name="answers",
         title="What the model knows",
-        caption="Share of a relation's prompts whose most probable answer is correct. Control: always the "
-        "most frequent answer of the relation.",
+        caption="Share of a relation's prompts whose most probable answer is correct. Control: "
+        "always the most frequent answer of the relation.",
         source="answers_by_relation",
         draw=_answers,
     ),
     Panel(
         name="stability",
         title="Stability of the neurons",
-        caption="Agreement of a fact's neurons with those found from fewer prompts, with other thresholds and with "
-        "other quadratures: the Jaccard index, 1 for equal sets. Control: the set of another fact of the relation.",
+        caption="Agreement of a fact's neurons with those found from fewer prompts, with other "
+        "thresholds and with other quadratures: the Jaccard index, 1 for equal sets. Control: the "
+        "set of another fact of the relation.",
         source="stability",
         draw=_stability,
     ),
     Panel(
         name="methods",
         title="Other attribution methods",
-        caption="As many neurons of highest score by each method, suppressed: the larger the loss of the answer, the "
-        "better the method finds the neurons that carry it. Control: random neurons of the same layers.",
+        caption="As many neurons of highest score by each method, suppressed: the larger the loss "
+        "of the answer, the better the method finds the neurons that carry it. Control: random "
+        "neurons of the same layers.",
         source="methods",
         draw=_methods,
     ),
     Panel(
         name="answer_readouts",
         title="Neurons that promote the answer",
-        caption="Share of a fact's neurons with a token of its answer among the ten of highest logit when the model's "
-        "head reads the neuron's row of W_out alone. Control: random neurons of the same layers.",
+        caption="Share of a fact's neurons with a token of its answer among the ten of highest "
+        "logit when the model's head reads the neuron's row of W_out alone. Control: random "
+        "neurons of the same layers.",
         source="answer_readouts",
         draw=_answer_readouts,
     ),
