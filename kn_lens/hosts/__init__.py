@@ -3,16 +3,18 @@
 ``loading`` has ``load_model``, from a name to a model, and ``host_of``, from a model to a ``Host``. ``bridge`` is the
 host over a ``TransformerBridge``, ``hooked`` over the older ``HookedTransformer`` and ``HookedEncoder``;
 ``model_protocol`` is the interface that all three share. ``families`` lists the checkpoints that can be hosted and
-``checkpoints`` reads them. ``partial_forward`` runs a model from a layer on, by ``overrides`` of its modules and a
+``checkpoints`` reads them, those in ``gguf`` files too. ``tokenizers`` keeps the checkpoint's own tokenizer beside that
+of TransformerLens. ``partial_forward`` runs a model from a layer on, by ``overrides`` of its modules and a
 ``kv_prefix``; ``memory`` bounds the rows of a pass. ``exclusive`` gives each call its model alone; ``identity`` tells
 models apart; ``unwrap`` returns the Hugging Face model inside. TransformerLens and transformers are imported late,
 because that takes seconds.
 """
 
 from kn_lens.hosts.bridge import FOR_ONE_BATCH, Host
-from kn_lens.hosts.checkpoints import EMBEDDED_DIR, embedded_models, fingerprint, import_model_libraries
+from kn_lens.hosts.checkpoints import EMBEDDED_DIR, embedded_models, import_model_libraries
 from kn_lens.hosts.exclusive import exclusive, exclusively
 from kn_lens.hosts.families import FAMILIES, Family, Kind
+from kn_lens.hosts.gguf import PACKAGED_MODELS, PackagedModel
 from kn_lens.hosts.identity import ModelIdentity
 from kn_lens.hosts.loading import host_of, is_hosted, load_model
 from kn_lens.hosts.memory import SHARE_OF_FREE, Budget, free_memory, release_memory
@@ -25,12 +27,14 @@ from kn_lens.hosts.partial_forward import (
     recomputes_last_token_only,
     run_clean,
 )
+from kn_lens.hosts.tokenizers import check_beginning, fingerprint
 from kn_lens.hosts.unwrap import token_embeddings, unwrap_model
 
 __all__ = [
     "EMBEDDED_DIR",
     "FAMILIES",
     "FOR_ONE_BATCH",
+    "PACKAGED_MODELS",
     "SHARE_OF_FREE",
     "Additions",
     "Budget",
@@ -42,6 +46,8 @@ __all__ = [
     "Kind",
     "MLPActivation",
     "ModelIdentity",
+    "PackagedModel",
+    "check_beginning",
     "embedded_models",
     "exclusive",
     "exclusively",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from kn_lens._core.interrupts import Undone, entered
 from kn_lens.errors import ArgumentError, EditError, HookError, UnsupportedModelError, did_you_mean
-from kn_lens.hosts.checkpoints import check_finite, check_state, fingerprint, tokenizer_of
+from kn_lens.hosts.checkpoints import check_finite, check_state, origin_of
 from kn_lens.hosts.exclusive import leave_caller_modes
 from kn_lens.hosts.families import Kind, architecture_of, check_config
 from kn_lens.hosts.kv_prefix import KVPrefix
@@ -33,6 +33,7 @@ from kn_lens.hosts.overrides import (
     repack_like,
     select_position,
 )
+from kn_lens.hosts.tokenizers import fingerprint, tokenizer_of
 
 FOR_ONE_BATCH = "for_one_batch"
 """The attribute of a hook function that is True where it is made for the rows of one batch, in their order."""
@@ -65,11 +66,12 @@ class Host:
         n_ctx: longest prompt in tokens; None where the positions have no limit.
         device: the device of all weights.
         dtype: the type of the weights.
-        tokenizer: the checkpoint's own, unchanged; None when the model was given without one.
         raw: False after TransformerLens has processed the weights (``enable_compatibility_mode``): ``W_out`` then no
             longer holds the checkpoint's rows, and the only possible edit is to erase neurons.
         norm_after_mlp: True where the block normalises the output of ``W_out`` before it adds it to the residual stream
             (Gemma 2, Gemma 3, OLMo 2). Scaling all neurons of such a layer changes nothing until they are almost zero.
+        origin: what was done to the stored weights before they were the model's, such as ``dequantised from x.gguf``;
+            empty where they are as stored, or where that is not known.
     """
 
     model: Any = field(repr=False)
@@ -83,9 +85,9 @@ class Host:
     n_ctx: int | None
     device: torch.device
     dtype: torch.dtype
-    tokenizer: Any = field(repr=False)
     raw: bool
     norm_after_mlp: bool
+    origin: str
 
     # --- names of hooks ---------------------------------------------------------------------------
 
@@ -161,6 +163,14 @@ class Host:
     def checkpoint(self) -> nn.Module:
         """The module that holds the weights as the checkpoint does: the wrapped Hugging Face model."""
         return self.model.original_model
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The checkpoint's own tokenizer, unchanged by TransformerLens; None where there is none at hand.
+
+        For a model that kn_lens did not load it is read again from where that of TransformerLens was read.
+        """
+        return None if self.model is None else tokenizer_of(self.model)  # a worker sends its host without model
 
     @cached_property
     def tokenizer_fingerprint(self) -> str | None:
@@ -489,7 +499,7 @@ def bridge_host(model: Any) -> Host:
         n_ctx=_context_length(model),
         device=W_out.device,
         dtype=W_out.dtype,
-        tokenizer=tokenizer_of(model),
+        origin=origin_of(model),
         raw=not getattr(model, "_weights_processed", model.compatibility_mode),
         norm_after_mlp=any(hasattr(model.blocks[0].original_component, norm) for norm in _NORMS_AFTER_MLP),
     )

@@ -5,11 +5,11 @@ error, never a random matrix. Weights are read from safetensors where there are 
 ``weights_only`` reader, which unpickles no code. Code from the hub is never run.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -20,9 +20,18 @@ from torch import nn
 from kn_lens._core.atomic import read_whole
 from kn_lens.errors import ArgumentError, KNLensError, UnsupportedModelError, did_you_mean
 from kn_lens.hosts.families import BY_ARCHITECTURE, EXPECTED_SOURCE, architecture_of, check_config, quiet_imports
+from kn_lens.hosts.gguf import (
+    PACKAGED_MODELS,
+    dequantising_options,
+    forget_quantisation,
+    gguf_file_of,
+    packaged_file,
+    reading_options,
+)
+from kn_lens.hosts.tokenizers import adds_special_tokens_before, check_beginning, copy_for_transformer_lens
 
 EMBEDDED_DIR = Path(__file__).parents[1] / "world" / "models"
-TOKENIZER_ATTRIBUTE = "_kn_lens_tokenizer"
+_ORIGIN_ATTRIBUTE = "_kn_lens_origin"
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -39,8 +48,39 @@ _WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 
-_PROBE = "The capital of Ireland is Dublin (since 1922).\nnaïve ÉCOLE straße Москва 東京"
-_TOKENS_PROBED = 128
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint in memory.
+
+    Attributes:
+        hf_model: the Hugging Face model, in evaluation mode.
+        tokenizer: its own tokenizer, or the one that the caller chose.
+        origin: what was done to the stored weights; empty where they are as stored.
+    """
+
+    hf_model: Any
+    tokenizer: Any
+    origin: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Location:
+    """Where the files of a checkpoint are.
+
+    Attributes:
+        name: the name or path that the caller gave.
+        path_or_name: a directory, or a name on the hub.
+        is_local: whether the files are on this machine.
+        gguf_file: the GGUF file with all of it, if it is one.
+        options: further arguments of ``from_pretrained``, for configuration, tokenizer and weights.
+    """
+
+    name: str
+    path_or_name: str
+    is_local: bool
+    gguf_file: Path | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def embedded_models() -> list[str]:
@@ -48,36 +88,24 @@ def embedded_models() -> list[str]:
     return sorted(path.parent.name for path in EMBEDDED_DIR.glob("*/config.json"))
 
 
+def attach_origin(model: Any, origin: str) -> None:
+    """Attach to a TransformerLens model what was done to the weights as stored, for `origin_of`."""
+    setattr(model, _ORIGIN_ATTRIBUTE, origin)
+
+
+def origin_of(model: Any) -> str:
+    """Return what was done to the weights of a model as stored; empty where nothing was, or where it is not known."""
+    return getattr(model, _ORIGIN_ATTRIBUTE, "")
+
+
+def local_models() -> list[str]:
+    """Return the names that need no hub: the embedded models and those in Python packages, installed or not."""
+    return [*embedded_models(), *(model.name for model in PACKAGED_MODELS)]
+
+
 def is_bridge(model: Any) -> bool:
     """Return whether a model is a TransformerBridge, without importing TransformerLens."""
     return any(cls.__name__ == "TransformerBridge" for cls in type(model).__mro__)
-
-
-def tokenizer_of(model: Any) -> Any:
-    """Return the tokenizer that `attach_tokenizer` left on the model, or None."""
-    return getattr(model, TOKENIZER_ATTRIBUTE, None)
-
-
-def attach_tokenizer(model: Any, tokenizer: Any) -> None:
-    """Attach an unchanged tokenizer to the model: TransformerLens changes the one in ``model.tokenizer``."""
-    if tokenizer is not None:
-        setattr(model, TOKENIZER_ATTRIBUTE, tokenizer)
-
-
-def fingerprint(tokenizer: Any) -> str | None:
-    """Return a digest by which tokenizers with other tokens are told apart; None for a slow tokenizer, or for None.
-
-    It covers the size of the vocabulary, tokens spread over it, and the tokens of one text with cases, accents and
-    scripts. Tokens added to a vocabulary do not change it: earlier token ids keep their meaning. Cost: half a
-    millisecond, whatever the size.
-    """
-    if not getattr(tokenizer, "is_fast", False):
-        return None
-    n_tokens = tokenizer.vocab_size
-    ids = list(range(0, n_tokens, max(1, n_tokens // _TOKENS_PROBED)))
-    encoded = tokenizer.encode(_PROBE, padding=False, truncation=False)
-    seen = [n_tokens, tokenizer.convert_ids_to_tokens(ids), encoded, tokenizer.mask_token_id]
-    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
 def read_checkpoint(
@@ -87,45 +115,41 @@ def read_checkpoint(
     device: str | torch.device | None,
     dtype: torch.dtype | None,
     revision: str | None,
-) -> tuple[nn.Module, Any]:
+) -> Checkpoint:
     """Load a Hugging Face model in evaluation mode, and its tokenizer unless one is given.
 
     Raises:
         UnsupportedModelError: no such checkpoint, an incomplete one, or a model that kn_lens cannot host.
-        ArgumentError: an invalid device or dtype, or a revision of a checkpoint that is not on the hub.
+        ArgumentError: an invalid device or dtype, a revision of a checkpoint that is not on the hub, or a tokenizer
+            that begins texts otherwise than the checkpoint's own.
     """
     device, dtype = _resolve(device, dtype)
     with quiet_imports():
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-    name = str(source)
-    location = EMBEDDED_DIR / name if name in embedded_models() else Path(os.path.expanduser(source))
-    is_local = os.path.isdir(location)  # unlike Path's, false for names that cannot be
-    if is_local:
-        if revision is not None:
-            raise ArgumentError(f"revision= is for names on the Hugging Face hub; {name!r} is on this machine.")
-        _check_directory(location, needs_tokenizer=tokenizer is None)
-        path_or_name, options = str(location), {}
-    elif (
-        isinstance(source, Path)
-        or name.startswith((".", "/", "~", "world-"))
-        or name.count("/") > 1
-        or get_close_matches(name, embedded_models(), cutoff=0.85)  # a slip of the pen, not a name to ask a hub for
-    ):
-        raise UnsupportedModelError(_not_found(name))
-    else:
-        path_or_name, options = name, {} if revision is None else {"revision": revision}
+    location = _locate(source, revision, needs_tokenizer=tokenizer is None)
+    name, path_or_name, options = location.name, location.path_or_name, location.options
     try:
         config = AutoConfig.from_pretrained(path_or_name, trust_remote_code=False, **options)
     except Exception as error:
         reason = _first_line(error)
-        message = f"{name!r} cannot be loaded: {reason}" if is_local else _not_found(name, reason)
+        message = f"{name!r} cannot be loaded: {reason}" if location.is_local else _not_found(name, reason)
         raise UnsupportedModelError(message) from error
     kind = check_config(config, None, name)
     auto: Any = AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM
+    weight_options = dequantising_options(location.gguf_file) if location.gguf_file else options
+
+    def read_tokenizer() -> Any:
+        return AutoTokenizer.from_pretrained(path_or_name, trust_remote_code=False, **options)
+
+    if tokenizer is not None and adds_special_tokens_before(tokenizer):
+        unchanged = None
+        with suppress(Exception):  # a checkpoint without a tokenizer that can be read has none to compare with
+            unchanged = read_tokenizer()
+        check_beginning(tokenizer, unchanged)
     try:
         if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(path_or_name, trust_remote_code=False, **options)
+            tokenizer = read_tokenizer()
         model, info = auto.from_pretrained(
             path_or_name,
             config=config,
@@ -133,7 +157,7 @@ def read_checkpoint(
             attn_implementation="eager",
             output_loading_info=True,
             trust_remote_code=False,
-            **options,
+            **weight_options,
         )
     except Exception as error:  # damaged files fail in as many ways as there are readers
         raise UnsupportedModelError(f"{name!r} cannot be loaded: {_first_line(error)}") from error
@@ -144,7 +168,53 @@ def read_checkpoint(
             f"random; it was saved from {(config.architectures or ['another class'])[0]}. Expected a checkpoint with "
             "its language-model head" + (" (ELECTRA: the generator)." if config.model_type == "electra" else ".")
         )
-    return model.to(device).eval(), tokenizer
+    origin = ""
+    if location.gguf_file:
+        forget_quantisation(model)
+        origin = f"dequantised from {location.gguf_file.name}"
+    return Checkpoint(hf_model=model.to(device).eval(), tokenizer=tokenizer, origin=origin)
+
+
+def _locate(source: str | Path, revision: str | None, *, needs_tokenizer: bool) -> _Location:
+    """Return where a checkpoint is, by its name or path.
+
+    Raises:
+        UnsupportedModelError: no such checkpoint on this machine, or an incomplete one.
+        ArgumentError: a revision of a checkpoint that is not on the hub.
+    """
+    name = str(source)
+    packaged = packaged_file(name)
+    if packaged is not None:
+        path = packaged
+    elif name in embedded_models():
+        path = EMBEDDED_DIR / name
+    else:
+        path = Path(os.path.expanduser(source))
+    is_directory = os.path.isdir(path)  # unlike Path's, false for names that cannot be
+    gguf_file = gguf_file_of(path, _WEIGHT_FILES) if is_directory or path.suffix.lower() == ".gguf" else None
+    if revision is not None and (is_directory or gguf_file):
+        raise ArgumentError(f"revision= is for names on the Hugging Face hub; {name!r} is on this machine.")
+    if gguf_file is not None:
+        return _Location(
+            name=name,
+            path_or_name=str(gguf_file.parent),
+            is_local=True,
+            gguf_file=gguf_file,
+            options=reading_options(gguf_file),
+        )
+    if is_directory:
+        _check_directory(path, needs_tokenizer=needs_tokenizer)
+        return _Location(name=name, path_or_name=str(path), is_local=True)
+    if (
+        isinstance(source, Path)
+        or name.startswith((".", "/", "~", "world-"))
+        or name.endswith(".gguf")
+        or name.count("/") > 1
+        or get_close_matches(name, local_models(), cutoff=0.85)  # a slip of the pen, not a name to ask a hub for
+    ):
+        raise UnsupportedModelError(_not_found(name))
+    options = {} if revision is None else {"revision": revision}
+    return _Location(name=name, path_or_name=name, is_local=False, options=options)
 
 
 def check_in_memory(model: Any) -> None:
@@ -225,8 +295,10 @@ def check_finite(hf_model: nn.Module, name: str) -> None:
             )
 
 
-def wrap_in_bridge(hf_model: Any, *, name: str) -> Any:
+def wrap_in_bridge(hf_model: Any, *, name: str, tokenizer: Any) -> Any:
     """Build a TransformerBridge around a Hugging Face model, in place, and freeze its weights.
+
+    TransformerLens sets up a copy of the tokenizer as ``bridge.tokenizer``, for its own functions on texts.
 
     Raises:
         UnsupportedModelError: its blocks have no dense MLP (the model is then untouched), or TransformerLens fails.
@@ -249,6 +321,7 @@ def wrap_in_bridge(hf_model: Any, *, name: str) -> Any:
                 hf_model,
                 "BertForMaskedLM" if paths else architecture,
                 hf_config=hf_model.config,
+                tokenizer=None if tokenizer is None else copy_for_transformer_lens(tokenizer),
                 model_name=name,
                 post_adapter_hook=on_adapter,
             )
@@ -351,7 +424,7 @@ def _not_found(name: str, reason: str = "") -> str:
 
     if reason and is_offline_mode():
         reason = "HF_HUB_OFFLINE is set, so the hub was not queried, and the cache holds no copy"
-    return f"Unknown model {name!r}; {EXPECTED_SOURCE}.{did_you_mean(name, embedded_models())}" + (
+    return f"Unknown model {name!r}; {EXPECTED_SOURCE}.{did_you_mean(name, local_models())}" + (
         reason and f" ({reason})"
     )
 

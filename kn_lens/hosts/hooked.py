@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from kn_lens.errors import ArgumentError, UnsupportedModelError
 from kn_lens.hosts.bridge import Host
-from kn_lens.hosts.checkpoints import check_placed, tokenizer_of
+from kn_lens.hosts.checkpoints import check_placed, origin_of
 from kn_lens.hosts.families import architecture_of, quiet_imports
 from kn_lens.hosts.kv_prefix import KVPrefix
+from kn_lens.hosts.tokenizers import copy_for_transformer_lens
 
 CENTRED = 1e-3
 """Mean over its numbers of a row of ``W_O``, in standard deviations, below which all rows have been centred."""
@@ -122,15 +123,16 @@ def hooked_host(model: Any) -> HookedHost:
         n_ctx=cfg.n_ctx,
         device=W_out.device,
         dtype=W_out.dtype,
-        tokenizer=tokenizer_of(model),
+        origin=origin_of(model),
         raw=not _processed(model),
         norm_after_mlp=False,
     )
 
 
-def hooked_from(hf_model: Any, name: str) -> Any:
+def hooked_from(hf_model: Any, *, name: str, tokenizer: Any) -> Any:
     """Return a ``HookedTransformer`` or ``HookedEncoder`` with copies of the raw weights of a Hugging Face model.
 
+    TransformerLens sets up a copy of the tokenizer as ``model.tokenizer``, for its own functions on texts.
     BERT's pooler and next-sentence head, which a masked-LM checkpoint lacks and no knowledge neuron needs, are zero.
 
     Raises:
@@ -146,7 +148,7 @@ def hooked_from(hf_model: Any, name: str) -> Any:
     with quiet_imports():
         warnings.simplefilter("ignore", DeprecationWarning)  # that they end with version 3 is known here
         try:
-            model = build(hf_model, name).requires_grad_(False).eval()
+            model: Any = build(hf_model, name).requires_grad_(False).eval()
         except ImportError:
             raise ArgumentError(
                 "host='hooked' needs TransformerLens 3; in the installed "
@@ -156,6 +158,12 @@ def hooked_from(hf_model: Any, name: str) -> Any:
     # nn.Module's own ``to``: that of these classes prints.
     model = nn.Module.to(model, hf_model.device)
     _check_equal(hf_model, model, name)
+    if tokenizer is not None:
+        own = copy_for_transformer_lens(tokenizer)
+        if hasattr(model, "set_tokenizer"):
+            model.set_tokenizer(own)
+        else:  # HookedEncoder
+            model.tokenizer = own
     return model
 
 

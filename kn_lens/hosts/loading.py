@@ -8,7 +8,7 @@ import torch
 from kn_lens.errors import ArgumentError, UnsupportedModelError, did_you_mean
 from kn_lens.hosts.bridge import Host, bridge_host
 from kn_lens.hosts.checkpoints import (
-    attach_tokenizer,
+    attach_origin,
     check_finite,
     check_in_memory,
     check_state,
@@ -19,6 +19,14 @@ from kn_lens.hosts.checkpoints import (
 from kn_lens.hosts.exclusive import exclusive
 from kn_lens.hosts.hooked import hooked_from, hooked_host, is_hooked
 from kn_lens.hosts.model_protocol import HookedModel
+from kn_lens.hosts.tokenizers import (
+    adds_special_tokens_before,
+    attach_tokenizer,
+    check_beginning,
+    check_tokenizer,
+    read_again,
+    tokenizer_of,
+)
 
 HOSTS = ("bridge", "hooked")
 
@@ -88,11 +96,12 @@ def load_model(
     if host not in HOSTS:
         raise ArgumentError(f"host={host!r}; expected one of {', '.join(HOSTS)}.{did_you_mean(host, HOSTS)}")
     build = wrap_in_bridge if host == "bridge" else hooked_from
+    check_tokenizer(tokenizer)
     if isinstance(name_or_model, (str, Path)):
-        hf_model, tokenizer = read_checkpoint(
-            name_or_model, tokenizer=tokenizer, device=device, dtype=dtype, revision=revision
-        )
-        model = build(hf_model, name=str(name_or_model))
+        checkpoint = read_checkpoint(name_or_model, tokenizer=tokenizer, device=device, dtype=dtype, revision=revision)
+        tokenizer = checkpoint.tokenizer
+        model = build(checkpoint.hf_model, name=str(name_or_model), tokenizer=tokenizer)
+        attach_origin(model, checkpoint.origin)
     else:
         for_names = {"device": device, "dtype": dtype, "revision": revision}
         given = [key for key, value in for_names.items() if value is not None]
@@ -103,12 +112,16 @@ def load_model(
             )
         if is_bridge(name_or_model) or is_hooked(name_or_model):
             model = name_or_model
+            if tokenizer is not None and adds_special_tokens_before(tokenizer):
+                check_beginning(tokenizer, tokenizer_of(model))
         else:
             check_in_memory(name_or_model)
             name = name_or_model.config._name_or_path or type(name_or_model).__name__
             check_state(name_or_model, name)
             check_finite(name_or_model, name)  # before the model is changed
-            model = build(name_or_model, name=name)
+            if tokenizer is not None and adds_special_tokens_before(tokenizer):
+                check_beginning(tokenizer, read_again(tokenizer))
+            model = build(name_or_model, name=name, tokenizer=tokenizer)
     host_of(model).check_finite()
     attach_tokenizer(model, tokenizer)
     return model

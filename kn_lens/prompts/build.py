@@ -23,7 +23,7 @@ import torch
 
 from kn_lens.errors import ArgumentError, NoPromptError, PromptError, did_you_mean
 from kn_lens.facts import OBJECT_SLOT, SUBJECT_SLOT, Fact, FactSet
-from kn_lens.hosts import HookedModel, Host, exclusive, fingerprint, host_of
+from kn_lens.hosts import HookedModel, Host, check_beginning, exclusive, fingerprint, host_of
 from kn_lens.prompts.batch import MadeFor, PromptBatch, too_long
 from kn_lens.prompts.tokenization import STRADDLES, Encoded, encode
 
@@ -84,10 +84,9 @@ def make_prompts(
     host = host_of(model)
     chosen = host.tokenizer if tokenizer is None else tokenizer
     if chosen is None:
-        raise PromptError(
-            f"{host.name} has no tokenizer, which prompts from text need. Pass tokenizer=, or make the prompts from "
-            "your own tokens with PromptBatch.from_tokens."
-        )
+        raise _no_tokenizer(host)
+    if tokenizer is not None:
+        check_beginning(tokenizer, host.tokenizer)
     # A tokenizer that the caller chooses is taken to fit the model as well as its own.
     fingerprints = [host.tokenizer_fingerprint, fingerprint(chosen)]
     form = PromptForm(
@@ -100,6 +99,20 @@ def make_prompts(
     )
     fact_set = _with_templates([facts] if isinstance(facts, Fact) else facts, templates)
     return build(form, fact_set, contrast, unknown_answers, min_prompts)
+
+
+def _no_tokenizer(host: Host) -> PromptError:
+    own_tokens = "make the prompts from your own tokens with PromptBatch.from_tokens"
+    if getattr(host.model, "tokenizer", None) is None:
+        return PromptError(
+            f"{host.name} has no tokenizer, which prompts from text need. Pass tokenizer=, or {own_tokens}."
+        )
+    return PromptError(
+        f"The tokenizer of the checkpoint of {host.name} cannot be read again from "
+        f"{host.model.tokenizer.name_or_path!r}. Prompts need it unchanged: TransformerLens has set model.tokenizer up "
+        "to prepend BOS, also where the checkpoint was trained without it. Pass "
+        f"tokenizer=transformers.AutoTokenizer.from_pretrained(...), or {own_tokens}."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from kn_lens.errors import ArgumentError, DataError, PromptError
 from kn_lens.facts.facts import Fact
-from kn_lens.hosts import host_of
+from kn_lens.hosts import host_of, load_model
 from kn_lens.prompts.build import SAME, PromptForm, make_prompts
 from kn_lens.prompts.build import build as build_prompts
 from kn_lens.prompts.predict import predict
@@ -33,7 +33,7 @@ from tests.prompts.cases import (
     quick,
     row,
 )
-from tests.tiny import memory_for, tiny_model
+from tests.tiny import memory_for, tiny_hf_model, tiny_model
 
 
 def text_level(name):
@@ -316,7 +316,7 @@ def test_a_tokenizer_that_cannot_serve_is_refused():
 
 def test_a_model_without_a_tokenizer_takes_one_or_the_users_tokens(monkeypatch):
     model = tiny_model("GPT2LMHeadModel")
-    bare = replace(host_of(model), tokenizer=None)
+    bare = host_of(load_model(tiny_hf_model("GPT2LMHeadModel")))
     for module in ("kn_lens.prompts.build", "kn_lens.prompts.predict"):
         monkeypatch.setattr(import_module(module), "host_of", lambda model: bare)
     with pytest.raises(PromptError, match=r"has no tokenizer.*PromptBatch\.from_tokens"):

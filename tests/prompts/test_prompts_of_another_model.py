@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import kn_lens as kn
-from kn_lens.hosts.checkpoints import fingerprint
+from kn_lens.hosts import fingerprint
 from tests.tiny import loaded, tiny_hf_model, tiny_tokenizer
 
 BERT, GPT2, LLAMA = "BertForMaskedLM", "GPT2LMHeadModel", "LlamaForCausalLM"

@@ -83,7 +83,7 @@ class Worker:
         except Exception as error:
             return Failure.of(error, LOADING)
         self._context = context
-        host = replace(context.host, model=None, tokenizer=None)
+        host = replace(context.host, model=None)
         sent = replace(context, host=host, source=NO_FACTS, facts=NO_FACTS, held_out=NO_FACTS)
         return RunHandle(context=sent, config=config, provenance=provenance)
 
