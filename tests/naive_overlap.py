@@ -3,6 +3,8 @@
 import math
 from itertools import chain
 
+import numpy as np
+
 
 def mean(values):
     return math.fsum(values) / len(values) if values else math.nan
@@ -29,3 +31,19 @@ def naive_overlap(groups):
         shared_across.append(of_facts)
     statistics = {"neurons_per_fact": sizes, "shared_within": shared_within, "shared_across": shared_across}
     return {name: [*map(mean, parts), mean(list(chain(*parts)))] for name, parts in statistics.items()}
+
+
+def sampled_shares(sets, n_samples, seed):
+    """Return shared_across as the released code does: each fact against random facts of random other relations."""
+    generator = np.random.default_rng([seed, n_samples])
+    groups = list(sets.values())
+    by_relation = []
+    for r, group in enumerate(groups):
+        relations = generator.integers(len(groups) - 1, size=(len(group), n_samples))
+        relations += relations >= r
+        facts = generator.integers(np.array([len(one) for one in groups])[relations])
+        shared = []
+        for a, others, positions in zip(group, relations, facts, strict=True):
+            shared += [len(a & groups[other][i]) for other, i in zip(others, positions, strict=True)]
+        by_relation.append(shared)
+    return [*map(mean, by_relation), mean(list(chain(*by_relation)))]

@@ -7,17 +7,154 @@ import pandas as pd
 import pytest
 
 from kn_lens._core.bootstrap import (
+    bootstrap_counts,
     bootstrap_ratios,
     bootstrap_table,
     bootstrap_tables,
     change_ratio,
     fact_mean,
+    fact_share,
     mean_intervals,
+    nan_mean,
     perplexity,
     with_control,
 )
 from kn_lens._core.intervals import interval
-from tests.intervals import drawn_facts, is_close, naive_interval
+from tests.intervals import ANY_NUMBER, AT_LEAST_0, SHARE, drawn_facts, is_close, naive_interval
+
+
+@pytest.mark.parametrize("n_facts", [1, 2, 3, 9])
+def test_a_draw_has_one_fact_less_than_the_sample_but_at_least_one(n_facts):
+    counts = bootstrap_counts(n_facts, 50, np.random.default_rng(0))
+    assert counts.shape == (51, n_facts) and (counts[0] == 1).all()
+    assert (counts[1:].sum(1) == max(n_facts - 1, 1)).all()
+
+
+def test_a_mean_is_over_what_has_a_value():
+    values = np.random.default_rng(0).normal(size=(4, 30))
+    values[np.random.default_rng(1).random((4, 30)) < 0.5] = math.nan
+    for column, found in zip(values.T.tolist(), nan_mean(values).tolist(), strict=True):
+        known = [value for value in column if not math.isnan(value)]
+        assert found == pytest.approx(sum(known) / len(known) if known else math.nan, nan_ok=True)
+
+
+# --- tables against loops over relations, draws and facts -------------------------------------------------
+
+
+def naive_mean(facts, column, weight="n_prompts"):
+    """The mean of a column over facts, or over their prompts."""
+    weights = [1 if weight is None else fact[weight] for fact in facts]
+    return sum(w * fact[column] for w, fact in zip(weights, facts, strict=True)) / sum(weights)
+
+
+def naive_change_ratio(facts):
+    before, after = naive_mean(facts, "before"), naive_mean(facts, "after")
+    return (after - before) / before if before > 0 else math.nan
+
+
+def naive_rise(facts):
+    return math.exp(naive_mean(facts, "nll")) - math.exp(naive_mean(facts, "nll_before"))
+
+
+# Of each measure: the statistic, a function of facts, whether several relations are pooled, the bounds, and the scale
+# of the table.
+MEASURES = {
+    "missing": (fact_mean("missing"), None, False, ANY_NUMBER, float),
+    "mean": (fact_mean("before"), lambda facts: naive_mean(facts, "before", None), False, ANY_NUMBER, float),
+    "of prompts": (fact_mean("after", "n_prompts"), lambda facts: naive_mean(facts, "after"), False, ANY_NUMBER, float),
+    "share": (fact_share("right", "n_prompts"), lambda facts: naive_mean(facts, "right"), False, SHARE, float),
+    "share of facts": (fact_share("right"), lambda facts: naive_mean(facts, "right", None), False, SHARE, float),
+    "ratio": (change_ratio(), naive_change_ratio, False, ANY_NUMBER, float),
+    "perplexity": (perplexity(), lambda facts: naive_mean(facts, "nll"), True, AT_LEAST_0, math.exp),
+    "rise": (perplexity() - perplexity("nll_before"), naive_rise, True, ANY_NUMBER, float),
+}
+
+
+def facts_of_relations(sizes, seed):
+    """Facts with the columns of the measures; answers are likely (nll near 0), some facts have no ``before``."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for relation, size in sizes.items():
+        for _ in range(size):
+            before = rng.uniform(0, 1) * (rng.random() < 0.7)
+            row = {"relation": relation, "n_prompts": int(rng.integers(1, 9)), "before": before}
+            row |= {"after": rng.uniform(0, 1), "right": rng.uniform(0.5, 1)}
+            rows.append(row | {"nll": rng.gamma(0.02, 20), "nll_before": rng.gamma(0.5)})
+    return pd.DataFrame(rows)
+
+
+def naive_row(groups, measure, n_resamples, level, seed):
+    """The value, the ends of the interval and the number of facts of a measure: a loop over draws and their facts."""
+    _, of_facts, pooled, bounds, scale = MEASURES[measure]
+
+    def of_relations(facts_by_relation):
+        if pooled:
+            return of_facts([fact for facts in facts_by_relation for fact in facts])
+        values = [of_facts(facts) for facts in facts_by_relation]
+        values = [value for value in values if not math.isnan(value)]
+        return sum(values) / len(values) if values else math.nan
+
+    chosen = [number for number, facts in enumerate(groups) if not math.isnan(of_facts(facts))]
+    draws = []
+    for positions in drawn_facts([len(facts) for facts in groups], n_resamples, seed):
+        draws.append(of_relations([[groups[number][i] for i in positions[number]] for number in chosen]))
+    value = of_relations([groups[number] for number in chosen])
+    sizes = [len(groups[number]) for number in chosen]
+    ends = naive_interval(value, draws, sizes, level=level, bounds=bounds)
+    return scale(value), [scale(end) for end in ends], sum(sizes)
+
+
+@pytest.mark.parametrize("options", [{}, {"n_resamples": 60, "level": 0.8, "seed": 3}])
+def test_every_statistic_is_that_of_a_loop_over_draws_and_facts(options):
+    """A relation without a ratio is left out, and one without a ratio in some draws is left out of these."""
+    cells = {"z": facts_of_relations({"Q": 6, "P": 8, "R": 2}, 0), "a": facts_of_relations({"P": 9, "R": 1}, 1)}
+    cells["z"].loc[cells["z"]["relation"] == "R", "before"] = [0.0, 0.3]
+    cells["a"].loc[cells["a"]["relation"] == "R", "before"] = 0.0
+    records = pd.concat([facts.assign(kind=kind) for kind, facts in cells.items()])
+    statistics = {name: statistic for name, (statistic, *_) in MEASURES.items()}
+    table = bootstrap_tables(records, ["kind"], statistics, **options)
+    of_relation = bootstrap_tables(records, ["kind"], statistics, by_relation=True, **options)
+    assert list(table.columns) == ["kind", "measure", "value", "low", "high", "n"]
+    assert list(of_relation.columns) == ["kind", "relation", *table.columns[1:]]
+    measures = [name for name in MEASURES if name != "missing"]
+    keys = [(kind, name) for kind in ("z", "a") for name in measures]
+    assert list(table[["kind", "measure"]].itertuples(index=False, name=None)) == keys
+    rows = table.set_index(["kind", "measure"]).to_dict("index")
+    given = {"n_resamples": 1000, "level": 0.95, "seed": 0, **options}
+    n_left_out = 0
+    for kind, name in keys:
+        groups = [facts.to_dict("records") for _, facts in cells[kind].groupby("relation")]
+        value, ends, n = naive_row(groups, name, **given)
+        row = rows[kind, name]
+        assert row["value"] == pytest.approx(value) and row["n"] == n, (kind, name)
+        assert is_close([row["low"], row["high"]], ends), (kind, name)
+        n_left_out += sum(map(len, groups)) - n
+        alone = bootstrap_table(records[records["kind"] == kind], ["kind"], statistics[name], **options)
+        assert alone.to_dict("records") == [{"kind": kind, **row}]
+    assert n_left_out == 1
+    first = of_relation[(of_relation["kind"] == "z") & (of_relation["relation"] == "P")].to_dict("records")
+    facts = cells["z"].query("relation == 'P'").to_dict("records")  # drawn first, as relations are in order
+    for row, name in zip(first, measures, strict=True):
+        value, ends, n = naive_row([facts], name, **given)
+        assert (row["measure"], row["n"]) == (name, n) and row["value"] == pytest.approx(value)
+        assert is_close([row["low"], row["high"]], ends), name
+
+
+@pytest.mark.parametrize("dtype", [bool, int, "Int64", object])
+def test_whole_numbers_and_truth_values_of_any_type_are_numbers(dtype):
+    records = pd.DataFrame({"relation": ["a"] * 9, "kind": "found", "x": [0.0, 1.0, 1.0] * 3, "n": 1.0})
+    table = bootstrap_table(records, ["kind"], fact_mean("x", "n"), n_resamples=20)
+    typed = records.astype({"x": dtype, "n": dtype})
+    pd.testing.assert_frame_equal(bootstrap_table(typed, ["kind"], fact_mean("x", "n"), n_resamples=20), table)
+
+
+def test_a_table_without_rows_has_its_columns():
+    records = pd.DataFrame({"relation": ["a"], "kind": "found"})
+    table = bootstrap_tables(records, ["kind"], {"x": fact_mean("x")}, n_resamples=2, name="statistic")
+    assert list(table.columns) == ["kind", "statistic", "value", "low", "high", "n"] and not len(table)
+
+
+# --- properties of tables ---------------------------------------------------------------------------------
 
 
 def test_means_over_relations_and_their_controls():
@@ -131,6 +268,9 @@ def test_a_control_is_that_of_the_same_cell():
         assert np.isnan(found.loc[(2.0, "found", measure), "control"])
 
 
+# --- paired columns ---------------------------------------------------------------------------------------
+
+
 def example(seed=0, sizes=(5, 3, 7), n_columns=2):
     rng = np.random.default_rng(seed)
     relations = np.repeat(np.arange(len(sizes)), sizes)
@@ -144,6 +284,10 @@ def test_means_are_those_of_relations_or_of_all_facts():
     by_relation = [top[relations == r, 0].sum() / bottom[relations == r, 0].sum() for r in range(3)]
     assert found.drawn[0] == pytest.approx([np.mean(by_relation), top[:, 1].sum() / bottom[:, 1].sum()])
     assert found.contributions.mean(0) == pytest.approx(found.drawn[0])
+    whole = bootstrap_ratios(
+        np.ones_like(top, dtype=int), 1 + relations[:, None] * [1, 1], relations, n_resamples=5, seed=0
+    )
+    assert whole.contributions.mean(0) == pytest.approx(whole.drawn[0])  # of whole numbers
 
 
 def test_draws_are_of_facts_of_the_same_relation_and_the_same_for_all_columns():
@@ -208,3 +352,9 @@ def test_a_control_has_the_labels_left_of_the_value():
     assert with_control(table)["control"].tolist() == pytest.approx([0.1, 0.1, math.nan], nan_ok=True)
     of_other_facts = table.rename(columns={"neuron_set": "varied"}).replace({"random": "another fact"})
     assert with_control(of_other_facts, "varied", "another fact")["control"].tolist()[:2] == [0.1, 0.1]
+
+
+def test_a_table_without_a_control_has_a_column_of_numbers():
+    table = pd.DataFrame({"neuron_set": ["found"], "value": [0.5], "low": 0.0, "high": 1.0})
+    control = with_control(table)["control"]
+    assert control.dtype == float and control.isna().all()

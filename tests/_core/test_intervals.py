@@ -15,7 +15,7 @@ def ends(drawn, sizes, **options):
     return found["low"], found["high"]
 
 
-@pytest.mark.parametrize("sizes", [(8,), (5, 4), (10, 1, 1), (20, 30, 40)])
+@pytest.mark.parametrize("sizes", [(8,), (5, 4), (10, 1, 1), (6, 2, 1), (20, 30, 40)])
 @pytest.mark.parametrize("bounds", [ANY_NUMBER, SHARE])
 @pytest.mark.parametrize("level", [0.8, 0.95])
 @pytest.mark.parametrize("skew", ["right", "left"])
@@ -48,15 +48,19 @@ def test_a_relation_with_one_fact_widens_the_interval_by_the_spread_of_the_other
     assert np.array(beside) / np.array(without) == pytest.approx(math.sqrt(1.2 / 0.2))
 
 
-@pytest.mark.parametrize("sizes, has_one", [((7,), False), ((8,), True), ((7, 1, 1), False), ((4, 4), True)])
+@pytest.mark.parametrize(
+    "sizes, has_one", [((7,), False), ((8,), True), ((7, 1, 1), False), ((4, 4), True), ((6, 2), True)]
+)
 def test_there_is_no_interval_of_fewer_than_eight_facts_beside_others(sizes, has_one):
     found = ends([0.0, *np.linspace(-1, 1, 50)], sizes)
     assert np.isfinite(found).all() == has_one
 
 
-@pytest.mark.parametrize("n_undefined, has_one", [(5, True), (6, False)])
-def test_undefined_draws_are_left_out_up_to_one_in_twenty(n_undefined, has_one):
-    draws = np.linspace(-1, 1, 100)
+@pytest.mark.parametrize(
+    "n_draws, n_undefined, has_one", [(100, 5, True), (100, 6, False), (21, 1, True), (21, 2, False)]
+)
+def test_undefined_draws_are_left_out_up_to_one_in_twenty(n_draws, n_undefined, has_one):
+    draws = np.linspace(-1, 1, n_draws)
     draws[:n_undefined] = math.nan
     found = ends([0.0, *draws], (10,))
     assert np.isfinite(found).all() == has_one
@@ -70,13 +74,25 @@ def test_equal_draws_have_no_interval_but_for_a_share_of_0_or_1():
     assert np.isnan(ends([1.0] * 50, (10,))).all()
     for share in (0.0, 1.0):
         assert is_close(ends([share] * 50, (10,), bounds=SHARE), naive_wilson(share, 10, 0.95))
+    assert is_close(ends([1.0] * 50, (10,), bounds=SHARE, level=0.8), naive_wilson(1.0, 10, 0.8))
     # Several relations count as many facts as have the variance of the mean over relations: 4 / (1/10 + 1/30).
     assert is_close(ends([1.0] * 50, (10, 30), bounds=SHARE), naive_wilson(1.0, 30, 0.95))
+
+
+def test_no_draw_gives_no_interval_and_one_that_of_equal_draws():
+    assert np.isnan(ends([1.0], (10,), bounds=SHARE)).all()
+    assert np.isnan(ends([0.4, 0.4], (10,))).all()
+    assert is_close(ends([1.0, 1.0], (10,), bounds=SHARE), naive_wilson(1.0, 10, 0.95))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_wilsons_interval_solves_its_equation(share):
     assert is_close(wilson(share, 12.5).values(), naive_wilson(share, 12.5, 0.95))
+
+
+def test_wilsons_interval_is_one_of_shares_however_it_rounds():
+    for n in range(1, 300):
+        assert wilson(0.0, n)["low"] >= 0.0 and wilson(1.0, n)["high"] <= 1.0
 
 
 def test_ends_stay_within_the_bounds():

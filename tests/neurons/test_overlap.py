@@ -6,8 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kn_lens as kn
-from kn_lens.neurons import OVERLAP_STATISTICS, jaccard, overlap_statistics, relation_neurons, resampled_layer_counts
-from tests.naive_overlap import naive_overlap
+from kn_lens.neurons import (
+    OVERLAP_STATISTICS,
+    jaccard,
+    overlap_statistics,
+    relation_neurons,
+    resampled_layer_counts,
+    sampled_across,
+)
+from tests.naive_overlap import naive_overlap, sampled_shares
 from tests.refining import MANY_EXAMPLES, PAIRS, facts_of
 
 
@@ -21,6 +28,27 @@ def test_overlap_is_that_of_all_pairs(pairs):
     for statistic in OVERLAP_STATISTICS:
         assert exact[statistic] == pytest.approx(expected[statistic], rel=1e-6, nan_ok=True)
         assert resampled[statistic].shape == (2, len(sets) + 1)
+
+
+def test_many_draws_begin_as_few_do_and_go_on_with_others():
+    sets = {"A": [kn.NeuronSet([(0, i), (1, 1)]) for i in range(5)], "B": [kn.NeuronSet([(0, i)]) for i in range(30)]}
+    few, many = (overlap_statistics(sets, n_resamples=n, seed=0)[1]["shared_across"] for n in (100, 250))
+    assert many.shape == (250, 3) and (many[:100] == few).all()
+    assert not (many[100:200] == few).all() and not (many[200:] == few[:50]).all()
+
+
+@pytest.mark.parametrize("sizes", [(1,), (3,), (2, 1), (4, 3), (1, 2, 3)])
+def test_sampled_overlap_is_that_of_random_facts_of_random_other_relations(sizes):
+    rng = np.random.default_rng(0)
+    sets = {}
+    for relation, size in enumerate(sizes):
+        pairs = [[(0, int(index)) for index in rng.integers(6, size=4)] for _ in range(size)]
+        sets[f"P{relation}"] = [kn.NeuronSet(one) for one in pairs]
+    found = sampled_across(sets, n_samples=5, seed=2)
+    if len(sizes) == 1:
+        assert found.shape == (2,) and np.isnan(found).all()
+    else:
+        assert found.tolist() == pytest.approx(sampled_shares(sets, 5, 2)) and (found > 0).all()
 
 
 @MANY_EXAMPLES
@@ -45,6 +73,10 @@ def test_relation_neurons():
     assert relation_neurons(found) == {"P": kn.NeuronSet([(0, 0), (1, 1)])}  # in 20 and 2 of 20 sets
     assert relation_neurons(found, top=1) == {"P": kn.NeuronSet([(0, 0)])}
     assert relation_neurons(found, top=20) == {"P": kn.NeuronSet([(0, 0), (1, 1), (2, 2)])}
-    for bad in ({"min_share": 2}, {"top": 0}):
+    few = {facts[0]: kn.NeuronSet([(1, 1), (0, 5)]), facts[1]: kn.NeuronSet([(1, 1), (0, 2)])}
+    assert relation_neurons(few) == {"P": kn.NeuronSet([(0, 2), (0, 5), (1, 1)])}  # one of two sets is enough
+    assert relation_neurons(few, min_share=0.6) == relation_neurons(few, top=1) == {"P": kn.NeuronSet([(1, 1)])}
+    assert relation_neurons(few, top=2) == {"P": kn.NeuronSet([(0, 2), (1, 1)])}  # of equals the first
+    for bad in ({"min_share": 2}, {"top": 0}, {"top": 2.5}, {"top": True}):
         with pytest.raises(kn.ArgumentError, match=next(iter(bad))):
             relation_neurons(found, **bad)

@@ -76,6 +76,7 @@ def test_neither_order_nor_portions_change_the_sets(attr, shuffler):
 def test_thresholded_scores_give_the_sets_of_whole_ones(attr, keep, t):
     kept = kept_from(attr, keep)
     assert torch.equal(kn.coarse(kept, t), kn.coarse(attr, t))
+    assert kn.coarse(kept, t).dtype == kn.coarse(attr, t).dtype == torch.bool
     found = kn.refine(attr, attr_threshold=t)
     assert kn.refine(kept, attr_threshold=t) == found
     assert kn.refine(kept, attr_threshold=t, negatives=kept) == kn.refine(attr, attr_threshold=t, negatives=found)
@@ -232,7 +233,69 @@ def test_the_threshold_moves_down_without_drift(in_prompts, p, moves):
         assert kn.refine_by_relation(attr, max_moves=moves - 1).mean_neurons == {"P": 0}
 
 
-@pytest.mark.parametrize("bad", [{"target": (5, 2)}, {"target": (-1, 2)}, {"step": 0}, {"max_moves": -1}])
+def test_by_itself_the_threshold_moves_six_times_by_a_twentieth_towards_two_to_five_neurons():
+    """Of a relation a neuron in n prompts of 20 for each n in a range: 6 moves from 0.7 reach 0.4, 8 prompts."""
+    facts = facts_of("two", "one", "five", "six", n=1)
+    scores = torch.zeros(80, 1, 6)
+    for number, in_prompts in enumerate([(14, 14), (14, 8), (14,) * 5, (20, 20, 16, 16, 15, 14)]):
+        for neuron, n in enumerate(in_prompts):
+            scores[20 * number : 20 * number + n, 0, neuron] = 1.0
+    result = kn.refine_by_relation(attribution(scores, [i // 20 for i in range(80)], facts))
+    assert result.share_threshold == {"two": 0.7, "one": 0.4, "five": 0.7, "six": 0.75}
+    assert result.mean_neurons == {"two": 2, "one": 2, "five": 5, "six": 5}
+    scores[20:40] = 0.0
+    scores[20:27, 0, :2] = 1.0  # the seventh move would find them
+    assert kn.refine_by_relation(attribution(scores, [i // 20 for i in range(80)], facts)).mean_neurons["one"] == 0
+
+
+@pytest.mark.parametrize("n_neurons, target, p", [(4, (0, 2), 1.0), (1, (2, 5), 0.0), (4, (4, 4), 0.7)])
+def test_the_threshold_stays_within_0_and_1_and_where_the_target_is_met(n_neurons, target, p):
+    attr = attribution(torch.ones(20, 1, n_neurons), [0] * 20, facts_of("P", n=1))
+    for step in (0.05, 1):
+        result = kn.refine_by_relation(attr, target=target, step=step, max_moves=30)
+        assert result.share_threshold == {"P": p} and result.mean_neurons == {"P": n_neurons}
+
+
+def attribution_of_four_facts(exponent):
+    """Scores of neurons that facts of one relation share in part; the larger the exponent, the fewer are high."""
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.rand(48, 2, 30, generator=generator) ** exponent * torch.rand(2, 30, generator=generator) ** 2
+    return attribution(scores, [i // 12 for i in range(48)], facts_of("P", n=4))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"target": (9, 11)},
+        {"step": 0.2},
+        {"max_moves": 1},
+        {"attr_threshold": 0.4},
+        {"share_threshold": 0.35},
+        {"min_prompts": 9},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_negatives_are_refined_with_the_same_options(option):
+    attr = attribution_of_four_facts(exponent=4)
+
+    def sets(**options):
+        return kn.refine_by_relation(attr, **options).neurons
+
+    assert sets(**option, negatives=attr) == sets(**option, negatives=sets(**option))
+    assert sets(**option, negatives=sets(**option)) != sets(**option, negatives=sets())  # the option counts
+
+
+@pytest.mark.parametrize("option", [{"attr_threshold": 0.4}, {"share_threshold": 0.35}, {"min_prompts": 11}])
+def test_negatives_are_refined_with_the_same_thresholds(option):
+    attr = attribution_of_four_facts(exponent=1)
+    negatives = kn.refine(attr, **option)
+    assert kn.refine(attr, **option, negatives=attr) == kn.refine(attr, **option, negatives=negatives)
+    assert kn.refine(attr, **option, negatives=negatives) != kn.refine(attr, **option, negatives=kn.refine(attr))
+
+
+@pytest.mark.parametrize(
+    "bad", [{"target": (5, 2)}, {"target": (-1, 2)}, {"step": 0}, {"step": 1.5}, {"max_moves": -1}]
+)
 def test_moves_that_make_no_sense(bad):
     attr = attribution(torch.ones(3, 1, 1), [0] * 3, facts_of("P", n=1))
     with pytest.raises(kn.ArgumentError, match=next(iter(bad))):

@@ -2,7 +2,7 @@
 
 import json
 import math
-from itertools import chain, product
+from itertools import product
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from kn_lens.runs.found_files import found_tables, read_found
 from kn_lens.runs.overlap_tables import layer_table, overlap_table, table_2
 from kn_lens.runs.paper import TABLE_2
 from tests.intervals import AT_LEAST_0, SHARE, drawn_facts, is_close, naive_interval
-from tests.naive_overlap import mean, naive_overlap
+from tests.naive_overlap import naive_overlap, sampled_shares
 
 
 def random_sets(seed, sizes=(6, 4, 5)):
@@ -23,22 +23,6 @@ def random_sets(seed, sizes=(6, 4, 5)):
         f"P{r}": [NeuronSet((int(rng.integers(3)), int(rng.integers(r, r + 5))) for _ in range(4)) for _ in range(n)]
         for r, n in enumerate(sizes)
     }
-
-
-def sampled_shares(sets, n_samples, seed):
-    """Return shared_across as the released code does: each fact against random facts of random other relations."""
-    generator = np.random.default_rng([seed, n_samples])
-    groups = list(sets.values())
-    by_relation = []
-    for r, group in enumerate(groups):
-        relations = generator.integers(len(groups) - 1, size=(len(group), n_samples))
-        relations += relations >= r
-        facts = generator.integers(np.array([len(one) for one in groups])[relations])
-        shared = []
-        for a, others, positions in zip(group, relations, facts, strict=True):
-            shared += [len(a & groups[other][i]) for other, i in zip(others, positions, strict=True)]
-        by_relation.append(shared)
-    return [*map(mean, by_relation), mean(list(chain(*by_relation)))]
 
 
 @pytest.mark.parametrize("across_samples", [0, 7])
