@@ -47,7 +47,7 @@ from kn_lens.edits.updates import FactUpdate, make_edits, resolve_form
 from kn_lens.edits.weight_edit import WeightEdit
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact
-from kn_lens.hosts import Budget, HookedModel, Host, exclusive, host_of
+from kn_lens.hosts import Budget, HookedModel, Host, checked_host, exclusive
 from kn_lens.interventions import AnswerScores, Progress, Ticks, score_answers
 from kn_lens.neurons import NeuronSet, prompts_by_fact, random_neurons, relation_neurons
 from kn_lens.prompts import PromptBatch
@@ -528,17 +528,6 @@ def _controls(host: Host, found: NeuronSet, active: NeuronSet | None, name: str,
     controls = {} if active is None else {"activation": active}
     controls["random"] = random_neurons(found, host, [seed, zlib.crc32(name.encode())])
     return controls
-
-
-def checked_host(model: HookedModel | Host) -> Host:
-    """Return the host of a model with finite weights.
-
-    Raises:
-        UnsupportedModelError: the model cannot be hosted, is in train mode, or has NaN weights.
-    """
-    host = host_of(model)
-    host.check_finite()
-    return host
 
 
 def _checked_doses(doses: Any) -> list[float]:

@@ -16,7 +16,7 @@ from kn_lens.hosts.exclusive import exclusive, exclusively
 from kn_lens.hosts.families import FAMILIES, Family, Kind
 from kn_lens.hosts.gguf import PACKAGED_MODELS, PackagedModel
 from kn_lens.hosts.identity import ModelIdentity
-from kn_lens.hosts.loading import host_of, is_hosted, load_model
+from kn_lens.hosts.loading import checked_host, host_of, is_hosted, load_model
 from kn_lens.hosts.memory import SHARE_OF_FREE, Budget, free_memory, release_memory
 from kn_lens.hosts.model_protocol import HookedModel, HookFn
 from kn_lens.hosts.partial_forward import (
@@ -48,6 +48,7 @@ __all__ = [
     "ModelIdentity",
     "PackagedModel",
     "check_beginning",
+    "checked_host",
     "embedded_models",
     "exclusive",
     "exclusively",

@@ -58,6 +58,17 @@ def host_of(model: HookedModel | Host) -> Host:
     )
 
 
+def checked_host(model: HookedModel | Host) -> Host:
+    """Return the host of a model that can be measured: as ``host_of``, with finite weights.
+
+    Raises:
+        UnsupportedModelError: as ``host_of``, or weights that are NaN or infinite.
+    """
+    host = host_of(model)
+    host.check_finite()
+    return host
+
+
 @exclusive
 def load_model(
     name_or_model: Any,
@@ -122,7 +133,7 @@ def load_model(
             if tokenizer is not None and adds_special_tokens_before(tokenizer):
                 check_beginning(tokenizer, read_again(tokenizer))
             model = build(name_or_model, name=name, tokenizer=tokenizer)
-    host_of(model).check_finite()
+    checked_host(model)
     attach_tokenizer(model, tokenizer)
     return model
 

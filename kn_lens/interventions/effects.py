@@ -23,7 +23,7 @@ from kn_lens._core.drawing import drawing
 from kn_lens.attribution import check_numbers
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact, FactSet
-from kn_lens.hosts import Budget, HookedModel, Host, exclusive, host_of
+from kn_lens.hosts import Budget, HookedModel, Host, checked_host, exclusive
 from kn_lens.interventions.hooks import Intervention, Suppress
 from kn_lens.interventions.scoring import Change, Progress, Ticks, score_answers, score_answers_under
 from kn_lens.neurons import NeuronSet, prompts_by_fact, random_neurons
@@ -96,7 +96,8 @@ def measure(
         >>> float(effect.change.abs().max())
         0.0
     """
-    host = _checked_host(model, prompts)
+    host = checked_host(model)
+    prompts.check_for(host)
     budget = Budget.of(host, memory_budget)
     given = interventions if isinstance(interventions, Sequence) else [interventions]
     given = cast("list[Intervention]", list(given))
@@ -176,7 +177,8 @@ def controlled_effects(
         >>> effects[["neuron_set", "scope", "measured"]].values.tolist()[1:3]
         [['random', 'own', 'P36/Ireland/Dublin'], ['found', 'other', 'P30/Ireland/Europe']]
     """
-    host = _checked_host(model, prompts)
+    host = checked_host(model)
+    prompts.check_for(host)
     Budget.of(host, memory_budget)  # before any work
     prompts_of = prompts_by_fact(prompts)
     pool = FactSet(prompts_of)
@@ -277,13 +279,6 @@ def _random_controls(host: Host, neurons_by_fact: Mapping[Fact, NeuronSet], seed
     for fact, neurons in neurons_by_fact.items():
         controls[fact] = random_neurons(neurons, host, [seed, zlib.crc32(fact.key.encode())])
     return controls
-
-
-def _checked_host(model: HookedModel | Host, prompts: PromptBatch) -> Host:
-    host = host_of(model)
-    prompts.check_for(host)
-    host.check_finite()
-    return host
 
 
 def _check_hooks(host: Host, prompts: PromptBatch, interventions: Iterable[Intervention]) -> None:

@@ -12,10 +12,12 @@ from .statistics import (
     perplexity,
     with_control,
 )
-from .studies.config import StudyConfig, read_study
+from .studies.config import FactsEntry, ModelEntry, StudyConfig, read_study
 from .studies.study import run_study
 
 __all__ = [
+    "FactsEntry",
+    "ModelEntry",
     "RunContext",
     "Settings",
     "Stage",

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import psutil
 
 import kn_lens as kn
-from kn_lens.runs.studies.config import ModelEntry, StudyConfig
+from kn_lens.runs import ModelEntry, StudyConfig
 from kn_lens.runs.studies.study import run_study
 from kn_lens.runs.workers.engine import Engine, InProcess
 from kn_lens.runs.workers.processes import Processes

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import kn_lens as kn
+from kn_lens.runs import ModelEntry
 from kn_lens.runs.directory import Shard
 from kn_lens.runs.reader import RunRecords
-from kn_lens.runs.studies.config import ModelEntry
 from tests.reliability.tries import TRIED
 from tests.tiny import COUNTRIES, tiny_checkpoint, tiny_model
 

@@ -73,7 +73,7 @@ def run_study(
     Example:
         >>> import tempfile
         >>> import kn_lens as kn
-        >>> from kn_lens.runs.studies.config import ModelEntry
+        >>> from kn_lens.runs import ModelEntry
         >>> models = [ModelEntry(name="bert", model="world-bert")]
         >>> config = kn.StudyConfig(models=models, stages=["facts"], settings={"limit": 1})
         >>> rows = kn.run_study(config, {"world": kn.FactSet.world()}, tempfile.mkdtemp())
