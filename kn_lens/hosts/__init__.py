@@ -3,11 +3,11 @@
 ``loading`` has ``load_model``, from a name to a model, and ``host_of``, from a model to a ``Host``. ``bridge`` is the
 host over a ``TransformerBridge``, ``hooked`` over the older ``HookedTransformer`` and ``HookedEncoder``;
 ``model_protocol`` is the interface that all three share. ``families`` lists the checkpoints that can be hosted and
-``checkpoints`` reads them, those in ``gguf`` files too. ``tokenizers`` keeps the checkpoint's own tokenizer beside that
-of TransformerLens. ``partial_forward`` runs a model from a layer on, by ``overrides`` of its modules and a
-``kv_prefix``; ``memory`` bounds the rows of a pass. ``exclusive`` gives each call its model alone; ``identity`` tells
-models apart; ``unwrap`` returns the Hugging Face model inside. TransformerLens and transformers are imported late,
-because that takes seconds.
+``checkpoints`` reads them, those in ``gguf`` files and with ``peft_adapters`` too.
+``tokenizers`` keeps the checkpoint's own tokenizer beside that of TransformerLens.
+``partial_forward`` runs a model from a layer on, by ``overrides`` of its modules and a ``kv_prefix``; ``memory`` bounds
+the rows of a pass. ``exclusive`` gives each call its model alone; ``identity`` tells models apart; ``unwrap`` returns
+the Hugging Face model inside. TransformerLens and transformers are imported late, because that takes seconds.
 """
 
 from kn_lens.hosts.bridge import FOR_ONE_BATCH, Host

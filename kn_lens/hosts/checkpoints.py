@@ -19,7 +19,14 @@ from torch import nn
 
 from kn_lens._core.atomic import read_whole
 from kn_lens.errors import ArgumentError, KNLensError, UnsupportedModelError, did_you_mean
-from kn_lens.hosts.families import BY_ARCHITECTURE, EXPECTED_SOURCE, architecture_of, check_config, quiet_imports
+from kn_lens.hosts.families import (
+    BY_ARCHITECTURE,
+    EXPECTED_SOURCE,
+    INSTEAD_OF_QUANTISED,
+    architecture_of,
+    check_config,
+    quiet_imports,
+)
 from kn_lens.hosts.gguf import (
     PACKAGED_MODELS,
     dequantising_options,
@@ -28,6 +35,7 @@ from kn_lens.hosts.gguf import (
     packaged_file,
     reading_options,
 )
+from kn_lens.hosts.peft_adapters import ADAPTER_CONFIG, base_of_adapter, merge_adapter
 from kn_lens.hosts.tokenizers import adds_special_tokens_before, check_beginning, copy_for_transformer_lens
 
 EMBEDDED_DIR = Path(__file__).parents[1] / "world" / "models"
@@ -46,6 +54,19 @@ _WEIGHT_FILES = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+)
+
+_WEIGHT_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_QUANTISING_LIBRARIES = (
+    "torch.ao.",
+    "torchao.",
+    "bitsandbytes.",
+    "gptqmodel.",
+    "auto_gptq.",
+    "awq.",
+    "hqq.",
+    "optimum.quanto.",
+    "compressed_tensors.",
 )
 
 
@@ -124,6 +145,9 @@ def read_checkpoint(
             that begins texts otherwise than the checkpoint's own.
     """
     device, dtype = _resolve(device, dtype)
+    directory = Path(os.path.expanduser(source))
+    if os.path.isfile(directory / ADAPTER_CONFIG) and not os.path.exists(directory / "config.json"):
+        return _read_adapter(directory, tokenizer, device, dtype)
     with quiet_imports():
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
@@ -173,6 +197,18 @@ def read_checkpoint(
         forget_quantisation(model)
         origin = f"dequantised from {location.gguf_file.name}"
     return Checkpoint(hf_model=model.to(device).eval(), tokenizer=tokenizer, origin=origin)
+
+
+def _read_adapter(directory: Path, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> Checkpoint:
+    """Load the base model of an adapter of PEFT, and merge the adapter into it."""
+    name = base_of_adapter(directory)
+    base = read_checkpoint(name, tokenizer=tokenizer, device=device, dtype=dtype, revision=None)
+    origin = f"{name} with the adapter {directory.name} merged in"
+    return Checkpoint(
+        hf_model=merge_adapter(base.hf_model, directory),
+        tokenizer=base.tokenizer,
+        origin=f"{origin}; base {base.origin}" if base.origin else origin,
+    )
 
 
 def _locate(source: str | Path, revision: str | None, *, needs_tokenizer: bool) -> _Location:
@@ -227,6 +263,11 @@ def check_in_memory(model: Any) -> None:
         from transformers import PreTrainedModel
 
     kind = type(model).__name__
+    if hasattr(model, "merge_and_unload"):
+        raise UnsupportedModelError(
+            f"Got a {kind}, a model inside an adapter of PEFT; expected the Hugging Face model with the adapter merged "
+            "in: peft_model.merge_and_unload()."
+        )
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
             f"Got a {kind}; expected a name, a directory, a Hugging Face model or a TransformerLens model."
@@ -262,17 +303,31 @@ def check_placed(model: nn.Module, name: str) -> None:
     devices = {str(weight.device) for weight in model.parameters()}
     if len(devices) > 1 or "meta" in devices:
         raise UnsupportedModelError(
-            f"{name} has weights on {' and '.join(sorted(devices))}; expected all on one device: model.to(device)."
+            f"{name} has weights on {' and '.join(sorted(devices))}; expected all on one device: model.to(device), or "
+            "loaded without device_map= (a model on meta has its weights elsewhere, or none). Where memory is short, "
+            "load it in dtype=torch.bfloat16."
         )
+    for path, module in model.named_modules():
+        library = type(module).__module__
+        if library.startswith(_QUANTISING_LIBRARIES):
+            raise UnsupportedModelError(
+                f"{name} is quantised: {_checkpoint_name(path)!r} is a {type(module).__name__} of "
+                f"{library.partition('.nn')[0]}; load {INSTEAD_OF_QUANTISED}."
+            )
     for path, weight in model.named_parameters():
         if weight.is_inference():
             raise UnsupportedModelError(
                 f"{name} was made under torch.inference_mode(): no gradient passes its weights, such as "
                 f"{_checkpoint_name(path)!r}, and no edit of them can be undone. Load it outside that mode."
             )
-        if not weight.is_floating_point():
+        if weight.dtype not in _WEIGHT_TYPES:
             raise UnsupportedModelError(
-                f"{name} is quantised: {_checkpoint_name(path)!r} is {weight.dtype}; load the original weights instead."
+                f"{name} is quantised: {_checkpoint_name(path)!r} is {weight.dtype}; load {INSTEAD_OF_QUANTISED}."
+            )
+        if type(weight) not in (nn.Parameter, torch.Tensor):  # torchao's say that they are float32
+            raise UnsupportedModelError(
+                f"{name} is quantised or sharded: {_checkpoint_name(path)!r} is a {type(weight).__name__}, no plain "
+                f"tensor; load {INSTEAD_OF_QUANTISED}."
             )
 
 

@@ -154,6 +154,10 @@ _REFUSED = {
 }
 _NEED_VERSION_4 = ("cohere", "cohere2", "hunyuan_v1_dense")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+INSTEAD_OF_QUANTISED = (
+    "the original weights, with dtype=torch.bfloat16 where memory is short, or a GGUF file of the model, which "
+    "load_model dequantises"
+)
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 Setting = tuple[str, Callable[[Any], bool], str]
@@ -243,13 +247,26 @@ def _reason_against(config: Any) -> str | None:
             f"it is a mixture of experts ({experts}={getattr(config, experts)}), where a neuron is not one row of the "
             "one W_out of its layer; take a dense model"
         )
-    if getattr(config, "quantization_config", None):
+    quantisation = _quantisation_of(config)
+    if quantisation:
         return (
-            "its weights are quantised, so that rows can be neither read nor edited exactly; take the original weights"
+            f"its weights are quantised ({quantisation}), so that rows can be neither read nor edited exactly; take "
+            f"{INSTEAD_OF_QUANTISED}"
         )
     if config.model_type in _NEED_VERSION_4 and version("transformer-lens").startswith("3."):
         return "TransformerLens 3 computes other logits than the checkpoint; install TransformerLens 4"
     return _REFUSED.get(config.model_type) or _setting_against(config)
+
+
+def _quantisation_of(config: Any) -> str | None:
+    """Return the method by which weights are quantised, such as ``gptq``; None for plain ones."""
+    settings = getattr(config, "quantization_config", None)
+    if not settings:
+        return None
+    if not isinstance(settings, Mapping):
+        settings = vars(settings)
+    method = settings.get("quant_method", "bitsandbytes" if "load_in_8bit" in settings else "unknown method")
+    return str(getattr(method, "value", method))
 
 
 def _setting_against(config: Any) -> str | None:

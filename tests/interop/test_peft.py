@@ -1,21 +1,28 @@
 """Adapters of PEFT inside a model: attribution sees what they do, and edits of rows that they bypass are refused."""
 
 import copy
+import json
+import shutil
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import kn_lens as kn
+from kn_lens.hosts import peft_adapters
 from tests.interop.tools import without_warnings
 from tests.parity.cases import N_LAYERS, make, make_batch
+from tests.tiny import tiny_tokenizer
+
+LLAMA = "LlamaForCausalLM"
 
 NEURONS = kn.NeuronSet([(0, 1), (2, 5)])
 
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory):
-    """A Llama with a LoRA adapter on ``down_proj`` that does a lot, read from disk by transformers; and merged."""
+    """A Llama with a LoRA adapter on ``down_proj`` that does a lot, read from disk by transformers; merged; and its
+    directory."""
     with without_warnings():
         from peft import LoraConfig, get_peft_model
 
@@ -33,11 +40,11 @@ def adapted(tmp_path_factory):
             folder / "adapter", dtype=torch.float64, attn_implementation="eager"
         ).eval()
         merged = copy.deepcopy(wrapped).merge_and_unload().eval()
-    return read, merged
+    return read, merged, folder / "adapter"
 
 
 def test_scores_are_those_of_the_model_with_its_adapter(adapted):
-    read, merged = adapted
+    read, merged, _ = adapted
     model, prompts = kn.load_model(copy.deepcopy(read)), make_batch(False)
     attr = kn.attribute(model, prompts, quadrature="gauss-legendre", n_steps=2)
     whole = kn.attribute(kn.load_model(copy.deepcopy(merged)), prompts, quadrature="gauss-legendre", n_steps=2)
@@ -51,7 +58,7 @@ def test_scores_are_those_of_the_model_with_its_adapter(adapted):
 
 
 def test_edits_of_rows_beside_an_adapter_are_refused(adapted):
-    read, merged = adapted
+    read, merged, _ = adapted
     model = kn.load_model(copy.deepcopy(read))
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     for call in (
@@ -68,3 +75,41 @@ def test_edits_of_rows_beside_an_adapter_are_refused(adapted):
         erased = kn.measure(merged_model, prompts, [])
     off = kn.measure(model, prompts, kn.Suppress(NEURONS, position="all"))
     torch.testing.assert_close(torch.tensor(off.after.to_numpy()), torch.tensor(erased.after.to_numpy()))
+
+
+@torch.no_grad()
+def test_a_directory_with_an_adapter_is_read_as_its_base_model_with_the_adapter_merged(adapted):
+    _, merged, directory = adapted
+    with without_warnings():
+        model = kn.load_model(directory, tokenizer=tiny_tokenizer(LLAMA), dtype=torch.float64, device="cpu")
+    host = kn.host_of(model)
+    assert host.origin == f"{directory.parent / 'base'} with the adapter adapter merged in"
+    for layer in range(host.n_layers):
+        torch.testing.assert_close(host.W_out(layer), merged.model.layers[layer].mlp.down_proj.weight.T)
+    kn.erase_neurons(model, NEURONS)  # there is nothing beside the rows
+
+
+def test_a_model_inside_an_adapter_is_refused_with_the_call_that_merges_it(adapted):
+    with without_warnings():
+        from peft import LoraConfig, get_peft_model
+
+        wrapped = get_peft_model(make("gated"), LoraConfig(r=2, target_modules=["down_proj"]))
+    with pytest.raises(kn.UnsupportedModelError, match=r"adapter of PEFT.*peft_model\.merge_and_unload\(\)"):
+        kn.load_model(wrapped)
+
+
+def test_adapters_that_cannot_be_merged_are_refused(adapted, tmp_path, monkeypatch):
+    directory = adapted[-1]
+    broken = shutil.copytree(directory, tmp_path / "broken")
+    (broken / "adapter_model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(kn.UnsupportedModelError, match=r"broken' cannot be merged into its base model"):
+        kn.load_model(broken, tokenizer=tiny_tokenizer(LLAMA))
+    (broken / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": None}))
+    with pytest.raises(kn.UnsupportedModelError, match=r"with the base model None; expected a name or a path"):
+        kn.load_model(broken)
+    (broken / "adapter_config.json").write_text("[]")
+    with pytest.raises(kn.UnsupportedModelError, match=r"damaged: expected base_model_name_or_path"):
+        kn.load_model(broken)
+    monkeypatch.setattr(peft_adapters, "find_spec", lambda name: None)
+    with pytest.raises(kn.UnsupportedModelError, match=r"Install it with: pip install peft"):
+        kn.load_model(directory)
