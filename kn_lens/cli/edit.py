@@ -11,6 +11,7 @@ import typer
 from rich.console import Group
 
 from kn_lens._core import defaults
+from kn_lens._core.advice import STRENGTH_ADVICE
 from kn_lens._core.atomic import write_whole
 from kn_lens._core.names import DTYPES, UPDATE_FORMS, Scaling
 from kn_lens.cli import _options as options
@@ -30,7 +31,6 @@ CHANGE = "Change of the rows"
 TRIAL_OTHERS = 100
 """Other facts in the trial of an update, each in one template."""
 TRIAL_SEED = 0
-STRENGTH_ADVICE = "kn_lens.choose_lambdas measures the strengths that a model tolerates"
 """Advice of all messages about the strength of updates."""
 
 app = typer.Typer(

@@ -10,6 +10,7 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from kn_lens._core import defaults
+from kn_lens._core.advice import NO_SUCCESS, STRENGTH_ADVICE, has_no_success
 from kn_lens._core.escape import escaped
 from kn_lens._core.intervals import WHY_NONE
 from kn_lens.cli import _options as options
@@ -18,7 +19,6 @@ from kn_lens.cli._options import FACTS, METHOD, RESULT, choice, flag, named_opti
 from kn_lens.cli._run import describe_model, load, memory_budget_of
 from kn_lens.cli._tables import ROWS_SHOWN, is_missing, table
 from kn_lens.cli._terminal import Activity, duration, err, out, print_json, show_progress
-from kn_lens.cli.edit import STRENGTH_ADVICE
 from kn_lens.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -315,17 +315,8 @@ def _warn_about_updates(updated: "pd.DataFrame", table6: "pd.DataFrame | None") 
             f"of the correct answers to other facts; try smaller lambdas. {STRENGTH_ADVICE}.",
             soft_wrap=True,
         )
-    if table6 is None:
-        return
-    success = table6.loc[
-        (table6["question"] == "own wording") & (table6["neuron_set"] == "found") & (table6["measure"] == "success")
-    ]
-    if len(success) and (success["value"] == 0).all():
-        err.print(
-            "kn-lens: no update puts its new answer on top; try other lambdas, such as half or "
-            f"twice. {STRENGTH_ADVICE}.",
-            soft_wrap=True,
-        )
+    if has_no_success(table6):
+        err.print(f"kn-lens: {NO_SUCCESS[0].lower()}{NO_SUCCESS[1:]}", soft_wrap=True)
 
 
 def _coverage_line(coverage: "pd.DataFrame") -> str:

@@ -12,8 +12,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from kn_lens._core.advice import NO_SUCCESS, has_no_success
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.reports.html.facts import FACTS_AT_ONCE
+from kn_lens.reports.html.page import _table_entries
 from kn_lens.reports.report import write_figures, write_report, write_tables
 from kn_lens.runs.reader import RunRecords
 from tests.old_columns import write_old_columns
@@ -289,3 +291,19 @@ def test_the_made_up_records_are_like_those_of_the_stages(run):
         assert set(table) <= set(schema.names), stage
         pa.Table.from_pandas(table, pa.schema([schema.field(name) for name in table]), preserve_index=False)
     assert set(CONTENT_OF_STAGES) <= {stage.name for stage in ALL_STAGES}
+
+
+def table6(success):
+    """A table of updates with this success of the found neurons in the facts' own wordings."""
+    rows = []
+    for kind, value in (("found", success), ("random", 0.0)):
+        rows.append({"neuron_set": kind, "question": "own wording", "measure": "success", "value": value})
+        rows.append({"neuron_set": kind, "question": "own wording", "measure": "changed", "value": 1.0})
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("success", [0.0, 0.25])
+def test_updates_without_success_come_with_what_to_try(success):
+    (entry,) = _table_entries({"table6": table6(success)})
+    assert entry["note"] == ("" if success else NO_SUCCESS)
+    assert not has_no_success(table6(0.0).query("measure != 'success'")) and not has_no_success(None)

@@ -15,6 +15,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, cast
 
 import kn_lens
+from kn_lens._core.advice import NO_SUCCESS, has_no_success
 from kn_lens._core.escape import escaped, shown_in
 from kn_lens._core.intervals import FEWEST
 from kn_lens.reports import figures
@@ -205,7 +206,8 @@ def _table_entries(tables: "Mapping[str, pd.DataFrame]") -> list[dict[str, Any]]
     for name, table in tables.items():
         if name != MAP:
             title = TITLES.get(name, name.replace("_", " "))
-            entries.append({"name": name, "title": title, "grid": grid(table)})
+            note = NO_SUCCESS if name == "table6" and has_no_success(table) else ""
+            entries.append({"name": name, "title": title, "grid": grid(table), "note": note})
     return entries
 
 
