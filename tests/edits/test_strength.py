@@ -29,6 +29,7 @@ def measured(*rows):
         ([(1, 2, 0.5, 0.0), (1, 4, 0.8, 0.1), (1, 8, 0.9, 0.11)], (1, 4), True),  # at most the share, then success
         ([(1, 8, 0.9, 0.05), (1, 4, 0.9, 0.05), (1, 2, 0.8, 0.0)], (1, 4), True),  # of equals the weakest, in any order
         ([(1, 1, 0.0, 0.0), (1, 8, 0.0, 0.0)], (1, 1), True),  # nothing succeeds
+        ([(1, 1, 0.0, 0.2), (1, 8, 0.0, 0.0)], (1, 8), True),  # nor is the weakest allowed
         ([(-4, 0, 0.5, 0.0), (0, 3, 0.5, 0.0)], (0, 3), True),  # strength has no sign
         ([(1, 2, 0.1, 0.4), (1, 4, 0.9, 0.3), (1, 8, 1.0, 0.7)], (1, 4), False),  # all disturb: the one that does least
         ([(1, 2, 0.1, np.nan), (1, 4, 0.9, 0.3)], (1, 4), False),  # what is not known is not allowed
@@ -78,6 +79,22 @@ def test_strengths_are_measured_as_update_effects_does():
     own = kn.choose_lambdas(model, NEW, FOUND, others, grid=grid[:1]).table
     assert own.success.equals(own.success_own) and (own.success_own == choice.table.success_own[1]).all()
     assert len(kn.choose_lambdas(model, {FRANCE: "Lima"}, FOUND, others).table) == len(GRID)
+
+
+def test_the_measures_of_a_strength_are_means_over_the_facts():
+    model = kn.load_model("world-gpt2")
+    held_out = kn.FactSet.world("held_out")
+    facts = [held_out.find(name, relation="P36") for name in ("Ireland", "Japan")]
+    found = dict(zip(facts, [kn.NeuronSet([(3, 11)]), kn.NeuronSet([(2, 5), (3, 11), (3, 40), (3, 41)])], strict=True))
+    others = kn.make_prompts(model, held_out.of("P36", "P30").sample(20, seed=0), unknown_answers="leave_out")
+
+    def measures(*chosen):
+        table = kn.choose_lambdas(model, dict.fromkeys(chosen, "Rome"), found, others, grid=[(4, 60)]).table
+        return table.loc[0, ["success", "disturbed"]].to_numpy(dtype=float)
+
+    one, other = measures(facts[0]), measures(facts[1])
+    assert abs(one - other)[1] > 0.01
+    assert measures(*facts) == pytest.approx((one + other) / 2)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Edits in force: the same by weights and by hooks in every family, how they compose, and where they are refused."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -104,6 +105,7 @@ def test_restricting_and_its_rest_add_up():
     assert part.neurons == kn.NeuronSet([(1, 0), (2, 23)]) and torch.equal(part.new, edit.new[[1, 3]])
     both = part + rest
     assert torch.equal(both.new, edit.new) and torch.equal(both.old, edit.old)
+    assert part.why == (*edit.why, {"kind": "restrict", "n_neurons": 2})
     with pytest.raises(kn.EditError, match="none of the 1 neurons"):
         edit.restricted_to([(0, 0)])
 
@@ -128,7 +130,35 @@ def test_hooks_see_what_hooks_before_them_make_of_the_activations():
     assert neither.after.to_numpy() == pytest.approx(kn.measure(model, prompts, off).after.to_numpy(), rel=1e-9)
 
 
+def test_hooks_of_an_edit_work_in_pairs():
+    """Each layer's second hook adds what its first has read in the same pass, and nothing from an earlier pass."""
+    model = loaded("GPT2LMHeadModel")
+    edit = random_edit(model)
+    hooks = edit.hooks(model)
+    assert len(hooks) == 2 * 3
+    by_hooks = logits(model, hooks)
+    for alone in hooks[1::2]:
+        with pytest.raises(kn.HookError, match=r"hook_post of layer \d did not run"):
+            logits(model, [alone])
+    assert torch.equal(logits(model, hooks), by_hooks)
+
+
 # --- what is refused -------------------------------------------------------------------------------------
+
+
+def test_zeros_of_either_sign_are_other_rows():
+    """They are equal as numbers; an edit is exact in the bits."""
+    model = loaded("BertForMaskedLM")
+    before, neurons = bits(model), kn.NeuronSet([(1, 0)])
+    with kn.erase_neurons(model, neurons).applied(model):
+        erased = bits(model)
+        negative = kn.WeightEdit.of(model, neurons, torch.full((1, D_MODEL), -0.0))
+        with pytest.raises(kn.EditError, match="is not applied"):
+            negative.undo_(model)
+        with negative.applied(model):
+            assert not same(erased, bits(model))
+        assert same(erased, bits(model))
+    assert same(before, bits(model))
 
 
 def test_an_edit_is_applied_once():
@@ -139,6 +169,33 @@ def test_an_edit_is_applied_once():
             edit.apply_(model)
         with pytest.raises(kn.EditError, match="applied to this model already"):
             edit.hooks(model)
+
+
+def test_one_row_with_another_value_is_enough_to_refuse_an_edit():
+    model = loaded("BertForMaskedLM")
+    edit = random_edit(model)
+    with random_edit(model, kn.NeuronSet([(1, 0)]), seed=1).applied(model):
+        within = bits(model)
+        with pytest.raises(kn.EditError, match=r"made for other rows: 1 of 4 rows, such as L1N0,"):
+            edit.apply_(model)
+        assert same(within, bits(model))
+
+
+def test_an_edit_in_force_in_part_is_neither_applied_nor_undone():
+    model = loaded("BertForMaskedLM")
+    before = bits(model)
+    edit = random_edit(model)
+    part = edit.restricted_to([(1, 0)])
+    with part.applied(model):
+        with pytest.raises(kn.EditError, match=r"made for other rows: 1 of 4 rows, such as L1N0,"):
+            edit.apply_(model)
+    edit.apply_(model)
+    part.undo_(model)
+    with pytest.raises(kn.EditError, match=r"cannot be undone: 1 of 4 rows, such as L1N0,"):
+        edit.undo_(model)
+    part.apply_(model)
+    edit.undo_(model)
+    assert same(before, bits(model))
 
 
 def test_another_checkpoint_is_refused_unless_forced_and_comes_back():
@@ -188,6 +245,20 @@ def test_another_type_or_shape_is_refused():
             "JSON",
         ),
         (lambda model: random_edit(model).scaled(float("nan")), kn.ArgumentError, "finite number"),
+        (lambda model: random_edit(model).scaled(True), kn.ArgumentError, "finite number"),
+        (lambda model: random_edit(model).scaled("2"), kn.ArgumentError, "finite number"),
+        (lambda model: random_edit(model).scaled(1e308), kn.EditError, "new row of L0N3 is not finite"),
+        (lambda model: random_edit(model) + 1, TypeError, "unsupported operand"),
+        (
+            lambda model: replace(random_edit(model), neurons=kn.NeuronSet([(0, 3), (1, 0), (1, 7), (3, 0)])),
+            kn.EditError,
+            f"the row L3N0; .* has 3 layers of {D_MLP} x 16",
+        ),
+        (
+            lambda model: replace(random_edit(model), neurons=kn.NeuronSet([(0, 3), (1, 0), (1, 7), (2, D_MLP)])),
+            kn.EditError,
+            f"the row L2N{D_MLP}; ",
+        ),
         (lambda model: random_edit(model).undo_(model), kn.EditError, "is not applied"),
     ],
 )

@@ -63,6 +63,16 @@ def test_the_table_is_the_mean_over_relations_of_ratios_of_means():
     assert table.high[0] < -0.2 and table.low[1] < 0 < table.high[1]
 
 
+def test_labels_of_the_callers_own_come_last():
+    effects = made_up().replace({"random": "mine", "other": "elsewhere"})
+    table = kn.effect_table(pd.concat([effects, made_up()]), n_resamples=2)
+    kinds, scopes = ("found", "random", "mine"), ("own", "other", "elsewhere")
+    made = {("found", "own"), ("found", "other"), ("found", "elsewhere"), ("random", "own"), ("random", "other")}
+    made |= {("mine", "own"), ("mine", "elsewhere")}
+    cells = [(kind, scope) for kind in kinds for scope in scopes if (kind, scope) in made]
+    assert list(zip(table.neuron_set, table.scope, strict=True)) == cells
+
+
 def test_the_interval_is_that_of_facts_drawn_within_their_relations():
     """Against drawing facts one sample at a time, where relations differ more than facts."""
     own = made_up(n_facts=12).query("neuron_set == 'found' and scope == 'own'")

@@ -1,5 +1,7 @@
 """Other methods than the joint path, against their definitions: a loop over prompts, and measured interventions."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -56,22 +58,34 @@ def test_activation_is_the_clean_activation(pair, prompts):
     assert attr.completeness_gap.isnan().all() and attr.unconverged == []
 
 
-def test_log_prob_gain_in_the_last_layer_is_a_measured_difference(pair, prompts):
-    # Above the last layer nothing is left out, so the read-out is the whole model's with one neuron on against none.
+@pytest.mark.parametrize("layer", range(N_LAYERS))
+def test_log_prob_gain_is_a_difference_measured_in_the_model_cut_off_above_the_layer(pair, prompts, layer):
+    """Read off the residual stream: with one neuron of the layer on against none, in a model of so many layers."""
     hf, model = pair
-    last = N_LAYERS - 1
-    attr = kn.attribute(model, prompts, method="log_prob_gain")
+    attr = kn.attribute(model, prompts, method="log_prob_gain", layers=[layer])
+    cut_off = without_layers_above(hf, layer)
     for i in range(len(prompts)):
         tokens, read_pos, target = unpadded(prompts, i)
-        w = oracle.clean_post(hf, tokens, read_pos, last)
+        w = oracle.clean_post(hf, tokens, read_pos, layer)
         with torch.no_grad():
-            none = oracle.probability(hf, tokens, read_pos, target, last, torch.zeros_like(w)).log()
+            none = oracle.probability(cut_off, tokens, read_pos, target, layer, torch.zeros_like(w)).log()
             for index in (0, 8, 19):
                 alone = torch.zeros_like(w)
                 alone[index] = w[index]
-                gain = oracle.probability(hf, tokens, read_pos, target, last, alone).log() - none
-                assert float(attr.scores[i, last, index]) == pytest.approx(float(gain), rel=1e-8, abs=1e-12)
-    assert not attr.scores.isnan().any()
+                gain = oracle.probability(cut_off, tokens, read_pos, target, layer, alone).log() - none
+                assert float(attr.scores[i, layer, index]) == pytest.approx(float(gain), rel=1e-8, abs=1e-12)
+    assert not attr.scores[:, layer].isnan().any()
+
+
+def without_layers_above(hf, layer):
+    """A copy of the Hugging Face model whose last layer is this one."""
+    copy = deepcopy(hf)
+    for owner, name in (("bert.encoder", "layer"), ("transformer", "h"), ("model", "layers")):
+        modules = dict(copy.named_modules())
+        if f"{owner}.{name}" in modules:
+            setattr(modules[owner], name, modules[f"{owner}.{name}"][: layer + 1])
+    copy.config.num_hidden_layers = layer + 1
+    return copy
 
 
 def test_a_neuron_named_twice_is_one(pair, prompts):
