@@ -56,8 +56,13 @@ def save_figures(
     if not figures:
         return []
     folder = Path(folder)
-    pairs = [(name, form) for form in formats for name in figures]
-    images = [(name, form) for name, form in pairs if form != "html"]
+    files: list[tuple[str, str]] = []
+    images: list[tuple[str, str]] = []
+    for form in formats:
+        for name in figures:
+            files.append((name, form))
+            if form != "html":
+                images.append((name, form))
     if images:
         _check_kaleido()
     try:
@@ -68,7 +73,7 @@ def save_figures(
             _write_images(figures, folder, images)
     except OSError as error:
         raise DataError(f"The figures cannot be written to {folder}: {error.strerror or error}.") from error
-    return [folder / f"{name}.{form}" for name, form in pairs]
+    return [folder / f"{name}.{form}" for name, form in files]
 
 
 def _write_pages(figures: "Mapping[str, Figure]", folder: Path) -> None:

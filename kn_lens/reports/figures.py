@@ -39,11 +39,13 @@ from kn_lens.reports.style import (
     horizontal_marks,
     label_rows,
     marker,
+    neuron_names,
     neuron_set_label,
     neuron_sets_in,
     new_figure,
     new_panels,
     plain,
+    plain_texts,
     show_zero_line,
 )
 
@@ -79,8 +81,9 @@ def layer_distribution(table: "pd.DataFrame") -> "Figure":
     """
     check_columns(table, "neuron_set", "layer", "value", "low", "high", "control")
     # Random neurons have the layers of the found ones.
-    neuron_sets = [name for name in neuron_sets_in(table) if name != "random"]
+    neuron_sets = neuron_sets_in(table.loc[table["neuron_set"] != "random"])
     figure = new_figure("Distribution over layers", "layer", "share of the neurons", height=380)
+    interval = "[%{customdata[1]:.1%}, %{customdata[2]:.1%}]"
     for i, neuron_set in enumerate(neuron_sets):
         rows = table.loc[table["neuron_set"] == neuron_set]
         shift = 0.12 * (i - (len(neuron_sets) - 1) / 2)
@@ -94,7 +97,7 @@ def layer_distribution(table: "pd.DataFrame") -> "Figure":
             marker=look,
             line={"color": look["color"], "width": 1.5},
             customdata=rows.loc[:, ["layer", "low", "high"]].to_numpy().tolist(),
-            hovertemplate="layer %{customdata[0]}: %{y:.1%} [%{customdata[1]:.1%}, %{customdata[2]:.1%}]",
+            hovertemplate=f"layer %{{customdata[0]}}: %{{y:.1%}} {interval}",
         )
     by_layer = table.drop_duplicates("layer")
     figure.add_scatter(
@@ -125,14 +128,19 @@ def effects(table: "pd.DataFrame") -> "Figure":
     table = _effect_rows(table)
     neuron_sets = neuron_sets_in(table)
     factors = sorted(table["factor"].unique().tolist())
-    figure = new_panels("Effect of the neurons", [factor_label(factor) for factor in factors])
-    height = {neuron_set: len(neuron_sets) - i for i, neuron_set in enumerate(neuron_sets)}
+    figure = new_panels("Effect of the neurons", list(map(factor_label, factors)))
+    height: dict[str, int] = {}
+    labels: dict[float, str] = {}
+    for i, neuron_set in enumerate(neuron_sets):
+        height[neuron_set] = len(neuron_sets) - i
+        labels[len(neuron_sets) - i] = neuron_set_label(neuron_set)
     for row, factor in enumerate(factors, start=1):
         of_factor = table.loc[table["factor"] == factor]
         for scope, scope_label in SCOPES.items():
             shift = 0.15 if scope == "own" else -0.15
+            of_scope = of_factor.loc[of_factor["scope"] == scope]
             for neuron_set in neuron_sets:
-                cell = of_factor.loc[(of_factor["neuron_set"] == neuron_set) & (of_factor["scope"] == scope)]
+                cell = of_scope.loc[of_scope["neuron_set"] == neuron_set]
                 figure.add_scatter(
                     **horizontal_marks(cell, [height[neuron_set] + shift] * len(cell)),
                     name=scope_label,
@@ -145,9 +153,8 @@ def effects(table: "pd.DataFrame") -> "Figure":
                 )
         if "paper" in table:
             published = of_factor.loc[of_factor["paper"].notna()]
-            heights = [height[neuron_set] for neuron_set in published["neuron_set"]]
+            heights = published["neuron_set"].map(height).tolist()
             add_paper(figure, published["paper"], heights, "+.1%", row)
-    labels: dict[float, str] = {height[neuron_set]: neuron_set_label(neuron_set) for neuron_set in neuron_sets}
     label_rows(figure, labels, 2 * ROW, len(factors))
     figure.update_xaxes(tickformat="+.0%")
     figure.update_xaxes(title_text=CHANGE, row=len(factors), col=1)
@@ -179,19 +186,22 @@ def effects_by_relation(table: "pd.DataFrame") -> "Figure":
     factors = sorted(own["factor"].unique().tolist())
     first = own.loc[(own["factor"] == factors[0]) & (own["neuron_set"] == "found")]
     first = first.sort_values("value", ascending=False)
-    relations = dict.fromkeys([*first["relation"], *own["relation"]])
-    height = {relation: i for i, relation in enumerate(relations, start=1)}
+    height: dict[str, int] = {}
+    labels: dict[float, str] = {}
+    for i, relation in enumerate(dict.fromkeys([*first["relation"], *own["relation"]]), start=1):
+        height[relation] = i
+        labels[i] = plain(relation)
     for neuron_set in ("random", "found"):
         for factor in factors:
             rows = own.loc[(own["factor"] == factor) & (own["neuron_set"] == neuron_set)]
             figure.add_scatter(
-                **horizontal_marks(rows, [height[relation] for relation in rows["relation"]]),
+                **horizontal_marks(rows, rows["relation"].map(height).tolist()),
                 name=f"{NEURON_SETS[neuron_set]} {factor_label(factor)}",
                 marker=marker(neuron_set, hollow=factor > 1),
-                text=[plain(relation) for relation in rows["relation"]],
+                text=plain_texts(rows["relation"]),
                 hovertemplate="%{text}: " + PERCENT,
             )
-    label_rows(figure, {i: plain(relation) for relation, i in height.items()}, ROW)
+    label_rows(figure, labels, ROW)
     figure.update_xaxes(tickformat="+.0%")
     show_zero_line(figure)
     return figure
@@ -216,7 +226,8 @@ def dose_response(table: "pd.DataFrame") -> "Figure":
             rows = table.loc[(table["neuron_set"] == neuron_set) & (table["scope"] == scope)]
             if rows.empty:
                 continue
-            rows = pd.concat([rows.loc[rows["factor"] != 1], unchanged], ignore_index=True).sort_values("factor")
+            rows = pd.concat([rows.loc[rows["factor"] != 1], unchanged], ignore_index=True)
+            rows = rows.sort_values("factor")
             look = marker(neuron_set, hollow=scope == "other")
             fact_label = "own fact" if scope == "own" else "other fact"
             dash = "solid" if scope == "own" else "dot"
@@ -262,7 +273,7 @@ def estimates(
     check_columns(table, label, "value", "low", "high")
     figure = new_figure(title, value, None)
     heights = list(range(len(table), 0, -1))
-    names = [plain(name) for name in table[label]]
+    names = plain_texts(table[label])
     interval = f"[%{{customdata[0]:{form}}}, %{{customdata[1]:{form}}}]"
     figure.add_scatter(
         **horizontal_marks(table, heights),
@@ -304,10 +315,10 @@ def neuron_relation_map(table: "pd.DataFrame", top: int = TOP) -> "Figure":
     relations = list(dict.fromkeys(table["relation"]))
     shares: dict[tuple[int, int], dict[str, float]] = {}
     counts: dict[tuple[int, int], dict[str, int]] = {}
-    columns = (table[name].tolist() for name in ("relation", "layer", "index", "share", "n_facts"))
-    for relation, layer, index, share, n_facts in zip(*columns, strict=True):
-        shares.setdefault((layer, index), {})[relation] = share
-        counts.setdefault((layer, index), {})[relation] = n_facts
+    for row in table.to_dict("records"):
+        neuron = row["layer"], row["index"]
+        shares.setdefault(neuron, {})[row["relation"]] = row["share"]
+        counts.setdefault(neuron, {})[row["relation"]] = row["n_facts"]
 
     def block(neuron: tuple[int, int]) -> tuple[int, float]:
         """Sort key: the relation in which the neuron is most frequent, then its share there, descending."""
@@ -316,6 +327,11 @@ def neuron_relation_map(table: "pd.DataFrame", top: int = TOP) -> "Figure":
 
     frequent = sorted(shares, key=lambda neuron: -sum(shares[neuron].values()))[:top]
     neurons = sorted(frequent, key=block)
+    share_rows = []
+    count_rows = []
+    for neuron in neurons:
+        share_rows.append([shares[neuron].get(relation) for relation in relations])
+        count_rows.append([counts[neuron].get(relation, 0) for relation in relations])
     figure = new_figure(
         "Neurons and relations",
         "relation",
@@ -323,10 +339,10 @@ def neuron_relation_map(table: "pd.DataFrame", top: int = TOP) -> "Figure":
         height=MARGINS + 60 + 15 * max(len(neurons), 4),
     )
     figure.add_heatmap(
-        x=[plain(relation) for relation in relations],
-        y=[f"L{layer}N{index}" for layer, index in neurons],
-        z=[[shares[neuron].get(relation) for relation in relations] for neuron in neurons],
-        customdata=[[counts[neuron].get(relation, 0) for relation in relations] for neuron in neurons],
+        x=plain_texts(relations),
+        y=neuron_names(neurons),
+        z=share_rows,
+        customdata=count_rows,
         zmin=0,
         zmax=1,
         colorscale=SHARES,
@@ -362,7 +378,7 @@ def neuron_scores(
         ArgumentError: A column is missing.
     """
     check_columns(table, "layer", "index", "score", "low", "high")
-    names = [f"L{layer}N{index}" for layer, index in zip(table["layer"], table["index"], strict=True)]
+    names = neuron_names(zip(table["layer"], table["index"], strict=True))
     rows = table.rename(columns={"score": "value"}).assign(neuron=names)
     return estimates(rows, "neuron", title="Scores of the neurons", value=unit, form=".3~g")
 
@@ -379,10 +395,11 @@ def predictions(table: "pd.DataFrame") -> "Figure":
     check_columns(table, "text", "before", "after")
     figure = new_figure("Probability of the answer", "probability of the answer", None)
     heights = list(range(len(table), 0, -1))
-    texts = [plain(text) for text in table["text"]]
+    texts = plain_texts(table["text"])
     line_x: list[float | None] = []
     line_y: list[float | None] = []
-    for before, after, height in zip(table["before"].tolist(), table["after"].tolist(), heights, strict=True):
+    changes = zip(table["before"].tolist(), table["after"].tolist(), heights, strict=True)
+    for before, after, height in changes:
         line_x += [before, after, None]
         line_y += [height, height, None]
     figure.add_scatter(
@@ -393,7 +410,8 @@ def predictions(table: "pd.DataFrame") -> "Figure":
         showlegend=False,
         hoverinfo="skip",
     )
-    for column, look in (("before", {"color": GREY, "symbol": "circle-open"}), ("after", LOOKS["found"])):
+    looks = {"before": {"color": GREY, "symbol": "circle-open"}, "after": LOOKS["found"]}
+    for column, look in looks.items():
         figure.add_scatter(
             x=table[column].tolist(),
             y=heights,

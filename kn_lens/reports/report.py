@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kn_lens._core.atomic import write_whole
 from kn_lens.errors import ArgumentError, DataError
+from kn_lens.reports.style import neuron_names
 from kn_lens.runs.reader import RunRecords, checked_path
 
 __all__ = ["write_figures", "write_report", "write_tables"]
@@ -113,7 +114,7 @@ def write_tables(
     folder = records.path / "tables" if folder is None else Path(folder)
     facts = pages.facts
     if "neurons" in facts:
-        facts = facts.assign(neurons=facts["neurons"].map(_neuron_names))
+        facts = facts.assign(neurons=facts["neurons"].map(neuron_names).map(" ".join))
     neurons = pages.neurons
     for name in ("tokens", "logits"):
         if name in neurons:
@@ -123,10 +124,6 @@ def write_tables(
         paths.append(folder / f"{name}.csv")
         _write(paths[-1], table.to_csv(index=False))
     return paths
-
-
-def _neuron_names(pairs: Sequence[Sequence[int]]) -> str:
-    return " ".join(f"L{layer}N{index}" for layer, index in pairs)
 
 
 def _write(path: Path, text: str) -> None:

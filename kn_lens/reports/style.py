@@ -59,6 +59,20 @@ def plain(text: object) -> str:
     return escaped(str(text)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
+def plain_texts(texts: Iterable[object]) -> list[str]:
+    """Return texts escaped for Plotly; see ``plain``."""
+    return list(map(plain, texts))
+
+
+def neuron_names(neurons: Iterable[Sequence[int]]) -> list[str]:
+    """Return the names of neurons, given as layer and index.
+
+    >>> neuron_names([(3, 412)])
+    ['L3N412']
+    """
+    return [f"L{layer}N{index}" for layer, index in neurons]
+
+
 def neuron_set_label(name: str) -> str:
     """Return the label of a neuron set."""
     return NEURON_SETS.get(name, plain(name))

@@ -112,8 +112,8 @@ function figureContainer(name, label) {
 /** Return a note about records that are missing, with a link to the command that computes them. */
 function missingNote(content, stage) {
   const summaryLink = makeElement("a", { href: "#summary" }, "summary");
-  const text = `${content} have not been measured yet (stage ${stage}); the command that does is in the `;
-  return makeElement("p", { class: "note" }, text, summaryLink, ".");
+  const text = `${content} have not been measured yet (stage ${stage}). The `;
+  return makeElement("p", { class: "note" }, text, summaryLink, " has the command that computes them.");
 }
 
 /** The facts and neurons of the report: their tables, and the pages of facts. */

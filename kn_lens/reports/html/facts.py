@@ -5,9 +5,11 @@ a page. The records have all digits.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
 
 from kn_lens.runs.reader import RunRecords
 
@@ -53,9 +55,12 @@ class FactPages:
             by_fact["scores"] = _columns_by_fact(self.scores, SCORES)
         keys = self.facts["key"].tolist()
         for start in range(0, len(keys), FACTS_AT_ONCE):
-            part = []
+            part: list[dict[str, Columns]] = []
             for key in keys[start : start + FACTS_AT_ONCE]:
-                part.append({name: details.of(key) for name, details in by_fact.items()})
+                details = {}
+                for name, columns in by_fact.items():
+                    details[name] = columns.of(key)
+                part.append(details)
             yield part
 
 
@@ -68,7 +73,10 @@ class _ColumnsByFact:
 
     def of(self, key: str) -> Columns:
         rows = self.rows.get(key, ())
-        return {name: [values[row] for row in rows] for name, values in self.columns.items()}
+        columns: Columns = {}
+        for name, values in self.columns.items():
+            columns[name] = [values[row] for row in rows]
+        return columns
 
 
 def _columns_by_fact(table: "pd.DataFrame", names: Sequence[str]) -> _ColumnsByFact:
@@ -82,7 +90,8 @@ def fact_pages(run: RunRecords) -> FactPages | None:
     if records is None:
         return None
     records = records.loc[records["queried"]].reset_index(drop=True)
-    facts = records.loc[:, ["relation", "subject", "object", "key"]].assign(prompts=records["n_prompts"])
+    facts = records.loc[:, ["relation", "subject", "object", "key"]]
+    facts = facts.assign(prompts=records["n_prompts"])
     _add_answers(facts, run.records("answers"))
     _add_effects(facts, run.records("effects"))
     found = run.records("neurons")
@@ -122,9 +131,9 @@ def _add_effects(facts: "pd.DataFrame", effects: "pd.DataFrame | None") -> None:
 def _add_neurons(facts: "pd.DataFrame", found: "pd.DataFrame") -> None:
     neurons: dict[str, list[list[int]]] = {}
     for key, layers, indices in zip(found["key"], found["layer"], found["index"], strict=True):
-        neurons[key] = [list(pair) for pair in zip(layers.tolist(), indices.tolist(), strict=True)]
+        neurons[key] = np.column_stack([layers, indices]).tolist()
     facts["neurons"] = [neurons.get(key, []) for key in facts["key"]]
-    facts["n_neurons"] = [len(pairs) for pairs in facts["neurons"]]
+    facts["n_neurons"] = facts["neurons"].map(len)
 
 
 def _neuron_rows(
@@ -163,23 +172,27 @@ def _neuron_rows(
         pairs = pd.MultiIndex.from_frame(neurons.loc[:, ["layer", "index"]])
         for name in ("tokens", "logits"):
             values = by_neuron[name].reindex(pairs)
-            neurons[name] = [[] if isinstance(value, float) else value.tolist() for value in values]
+            neurons[name] = list(map(_list_or_empty, values))
     return neurons
+
+
+def _list_or_empty(value: Any) -> list[Any]:
+    """Return an array as a list; an empty list for NaN, the value of a neuron without a read-out."""
+    return [] if isinstance(value, float) else value.tolist()
 
 
 def as_columns(table: "pd.DataFrame") -> Columns:
     """Return a table as lists of JSON values."""
-    return {name: _json_list(table[name].tolist()) for name in table}
-
-
-def _json_list(values: Iterable[Any]) -> list[Any]:
-    return [_json_value(value) for value in values]
+    columns: Columns = {}
+    for name in table:
+        columns[str(name)] = list(map(_json_value, table[name].tolist()))
+    return columns
 
 
 def _json_value(value: Any) -> Any:
     """Return a value with its digits rounded; None for NaN and infinity."""
     if isinstance(value, list):
-        return _json_list(value)
+        return list(map(_json_value, value))
     if isinstance(value, float):
         return float(format(value, DIGITS)) if math.isfinite(value) else None
     return value

@@ -94,7 +94,7 @@ def _layer(tables: "Mapping[str, pd.DataFrame]") -> Finding | None:
     row = found.loc[found["value"].idxmax()].to_dict()
     last = table["layer"].max()
     return Finding(
-        title="Where they are",
+        title="Layers",
         value=f"{row['value']:.0%}",
         interval=_interval(row, "{:.0%}".format),
         meaning=f"of the neurons lie in layer {row['layer']:.0f}, the fullest of layers 0 to {last:.0f}",
@@ -140,7 +140,7 @@ def _stability(tables: "Mapping[str, pd.DataFrame]") -> Finding | None:
     if row is None:
         return None
     return Finding(
-        title="Found again",
+        title="Stability",
         value=_number(row["value"]),
         interval=_interval(row, _number),
         meaning="Jaccard index of a fact's neurons with those found from half of its prompts; 1 for equal sets",

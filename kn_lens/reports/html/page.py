@@ -140,7 +140,7 @@ def page(
     return environment.from_string(template).render(
         policy=_security_policy(scripts),
         css=Markup(css),
-        scripts=[Markup(script) for script in scripts],
+        scripts=list(map(Markup, scripts)),
         title=f"{heading} - kn_lens",
         heading=model or heading,
         about=_about(run, facts, relations),
@@ -231,13 +231,13 @@ def _security_policy(scripts: Sequence[str]) -> str:
 
 def _data(run_figures: "Mapping[str, Figure]", facts: FactPages | None) -> dict[str, Any]:
     """Return the packed data: ``core``, which the page unpacks at its start, and the details of groups of facts."""
-    core: dict[str, Any] = {"figures": {name: _figure_json(figure) for name, figure in run_figures.items()}}
+    core: dict[str, Any] = {"figures": _figures_json(run_figures)}
     if facts is None:
         return {"core": _packed(core)}
     core["facts"] = as_columns(facts.facts)
     core["neurons"] = as_columns(facts.neurons.drop(columns="logits", errors="ignore"))
     core["facts_at_once"] = FACTS_AT_ONCE
-    core["patterns"] = {name: _figure_json(figure) for name, figure in _fact_figures().items()}
+    core["patterns"] = _figures_json(_fact_figures())
     data = {"core": _packed(core)}
     for number, part in enumerate(facts.details()):
         data[f"facts-{number}"] = _packed(part)
@@ -258,8 +258,9 @@ def _packed(value: Any) -> Any:
     return Markup(f'"{packed}"')
 
 
-def _figure_json(figure: "Figure") -> Any:
-    return json.loads(str(figure.to_json()))
+def _figures_json(run_figures: "Mapping[str, Figure]") -> dict[str, Any]:
+    """Return figures as JSON values, by name."""
+    return {name: json.loads(str(figure.to_json())) for name, figure in run_figures.items()}
 
 
 def _fact_figures() -> "dict[str, Figure]":
@@ -298,15 +299,14 @@ def grid(table: "pd.DataFrame") -> Grid:
         is_number = values.dtype.kind in "if"
         columns.append(Column(title=str(name).replace("_", " "), number=is_number))
         if is_number:
-            cells.append([_number(value) for value in values.tolist()])
+            cells.append(list(map(_number, values.tolist())))
         else:
             labels = NEURON_SETS if name == "neuron_set" else {}
             cells.append([labels.get(value, str(value)) for value in values.tolist()])
         if name == "value" and has_interval:
             columns.append(Column(title="95% interval", number=True))
-            bounds = zip(table["low"].tolist(), table["high"].tolist(), strict=True)
-            cells.append([_interval(low, high) for low, high in bounds])
-    return Grid(columns=columns, rows=[list(row) for row in zip(*cells, strict=True)])
+            cells.append(list(map(_interval, table["low"].tolist(), table["high"].tolist())))
+    return Grid(columns=columns, rows=list(map(list, zip(*cells, strict=True))))
 
 
 def _interval(low: float, high: float) -> str:
@@ -342,14 +342,12 @@ def _about(run: RunRecords, facts: FactPages | None, relations: Sequence[str]) -
 
 def _is_constructed(model: str) -> bool:
     """Return whether a model is an embedded one whose training put the facts into its MLPs."""
-    folders = {folder.name: folder for folder in (files(kn_lens) / "world" / "models").iterdir()}
-    if model not in folders:
-        return False
-    record = folders[model] / "recipe.json"
-    if not record.is_file():
-        return False
-    recipe = json.loads(record.read_text(encoding="utf-8"))["recipe"]
-    return recipe["sparsity"] > 0 or recipe["interchange"] > 0
+    for folder in (files(kn_lens) / "world" / "models").iterdir():
+        record = folder / "recipe.json"
+        if folder.name == model and record.is_file():
+            recipe = json.loads(record.read_text(encoding="utf-8"))["recipe"]
+            return recipe["sparsity"] > 0 or recipe["interchange"] > 0
+    return False
 
 
 def _dotted_entries(value: Any, path: str = "") -> list[tuple[str, str]]:

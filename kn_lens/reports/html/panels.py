@@ -102,7 +102,7 @@ def _stability(table: "pd.DataFrame") -> "Figure":
 PANELS = (
     Panel(
         name="effects",
-        title="What the neurons do",
+        title="Effects of the neurons",
         caption="Mean over relations of the relative change of the answer's probability when a "
         "fact's neurons are suppressed or doubled: filled marks on the fact itself, open marks on "
         "a random fact of another relation. The most active neurons are as many as were found; "
@@ -126,7 +126,7 @@ PANELS = (
     ),
     Panel(
         name="layer_distribution",
-        title="Where the neurons are",
+        title="Layers of the neurons",
         caption="Share of the neurons of all facts in each layer; a neuron counts once for each "
         "fact that has it. Layer 0 is the first.",
         source="figure3",
