@@ -58,6 +58,16 @@ def _one_of(names: Sequence[str]) -> Callable[[str | None], str | None]:
     return check
 
 
+def split_names(names: str | None) -> list[str]:
+    """Return the names in a list that is separated by commas.
+
+    >>> split_names("png, svg")
+    ['png', 'svg']
+    """
+    stripped = map(str.strip, (names or "").split(","))
+    return [name for name in stripped if name]
+
+
 def help_without_subcommand(context: typer.Context) -> None:
     """Print the help of a group of commands that was called without a command, and exit."""
     if context.invoked_subcommand is None:

@@ -135,6 +135,11 @@ def build_prompts(
         )
 
 
+def unqueried_facts(prompts: "PromptBatch") -> list[Fact]:
+    """Return the facts without any prompt."""
+    return [fact for fact, n_prompts in prompts.prompts_per_fact().items() if not n_prompts]
+
+
 def most_active_neurons(
     model: Any,
     prompts: "PromptBatch",

@@ -1,5 +1,6 @@
 """Layout of results in a terminal: tables, numbers, intervals, and the tables that several commands print."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,11 +20,16 @@ class EscapedTable(Table):
 
     def add_column(self, header: Any = "", *args: Any, **options: Any) -> None:
         """Add a column, with an escaped header."""
-        super().add_column(escaped(header) if isinstance(header, str) else header, *args, **options)
+        super().add_column(_escaped_text(header), *args, **options)
 
     def add_row(self, *cells: Any, **options: Any) -> None:
         """Add a row of escaped cells."""
-        super().add_row(*(escaped(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+        super().add_row(*map(_escaped_text, cells), **options)
+
+
+def _escaped_text(cell: Any) -> Any:
+    """Return a cell with its control characters escaped, if it is a text."""
+    return escaped(cell) if isinstance(cell, str) else cell
 
 
 def table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
@@ -57,19 +63,19 @@ def neuron_names(pairs: Sequence[Sequence[int]], limit: int = 6) -> str:
 
 def is_missing(value: float | None) -> bool:
     """Return whether a number is None or NaN."""
-    return value is None or value != value
+    return value is None or math.isnan(value)
 
 
 def number(value: float | None, form: str = ".1e") -> str:
     """Return a number as text; a dash if it is missing."""
-    if value is None or value != value:
+    if value is None or math.isnan(value):
         return "-"
     return format(value, form)
 
 
 def percent(value: float | None) -> str:
     """Return a signed ratio in percent; a dash if it is missing."""
-    if value is None or value != value:
+    if value is None or math.isnan(value):
         return "-"
     return f"{100 * value:+.1f}%"
 
@@ -94,17 +100,20 @@ def left_out_lines(left_out: Mapping[str, int], facts: Sequence[str]) -> Iterato
 
 def effects_table(title: str, effects: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
     """Return the changes of own and other facts, for each intervention and neuron set."""
-    present = {row["scope"] for rows in effects.values() for row in rows}
+    row_of: dict[tuple[str, str, str], Mapping[str, Any]] = {}
+    for intervention, rows in effects.items():
+        for row in rows:
+            row_of[intervention, row["neuron_set"], row["scope"]] = row
+    present = {scope for _, _, scope in row_of}
     scopes = [scope for scope in ("own", "other") if scope in present]
     numbers = ("n", *(f"{scope} facts" for scope in scopes))
     result = table(title, "neurons", "", *numbers, right=numbers)
-    for intervention, rows in effects.items():
+    for intervention in effects:
         for neuron_set, label in NEURON_SETS.items():
-            by_scope = {row["scope"]: row for row in rows if row["neuron_set"] == neuron_set}
-            if by_scope:
-                n_neurons = f"{by_scope['own']['n_neurons']:.1f}"
-                changes = [_change(by_scope[scope]) for scope in scopes]
-                result.add_row(label, intervention, n_neurons, *changes)
+            own = row_of.get((intervention, neuron_set, "own"))
+            if own is not None:
+                changes = [_change(row_of[intervention, neuron_set, scope]) for scope in scopes]
+                result.add_row(label, intervention, f"{own['n_neurons']:.1f}", *changes)
         result.add_section()
     return result
 

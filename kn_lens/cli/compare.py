@@ -87,8 +87,11 @@ def compare(
     for note in comparison.notes:
         out.print(note, soft_wrap=True)
     out.print(f"{WHY_NONE} No p of fewer than 6 relations, which could not be below 0.05.", soft_wrap=True)
-    place = "--out DIR and --json contain all" if to is None else f"{to} contains all"
-    out.print(f"{place}: each model's own facts, controls, depth by layer, all pairs, p of facts.", soft_wrap=True)
+    sources = "--out DIR and --json contain all" if to is None else f"{to} contains all"
+    out.print(
+        f"{sources}: each model's own facts, controls, depth by layer, all pairs, p of facts.",
+        soft_wrap=True,
+    )
 
 
 def _named_directories(runs: Sequence[str]) -> dict[str, str]:

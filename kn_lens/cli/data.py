@@ -12,7 +12,7 @@ from kn_lens._core import defaults
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, detect_format, read_facts
 from kn_lens.cli._options import check_output_path, named_option
-from kn_lens.cli._run import build_prompts, describe_model, load
+from kn_lens.cli._run import build_prompts, describe_model, load, unqueried_facts
 from kn_lens.cli._tables import ROWS_SHOWN, left_out_lines, table
 from kn_lens.cli._terminal import out, print_json
 from kn_lens.facts import FactSet
@@ -108,7 +108,7 @@ def check(
     if model is not None:
         loaded = load(model, None, defaults.DTYPE)
         prompts = build_prompts(loaded, facts, leave_out=True)
-        unqueried = [fact.key for fact, n in prompts.prompts_per_fact().items() if not n]
+        unqueried = [fact.key for fact in unqueried_facts(prompts)]
         document |= {
             "model": describe_model(loaded),
             "n_prompts": len(prompts),

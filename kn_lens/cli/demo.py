@@ -107,7 +107,10 @@ def _fact_named(facts: FactSet, name: str) -> Fact:
 
 def _split_answers(model: Any, batches: "Sequence[PromptBatch]") -> list[dict[str, Any]]:
     """Return the answers to the first prompt of each split."""
-    return [{"templates": split, **_answers(model, batch)} for split, batch in zip(SPLITS, batches, strict=True)]
+    answers = []
+    for split, batch in zip(SPLITS, batches, strict=True):
+        answers.append({"templates": split, **_answers(model, batch)})
+    return answers
 
 
 def _answers(model: Any, prompts: "PromptBatch") -> dict[str, Any]:

@@ -17,7 +17,14 @@ from kn_lens._core.names import DTYPES, UPDATE_FORMS, Scaling
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
 from kn_lens.cli._options import MODEL, RESULT, check_output_path, choice, flag, named_option, option
-from kn_lens.cli._run import build_prompts, describe_model, load, load_for_neurons, memory_budget_of
+from kn_lens.cli._run import (
+    build_prompts,
+    describe_model,
+    load,
+    load_for_neurons,
+    memory_budget_of,
+    unqueried_facts,
+)
 from kn_lens.cli._tables import ROWS_SHOWN, left_out_lines, neuron_names, number, table
 from kn_lens.cli._terminal import err, out, print_json, show_progress
 from kn_lens.errors import ArgumentError, DataError, PromptError
@@ -258,7 +265,7 @@ def apply(
         "model": describe_model(loaded),
         "edits": _documents(files, edits),
         "n_facts": len(chosen),
-        "facts_without_prompts": [fact.key for fact, n in prompts.prompts_per_fact().items() if not n],
+        "facts_without_prompts": [fact.key for fact in unqueried_facts(prompts)],
         "left_out": dict(prompts.left_out),
         "n_prompts": len(effect),
         "changed": float(cast("float", (effect["top_before"] != effect["top_after"]).mean())),
@@ -360,7 +367,10 @@ def _save(
 
 
 def _documents(files: Sequence[Path], edits: "Sequence[WeightEdit]") -> list[dict[str, Any]]:
-    return [{"file": str(path), **_document(edit)} for path, edit in zip(files, edits, strict=True)]
+    documents = []
+    for path, edit in zip(files, edits, strict=True):
+        documents.append({"file": str(path), **_document(edit)})
+    return documents
 
 
 def _document(edit: "WeightEdit") -> dict[str, Any]:
@@ -401,7 +411,10 @@ def _print_edit(document: Mapping[str, Any]) -> None:
     if not checkpoint["raw"]:
         out.print("of rows processed by TransformerLens: for models with the same processing", soft_wrap=True)
     for step in document["why"]:
-        details = [f"{key} {value}" for key, value in step.items() if key != "kind" and value is not None]
+        details = []
+        for key, value in step.items():
+            if key != "kind" and value is not None:
+                details.append(f"{key} {value}")
         out.print(f"{step.get('kind')}: {', '.join(details)}", soft_wrap=True)
     out.print(f"rows {document['row_hash'][:16]}, edit {document['digest'][:16]}", soft_wrap=True)
     numbers = ("|old|", "|new|", "|change|")

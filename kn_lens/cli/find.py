@@ -12,7 +12,7 @@ from kn_lens._core.names import OUTPUTS, PRESETS, QUADRATURES
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
 from kn_lens.cli._options import METHOD, check_output_path, choice, flag, option
-from kn_lens.cli._run import build_prompts, describe_model, load, memory_budget_of
+from kn_lens.cli._run import build_prompts, describe_model, load, memory_budget_of, unqueried_facts
 from kn_lens.cli._tables import ROWS_SHOWN, left_out_lines, neuron_names, number, table
 from kn_lens.cli._terminal import out, print_json, show_progress
 from kn_lens.errors import ArgumentError
@@ -94,7 +94,6 @@ def find(
         contrast=contrast,
         min_prompts=min_prompts,
     )
-    counts = prompts.prompts_per_fact()
 
     attribution_options: dict[str, Any] = {
         "method": method,
@@ -128,7 +127,8 @@ def find(
             shares |= found_shares
             rows |= _fact_rows(attr, found)
             rule = attr.quadrature
-    ordered = {fact: neurons[fact] for fact in counts if fact in neurons}  # parts may be in order of relations
+    # Parts may be in order of relations.
+    ordered = {fact: neurons[fact] for fact in prompts.facts if fact in neurons}
 
     settings = {
         **attribution_options,
@@ -144,7 +144,7 @@ def find(
         "quadrature": rule,
         "n_prompts": len(prompts),
         "left_out": dict(prompts.left_out),
-        "facts_without_prompts": [fact.key for fact, n in counts.items() if not n],
+        "facts_without_prompts": [fact.key for fact in unqueried_facts(prompts)],
         "share_threshold_by_relation": shares if by_relation else None,
         "facts": [rows[fact] for fact in ordered],
         "out": None if to is None else str(to),

@@ -22,6 +22,7 @@ from kn_lens.cli._run import (
     load_for_neurons,
     memory_budget_of,
     most_active_neurons,
+    unqueried_facts,
 )
 from kn_lens.cli._tables import effects_table, is_missing, left_out_lines
 from kn_lens.cli._terminal import out, print_json, show_progress
@@ -96,7 +97,7 @@ def intervene(
     loaded = load_for_neurons(neurons, model, device, dtype, force=force)
     _check_neurons(sets, loaded)
     prompts = build_prompts(loaded, sets, leave_out=leave_out_unknown)
-    unqueried = [fact for fact, n in prompts.prompts_per_fact().items() if not n]
+    unqueried = unqueried_facts(prompts)
     sets = {fact: found for fact, found in sets.items() if fact not in unqueried}
 
     job = _Job(
@@ -261,8 +262,9 @@ def _other_facts(job: _Job, source: FactSet) -> FactSet:
     rest = FactSet(fact for fact in source if fact not in job.sets and fact.templates)
     others = rest.sample(min(len(rest), n_others), job.seed)
     own_relations = {fact.relation for fact in job.sets}
-    if len(own_relations | {fact.relation for fact in others}) < 2:  # nearly all of the source are of one relation
-        rest = rest.of(*({fact.relation for fact in rest} - own_relations))
+    if len(own_relations.union(others.relations)) < 2:
+        # Nearly all facts of the source are of one relation, so that none of another was drawn.
+        rest = rest.of(*(set(rest.relations) - own_relations))
         others = rest.sample(min(len(rest), n_others), job.seed)
     return others
 

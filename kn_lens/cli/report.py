@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from kn_lens.cli import _options as options
-from kn_lens.cli._options import RESULT, check_output_path, named_option, option
+from kn_lens.cli._options import RESULT, check_output_path, named_option, option, split_names
 from kn_lens.cli._terminal import out, print_json, show_progress
 from kn_lens.errors import ArgumentError, did_you_mean
 
@@ -35,7 +35,7 @@ def report(
     No model is loaded. For an incomplete run, the report lists what is missing and the command that computes it.
     """
     check_output_path(to)
-    formats = [name.strip() for name in (figures or "").split(",") if name.strip()]
+    formats = split_names(figures)
     if tables not in (None, "csv"):
         raise ArgumentError(f"--tables {tables!r}; expected csv.{did_you_mean(tables, ['csv'])}")
 

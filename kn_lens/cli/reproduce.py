@@ -15,7 +15,7 @@ from kn_lens._core.escape import escaped
 from kn_lens._core.intervals import WHY_NONE
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import read_facts
-from kn_lens.cli._options import FACTS, METHOD, RESULT, choice, flag, named_option, option
+from kn_lens.cli._options import FACTS, METHOD, RESULT, choice, flag, named_option, option, split_names
 from kn_lens.cli._run import describe_model, load, memory_budget_of
 from kn_lens.cli._tables import ROWS_SHOWN, is_missing, table
 from kn_lens.cli._terminal import Activity, duration, err, out, print_json, show_progress
@@ -113,7 +113,7 @@ def reproduce(
         changes,
         seed=seed,
         limit=limit,
-        relations=tuple(_listed(relations)),
+        relations=tuple(split_names(relations)),
     )
     source = read_facts(facts, format, templates, split)
     held_out = None
@@ -131,7 +131,7 @@ def reproduce(
     from kn_lens.runs.workers.engine import torch_threads
     from kn_lens.runs.workers.processes import run_shared
 
-    chosen_stages = stages_named(STAGES, _listed(stages))  # raises for an unknown stage, before the model is loaded
+    chosen_stages = stages_named(STAGES, split_names(stages))  # raises for an unknown stage, before the model is loaded
     loaded = load(model, device, dtype)
     document = {
         "command": "reproduce",
@@ -208,10 +208,6 @@ def _settings(preset: str, changes: Sequence[str] | None, **given: Any) -> Any:
         except (ValueError, RecursionError):
             changed[name] = text
     return Settings.of(preset, **changed, **given)
-
-
-def _listed(names: str | None) -> list[str]:
-    return [name.strip() for name in (names or "").split(",") if name.strip()]
 
 
 def _on_progress(activity: Activity) -> "Callable[[RunState], None]":
@@ -405,12 +401,14 @@ def _layout(
     all_intervals: bool,
     gap: int,
 ) -> Table:
-    present = {neuron_set for line in lines.values() for neuron_set in line}
-    neuron_sets = sorted(present, key=_column_order)
-    with_paper = set()
+    present: set[str] = set()
+    with_paper: set[str] = set()
+    with_control = False
     for line in lines.values():
-        with_paper |= {neuron_set for neuron_set, row in line.items() if _has(row, "paper")}
-    with_control = any(_has_own_control(line) for line in lines.values())
+        present.update(line)
+        with_paper.update(neuron_set for neuron_set, row in line.items() if _has(row, "paper"))
+        with_control |= _has_own_control(line)
+    neuron_sets = sorted(present, key=_column_order)
 
     result = table(caption)
     result.padding = (0, gap, 0, 0)

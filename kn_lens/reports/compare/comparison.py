@@ -27,7 +27,7 @@ anew, with replacement, identically for all models, so that differences are pair
 how much depends on the sample of facts, with models and relations given. There is none for fewer than 8 facts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
 from pathlib import Path
@@ -99,7 +99,11 @@ class Comparison:
     @property
     def tables(self) -> "dict[str, pd.DataFrame]":
         """The tables by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "notes"}
+        tables = {}
+        for field in fields(self):
+            if field.name != "notes":
+                tables[field.name] = getattr(self, field.name)
+        return tables
 
     def write_csv(self, folder: StrPath) -> None:
         """Write each table to ``NAME.csv`` in a folder, which is created if it does not exist.
@@ -274,21 +278,30 @@ def _notes(estimator: Estimator) -> list[str]:
         notes.append("No fact is known by all models: there are no rows of known_by_all.")
 
     keys = estimator.queried_by(runs)
-    n_prompts = {run.name: run.answers.loc[keys, "n_prompts"] for run in runs}
-    first = n_prompts[runs[0].name]
-    if any((counts != first).any() for counts in n_prompts.values()):
-        means = ", ".join(f"{name} {counts.mean():.1f}" for name, counts in n_prompts.items())
+    first_counts = runs[0].answers.loc[keys, "n_prompts"]
+    means = []
+    has_other_prompts = False
+    for run in runs:
+        counts = run.answers.loc[keys, "n_prompts"]
+        means.append(f"{run.name} {counts.mean():.1f}")
+        has_other_prompts |= bool((counts != first_counts).any())
+    if has_other_prompts:
         notes.append(
             "The same facts have different prompts in different models, which accept different "
-            f"ones (prompts per fact, on average: {means})."
+            f"ones (prompts per fact, on average: {', '.join(means)})."
         )
 
     origins = [run.provenance["made_from"] for run in runs]
-    if any(origin["versions"] != origins[0]["versions"] for origin in origins):
+    if _differ(origin["versions"] for origin in origins):
         notes.append(_precision_note("versions of libraries"))
-    if any(origin["model"][name] != origins[0]["model"][name] for origin in origins for name in ("dtype", "device")):
+    if _differ((origin["model"]["dtype"], origin["model"]["device"]) for origin in origins):
         notes.append(_precision_note("types of numbers or devices"))
     return notes
+
+
+def _differ(values: Iterable[Any]) -> bool:
+    first, *others = values
+    return any(value != first for value in others)
 
 
 def _precision_note(difference: str) -> str:
@@ -316,6 +329,14 @@ def _value_rows(fact_set: str, estimates: Estimates) -> list[Row]:
     return sorted(rows, key=lambda row: STATISTICS.index(row["statistic"]))
 
 
+def _with_neurons(keys: Sequence[str], runs: Sequence[ComparedRun]) -> list[str]:
+    """Return the facts for which neurons were found in all of some runs."""
+    keys = list(keys)
+    for run in runs:
+        keys = [key for key in keys if run.neurons["found"][key]]
+    return keys
+
+
 def _depth_rows(
     estimator: Estimator,
     fact_set: str,
@@ -323,7 +344,7 @@ def _depth_rows(
     keys: Sequence[str],
 ) -> list[Row]:
     """Return the share of the neurons of facts up to each layer."""
-    keys = [key for key in keys if run.neurons["found"][key]]
+    keys = _with_neurons(keys, [run])
     if not keys:
         return []
     depths = np.arange(1, run.n_layers + 1) / run.n_layers
@@ -394,7 +415,7 @@ def _distance_rows(
     keys: Sequence[str],
 ) -> list[Row]:
     """Return the distance between the depth distributions of two models."""
-    keys = [key for key in keys if all(run.neurons["found"][key] for run in pair)]
+    keys = _with_neurons(keys, pair)
     if not keys:
         return []
     a, b = pair
@@ -444,9 +465,10 @@ def _correlation_rows(
     rows: list[Row] = []
     if not keys:
         return rows
+    a, b = pair
     for statistic in RANKED:
-        found = np.array([run.change_ratios(keys, statistic, "found") for run in pair])
-        random = np.array([run.change_ratios(keys, statistic, "random") for run in pair])
+        found = a.change_ratios(keys, statistic, "found"), b.change_ratios(keys, statistic, "found")
+        random = a.change_ratios(keys, statistic, "random"), b.change_ratios(keys, statistic, "random")
         defined = ~np.isnan([*found, *random]).any(0)
         relations = estimator.relations(keys)[defined]
         correlation = permutation.rank_correlation(
@@ -493,23 +515,10 @@ def _contrast_rows(fact_set: str, pairs: Sequence[Pair], estimates: Estimates) -
         if tag == "seed":
             seed_pairs += group
 
-    rows = []
-    for contrast in sorted(groups, key=lambda contrast: [_tag_order(part) for part in contrast]):
+    rows: list[Row] = []
+    for contrast in sorted(groups, key=lambda contrast: list(map(_tag_order, contrast))):
         tag, start, end = contrast
-        group = groups[contrast]
         for statistic, neuron_set in _compared_statistics(fact_set, estimates):
-            differences = [_difference(estimates, names, statistic, neuron_set) for names in group]
-            values = [difference.value for difference in differences]
-            controls = [_control_difference(estimates, names, statistic) for names in group]
-            between_seeds = np.nan
-            if seed_pairs:
-                of_seeds = [_difference(estimates, names, statistic, neuron_set) for names in seed_pairs]
-                between_seeds = float(np.mean([abs(difference.value) for difference in of_seeds]))
-            mean = Estimate(
-                drawn=np.mean([difference.drawn for difference in differences], axis=0),
-                sizes=differences[0].sizes,
-                n=differences[0].n,
-            )
             rows.append(
                 {
                     "of": tag,
@@ -517,15 +526,50 @@ def _contrast_rows(fact_set: str, pairs: Sequence[Pair], estimates: Estimates) -
                     "to": end,
                     "fact_set": fact_set,
                     "statistic": statistic,
-                    **mean.row(),
-                    "control": float(np.mean(controls)),
-                    "n_pairs": len(differences),
-                    "smallest": min(values),
-                    "largest": max(values),
-                    "between_seeds": between_seeds,
+                    **_mean_difference(estimates, groups[contrast], statistic, neuron_set),
+                    "between_seeds": _mean_size(estimates, seed_pairs, statistic, neuron_set),
                 }
             )
     return rows
+
+
+def _mean_difference(
+    estimates: Estimates,
+    pairs: Sequence[tuple[str, str]],
+    statistic: str,
+    neuron_set: str,
+) -> Row:
+    """Return the mean of a statistic's difference over pairs of runs, with its range."""
+    differences = [_difference(estimates, names, statistic, neuron_set) for names in pairs]
+    values = [difference.value for difference in differences]
+    controls = [_control_difference(estimates, names, statistic) for names in pairs]
+    mean = Estimate(
+        drawn=np.mean([difference.drawn for difference in differences], axis=0),
+        sizes=differences[0].sizes,
+        n=differences[0].n,
+    )
+    return {
+        **mean.row(),
+        "control": float(np.mean(controls)),
+        "n_pairs": len(pairs),
+        "smallest": min(values),
+        "largest": max(values),
+    }
+
+
+def _mean_size(
+    estimates: Estimates,
+    pairs: Sequence[tuple[str, str]],
+    statistic: str,
+    neuron_set: str,
+) -> float:
+    """Return the mean absolute difference of a statistic over pairs of runs; NaN without pairs."""
+    if not pairs:
+        return np.nan
+    sizes = []
+    for names in pairs:
+        sizes.append(abs(_difference(estimates, names, statistic, neuron_set).value))
+    return float(np.mean(sizes))
 
 
 def _is_trivial(fact_set: str, statistic: str) -> bool:
@@ -553,8 +597,10 @@ def _difference(
 
 
 def _control_difference(estimates: Estimates, names: tuple[str, str], statistic: str) -> float:
-    a, b = (control_value(estimates, name, statistic, mean_depth=0.0) for name in names)
-    return b - a
+    a, b = names
+    control_of_a = control_value(estimates, a, statistic, mean_depth=0.0)
+    control_of_b = control_value(estimates, b, statistic, mean_depth=0.0)
+    return control_of_b - control_of_a
 
 
 def _pair_columns(pair: Pair) -> dict[str, str]:
@@ -564,7 +610,11 @@ def _pair_columns(pair: Pair) -> dict[str, str]:
 
 def _differing_tags(pair: Pair) -> list[str]:
     a, b = pair
-    return [name for name in dict.fromkeys([*a.tags, *b.tags]) if a.tags.get(name) != b.tags.get(name)]
+    differing = []
+    for name in dict.fromkeys([*a.tags, *b.tags]):
+        if a.tags.get(name) != b.tags.get(name):
+            differing.append(name)
+    return differing
 
 
 def _tag_order(value: Any) -> tuple[bool, float, str]:

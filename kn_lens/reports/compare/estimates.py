@@ -10,7 +10,7 @@ import numpy as np
 from kn_lens._core.bootstrap import RatioBootstrap, bootstrap_ratios
 from kn_lens._core.intervals import SHARE, interval
 from kn_lens.errors import DataError
-from kn_lens.neurons import OVERLAP_STATISTICS, overlap_statistics
+from kn_lens.neurons import OVERLAP_STATISTICS, NeuronSet, overlap_statistics
 from kn_lens.reports.compare.runs import ComparedRun, Ratios
 
 if TYPE_CHECKING:
@@ -220,7 +220,10 @@ class Estimator:
         """Return the statistics of the answers of some runs on some facts."""
         if not keys:
             return {}
-        return self._ratio_estimates({run.name: run.answer_ratios(keys) for run in runs}, keys)
+        ratios = {}
+        for run in runs:
+            ratios[run.name] = run.answer_ratios(keys)
+        return self._ratio_estimates(ratios, keys)
 
     def estimates(self, runs: Sequence[ComparedRun], keys: list[str]) -> Estimates:
         """Return all statistics of some runs on some facts.
@@ -229,7 +232,9 @@ class Estimator:
         """
         if not keys:
             return {}
-        ratios = {run.name: run.answer_ratios(keys) | run.neuron_ratios(keys) for run in runs}
+        ratios = {}
+        for run in runs:
+            ratios[run.name] = run.answer_ratios(keys) | run.neuron_ratios(keys)
         estimates = self._ratio_estimates(ratios, keys)
         for run in runs:
             estimates |= self._overlap_estimates(run, keys)
@@ -252,11 +257,15 @@ class Estimator:
         )
 
     def _depth_estimates(self, runs: Sequence[ComparedRun], keys: list[str]) -> Estimates:
-        depths = np.array([run.depths(keys) for run in runs]).T
+        names: list[EstimateKey] = []
+        columns = []
+        for run in runs:
+            names.append((run.name, "mean_depth", "found"))
+            columns.append(run.depths(keys))
+        depths = np.stack(columns, axis=1)
         has_neurons = ~np.isnan(depths).any(1)
         depths = depths[has_neurons]
-        names = [(run.name, "mean_depth", "found") for run in runs]
-        chosen = [keys[i] for i in np.flatnonzero(has_neurons)]
+        chosen = np.array(keys, dtype=object)[has_neurons].tolist()
         return self._mean_estimates(names, depths, np.ones_like(depths), chosen)
 
     def _mean_estimates(
@@ -291,9 +300,9 @@ class Estimator:
         n_pairs = sizes * (sizes - 1) // 2
         estimates: Estimates = {}
         for neuron_set, sets in run.neurons.items():
-            groups = {}
-            for relation in range(len(sizes)):
-                groups[str(relation)] = [sets[keys[i]] for i in np.flatnonzero(relations == relation)]
+            groups: dict[str, list[NeuronSet]] = {}
+            for key, relation in zip(keys, relations.tolist(), strict=True):
+                groups.setdefault(str(relation), []).append(sets[key])
             exact, drawn = overlap_statistics(groups, self.n_resamples, self.seed)
             shared_across = np.append(exact["shared_across"][-1], drawn["shared_across"][:, -1])
             shared_within = np.append(exact["shared_within"][-1], drawn["shared_within"][:, -1])

@@ -89,8 +89,9 @@ class ComparedRun:
         found = self.neurons["found"]
         mean_layers = np.full(len(keys), np.nan)
         for i, key in enumerate(keys):
+            counts = found[key].layer_counts(self.n_layers)
             if found[key]:
-                mean_layers[i] = np.mean([neuron.layer for neuron in found[key]])
+                mean_layers[i] = np.average(range(self.n_layers), weights=counts)
         return (mean_layers + 0.5) / self.n_layers
 
     def cumulative(self, keys: Sequence[str], depths: np.ndarray) -> np.ndarray:
@@ -156,7 +157,7 @@ class ComparedRun:
     def _effects_by_statistic(self) -> "dict[tuple[str, str], pd.DataFrame]":
         """The effects by statistic (``suppress_own``, ...) and neuron set, each indexed by key."""
         cell_columns = ["factor", "scope", "neuron_set"]
-        cells = dict.fromkeys(zip(*(self.effects[name] for name in cell_columns), strict=True))
+        cells = self.effects.loc[:, cell_columns].drop_duplicates().itertuples(index=False)
         by_cell = self.effects.set_index([*cell_columns, "key"]).sort_index()
         result = {}
         for factor, scope, neuron_set in cells:
@@ -177,11 +178,11 @@ def read_runs(runs: Sequence[StrPath] | Mapping[str, StrPath]) -> list[ComparedR
         DataError: A run is not finished (the message gives the command that finishes it), is damaged, or has another
             version.
     """
+    named: list[tuple[str, Path]] = []
     if isinstance(runs, Mapping):
-        paths = {name: checked_path(path) for name, path in runs.items()}
-        named = list(paths.items())
+        for name, path in runs.items():
+            named.append((name, checked_path(path)))
     else:
-        named = []
         for path in map(checked_path, runs):
             named.append((path.resolve().name, path))
     if len(named) < 2:
@@ -205,9 +206,9 @@ def read_runs(runs: Sequence[StrPath] | Mapping[str, StrPath]) -> list[ComparedR
 
 def _read_run(name: str, path: Path) -> ComparedRun:
     if not (path / PROVENANCE).exists():
-        inner = sorted(str(file.parent) for file in path.glob(f"**/{PROVENANCE}"))
+        inner = sorted(path.glob(f"**/{PROVENANCE}"))
         if inner:
-            examples = " ".join(inner[:DIRECTORIES_SHOWN])
+            examples = " ".join(str(file.parent) for file in inner[:DIRECTORIES_SHOWN])
             raise ArgumentError(f"{path} is not a run directory, but contains some. Name those, such as {examples}.")
     run = RunRecords.read(path)
     if "neurons" in run.config:
@@ -281,10 +282,13 @@ def _check_same_facts(run: RunRecords, records: "Mapping[str, pd.DataFrame]") ->
         rows = records[stage.name]
         if stage is FACTS:
             rows = rows.loc[rows["queried"]]
-        groups = [rows]
+        keys_by_group = [rows["key"]]
         if columns:
-            groups = [group for _, group in rows.groupby(list(columns))]
-        if not facts["key"].is_unique or any(sorted(group["key"]) != queried for group in groups):
+            keys_by_group = rows.groupby(list(columns))["key"].apply(list)
+        is_complete = facts["key"].is_unique
+        for keys in keys_by_group:
+            is_complete &= sorted(keys) == queried
+        if not is_complete:
             raise DataError(
                 f"{run.path}: the records of stage {stage.name} do not contain each queried fact "
                 f"exactly once; some belong to another run. {recompute}"
@@ -301,9 +305,9 @@ def _check_same_facts(run: RunRecords, records: "Mapping[str, pd.DataFrame]") ->
 
 def _neuron_sets(records: "pd.DataFrame") -> dict[str, dict[str, NeuronSet]]:
     result: dict[str, dict[str, NeuronSet]] = {}
-    columns = (records[name] for name in ("neuron_set", "key", "layer", "index"))
-    for neuron_set, key, layers, indices in zip(*columns, strict=True):
-        result.setdefault(neuron_set, {})[key] = NeuronSet(zip(layers, indices, strict=True))
+    for row in records.to_dict("records"):
+        neurons = NeuronSet(zip(row["layer"], row["index"], strict=True))
+        result.setdefault(row["neuron_set"], {})[row["key"]] = neurons
     return result
 
 
@@ -320,8 +324,14 @@ def _check_same_version(runs: Sequence[ComparedRun]) -> None:
 
 def _tagged(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
     """Return the runs with tags: kind and size of the model, the settings that differ, and those of the provenance."""
-    names = {name for stage in with_needs(READ) for name in stage.settings}
-    differing = sorted(name for name in names if len({repr(run.config.get(name)) for run in runs}) > 1)
+    names: set[str] = set()
+    for stage in with_needs(READ):
+        names.update(stage.settings)
+    differing = []
+    for name in sorted(names):
+        values = {repr(run.config.get(name)) for run in runs}
+        if len(values) > 1:
+            differing.append(name)
     tagged = []
     for run in runs:
         model = run.provenance["model"]
@@ -343,8 +353,9 @@ def _tag_value(value: Any) -> str | int | float:
 def _has_majority_object(rows: "pd.DataFrame") -> np.ndarray:
     """Return whether each fact has the most frequent object of its relation, by prompts; the first of several."""
     counts: dict[str, Counter[str]] = {}
-    columns = (rows[name] for name in ("relation", "object", "n_prompts"))
-    for relation, name, n_prompts in zip(*columns, strict=True):
+    for relation, name, n_prompts in zip(rows["relation"], rows["object"], rows["n_prompts"], strict=True):
         counts.setdefault(relation, Counter())[name] += n_prompts
-    majority = {relation: counter.most_common(1)[0][0] for relation, counter in counts.items()}
+    majority = {}
+    for relation, counter in counts.items():
+        ((majority[relation], _),) = counter.most_common(1)
     return (rows["object"] == cast("pd.Series", rows["relation"]).map(majority)).to_numpy()
