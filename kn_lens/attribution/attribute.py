@@ -200,7 +200,12 @@ class _Computation:
     n_done: int = 0
 
     @classmethod
-    def of(cls, model: HookedModel | Host, prompts: PromptBatch, options: AttributionOptions) -> "_Computation":
+    def of(
+        cls,
+        model: HookedModel | Host,
+        prompts: PromptBatch,
+        options: AttributionOptions,
+    ) -> "_Computation":
         """Check all that can be checked without running the model; see ``attribute`` for errors."""
         host = host_of(model)
         layers = options.layers_of(host)
@@ -224,11 +229,16 @@ class _Computation:
         """Return an iterator over the numbers of some prompts that fit into memory together, and their attribution."""
         attribute_chunk = partial(self.attribute_chunk, prompts)
         return self.budget.map_chunks(
-            prompts.rows_per_prompt, prompts.length, self.budget.rows_per_chunk, attribute_chunk
+            prompts.rows_per_prompt,
+            prompts.length,
+            self.budget.rows_per_chunk,
+            attribute_chunk,
         )
 
     def whole_parts(
-        self, prompts: PromptBatch, together: Together
+        self,
+        prompts: PromptBatch,
+        together: Together,
     ) -> Iterator[tuple[Int[Tensor, " part"], Attribution]]:
         """Yield the numbers of the prompts of whole facts or relations, and their attribution."""
         for numbers in whole_parts(prompts, together, self.host.n_layers * self.host.d_mlp):
@@ -239,7 +249,11 @@ class _Computation:
                 del chunk  # while the next one is computed
             yield numbers, joined.result()
 
-    def attribute_chunk(self, prompts: PromptBatch, numbers: Int[Tensor, " chunk"]) -> Attribution:
+    def attribute_chunk(
+        self,
+        prompts: PromptBatch,
+        numbers: Int[Tensor, " chunk"],
+    ) -> Attribution:
         """Return the attribution of some prompts that fit into memory together.
 
         Changes ``n_done`` when all is done, so that it can be run again where memory runs out.
@@ -250,22 +264,22 @@ class _Computation:
         dtype = torch.promote_types(host.dtype, torch.float32)
         shape = (len(chunk), host.n_layers)
         with exclusively(host):
-            scores = torch.full((*shape, host.d_mlp), float("nan"), device=host.device, dtype=dtype)
-            total = torch.full(shape, float("nan"), device=host.device, dtype=dtype)
-            expected = torch.full_like(total, float("nan"))
+            total = torch.full(shape, torch.nan, device=host.device, dtype=dtype)
+            expected = torch.full_like(total, torch.nan)
+            scores = total.new_full((*shape, host.d_mlp), torch.nan)
             n_points = torch.zeros(shape, device=host.device, dtype=torch.long)
             contexts = layer_contexts(host, chunk, self.output, self.layers, rows_per_pass)
             for n_layers_done, context in enumerate(contexts, start=1):
                 layer = context.layer
                 indices = None if self.neurons is None else self.neurons[layer]
-                found = self.method.score_layer(context, indices)
-                scores[:, layer] = found.scores.to(dtype)
+                result = self.method.score_layer(context, indices)
+                scores[:, layer] = result.scores.to(dtype)
                 if indices is None:
-                    total[:, layer] = found.scores.sum(-1).to(dtype)
+                    total[:, layer] = result.scores.sum(-1).to(dtype)
                 elif len(indices):
-                    total[:, layer] = found.scores[:, indices].sum(-1).to(dtype)
-                expected[:, layer] = found.expected.to(dtype)
-                n_points[:, layer] = torch.as_tensor(found.n_points, device=host.device)
+                    total[:, layer] = result.scores[:, indices].sum(-1).to(dtype)
+                expected[:, layer] = result.expected.to(dtype)
+                n_points[:, layer] = torch.as_tensor(result.n_points, device=host.device)
                 if options.progress is not None:
                     options.progress(self.n_done + n_layers_done * len(chunk), self.n_pairs)
             clean = contexts[0].clean.to(dtype)

@@ -23,7 +23,11 @@ class IntegratedGradients(PathMethod):
 
     name = "integrated_gradients"
 
-    def score_layer(self, context: LayerContext, indices: Int[Tensor, " chosen"] | None) -> LayerScores:
+    def score_layer(
+        self,
+        context: LayerContext,
+        indices: Int[Tensor, " chosen"] | None,
+    ) -> LayerScores:
         """Return the scores of all neurons; ``indices`` is None."""
         path = integrate(context, context.post, self.rule)
         scores = context.sum_rows(context.post * context.gradient_at_post(path.gradient))

@@ -14,6 +14,7 @@ A row is one prompt (or one answer token of it) at one point of the path. A pass
 number that follows from a memory budget, so that memory does not depend on the number of prompts or points.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -24,8 +25,19 @@ from torch import Tensor
 from kn_lens._core.precision import at_least_float32
 from kn_lens.attribution.outputs import Output
 from kn_lens.errors import UnsupportedModelError
-from kn_lens.hosts import Budget, CleanState, Host, MLPActivation, recomputes_last_token_only, run_clean
+from kn_lens.hosts import (
+    Additions,
+    Budget,
+    CleanState,
+    Host,
+    MLPActivation,
+    recomputes_last_token_only,
+    run_clean,
+)
 from kn_lens.prompts import PromptBatch
+
+Pass = tuple[Int[Tensor, " pass_row"], Int[Tensor, " pass_row"], Float[Tensor, "pass_row d_mlp"]]
+"""The rows of a pass, the position among its prompts that each row belongs to, and the activation of each row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +50,8 @@ class LayerContext:
         clean: output of the unaltered model.
         post: clean activation at the read position, ``w``, before any hook on ``hook_post``.
         value_rows: the layer's ``W_out``, live, in the model's precision.
-        place: where gradients are taken: at what ``W_out`` writes (``mlp_out``), or at ``v`` itself (``post``).
+        gradient_activation: what gradients are taken with respect to: what ``W_out`` writes (``mlp_out``), or ``v``
+            itself (``post``).
         output: what is read from the logits.
         state: the clean pass, shared by the contexts of all layers.
         clean_gradients: gradients at the clean activations, shared likewise.
@@ -50,7 +63,7 @@ class LayerContext:
     clean: Float[Tensor, " batch"]
     post: Float[Tensor, "row d_mlp"]
     value_rows: Float[Tensor, "d_mlp d_model"]
-    place: MLPActivation
+    gradient_activation: MLPActivation
     output: Output
     state: CleanState
     clean_gradients: "CleanGradients"
@@ -72,18 +85,30 @@ class LayerContext:
 
     def sum_rows(self, values: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "batch d_mlp"]:
         """Sum over the rows of each prompt's answer."""
-        return values.new_zeros(len(self.clean), values.shape[-1]).index_add(0, self.prompts.prompt_index, values)
+        sums = values.new_zeros(len(self.clean), values.shape[-1])
+        return sums.index_add(0, self.prompts.prompt_index, values)
 
-    def written(self, moving: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_place"]:
-        """Return what a part of the activation makes at ``place``: ``written(x) . g = x . gradient_at_post(g)``."""
-        return moving @ self.W_out if self.place == "mlp_out" else moving
+    def written(self, moving: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_gradient"]:
+        """Return what a part of the activation adds to ``gradient_activation``.
 
-    def gradient_at_post(self, gradient: Float[Tensor, "row d_place"]) -> Float[Tensor, "row d_mlp"]:
-        """Return the gradient with respect to the activation, from the one at ``place``."""
-        return gradient @ self.W_out.T if self.place == "mlp_out" else gradient
+        It has the property ``written(x) . g = x . gradient_at_post(g)``.
+        """
+        if self.gradient_activation == "mlp_out":
+            return moving @ self.W_out
+        return moving
+
+    def gradient_at_post(self, gradient: Float[Tensor, "row d_gradient"]) -> Float[Tensor, "row d_mlp"]:
+        """Return the gradient with respect to the activation, from that to ``gradient_activation``."""
+        if self.gradient_activation == "mlp_out":
+            return gradient @ self.W_out.T
+        return gradient
 
     def outputs(
-        self, batch: Int[Tensor, " pair"], post: Float[Tensor, "row d_mlp"], *, early_exit: bool = False
+        self,
+        batch: Int[Tensor, " pair"],
+        post: Float[Tensor, "row d_mlp"],
+        *,
+        early_exit: bool = False,
     ) -> Float[Tensor, " pair"]:
         """Return the output of each prompt with the layer's activation at the read position replaced.
 
@@ -103,22 +128,26 @@ class LayerContext:
             return torch.cat(values)
 
     def gradients(
-        self, batch: Int[Tensor, " pair"], post: Float[Tensor, "row d_mlp"]
-    ) -> tuple[Float[Tensor, " pair"], Float[Tensor, "row d_place"]]:
-        """Return as ``outputs`` does, and the gradient of each prompt's output, at ``place``.
+        self,
+        batch: Int[Tensor, " pair"],
+        post: Float[Tensor, "row d_mlp"],
+    ) -> tuple[Float[Tensor, " pair"], Float[Tensor, "row d_gradient"]]:
+        """Return what ``outputs`` does, and the gradient of each prompt's output to ``gradient_activation``.
 
         Cost: a forward and a backward pass per row, from this layer up.
         """
         values, gradients = [], []
         for rows, owner, pass_post in self._passes(batch, post):
             with torch.enable_grad():
-                if self.place == "post":
+                if self.gradient_activation == "post":
                     point = pass_post.detach().requires_grad_()
                     logits = self.state.logits_with_post(self.layer, rows, point)
                 else:
-                    point = post.new_zeros(len(rows), self.value_rows.shape[1]).requires_grad_()
-                    added: dict[int, tuple[MLPActivation, Tensor]] = {self.layer: ("mlp_out", point)}
-                    logits = self.state.logits_with_post(self.layer, rows, pass_post.detach(), added)
+                    d_model = self.value_rows.shape[1]
+                    point = post.new_zeros(len(rows), d_model).requires_grad_()
+                    added: Additions = {self.layer: ("mlp_out", point)}
+                    replacement = pass_post.detach()
+                    logits = self.state.logits_with_post(self.layer, rows, replacement, added)
                 value = _read(self.output, self.prompts, rows, owner, logits)
                 del logits  # else those of two passes are held
                 gradients += _gradients(value, [point])
@@ -126,15 +155,18 @@ class LayerContext:
         return torch.cat(values), torch.cat(gradients)
 
     def _passes(
-        self, batch: Int[Tensor, " pair"], post: Float[Tensor, "row d_mlp"]
-    ) -> Iterator[tuple[Int[Tensor, " pass_row"], Int[Tensor, " pass_row"], Float[Tensor, "pass_row d_mlp"]]]:
-        """Yield the rows of each pass, the position among its prompts that each belongs to, and their activations."""
+        self,
+        batch: Int[Tensor, " pair"],
+        post: Float[Tensor, "row d_mlp"],
+    ) -> Iterator[Pass]:
+        """Yield the passes that together hold all rows of ``batch``."""
         n_rows = self.prompts.rows_per_prompt[batch]
         end = n_rows.cumsum(0)
         for positions in chunk_by_rows(n_rows, self.rows_per_pass):
             first, last = int(positions[0]), int(positions[-1])
             rows, owner = self.prompts.rows_and_owners(batch[positions])
-            yield rows, owner, post[int(end[first] - n_rows[first]) : int(end[last])]
+            start = int(end[first] - n_rows[first])
+            yield rows, owner, post[start : int(end[last])]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -144,34 +176,38 @@ class CleanGradients:
     Attributes:
         prompts: the prompts.
         output: what is read from the logits.
-        places: where gradients are taken, by layer.
+        gradient_activations: ``LayerContext.gradient_activation`` of each layer.
         state: the clean pass.
         rows_per_pass: upper bound on the rows of a pass.
     """
 
     prompts: PromptBatch
     output: Output
-    places: Mapping[int, MLPActivation]
+    gradient_activations: Mapping[int, MLPActivation]
     state: CleanState
     rows_per_pass: int
-    _by_layer: dict[int, Float[Tensor, "row d_place"]] = field(default_factory=dict, init=False, repr=False)
+    _by_layer: dict[int, Float[Tensor, "row d_gradient"]] = field(
+        default_factory=dict,
+        init=False,
+        repr=False,
+    )
 
-    def of_layer(self, layer: int) -> Float[Tensor, "row d_place"]:
+    def of_layer(self, layer: int) -> Float[Tensor, "row d_gradient"]:
         """Return the gradients that ``LayerContext.gradients`` computes, at ``w`` of every prompt.
 
         Cost: at the first call a forward and a backward pass per row, from the lowest layer up; none later.
         """
         if self._by_layer:
             return self._by_layer[layer]
-        parts: dict[int, list[Tensor]] = {layer: [] for layer in self.places}
+        parts: dict[int, list[Tensor]] = defaultdict(list)
         for chunk in chunk_by_rows(self.prompts.rows_per_prompt, self.rows_per_pass):
             rows, owner = self.prompts.rows_and_owners(chunk)
             added: dict[int, tuple[MLPActivation, Tensor]] = {}
             with torch.enable_grad():
-                for added_layer, place in self.places.items():
-                    clean = self.state.post if place == "post" else self.state.mlp_out
+                for added_layer, activation in self.gradient_activations.items():
+                    clean = self.state.post if activation == "post" else self.state.mlp_out
                     zeros = torch.zeros_like(clean[added_layer][rows])
-                    added[added_layer] = (place, zeros.requires_grad_())
+                    added[added_layer] = (activation, zeros.requires_grad_())
                 logits = self.state.logits_with_additions(rows, added)
                 value = _read(self.output, self.prompts, rows, owner, logits)
                 del logits
@@ -183,15 +219,24 @@ class CleanGradients:
         return self._by_layer[layer]
 
 
-def _gradients(values: Float[Tensor, " pair"], points: Sequence[Float[Tensor, "row _"]]) -> list[Tensor]:
-    """Return the gradient of each value with respect to its rows of some points; zero where a value sees none of them.
+def _gradients(
+    values: Float[Tensor, " pair"],
+    points: Sequence[Float[Tensor, "row _"]],
+) -> list[Tensor]:
+    """Return the gradient of each value with respect to its rows of each point.
 
-    Prompts do not see each other, so the gradient of the sum holds each one's own. A hook of the user's may cut a point
-    off from the output, by replacing an activation for example.
+    Prompts do not see each other, so that the gradient of the sum holds that of each value. It is zero where a value
+    does not depend on a point: a hook of the user's may replace the activation in between, for example.
     """
     if not values.requires_grad:
         return [torch.zeros_like(point) for point in points]
-    return list(torch.autograd.grad(values.sum(), points, allow_unused=True, materialize_grads=True))
+    gradients = torch.autograd.grad(
+        values.sum(),
+        points,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return list(gradients)
 
 
 def budget_for(host: Host, prompts: PromptBatch, memory: float | None) -> Budget:
@@ -210,7 +255,11 @@ def budget_for(host: Host, prompts: PromptBatch, memory: float | None) -> Budget
 
 
 def layer_contexts(
-    host: Host, prompts: PromptBatch, output: Output, layers: Sequence[int], rows_per_pass: int
+    host: Host,
+    prompts: PromptBatch,
+    output: Output,
+    layers: Sequence[int],
+    rows_per_pass: int,
 ) -> list[LayerContext]:
     """Run the unaltered model once on some prompts, and return the context of each layer.
 
@@ -230,40 +279,53 @@ def layer_contexts(
     rows = torch.arange(prompts.n_rows, device=host.device)
     clean = _read(output, prompts, rows, prompts.prompt_index, state.logits)
     check_numbers(host, prompts, clean, output.name, finite=True)
-    places: dict[int, MLPActivation] = {layer: _place(host, state, layer) for layer in layers}
+    gradient_activations: dict[int, MLPActivation] = {}
+    for layer in layers:
+        gradient_activations[layer] = _gradient_activation(host, state, layer)
     clean_gradients = CleanGradients(
         prompts=prompts,
         output=output,
-        places=places,
+        gradient_activations=gradient_activations,
         state=state,
         rows_per_pass=rows_per_pass,
     )
-    return [
-        LayerContext(
+    contexts = []
+    for layer in layers:
+        context = LayerContext(
             layer=layer,
             prompts=prompts,
             clean=clean,
             post=state.post[layer],
             value_rows=host.W_out(layer),
-            place=places[layer],
+            gradient_activation=gradient_activations[layer],
             output=output,
             state=state,
             clean_gradients=clean_gradients,
             rows_per_pass=rows_per_pass,
         )
-        for layer in layers
-    ]
+        contexts.append(context)
+    return contexts
 
 
-def _place(host: Host, state: CleanState, layer: int) -> MLPActivation:
-    """Return where gradients are taken."""
-    if state.has_user_hooks or host.has_adapter(layer):  # a small adapter drowns in the rounding of half precision
+def _gradient_activation(host: Host, state: CleanState, layer: int) -> MLPActivation:
+    """Return what gradients are taken with respect to."""
+    if state.has_user_hooks:
         return "post"
-    return "mlp_out" if host.is_W_out_product(layer, state.post[layer], state.mlp_out[layer]) else "post"
+    # In half precision the comparison below would miss a small adapter.
+    if host.has_adapter(layer):
+        return "post"
+    if host.is_W_out_product(layer, state.post[layer], state.mlp_out[layer]):
+        return "mlp_out"
+    return "post"
 
 
 def check_numbers(
-    host: Host, prompts: PromptBatch, values: Float[Tensor, " batch"], output: str = "prob", *, finite: bool = False
+    host: Host,
+    prompts: PromptBatch,
+    values: Float[Tensor, " batch"],
+    output: str = "prob",
+    *,
+    finite: bool = False,
 ) -> None:
     """Raise if the unaltered model's output is not a number: scores of NaN would look like neurons without effect.
 
@@ -277,14 +339,16 @@ def check_numbers(
     Raises:
         UnsupportedModelError: names the first such prompt, and the remedy.
     """
-    bad = ~values.isfinite() if finite else values.isnan()
-    if not bool(bad.any()):
+    refused = ~values.isfinite() if finite else values.isnan()
+    n_refused = int(refused.sum())
+    if not n_refused:
         return
-    first = int(bad.long().argmax())
+    first = int(refused.long().argmax())
+    value = float(values[first])
     raise UnsupportedModelError(
-        f"{host.name} gives no finite number ({output} = {float(values[first])}) for the answer to "
-        f"{prompts.text[first]!r} and {int(bad.sum()) - 1} more of {len(bad)} prompts, though its weights are finite. "
-        + _remedy(float(values[first]), host.dtype)
+        f"{host.name} gives no finite number ({output} = {value}) for the answer to {prompts.text[first]!r} "
+        f"and {n_refused - 1} more of {len(refused)} prompts, though its weights are finite. "
+        + _remedy(value, host.dtype)
     )
 
 
@@ -293,15 +357,17 @@ def _remedy(value: float, dtype: torch.dtype) -> str:
     name = str(dtype).removeprefix("torch.")
     if value == float("-inf"):
         return (
-            "The logit of the answer is minus infinity, whatever the neurons do, as of tokens that fill up a "
-            "vocabulary: ask for another answer."
+            "The logit of the answer is minus infinity, whatever the neurons do, "
+            "as of tokens that fill up a vocabulary: ask for another answer."
         )
-    wider = {torch.float16: "torch.bfloat16 or torch.float32", torch.bfloat16: "torch.float32"}.get(dtype)
-    if wider is not None:
-        return f"Activations overflow {name}: load it with a wider dtype, {wider}."
+    if dtype == torch.float16:
+        return f"Activations overflow {name}: load it with a wider dtype, torch.bfloat16 or torch.float32."
+    if dtype == torch.bfloat16:
+        return f"Activations overflow {name}: load it with a wider dtype, torch.float32."
     return (
-        f"Weights this large overflow {name}, or a hook on the model returns such numbers: remove hooks with "
-        "model.reset_hooks(), and look with model.run_with_cache at the first activation that is not finite."
+        f"Weights this large overflow {name}, or a hook on the model returns such numbers: "
+        "remove hooks with model.reset_hooks(), and look with model.run_with_cache "
+        "at the first activation that is not finite."
     )
 
 
@@ -317,7 +383,10 @@ def _read(
     return output(logits, prompts.target_ids[rows], contrast_ids, owner, int(owner[-1]) + 1)
 
 
-def chunk_by_rows(n_rows: Int[Tensor, " item"], most: int) -> Iterator[Int[Tensor, " chunk"]]:
+def chunk_by_rows(
+    n_rows: Int[Tensor, " item"],
+    most: int,
+) -> Iterator[Int[Tensor, " chunk"]]:
     """Cut positions 0, 1, ... into runs of at most ``most`` rows, each at least one position long.
 
     Args:

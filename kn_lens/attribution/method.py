@@ -59,7 +59,11 @@ class AttributionMethod(ABC):
         return "none"
 
     @abstractmethod
-    def score_layer(self, context: LayerContext, indices: Int[Tensor, " chosen"] | None) -> LayerScores:
+    def score_layer(
+        self,
+        context: LayerContext,
+        indices: Int[Tensor, " chosen"] | None,
+    ) -> LayerScores:
         """Return the scores of one layer.
 
         Args:

@@ -23,11 +23,14 @@ from kn_lens.hosts import Host
 from kn_lens.prompts import PromptBatch
 
 METHODS: dict[str, type[AttributionMethod]] = {
-    method.name: method
-    for method in (IntegratedGradients, SinglePath, Activation, GradientXActivation, LogProbGain, Ablation)
+    IntegratedGradients.name: IntegratedGradients,
+    SinglePath.name: SinglePath,
+    Activation.name: Activation,
+    GradientXActivation.name: GradientXActivation,
+    LogProbGain.name: LogProbGain,
+    Ablation.name: Ablation,
 }
 """The methods by name."""
-
 
 PRESETS = {"paper": ("right", 20), "official": ("left", 20)}
 """The quadratures of the paper's equation 3 and of its released code."""
@@ -75,9 +78,8 @@ class AttributionOptions:
     def __post_init__(self) -> None:
         known = get_args(Method)
         if self.method not in known:
-            raise ArgumentError(
-                f"Unknown method {self.method!r}; expected one of {', '.join(known)}.{did_you_mean(self.method, known)}"
-            )
+            hint = did_you_mean(self.method, known)
+            raise ArgumentError(f"Unknown method {self.method!r}; expected one of {', '.join(known)}.{hint}")
         self.levels()
         if not 0 < self.tolerance < float("inf"):
             raise ArgumentError(f"tolerance={self.tolerance}; expected a positive number, such as 1e-3.")
@@ -111,9 +113,9 @@ class AttributionOptions:
             levels = nested_levels(self.max_points)
             return f"adaptive clenshaw-curtis, 3 to {len(levels[-1])} points", levels
         if rule not in RULES:
-            known = QUADRATURES
             raise ArgumentError(
-                f"Unknown quadrature {rule!r}; expected one of {', '.join(known)}.{did_you_mean(rule, known)}"
+                f"Unknown quadrature {rule!r}; expected one of {', '.join(QUADRATURES)}."
+                f"{did_you_mean(rule, QUADRATURES)}"
             )
         n_steps = defaults.N_STEPS if n_steps is None else n_steps
         return f"{rule}, {n_steps} points", (fixed_rule(rule, n_steps),)
@@ -162,19 +164,20 @@ class AttributionOptions:
         Raises:
             ArgumentError: the method takes no choice of neurons, or needs one; or a neuron that is not in the layers.
         """
-        takes = METHODS[self.method].neurons
+        choice = METHODS[self.method].neurons
         if self.neurons is None:
-            if takes == "required":
+            if choice == "required":
                 raise ArgumentError(
                     f"{self.method} integrates one neuron at a time: name them with neurons=NeuronSet(...)."
                 )
             return None
-        if takes == "all":
+        if choice == "all":
             raise ArgumentError(
                 f"{self.method} scores every neuron at once: leave neurons out, and select from the scores."
             )
         layers = self.layers_of(host)
-        chosen: dict[int, set[int]] = {layer: set() for layer in layers}  # a neuron named twice counts once
+        # Sets, so that a neuron named twice counts once.
+        chosen: dict[int, set[int]] = {layer: set() for layer in layers}
         for neuron in self.neurons:
             if not isinstance(neuron, NeuronLike):
                 raise ArgumentError(f"neurons holds {neuron!r}; expected neurons: NeuronSet([(9, 1234)]).")
@@ -183,10 +186,14 @@ class AttributionOptions:
             if not 0 <= neuron.index < host.d_mlp:
                 raise ArgumentError(f"{neuron}: index must be between 0 and {host.d_mlp - 1} (d_mlp={host.d_mlp}).")
             chosen[neuron.layer].add(neuron.index)
-        return {
-            layer: torch.tensor(sorted(indices), device=host.device, dtype=torch.long)
-            for layer, indices in chosen.items()
-        }
+        indices_by_layer: dict[int, Int[Tensor, " chosen"]] = {}
+        for layer, indices in chosen.items():
+            indices_by_layer[layer] = torch.tensor(
+                sorted(indices),
+                device=host.device,
+                dtype=torch.long,
+            )
+        return indices_by_layer
 
 
 class KeywordsWithoutKeep(TypedDict, total=False):

@@ -22,7 +22,8 @@ from kn_lens._core.precision import at_least_float32
 from kn_lens.errors import ArgumentError, did_you_mean
 
 RowTerm = Callable[
-    [Float[Tensor, "row d_vocab"], Int[Tensor, " row"], Int[Tensor, " row"] | None], Float[Tensor, " row"]
+    [Float[Tensor, "row d_vocab"], Int[Tensor, " row"], Int[Tensor, " row"] | None],
+    Float[Tensor, " row"],
 ]
 
 
@@ -112,13 +113,13 @@ def resolve_output(output: str | Output, *, has_contrast: bool) -> Output:
     """
     if isinstance(output, str):
         if output not in OUTPUTS:
-            raise ArgumentError(
-                f"Unknown output {output!r}; expected one of {', '.join(OUTPUTS)}." + did_you_mean(output, OUTPUTS)
-            )
+            hint = did_you_mean(output, OUTPUTS)
+            raise ArgumentError(f"Unknown output {output!r}; expected one of {', '.join(OUTPUTS)}.{hint}")
         output = OUTPUTS[output]
     if output.needs_contrast and not has_contrast:
         raise ArgumentError(
-            f"output={output.name!r} compares the answer with another one, and these prompts name none: "
-            "make them with make_prompts(..., contrast='Paris') or from_tokens(..., contrast_ids=...)."
+            f"output={output.name!r} compares the answer with another one, "
+            "and these prompts name none: make them with make_prompts(..., contrast='Paris') "
+            "or from_tokens(..., contrast_ids=...)."
         )
     return output

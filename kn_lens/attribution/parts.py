@@ -17,7 +17,11 @@ SCORES_PER_PART = 1 << 27
 """Scores of a part of whole facts: half a gigabyte in single precision, whatever the number of facts."""
 
 
-def whole_parts(prompts: PromptBatch, together: Together, scores_per_prompt: int) -> Iterator[Int[Tensor, " part"]]:
+def whole_parts(
+    prompts: PromptBatch,
+    together: Together,
+    scores_per_prompt: int,
+) -> Iterator[Int[Tensor, " part"]]:
     """Yield the numbers of the prompts of each part of whole facts or relations, in order.
 
     A part takes facts as long as they have at most ``SCORES_PER_PART`` scores together, one fact or relation at least.
@@ -57,6 +61,7 @@ class PartsJoin:
     """
 
     _DENSE = ("total", "clean", "expected", "n_points", "tolerance")
+    _LABELS = ("method", "output", "quadrature", "keep")
 
     def __init__(self, prompts: PromptBatch) -> None:
         self.prompts = prompts
@@ -81,12 +86,18 @@ class PartsJoin:
             if name not in self._joined:
                 self._joined[name] = value.new_empty(len(self.prompts), *value.shape[1:])
             self._joined[name][numbers] = value
-        self._labels = {name: getattr(part, name) for name in ("method", "output", "quadrature", "keep")}
+        for name in self._LABELS:
+            self._labels[name] = getattr(part, name)
 
     def result(self) -> Attribution:
         """Return the attribution of all prompts, each of which must have been added."""
         joined = dict(self._joined)
         if self._shape is not None:
-            indices, values = torch.cat(self._indices, 1), torch.cat(self._values)
-            joined["scores"] = torch.sparse_coo_tensor(indices, values, self._shape, check_invariants=False).coalesce()
+            scores = torch.sparse_coo_tensor(
+                torch.cat(self._indices, 1),
+                torch.cat(self._values),
+                self._shape,
+                check_invariants=False,
+            )
+            joined["scores"] = scores.coalesce()
         return Attribution(prompts=self.prompts, **joined, **self._labels)

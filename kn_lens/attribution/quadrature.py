@@ -54,9 +54,8 @@ def fixed_rule(rule: str, n_steps: int) -> Quadrature:
     (0.25, 0.5, 0.25)
     """
     if rule not in _MAKERS:
-        raise ArgumentError(
-            f"Unknown quadrature {rule!r}; expected one of {', '.join(RULES)}.{did_you_mean(rule, RULES)}"
-        )
+        hint = did_you_mean(rule, RULES)
+        raise ArgumentError(f"Unknown quadrature {rule!r}; expected one of {', '.join(RULES)}.{hint}")
     fewest = 2 if rule in ("trapezoid", "clenshaw-curtis") else 1
     if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < fewest:
         raise ArgumentError(f"n_steps={n_steps!r}: {rule} needs a whole number of points, at least {fewest}.")
@@ -92,9 +91,9 @@ def nested_levels(max_points: int) -> tuple[Quadrature, ...]:
             if position not in order:
                 order.append(position)
         _, weights = _clenshaw_curtis(n_intervals + 1)
-        nodes = tuple(float(grid[position]) for position in order)
-        level_weights = tuple(float(weights[position // stride]) for position in order)
-        levels.append(Quadrature(nodes, level_weights))
+        nodes = grid[order]
+        level_weights = weights[np.array(order) // stride]
+        levels.append(Quadrature(tuple(nodes.tolist()), tuple(level_weights.tolist())))
         n_intervals *= 2
     return tuple(levels)
 

@@ -16,7 +16,12 @@ from kn_lens.prompts import PromptBatch
 @exclusive
 @torch.enable_grad()
 def reference_attribution(
-    model: HookedModel, prompts: PromptBatch, layer: int, *, rule: str = "right", n_steps: int = 20
+    model: HookedModel,
+    prompts: PromptBatch,
+    layer: int,
+    *,
+    rule: str = "right",
+    n_steps: int = 20,
 ) -> Float[Tensor, "batch d_mlp"]:
     """Attribute each prompt's answer to the neurons of one layer by Riemann sums (Dai et al. 2022, equation 3).
 
@@ -50,20 +55,37 @@ def reference_attribution(
     """
     points = fixed_rule(rule, n_steps)
     hook_post = f"blocks.{layer}.mlp.hook_post"
-    one_by_one = (prompts.select([number]) for number in range(len(prompts)))
-    return torch.stack([_scores(model, prompt, hook_post, points) for prompt in one_by_one])
+    scores = []
+    for number in range(len(prompts)):
+        prompt = prompts.select([number])
+        scores.append(_prompt_scores(model, prompt, hook_post, points))
+    return torch.stack(scores)
 
 
-def _scores(model: HookedModel, prompt: PromptBatch, hook_post: str, points: Quadrature) -> Float[Tensor, " d_mlp"]:
-    length, read_pos = int(prompt.attention_mask.sum(-1).max()), prompt.read_pos
-    tokens, attention_mask = prompt.tokens[:, :length], prompt.attention_mask[:, :length]
+def _prompt_scores(
+    model: HookedModel,
+    prompt: PromptBatch,
+    hook_post: str,
+    points: Quadrature,
+) -> Float[Tensor, " d_mlp"]:
+    length = int(prompt.attention_mask.sum(-1).max())
+    tokens = prompt.tokens[:, :length]
+    attention_mask = prompt.attention_mask[:, :length]
+    read_pos = prompt.read_pos
     rows = torch.arange(len(tokens), device=tokens.device)  # one for each token of the answer
 
     def probability(post: Float[Tensor, "row d_mlp"]) -> Float[Tensor, ""]:
-        def replace(activation: Float[Tensor, "row pos d_mlp"], hook: object) -> Float[Tensor, "row pos d_mlp"]:
+        def replace(
+            activation: Float[Tensor, "row pos d_mlp"],
+            hook: object,
+        ) -> Float[Tensor, "row pos d_mlp"]:
             return activation.index_put((rows, read_pos), post)
 
-        logits = model.run_with_hooks(tokens, attention_mask=attention_mask, fwd_hooks=[(hook_post, replace)])
+        logits = model.run_with_hooks(
+            tokens,
+            attention_mask=attention_mask,
+            fwd_hooks=[(hook_post, replace)],
+        )
         return logits[rows, read_pos].softmax(-1)[rows, prompt.target_ids].prod()
 
     _, cache = model.run_with_cache(tokens, attention_mask=attention_mask, names_filter=hook_post)

@@ -87,11 +87,18 @@ class Attribution:
         check_share("share", share)
         if self.keep is not None:
             raise ArgumentError(f"The scores below {self.keep} of each prompt's largest have been dropped already.")
-        largest = torch.where(self.scores.isnan(), -torch.inf, self.scores).amax((1, 2), keepdim=True)
+        numbers = torch.where(self.scores.isnan(), -torch.inf, self.scores)
+        largest = numbers.amax((1, 2), keepdim=True)
         threshold = torch.where(largest > 0, share * largest, torch.inf)
         indices = (self.scores >= threshold).nonzero().T
         values = self.scores[tuple(indices)]
-        scores = torch.sparse_coo_tensor(indices, values, self.scores.shape, is_coalesced=True, check_invariants=False)
+        scores = torch.sparse_coo_tensor(
+            indices,
+            values,
+            self.scores.shape,
+            is_coalesced=True,
+            check_invariants=False,
+        )
         return replace(self, scores=scores, keep=share)
 
     def plot(self, fact: Fact | None = None, *, top: int = 20, seed: int = 0) -> Any:

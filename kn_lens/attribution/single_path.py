@@ -26,7 +26,11 @@ class SinglePath(PathMethod):
     name = "single_path"
     neurons = "required"
 
-    def score_layer(self, context: LayerContext, indices: Int[Tensor, " chosen"] | None) -> LayerScores:
+    def score_layer(
+        self,
+        context: LayerContext,
+        indices: Int[Tensor, " chosen"] | None,
+    ) -> LayerScores:
         """Return the scores of the chosen neurons; ``expected`` is the sum of their ablations."""
         assert indices is not None  # checked with the options
         scores = context.sum_rows(torch.full_like(context.post, float("nan")))

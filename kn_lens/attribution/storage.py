@@ -137,8 +137,14 @@ def attribute_to_file(
                 metadata[name] = getattr(part, name)
         text = json.dumps(metadata).encode()
         # Parquet has checksums for its pages, but none for this.
-        writer.add_key_value_metadata({KEY: text, KEY_DIGEST: hashlib.sha256(text).hexdigest()})
-    return ScoreFile(path=path, n_prompts=len(prompts), n_scores=n_scores, n_unconverged=n_unconverged)
+        digest = hashlib.sha256(text).hexdigest()
+        writer.add_key_value_metadata({KEY: text, KEY_DIGEST: digest})
+    return ScoreFile(
+        path=path,
+        n_prompts=len(prompts),
+        n_scores=n_scores,
+        n_unconverged=n_unconverged,
+    )
 
 
 def read_attribution(
@@ -176,8 +182,8 @@ def read_attribution(
         metadata = _metadata(file, path)
         if (metadata["n_prompts"], metadata["prompts"]) != (len(prompts), _digest(prompts)):
             raise DataError(
-                f"{path} holds scores of {metadata['n_prompts']} prompts that are not these {len(prompts)}; expected "
-                "the prompts that attribute_to_file was given, all of them and in their order."
+                f"{path} holds scores of {metadata['n_prompts']} prompts that are not these {len(prompts)}; "
+                "expected the prompts that attribute_to_file was given, all of them and in their order."
             )
         numbers = torch.arange(len(prompts)) if only is None else torch.as_tensor(only).cpu()
         selected = prompts if only is None else prompts.select(numbers.to(prompts.tokens.device))
@@ -200,6 +206,15 @@ def read_attribution(
         quadrature=metadata["quadrature"],
         keep=metadata["keep"],
     )
+
+
+ScoreList = tuple[
+    Int[Tensor, " score"],
+    Int[Tensor, " score"],
+    Int[Tensor, " score"],
+    Float[Tensor, " score"],
+]
+"""For each score of a row group: its pair, its position in the pair's list, its neuron, and the score itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +241,9 @@ class _Reader:
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.float64 if self.file.schema_arrow.field("clean").type == pa.float64() else torch.float32
+        if self.file.schema_arrow.field("clean").type == pa.float64():
+            return torch.float64
+        return torch.float32
 
     def values(self) -> dict[str, Shaped[Tensor, "chosen n_layers"]]:
         """Read the columns with one value a row, by name, and as ``n_scores`` the number of scores that a row lists."""
@@ -257,23 +274,28 @@ class _Reader:
             for pair, _, neuron, score in self.score_lists():
                 dense.view(-1, d_mlp)[pair, neuron] = score
             return dense
-        first = n_scores.view(-1).cumsum(0) - n_scores.view(-1)
+        first = n_scores.view(-1).cumsum(0) - n_scores.view(-1)  # entry of each pair's first score
         indices = torch.empty(3, int(n_scores.sum()), dtype=torch.long)
         values = torch.empty(indices.shape[1], dtype=self.dtype)
         for pair, position, neuron, score in self.score_lists():
             entry = first[pair] + position
             indices[:, entry] = torch.stack([pair // n_layers, pair % n_layers, neuron])
             values[entry] = score
-        return torch.sparse_coo_tensor(indices, values, self.shape, is_coalesced=True, check_invariants=True)
+        return torch.sparse_coo_tensor(
+            indices,
+            values,
+            self.shape,
+            is_coalesced=True,
+            check_invariants=True,
+        )
 
-    def score_lists(
-        self,
-    ) -> Iterator[tuple[Int[Tensor, " score"], Int[Tensor, " score"], Int[Tensor, " score"], Float[Tensor, " score"]]]:
-        """Yield, for each row group, each score's pair, its position in the pair's list, its neuron, and itself."""
+    def score_lists(self) -> Iterator[ScoreList]:
+        """Yield the scores of each row group that has any of the prompts."""
         for pair, rows in self.rows(["neuron", "score"]):
             length, neuron = _lists(rows["neuron"])
             n_listed, score = _lists(rows["score"])
-            if not length.equal(n_listed) or not _within(neuron, self.shape[2]) or score.isnan().any():
+            same_lengths = length.equal(n_listed)
+            if not same_lengths or not _within(neuron, self.shape[2]) or score.isnan().any():
                 raise self.corrupt("lists neurons that do not exist, or without a score")
             owner = pair.repeat_interleave(length)
             is_ascending = (neuron.diff() > 0) | (owner.diff() != 0)
@@ -326,10 +348,15 @@ def _schema(dtype: torch.dtype) -> pa.Schema:
     types["n_points"] = pa.int32()
     for name, entry in (("neuron", pa.int32()), ("score", score)):
         types[name] = pa.list_(pa.field("element", entry, nullable=False))
-    return pa.schema([pa.field(name, type_, nullable=False) for name, type_ in types.items()])
+    fields = [pa.field(name, type_, nullable=False) for name, type_ in types.items()]
+    return pa.schema(fields)
 
 
-def _row_groups(numbers: Int[Tensor, " part"], part: Attribution, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _row_groups(
+    numbers: Int[Tensor, " part"],
+    part: Attribution,
+    schema: pa.Schema,
+) -> Iterator[pa.RecordBatch]:
     """Yield the rows of some finished prompts, in groups of bounded size.
 
     Args:
@@ -338,8 +365,10 @@ def _row_groups(numbers: Int[Tensor, " part"], part: Attribution, schema: pa.Sch
         schema: of the file.
     """
     n_prompts, n_layers, d_mlp = part.scores.shape
-    columns: dict[str, Tensor] = {"layer": repeat(torch.arange(n_layers), "n_layers -> part n_layers", part=n_prompts)}
-    for name, values in (("prompt", numbers), ("clean", part.clean), ("tolerance", part.tolerance)):
+    layer = torch.arange(n_layers)
+    columns: dict[str, Tensor] = {"layer": repeat(layer, "n_layers -> part n_layers", part=n_prompts)}
+    values_by_prompt = {"prompt": numbers, "clean": part.clean, "tolerance": part.tolerance}
+    for name, values in values_by_prompt.items():
         columns[name] = repeat(values, "part -> part n_layers", n_layers=n_layers)
     for name in ("expected", "total", "n_points"):
         columns[name] = getattr(part, name)
@@ -350,7 +379,8 @@ def _row_groups(numbers: Int[Tensor, " part"], part: Attribution, schema: pa.Sch
         offsets = pa.array(pad(length.cumsum(0), (1, 0)).int().cpu().numpy())
         arrays: dict[str, pa.Array] = {}
         for name, values in columns.items():
-            arrays[name] = pa.array(values[start:stop].flatten().cpu().numpy()).cast(schema.field(name).type)
+            array = pa.array(values[start:stop].flatten().cpu().numpy())
+            arrays[name] = array.cast(schema.field(name).type)
         for name, values in (("neuron", neuron), ("score", score)):
             list_type = schema.field(name).type
             entries = pa.array(values.cpu().numpy()).cast(list_type.value_type)
@@ -359,18 +389,22 @@ def _row_groups(numbers: Int[Tensor, " part"], part: Attribution, schema: pa.Sch
 
 
 def _listed(
-    scores: Float[Tensor, "part n_layers d_mlp"], start: int, stop: int
+    scores: Float[Tensor, "part n_layers d_mlp"],
+    start: int,
+    stop: int,
 ) -> tuple[Int[Tensor, " pair"], Int[Tensor, " score"], Float[Tensor, " score"]]:
     """Return the scores of prompts ``start`` to ``stop``: how many each layer has, of which neurons, and themselves."""
     n_layers, d_mlp = scores.shape[1:]
     if not scores.is_sparse:
         computed = ~scores[start:stop].isnan()
-        neuron = torch.arange(d_mlp, dtype=torch.int32, device=scores.device).expand_as(computed)[computed]
+        indices = torch.arange(d_mlp, dtype=torch.int32, device=scores.device)
+        neuron = indices.expand_as(computed)[computed]
         return computed.sum(-1).flatten(), neuron, scores[start:stop][computed]
     bounds = torch.tensor([start, stop], device=scores.device)
     first, last = torch.searchsorted(scores.indices()[0].contiguous(), bounds).tolist()
     prompt, layer, neuron = scores.indices()[:, first:last]
-    length = torch.bincount((prompt - start) * n_layers + layer, minlength=(stop - start) * n_layers)
+    pair = (prompt - start) * n_layers + layer
+    length = torch.bincount(pair, minlength=(stop - start) * n_layers)
     return length, neuron, scores.values()[first:last]
 
 
@@ -420,9 +454,11 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     except KNLensError:
         raise
     except FileNotFoundError as error:
-        names = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
+        names = []
+        if path.parent.is_dir():
+            names = [sibling.name for sibling in path.parent.iterdir()]
         raise DataError(f"There is no file {path}.{did_you_mean(path.name, names)}") from error
-    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: also a name with a null character
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name with a null character
         raise DataError(f"{path} is no Parquet file, or damaged: {error}.") from error
 
 
@@ -444,15 +480,20 @@ def _metadata(file: pq.ParquetFile, path: Path) -> dict[str, Any]:
         raise DataError(f"{path} does not state what its scores are; the file has been changed.") from None
     if version != VERSION:
         raise DataError(f"{path} has version {version}; this version of kn_lens reads {VERSION}.")
-    has_types = all(isinstance(metadata.get(name, ...), type_) for name, type_ in METADATA_TYPES.items())
     n_rows = file.metadata.num_rows
-    if not has_types or not _possible_sizes(metadata, n_rows):
+    if not _describes_rows(metadata, n_rows):
         raise DataError(f"{path} has metadata that cannot be those of its {n_rows} rows; the file has been changed.")
-    if not any(file.schema_arrow.equals(_schema(dtype)) for dtype in (torch.float32, torch.float64)):
+    schema = file.schema_arrow
+    if not schema.equals(_schema(torch.float32)) and not schema.equals(_schema(torch.float64)):
         raise DataError(f"{path} has other columns than attribute_to_file writes; the file has been changed.")
     return metadata
 
 
-def _possible_sizes(metadata: dict[str, Any], n_rows: int) -> bool:
+def _describes_rows(metadata: dict[str, Any], n_rows: int) -> bool:
+    """Return whether metadata have all entries, of the right types, and sizes that this many rows can have."""
+    for name, type_ in METADATA_TYPES.items():
+        if not isinstance(metadata.get(name, ...), type_):
+            return False
     n_layers = metadata["n_layers"]
-    return 0 < n_layers <= n_rows <= metadata["n_prompts"] * n_layers and metadata["d_mlp"] >= 1
+    most_rows = metadata["n_prompts"] * n_layers
+    return 0 < n_layers <= n_rows <= most_rows and metadata["d_mlp"] >= 1

@@ -39,12 +39,12 @@ def outputs_by_neuron(
     neurons_per_pass = max(1, context.rows_per_pass // len(context.post))
     if not len(chosen):
         return outputs
-    for some in chosen.split(neurons_per_pass):
-        neuron_alone = context.post * one_hot(some, d_mlp)[:, None]
+    for neurons in chosen.split(neurons_per_pass):
+        neuron_alone = context.post * one_hot(neurons, d_mlp)[:, None]
         values = context.outputs(
-            repeat(context.all_prompts, "batch -> (neuron batch)", neuron=len(some)),
+            repeat(context.all_prompts, "batch -> (neuron batch)", neuron=len(neurons)),
             rearrange(change(neuron_alone), "neuron row d_mlp -> (neuron row) d_mlp"),
             early_exit=early_exit,
         )
-        outputs[:, some] = rearrange(values, "(neuron batch) -> batch neuron", neuron=len(some))
+        outputs[:, neurons] = rearrange(values, "(neuron batch) -> batch neuron", neuron=len(neurons))
     return outputs

@@ -18,8 +18,16 @@ class Ablation(AttributionMethod):
     name = "ablation"
     neurons = "optional"
 
-    def score_layer(self, context: LayerContext, indices: Int[Tensor, " chosen"] | None) -> LayerScores:
+    def score_layer(
+        self,
+        context: LayerContext,
+        indices: Int[Tensor, " chosen"] | None,
+    ) -> LayerScores:
         """Return the scores of the chosen neurons, or of all."""
         without = outputs_by_neuron(context, indices, lambda neuron_alone: context.post - neuron_alone)
         scores = rearrange(context.clean, "batch -> batch 1") - without
-        return LayerScores(scores=scores, expected=no_expected_sum(context), n_points=n_scored(context, indices))
+        return LayerScores(
+            scores=scores,
+            expected=no_expected_sum(context),
+            n_points=n_scored(context, indices),
+        )

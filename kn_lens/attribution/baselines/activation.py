@@ -14,7 +14,11 @@ class Activation(AttributionMethod):
     name = "activation"
     unit = "activation"
 
-    def score_layer(self, context: LayerContext, indices: Int[Tensor, " chosen"] | None) -> LayerScores:
+    def score_layer(
+        self,
+        context: LayerContext,
+        indices: Int[Tensor, " chosen"] | None,
+    ) -> LayerScores:
         """Return the clean activations; ``indices`` is None."""
         n_rows = context.sum_rows(torch.ones_like(context.post[:, :1]))
         scores = context.sum_rows(context.post) / n_rows

@@ -17,7 +17,11 @@ class GradientXActivation(AttributionMethod):
     name = "gradient_x_activation"
     is_complete = True
 
-    def score_layer(self, context: LayerContext, indices: Int[Tensor, " chosen"] | None) -> LayerScores:
+    def score_layer(
+        self,
+        context: LayerContext,
+        indices: Int[Tensor, " chosen"] | None,
+    ) -> LayerScores:
         """Return the scores of all neurons; ``indices`` is None. ``expected`` is ``P(w) - P(0)``."""
         silent = context.outputs(context.all_prompts, torch.zeros_like(context.post))
         gradient = context.gradient_at_post(context.clean_gradients.of_layer(context.layer))

@@ -20,10 +20,20 @@ class LogProbGain(AttributionMethod):
     neurons = "optional"
     output = "log_prob"
 
-    def score_layer(self, context: LayerContext, indices: Int[Tensor, " chosen"] | None) -> LayerScores:
+    def score_layer(
+        self,
+        context: LayerContext,
+        indices: Int[Tensor, " chosen"] | None,
+    ) -> LayerScores:
         """Return the scores of the chosen neurons, or of all."""
-        alone = outputs_by_neuron(context, indices, lambda neuron_alone: neuron_alone, early_exit=True)
-        silent = context.outputs(context.all_prompts, torch.zeros_like(context.post), early_exit=True)
+        no_activation = torch.zeros_like(context.post)
+        silent = context.outputs(context.all_prompts, no_activation, early_exit=True)
+        alone = outputs_by_neuron(
+            context,
+            indices,
+            lambda neuron_alone: neuron_alone,
+            early_exit=True,
+        )
         scores = alone - rearrange(silent, "batch -> batch 1")
         n_points = n_scored(context, indices) + 1
         return LayerScores(scores=scores, expected=no_expected_sum(context), n_points=n_points)
