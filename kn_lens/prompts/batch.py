@@ -37,15 +37,16 @@ class MadeFor:
         """
         if host.kind != self.kind:
             raise ArgumentError(
-                f"The prompts were made for a {self.kind} model, and {host.name} is a {host.kind} one, which takes "
-                "prompts of another form. Make prompts for it: make_prompts(model, facts)."
+                f"The prompts were made for a {self.kind} model, and {host.name} is a {host.kind} one, "
+                "which takes prompts of another form. Make prompts for it: make_prompts(model, facts)."
             )
         own = host.tokenizer_fingerprint
         if own is not None and self.tokenizers and own not in self.tokenizers:
             raise ArgumentError(
-                f"The prompts were made with another tokenizer than that of {host.name}, to which their tokens say "
-                "something else. Make prompts for it: make_prompts(model, facts); with tokenizer=, if it is the other "
-                "tokenizer that belongs to its weights."
+                f"The prompts were made with another tokenizer than that of {host.name}, "
+                "to which their tokens say something else. "
+                "Make prompts for it: make_prompts(model, facts); "
+                "with tokenizer=, if it is the other tokenizer that belongs to its weights."
             )
 
 
@@ -121,27 +122,28 @@ class PromptBatch:
         >>> len(batch), batch.fact(0).object
         (1, '9')
         """
-        given = {"tokens": tokens, "read_pos": read_pos, "target_ids": target_ids, "fact_index": fact_index}
-        for name, value in given.items():
-            if not isinstance(value, Tensor) and not (name == "fact_index" and value is None):
+        tensors = {"tokens": tokens, "read_pos": read_pos, "target_ids": target_ids}
+        if fact_index is not None:
+            tensors["fact_index"] = fact_index
+        for name, value in tensors.items():
+            if not isinstance(value, Tensor):
                 raise ArgumentError(f"{name} must be a tensor of whole numbers; got {type(value).__name__}.")
-        n_prompts, device = len(tokens), tokens.device
-        own = torch.arange(n_prompts, device=device)
+        n_prompts = len(tokens)
+        prompt_index = torch.arange(n_prompts, device=tokens.device)
         if fact_index is None:
-            fact_index = own
+            fact_index = prompt_index
         if facts is None:
-            objects = dict(zip(fact_index.tolist(), target_ids.tolist(), strict=False))
-            facts = [
-                Fact("", "tokens", str(objects.get(i, "none")), uid=str(i)) for i in range(max(objects, default=-1) + 1)
-            ]
+            facts = _placeholder_facts(fact_index, target_ids)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(tokens)
         return cls(
             tokens=_whole(tokens),
-            attention_mask=torch.ones_like(tokens).long() if attention_mask is None else _whole(attention_mask),
+            attention_mask=_whole(attention_mask),
             read_pos=_whole(read_pos),
             target_ids=_whole(target_ids),
-            prompt_index=own,
-            contrast_ids=None if contrast_ids is None else _whole(contrast_ids),
-            text=tuple(f"tokens {i}" for i in range(n_prompts)),
+            prompt_index=prompt_index,
+            contrast_ids=_whole(contrast_ids),
+            text=tuple(f"tokens {number}" for number in range(n_prompts)),
             fact_index=_whole(fact_index),
             template=("",) * n_prompts,
             facts=tuple(facts),
@@ -194,7 +196,8 @@ class PromptBatch:
         """
         chosen = self._indices(prompts)
         rows, owner = self.rows_and_owners(chosen)
-        listed = chosen.tolist()
+        numbers = chosen.tolist()
+        contrast_ids = self.contrast_ids
         return replace(
             self,
             tokens=self.tokens[rows],
@@ -202,16 +205,19 @@ class PromptBatch:
             read_pos=self.read_pos[rows],
             target_ids=self.target_ids[rows],
             prompt_index=owner,
-            contrast_ids=None if self.contrast_ids is None else self.contrast_ids[rows],
-            text=tuple(self.text[i] for i in listed),
+            contrast_ids=None if contrast_ids is None else contrast_ids[rows],
+            text=tuple(self.text[number] for number in numbers),
             fact_index=self.fact_index[chosen],
-            template=tuple(self.template[i] for i in listed),
+            template=tuple(self.template[number] for number in numbers),
         )
 
     def to(self, device: str | torch.device) -> "PromptBatch":
         """Return the batch on another device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
+        tensors = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                tensors[name] = value.to(device)
+        return replace(self, **tensors)
 
     def check_for(self, host: Host) -> None:
         """Raise if the model cannot run on these prompts.
@@ -230,34 +236,45 @@ class PromptBatch:
             )
         for name in ("tokens", "target_ids", "contrast_ids"):
             ids = getattr(self, name)
-            if ids is not None and int(ids.max()) >= host.d_vocab:
+            if ids is None:
+                continue
+            largest = int(ids.max())
+            if largest >= host.d_vocab:
                 raise ArgumentError(
-                    f"{name} hold the id {int(ids.max())}; {host.name} has {host.d_vocab} tokens. "
+                    f"{name} hold the id {largest}; {host.name} has {host.d_vocab} tokens. "
                     "Use the tokenizer that belongs to the model."
                 )
         lengths = self.attention_mask.sum(-1)
-        if host.n_ctx is not None and int(lengths.max()) > host.n_ctx:
-            longest = int(self.prompt_index[lengths.argmax()])
-            raise too_long(self.text[longest], int(lengths.max()), host.n_ctx)
+        longest = int(lengths.max())
+        if host.n_ctx is not None and longest > host.n_ctx:
+            prompt = int(self.prompt_index[lengths.argmax()])
+            raise too_long(self.text[prompt], longest, host.n_ctx)
 
     def _indices(self, prompts: Sequence[int] | Int[Tensor, " chosen"]) -> Int[Tensor, " chosen"]:
+        """Return the numbers of prompts as a tensor, checked."""
         chosen = torch.as_tensor(prompts, device=self.tokens.device)
-        if chosen.ndim != 1 or (len(chosen) and (chosen.dtype == torch.bool or chosen.is_floating_point())):
+        is_list = chosen.ndim == 1
+        if is_list and len(chosen) == 0:  # an empty list has no whole numbers: PyTorch makes it float32
+            return chosen.long()
+        if not is_list or chosen.dtype == torch.bool or chosen.is_floating_point():
             raise ArgumentError(f"Prompts are chosen by a list of their numbers; got {prompts!r}.")
-        if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self):
-            raise ArgumentError(
-                f"Prompts {int(chosen.min())} to {int(chosen.max())} were chosen; there are 0 to {len(self) - 1}."
-            )
+        first, last = int(chosen.min()), int(chosen.max())
+        if first < 0 or last >= len(self):
+            raise ArgumentError(f"Prompts {first} to {last} were chosen; there are 0 to {len(self) - 1}.")
         return chosen.long()
 
-    def rows_and_owners(self, chosen: Int[Tensor, " chosen"]) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
+    def rows_and_owners(
+        self,
+        chosen: Int[Tensor, " chosen"],
+    ) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
         """Return the rows of the chosen prompts, and for each row the position in ``chosen`` of its prompt."""
-        n_rows = self.rows_per_prompt
-        first = (n_rows.cumsum(0) - n_rows)[chosen]
-        n_rows = n_rows[chosen]
+        rows_per_prompt = self.rows_per_prompt
+        first_row = (rows_per_prompt.cumsum(0) - rows_per_prompt)[chosen]
+        n_rows = rows_per_prompt[chosen]
         owner = torch.arange(len(chosen), device=chosen.device).repeat_interleave(n_rows)
-        offset = torch.arange(len(owner), device=chosen.device) - (n_rows.cumsum(0) - n_rows)[owner]
-        return first[owner] + offset, owner
+        n_rows_before = n_rows.cumsum(0) - n_rows
+        token_number = torch.arange(len(owner), device=chosen.device) - n_rows_before[owner]
+        return first_row[owner] + token_number, owner
 
 
 def too_long(text: str, length: int, n_ctx: int) -> PromptError:
@@ -270,8 +287,22 @@ def too_long(text: str, length: int, n_ctx: int) -> PromptError:
 
 def _whole(value: Any) -> Any:
     """Return integers and booleans as int64; other values unchanged, for the checks to refuse."""
-    is_whole = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
-    return value.long() if is_whole else value
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
+        return value
+    return value.long()
+
+
+def _placeholder_facts(
+    fact_index: Int[Tensor, " batch"],
+    target_ids: Int[Tensor, " batch"],
+) -> list[Fact]:
+    """Return facts that have the target's id as their object."""
+    objects = dict(zip(fact_index.tolist(), target_ids.tolist(), strict=False))
+    facts = []
+    for number in range(max(objects, default=-1) + 1):
+        object_ = str(objects.get(number, "none"))
+        facts.append(Fact("", "tokens", object_, uid=str(number)))
+    return facts
 
 
 def _check_shapes(batch: PromptBatch) -> None:
@@ -284,7 +315,9 @@ def _check_shapes(batch: PromptBatch) -> None:
         "target_ids": (n_rows,),
         "prompt_index": (n_rows,),
         "fact_index": (n_prompts,),
-    } | ({} if batch.contrast_ids is None else {"contrast_ids": (n_rows,)})
+    }
+    if batch.contrast_ids is not None:
+        expected["contrast_ids"] = (n_rows,)
     for name, shape in expected.items():
         value = getattr(batch, name)
         if not isinstance(value, Tensor) or value.dtype != torch.int64:
@@ -294,8 +327,8 @@ def _check_shapes(batch: PromptBatch) -> None:
             raise ArgumentError(f"{name} has shape {list(value.shape)}; expected {list(shape)}.")
     devices = {name: str(getattr(batch, name).device) for name in expected}
     if len(set(devices.values())) > 1:
-        listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
-        raise ArgumentError(f"All tensors of a batch must be on one device; got {listed}.")
+        locations = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ArgumentError(f"All tensors of a batch must be on one device; got {locations}.")
     if not n_rows or not n_prompts:
         raise ArgumentError("There is no prompt in the batch; expected at least one.")
     if len(batch.template) != n_prompts:
@@ -321,7 +354,11 @@ def _check_values(batch: PromptBatch) -> None:
         if ids is not None:
             _refuse(ids < 0, name + " of row {row} is {value}; expected a token id.", ids)
     step = index.diff(prepend=index.new_full((1,), -1))
-    _refuse((step < 0) | (step > 1) | (step == 0) & (index < 0), "prompt_index jumps to {value} at row {row}.", index)
+    _refuse(
+        (step < 0) | (step > 1) | (step == 0) & (index < 0),
+        "prompt_index jumps to {value} at row {row}.",
+        index,
+    )
     if int(index[-1]) != len(batch) - 1:
         raise ArgumentError(f"prompt_index names {int(index[-1]) + 1} prompts; there are {len(batch)}.")
     _refuse(
@@ -331,7 +368,20 @@ def _check_values(batch: PromptBatch) -> None:
     )
 
 
-def _refuse(bad: Bool[Tensor, " row"], message: str, values: Int[Tensor, " row"] | None = None) -> None:
-    if bool(bad.any()):
-        row = int(bad.long().argmax())
-        raise ArgumentError(message.format(row=row, value=None if values is None else int(values[row])))
+def _refuse(
+    refused: Bool[Tensor, " row"],
+    message: str,
+    values: Int[Tensor, " row"] | None = None,
+) -> None:
+    """Raise an ``ArgumentError`` about the first refused row, if there is one.
+
+    Args:
+        refused: whether each row is refused.
+        message: with ``{row}`` for its number and ``{value}`` for its value.
+        values: one for each row, where the message names it.
+    """
+    if not bool(refused.any()):
+        return
+    row = int(refused.long().argmax())
+    value = None if values is None else int(values[row])
+    raise ArgumentError(message.format(row=row, value=value))

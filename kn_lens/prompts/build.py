@@ -1,4 +1,4 @@
-"""From facts to prompts: the only place that distinguishes masked and causal models.
+"""From facts to prompts: the only module that distinguishes masked and causal models.
 
 A prompt is one fact in one template. A *masked* model sees the whole sentence with the answer masked, one mask per
 answer token, and is read at the mask. A *causal* model sees the text before the answer and is read at the last token.
@@ -82,22 +82,26 @@ def make_prompts(
     'The country Ireland has the capital [MASK].'
     """
     host = host_of(model)
-    chosen = host.tokenizer if tokenizer is None else tokenizer
-    if chosen is None:
-        raise _no_tokenizer(host)
-    if tokenizer is not None:
+    if tokenizer is None:
+        tokenizer = host.tokenizer
+        if tokenizer is None:
+            raise _no_tokenizer(host)
+    else:
         check_beginning(tokenizer, host.tokenizer)
     # A tokenizer that the caller chooses is taken to fit the model as well as its own.
-    fingerprints = [host.tokenizer_fingerprint, fingerprint(chosen)]
+    fingerprints = [host.tokenizer_fingerprint, fingerprint(tokenizer)]
+    known = frozenset(value for value in fingerprints if value is not None)
     form = PromptForm(
-        tokenizer=chosen,
+        tokenizer=tokenizer,
         masked=host.kind == "masked",
         n_ctx=host.n_ctx,
         d_vocab=host.d_vocab,
         device=host.device,
-        made_for=MadeFor(kind=host.kind, tokenizers=frozenset(known for known in fingerprints if known is not None)),
+        made_for=MadeFor(kind=host.kind, tokenizers=known),
     )
-    fact_set = _with_templates([facts] if isinstance(facts, Fact) else facts, templates)
+    if isinstance(facts, Fact):
+        facts = [facts]
+    fact_set = _with_templates(facts, templates)
     return build(form, fact_set, contrast, unknown_answers, min_prompts)
 
 
@@ -151,6 +155,11 @@ class _Query(NamedTuple):
     before: str
     after: str
 
+    @property
+    def with_slot(self) -> str:
+        """The prompt with the slot of the answer, for messages."""
+        return self.before + OBJECT_SLOT + self.after
+
 
 def build(
     form: PromptForm,
@@ -174,14 +183,20 @@ def build(
     queries, left_out = _queries(form, facts)
     if not queries:
         raise _none_left(left_out)
-    encoded = _encode_answers(form, queries, [facts[query.fact].object for query in queries])
-    problem = np.where((encoded.ids >= form.d_vocab).any(-1), BEYOND, encoded.problem)
+    answers = [facts[query.fact].object for query in queries]
+    encoded = _encode_answers(form, queries, answers)
+    has_no_embedding = (encoded.ids >= form.d_vocab).any(-1)
+    problem = np.where(has_no_embedding, BEYOND, encoded.problem)
     if unknown_answers == "error" and (problem != "").any():
         raise _unusable_answer(form, facts, queries, encoded, problem)
     fact_of_query = [query.fact for query in queries]
     n_prompts = np.bincount(fact_of_query, problem == "", minlength=len(facts))
     too_few = n_prompts[fact_of_query] < min_prompts
-    problem = np.where((problem == "") & too_few, f"fact with fewer than {min_prompts} prompts", problem)
+    problem = np.where(
+        (problem == "") & too_few,
+        f"fact with fewer than {min_prompts} prompts",
+        problem,
+    )
     left_out.update(problem[problem != ""])
     kept = np.flatnonzero(problem == "")
     if not len(kept):
@@ -209,20 +224,34 @@ def _queries(form: PromptForm, facts: FactSet) -> tuple[list[_Query], Counter[st
                 left_out[NOT_LAST] += 1
                 continue
             # Split before the subject is filled in: a subject may read "[Y]".
-            before, after = (half.replace(SUBJECT_SLOT, fact.subject) for half in template.split(OBJECT_SLOT))
-            query = _Query(fact=number, template=template, before=before, after=after if form.masked else "")
-            first = queries.setdefault((number, query.before, query.after), query)
-            left_out[SAME] += first is not query
-    return list(queries.values()), +left_out  # without zeros
+            before, after = template.split(OBJECT_SLOT)
+            before = before.replace(SUBJECT_SLOT, fact.subject)
+            after = after.replace(SUBJECT_SLOT, fact.subject) if form.masked else ""
+            if (number, before, after) in queries:
+                left_out[SAME] += 1
+                continue
+            queries[number, before, after] = _Query(
+                fact=number,
+                template=template,
+                before=before,
+                after=after,
+            )
+    return list(queries.values()), left_out
 
 
 def _object_is_last(template: str) -> bool:
     """Return whether nothing but punctuation, spaces and control characters follow the object."""
     rest = template.partition(OBJECT_SLOT)[2]
-    return SUBJECT_SLOT not in rest and all(unicodedata.category(character)[0] in "PZC" for character in rest)
+    if SUBJECT_SLOT in rest:
+        return False
+    return all(unicodedata.category(character)[0] in "PZC" for character in rest)
 
 
-def _encode_answers(form: PromptForm, queries: Sequence[_Query], answers: Sequence[str]) -> Encoded:
+def _encode_answers(
+    form: PromptForm,
+    queries: Sequence[_Query],
+    answers: Sequence[str],
+) -> Encoded:
     """Encode each query with an answer in its slot."""
     texts, begin, end = [], [], []
     for query, answer in zip(queries, answers, strict=True):
@@ -232,27 +261,31 @@ def _encode_answers(form: PromptForm, queries: Sequence[_Query], answers: Sequen
     return encode(form.tokenizer, texts, begin, end)
 
 
-def _check_lengths_and_slots(form: PromptForm, queries: Sequence[_Query], encoded: Encoded) -> None:
+def _check_lengths_and_slots(
+    form: PromptForm,
+    queries: Sequence[_Query],
+    encoded: Encoded,
+) -> None:
     """Raise for a prompt that is longer than the context, or has no position, or two, to read the answer from."""
     # The longest row of a causal prompt lacks only the answer's last token.
     lengths = encoded.length if form.masked else encoded.end - 1
     if form.n_ctx is not None and lengths.max() > form.n_ctx:
         longest = int(lengths.argmax())
-        query = queries[longest]
-        raise too_long(query.before + OBJECT_SLOT + query.after, int(lengths[longest]), form.n_ctx)
+        text = queries[longest].with_slot
+        raise too_long(text, int(lengths[longest]), form.n_ctx)
     if form.masked:
         in_answer = _between(encoded.ids.shape[1], encoded.start, encoded.end)
         has_mask = ((encoded.ids == form.tokenizer.mask_token_id) & ~in_answer).any(-1)
         if has_mask.any():
-            query = queries[int(has_mask.argmax())]
+            text = queries[int(has_mask.argmax())].with_slot
             raise PromptError(
-                f"The prompt {query.before + OBJECT_SLOT + query.after!r} holds the mask token besides the answer's "
-                "place; expected the slot alone."
+                f"The prompt {text!r} holds the mask token besides the answer's place; expected the slot alone."
             )
     elif not encoded.start.all():
         query = queries[int((encoded.start == 0).argmax())]
         raise PromptError(
-            f"The template {query.template!r} has nothing before the answer, and the tokenizer adds no token there: "
+            f"The template {query.template!r} has nothing before the answer, "
+            "and the tokenizer adds no token there: "
             "there is no position to read the answer from."
         )
 
@@ -285,7 +318,8 @@ def _batch(
         tokens = np.where(unseen, form.tokenizer.mask_token_id, tokens)
 
     def tensor(values: Any) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64)).to(form.device)
+        array = np.ascontiguousarray(values, dtype=np.int64)
+        return torch.from_numpy(array).to(form.device)
 
     return PromptBatch(
         tokens=tensor(tokens),
@@ -303,7 +337,11 @@ def _batch(
     )
 
 
-def _texts(form: PromptForm, queries: Sequence[_Query], encoded: Encoded) -> tuple[str, ...]:
+def _texts(
+    form: PromptForm,
+    queries: Sequence[_Query],
+    encoded: Encoded,
+) -> tuple[str, ...]:
     """Return each prompt as text: with masks in the answer's place, or what precedes the answer."""
     texts = []
     for query, n_tokens in zip(queries, encoded.n_answer.tolist(), strict=True):
@@ -342,19 +380,19 @@ def _contrast_ids(
                 f"The contrast answer of {fact.key} is {answer!r}; expected another answer than the true one."
             )
         answers.append(answer)
-    contrasting = _encode_answers(form, queries, answers)
-    unfit = np.flatnonzero((contrasting.problem != "") | (contrasting.n_answer != encoded.n_answer))
-    if len(unfit):
-        i = int(unfit[0])
-        fact = facts[queries[i].fact]
-        reason = contrasting.problem[i] or (
-            f"it has {contrasting.n_answer[i]} tokens, and {fact.object!r} has {encoded.n_answer[i]}: they must be as "
-            "many"
+    contrasts = _encode_answers(form, queries, answers)
+    is_unfit = (contrasts.problem != "") | (contrasts.n_answer != encoded.n_answer)
+    if is_unfit.any():
+        first = int(is_unfit.argmax())
+        fact = facts[queries[first].fact]
+        reason = contrasts.problem[first] or (
+            f"it has {contrasts.n_answer[first]} tokens, "
+            f"and {fact.object!r} has {encoded.n_answer[first]}: they must be as many"
         )
-        raise PromptError(
-            f"The contrast answer {answers[i]!r} does not fit {fact.key} in {queries[i].template!r}: {reason}."
-        )
-    return contrasting.ids[_between(contrasting.ids.shape[1], contrasting.start, contrasting.end)]
+        template = queries[first].template
+        raise PromptError(f"The contrast answer {answers[first]!r} does not fit {fact.key} in {template!r}: {reason}.")
+    in_answer = _between(contrasts.ids.shape[1], contrasts.start, contrasts.end)
+    return contrasts.ids[in_answer]
 
 
 def _between(n_pos: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
@@ -364,21 +402,24 @@ def _between(n_pos: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
 
 
 def _with_templates(
-    facts: Iterable[Fact], templates: str | Sequence[str] | Mapping[str, Sequence[str]] | None
+    facts: Iterable[Fact],
+    templates: str | Sequence[str] | Mapping[str, Sequence[str]] | None,
 ) -> FactSet:
     """Return the facts with other templates."""
     if templates is None:
         return facts if isinstance(facts, FactSet) else FactSet(facts)
-    chosen = []
+    reworded = []
     for fact in facts:
-        own = templates
+        fact_templates = templates
         if isinstance(templates, Mapping):
             if fact.relation not in templates:
                 near = did_you_mean(fact.relation, templates)
                 raise ArgumentError(f"templates has none for relation {fact.relation!r} of {fact.key}.{near}")
-            own = templates[fact.relation]
-        chosen.append(replace(fact, templates=(own,) if isinstance(own, str) else tuple(own)))
-    return FactSet(chosen)
+            fact_templates = templates[fact.relation]
+        if isinstance(fact_templates, str):
+            fact_templates = (fact_templates,)
+        reworded.append(replace(fact, templates=tuple(fact_templates)))
+    return FactSet(reworded)
 
 
 def _none_left(left_out: Counter[str]) -> NoPromptError:
@@ -392,30 +433,40 @@ def _none_left(left_out: Counter[str]) -> NoPromptError:
 
 
 def _unusable_answer(
-    form: PromptForm, facts: FactSet, queries: Sequence[_Query], encoded: Encoded, problem: np.ndarray
+    form: PromptForm,
+    facts: FactSet,
+    queries: Sequence[_Query],
+    encoded: Encoded,
+    problem: np.ndarray,
 ) -> PromptError:
     """Return the error for the first prompt whose answer cannot be queried."""
     unusable: list[int] = np.flatnonzero(problem).tolist()
     first = unusable[0]
-    fact, template = facts[queries[first].fact], queries[first].template
-    n_facts = len({queries[i].fact for i in unusable})
+    fact = facts[queries[first].fact]
+    template = queries[first].template
+    n_facts = len({queries[number].fact for number in unusable})
     more = f" ({n_facts} facts have such answers)" if n_facts > 1 else ""
     remedy = "Correct it, or leave such prompts out and counted with unknown_answers='leave_out'."
     if problem[first] == BEYOND:
         return PromptError(
-            f"The tokenizer made the id {encoded.ids[first].max()} for {fact.key} in {template!r}, but the model has "
-            f"{form.d_vocab} tokens. Pass the tokenizer of the checkpoint with tokenizer=; where the checkpoint has "
-            "fewer embeddings than its own tokenizer has tokens, leave such prompts out and counted with "
-            "unknown_answers='leave_out'."
+            f"The tokenizer made the id {encoded.ids[first].max()} for {fact.key} in {template!r}, "
+            f"but the model has {form.d_vocab} tokens. "
+            "Pass the tokenizer of the checkpoint with tokenizer=; "
+            "where the checkpoint has fewer embeddings than its own tokenizer has tokens, "
+            "leave such prompts out and counted with unknown_answers='leave_out'."
         )
     if problem[first] == STRADDLES:
         return PromptError(
-            f"The answer {fact.object!r} of {fact.key} shares a token with the text beside it in {template!r}, so it "
-            f"cannot be masked alone{more}. {remedy}"
+            f"The answer {fact.object!r} of {fact.key} shares a token with the text beside it "
+            f"in {template!r}, so it cannot be masked alone{more}. {remedy}"
         )
-    vocabulary = (token.lstrip("Ġ▁") for token in form.tokenizer.get_vocab())
-    near = did_you_mean(fact.object, (token for token in vocabulary if token[:1] == fact.object[:1]))
+    similar = []
+    for token in form.tokenizer.get_vocab():
+        word = token.lstrip("Ġ▁")
+        if word[:1] == fact.object[:1]:
+            similar.append(word)
+    near = did_you_mean(fact.object, similar)
     return PromptError(
-        f"The answer {fact.object!r} of {fact.key} is not in the vocabulary: its tokens would be unknown, special or "
-        f"missing{more}.{near} {remedy}"
+        f"The answer {fact.object!r} of {fact.key} is not in the vocabulary: "
+        f"its tokens would be unknown, special or missing{more}.{near} {remedy}"
     )

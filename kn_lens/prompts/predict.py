@@ -54,9 +54,12 @@ def predict(
     prompts.check_for(host)
     lengths = prompts.attention_mask.sum(-1)
 
-    def most_probable(rows: Int[Tensor, " chunk"]) -> tuple[Float[Tensor, "chunk k"], Int[Tensor, "chunk k"]]:
+    def most_probable(
+        rows: Int[Tensor, " chunk"],
+    ) -> tuple[Float[Tensor, "chunk k"], Int[Tensor, "chunk k"]]:
         n_pos = int(lengths[rows].max())
-        tokens, attention_mask = prompts.tokens[rows, :n_pos], prompts.attention_mask[rows, :n_pos]
+        tokens = prompts.tokens[rows, :n_pos]
+        attention_mask = prompts.attention_mask[rows, :n_pos]
         with torch.no_grad():
             logits = host.logits_at_read_pos(tokens, attention_mask, prompts.read_pos[rows])
         # Half precision would round probabilities to three digits.
@@ -65,23 +68,34 @@ def predict(
 
     probabilities = torch.empty(prompts.n_rows, k, dtype=torch.float64)
     ids = torch.empty(prompts.n_rows, k, dtype=torch.int64)
-    chunks = budget.map_chunks(torch.ones_like(lengths), lengths, budget.rows_per_pass, most_probable)
+    chunks = budget.map_chunks(
+        torch.ones_like(lengths),
+        lengths,
+        budget.rows_per_pass,
+        most_probable,
+    )
     for rows, (values, indices) in chunks:
         probabilities[rows.cpu()] = values
         ids[rows.cpu()] = indices
 
-    tokenizer = host.tokenizer if tokenizer is None else tokenizer
-    shown = {token: str(token) if tokenizer is None else tokenizer.decode([token]) for token in ids.unique().tolist()}
+    if tokenizer is None:
+        tokenizer = host.tokenizer
+    text_of_token = {}
+    for token in ids.unique().tolist():
+        text_of_token[token] = str(token) if tokenizer is None else tokenizer.decode([token])
+
     prompt = prompts.prompt_index.cpu()
     first_row = torch.searchsorted(prompt, prompt)  # of each row's prompt
+    answer_token = torch.arange(len(prompt)) - first_row
+    prompt_numbers = repeat(prompt, "row -> (row k)", k=k).numpy()
     token_ids = ids.flatten().tolist()
     return pd.DataFrame(
         {
-            "prompt": repeat(prompt, "row -> (row k)", k=k).numpy(),
-            "text": [prompts.text[number] for number in prompt.tolist() for _ in range(k)],
-            "answer_token": repeat(torch.arange(len(prompt)) - first_row, "row -> (row k)", k=k).numpy(),
+            "prompt": prompt_numbers,
+            "text": [prompts.text[number] for number in prompt_numbers],
+            "answer_token": repeat(answer_token, "row -> (row k)", k=k).numpy(),
             "rank": repeat(torch.arange(k), "k -> (row k)", row=len(prompt)).numpy(),
-            "token": [shown[token] for token in token_ids],
+            "token": [text_of_token[token] for token in token_ids],
             "token_id": token_ids,
             "probability": probabilities.flatten().numpy(),
         }

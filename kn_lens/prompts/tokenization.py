@@ -46,10 +46,21 @@ class Encoded:
         return self.start + self.n_answer
 
     def __getitem__(self, texts: np.ndarray) -> "Encoded":
-        return Encoded(**{name: value[texts] for name, value in vars(self).items()})
+        return Encoded(
+            ids=self.ids[texts],
+            length=self.length[texts],
+            start=self.start[texts],
+            n_answer=self.n_answer[texts],
+            problem=self.problem[texts],
+        )
 
 
-def encode(tokenizer: Any, texts: Sequence[str], begin: Sequence[int], end: Sequence[int]) -> Encoded:
+def encode(
+    tokenizer: Any,
+    texts: Sequence[str],
+    begin: Sequence[int],
+    end: Sequence[int],
+) -> Encoded:
     """Encode texts, with special tokens, and find the tokens of their answers.
 
     Args:
@@ -63,25 +74,30 @@ def encode(tokenizer: Any, texts: Sequence[str], begin: Sequence[int], end: Sequ
     """
     if not getattr(tokenizer, "is_fast", False):
         raise PromptError(
-            f"The tokenizer {type(tokenizer).__name__} cannot say which characters a token covers; expected a fast "
-            "one: transformers.AutoTokenizer.from_pretrained(..., use_fast=True)."
+            f"The tokenizer {type(tokenizer).__name__} cannot say which characters a token covers; "
+            "expected a fast one: transformers.AutoTokenizer.from_pretrained(..., use_fast=True)."
         )
     chunks = []
     for first in range(0, len(texts), _TEXTS_PER_CALL):
         chunk = slice(first, first + _TEXTS_PER_CALL)
         chunks.append(_encode_chunk(tokenizer, texts[chunk], begin[chunk], end[chunk]))
-    width = max(chunk.ids.shape[1] for chunk in chunks)
-    padded = [np.pad(chunk.ids, ((0, 0), (0, width - chunk.ids.shape[1]))) for chunk in chunks]
-    return Encoded(
-        ids=np.concatenate(padded),
-        length=np.concatenate([chunk.length for chunk in chunks]),
-        start=np.concatenate([chunk.start for chunk in chunks]),
-        n_answer=np.concatenate([chunk.n_answer for chunk in chunks]),
-        problem=np.concatenate([chunk.problem for chunk in chunks]),
-    )
+    n_pos = max(chunk.ids.shape[1] for chunk in chunks)
+    padded_ids = []
+    for chunk in chunks:
+        n_padding = n_pos - chunk.ids.shape[1]
+        padded_ids.append(np.pad(chunk.ids, ((0, 0), (0, n_padding))))
+    arrays = {}
+    for name in ("length", "start", "n_answer", "problem"):
+        arrays[name] = np.concatenate([getattr(chunk, name) for chunk in chunks])
+    return Encoded(ids=np.concatenate(padded_ids), **arrays)
 
 
-def _encode_chunk(tokenizer: Any, texts: Sequence[str], begin: Sequence[int], end: Sequence[int]) -> Encoded:
+def _encode_chunk(
+    tokenizer: Any,
+    texts: Sequence[str],
+    begin: Sequence[int],
+    end: Sequence[int],
+) -> Encoded:
     coded = tokenizer(
         list(texts),
         return_offsets_mapping=True,
@@ -100,51 +116,90 @@ def _encode_chunk(tokenizer: Any, texts: Sequence[str], begin: Sequence[int], en
     # One flat run of tokens from here on; text_of is the text of each token.
     text_start = np.cumsum(length) - length
     text_of = np.repeat(np.arange(len(texts)), length)
-    answer_begin, answer_end = np.asarray(begin)[text_of], np.asarray(end)[text_of]
+    answer_begin = np.asarray(begin)[text_of]
+    answer_end = np.asarray(end)[text_of]
     in_answer = (first < answer_end) & (last > answer_begin)
-    n_answer = np.bincount(text_of[in_answer], minlength=len(texts))
+    answer_text = text_of[in_answer]  # the text of each token that is in an answer
+    n_answer = np.bincount(answer_text, minlength=len(texts))
     start = np.full(len(texts), len(ids))
-    np.minimum.at(start, text_of[in_answer], np.flatnonzero(in_answer))
+    np.minimum.at(start, answer_text, np.flatnonzero(in_answer))
     stop = np.zeros(len(texts), np.int64)
-    np.maximum.at(stop, text_of[in_answer], np.flatnonzero(in_answer) + 1)
+    np.maximum.at(stop, answer_text, np.flatnonzero(in_answer) + 1)
 
-    found: list[int] = np.flatnonzero(n_answer).tolist()
     problem = np.where(n_answer > 0, "", UNKNOWN).astype(object)
     problem[text_of[in_answer & special]] = UNKNOWN
     # Some tokenizers drop the characters they do not know, without a token for "unknown".
-    spans = np.stack([np.maximum(first, answer_begin), np.minimum(last, answer_end)], axis=1)[in_answer]
-    ends = np.bincount(text_of[in_answer], minlength=len(texts)).cumsum()
-    for i in np.flatnonzero(_covered(spans, text_of[in_answer], len(texts)) < np.asarray(end) - begin).tolist():
-        uncovered = bytearray(b"\1" * len(texts[i]))
-        for low, high in spans[ends[i] - n_answer[i] : ends[i]].tolist():
-            uncovered[low:high] = bytes(high - low)
-        for position in range(begin[i], end[i]):
-            if uncovered[position] and _needs_token(texts[i][position]):
-                problem[i] = UNKNOWN
-    before = start[found] - 1
-    has_before = (before >= text_start[found]) & ~special[before]
-    places = np.stack([first[start[found]], last[stop[found] - 1], first[before], last[before], has_before], axis=1)
-    for i, (low, high, low_before, high_before, exists) in zip(found, places.tolist(), strict=True):
+    span_begin = np.maximum(first, answer_begin)[in_answer]
+    span_end = np.minimum(last, answer_end)[in_answer]
+    spans = np.stack([span_begin, span_end], axis=1)
+    n_characters = np.asarray(end) - np.asarray(begin)
+    has_gap = _covered(spans, answer_text, len(texts)) < n_characters
+    n_spans = n_answer.cumsum()
+    for i in np.flatnonzero(has_gap).tolist():
+        answer_spans = spans[n_spans[i] - n_answer[i] : n_spans[i]].tolist()
+        if _lacks_token(texts[i], begin[i], end[i], answer_spans):
+            problem[i] = UNKNOWN
+
+    answered = np.flatnonzero(n_answer)
+    before = start[answered] - 1  # the token before the answer
+    has_before = (before >= text_start[answered]) & ~special[before]
+    characters = np.stack(
+        [
+            first[start[answered]],
+            last[stop[answered] - 1],
+            first[before],
+            last[before],
+            has_before,
+        ],
+        axis=1,
+    )
+    edges = zip(answered.tolist(), characters.tolist(), strict=True)
+    for i, (low, high, low_before, high_before, exists) in edges:
         text = texts[i]
-        if (text[low : begin[i]] + text[end[i] : high]).strip():  # also where the one unknown token is of both
+        text_beside = text[low : begin[i]] + text[end[i] : high]
+        if text_beside.strip():  # also where one unknown token covers both the answer and its neighbour
             problem[i] = STRADDLES
-        if exists and high_before == begin[i] and not text[low_before:high_before].strip(" "):
-            start[i] = start[i] - 1
+        text_before = text[low_before:high_before]
+        if exists and high_before == begin[i] and not text_before.strip(" "):
+            start[i] -= 1
     start = np.where(n_answer > 0, start - text_start, 0)
     stop = np.where(n_answer > 0, stop - text_start, 0)
     padded = np.zeros((len(texts), length.max()), np.int64)
     padded[np.arange(padded.shape[1]) < length[:, None]] = ids
-    return Encoded(ids=padded, length=length, start=start, n_answer=stop - start, problem=problem)
+    return Encoded(
+        ids=padded,
+        length=length,
+        start=start,
+        n_answer=stop - start,
+        problem=problem,
+    )
 
 
 def _covered(spans: np.ndarray, text_of: np.ndarray, n_texts: int) -> np.ndarray:
     """Return the number of characters of each text that its spans, which are in order, cover together."""
-    # Byte tokens of one character share its span, so spans cannot just be added up.
-    covered_to = np.concatenate([[0], spans[:-1, 1]]) * (text_of == np.concatenate([[-1], text_of[:-1]]))
-    new = spans[:, 1] - np.maximum(spans[:, 0], covered_to)
-    return np.bincount(text_of, np.maximum(new, 0), n_texts)
+    # The tokens of the bytes of one character have the same span, so that lengths cannot just be added up.
+    previous_end = np.concatenate([[0], spans[:-1, 1]])
+    previous_text = np.concatenate([[-1], text_of[:-1]])
+    covered_to = np.where(text_of == previous_text, previous_end, 0)
+    n_new = spans[:, 1] - np.maximum(spans[:, 0], covered_to)
+    return np.bincount(text_of, np.maximum(n_new, 0), n_texts)
+
+
+def _lacks_token(
+    text: str,
+    begin: int,
+    end: int,
+    spans: list[list[int]],
+) -> bool:
+    """Return whether the spans of an answer's tokens leave out a character that must have a token."""
+    uncovered = set(range(begin, end))
+    for low, high in spans:
+        uncovered.difference_update(range(low, high))
+    return any(_needs_token(text[position]) for position in uncovered)
 
 
 def _needs_token(character: str) -> bool:
     """Return whether a character must have a token: normalisation may drop spaces, accents and control characters."""
-    return not character.isspace() and unicodedata.category(character)[0] not in "MC"
+    if character.isspace():
+        return False
+    return unicodedata.category(character)[0] not in "MC"
