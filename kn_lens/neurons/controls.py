@@ -1,6 +1,6 @@
-"""Control neurons: as many others as were found, drawn at random or chosen by another score.
+"""Control neurons: as many neurons as a set has, drawn at random or chosen by another score.
 
-They tell how much of an effect belongs to the found neurons, and not to any as many others.
+They tell how much of an effect belongs to the neurons of the set, and how much any set of this size would have.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,16 @@ from kn_lens.neurons.refine import prompts_by_fact
 from kn_lens.prompts import PromptBatch
 
 
-def random_neurons(neurons: NeuronSet, model: HookedModel | Host, seed: int | Sequence[int] = 0) -> NeuronSet:
+def random_neurons(
+    neurons: NeuronSet,
+    model: HookedModel | Host,
+    seed: int | Sequence[int] = 0,
+) -> NeuronSet:
     """Return as many other neurons of each layer, drawn at random: the effect of any neurons of these layers.
 
-    The number is what makes it a control, so it is kept even if a set has more than half of a layer: then all others
-    are taken, and the rest is drawn from the set itself. Such a control shares part of the set and of its effect, so it
-    understates the effect of the set beyond the control, and never overstates it.
+    A set may have more than half of a layer, so that too few others are left. The number is kept: all others are taken,
+    and the rest is drawn from the set itself. Such a control has part of the set's own effect. What the set does beyond
+    it is then understated, never overstated.
 
     Args:
         neurons: the set to match; none of it is drawn while there are enough others.
@@ -50,15 +54,19 @@ def random_neurons(neurons: NeuronSet, model: HookedModel | Host, seed: int | Se
         chosen = generator.choice(others, n_others, replace=False).tolist()
         if n_others < len(indices):
             chosen += generator.choice(indices, len(indices) - n_others, replace=False).tolist()
-        drawn += [(layer, index) for index in chosen]
+        for index in chosen:
+            drawn.append((layer, index))
     return NeuronSet(drawn)
 
 
-def activation_neurons(activations: Attribution, neurons_by_fact: Mapping[Fact, NeuronSet]) -> dict[Fact, NeuronSet]:
+def activation_neurons(
+    activations: Attribution,
+    neurons_by_fact: Mapping[Fact, NeuronSet],
+) -> dict[Fact, NeuronSet]:
     """Return for each fact as many neurons, those of highest mean activation over its prompts.
 
-    The control tells what a method adds to reading off the activations. (The paper's baseline refines activations with
-    thresholds of their own, and so ends up with another number of neurons.)
+    The control tells what a method adds to reading off the activations. The paper's baseline is another one: it refines
+    activations with thresholds of their own, which give another number of neurons.
 
     Args:
         activations: from ``attribute(..., method="activation")``, whole, with prompts of all the facts.
@@ -77,8 +85,8 @@ def activation_neurons(activations: Attribution, neurons_by_fact: Mapping[Fact, 
     """
     if activations.method != "activation":
         raise ArgumentError(
-            f"Got scores by {activations.method!r}; expected attribute(..., method='activation'). For the highest "
-            "scores of another method use matched_neurons."
+            f"Got scores by {activations.method!r}; expected attribute(..., method='activation'). "
+            "For the highest scores of another method use matched_neurons."
         )
     return matched_neurons(activations, neurons_by_fact)
 
@@ -109,7 +117,12 @@ def most_active_neurons(
         ArgumentError: as ``attribute``.
     """
     parts = attribute_in_parts(
-        model, prompts, together="fact", method="activation", memory_budget=memory_budget, progress=progress
+        model,
+        prompts,
+        together="fact",
+        method="activation",
+        memory_budget=memory_budget,
+        progress=progress,
     )
     active: dict[Fact, NeuronSet] = {}
     for _, activations in parts:
@@ -121,7 +134,10 @@ def most_active_neurons(
     return active
 
 
-def matched_neurons(attr: Attribution, neurons_by_fact: Mapping[Fact, NeuronSet]) -> dict[Fact, NeuronSet]:
+def matched_neurons(
+    attr: Attribution,
+    neurons_by_fact: Mapping[Fact, NeuronSet],
+) -> dict[Fact, NeuronSet]:
     """Return for each fact as many neurons, those of highest mean score over its prompts: two methods at equal count.
 
     Args:
@@ -131,10 +147,14 @@ def matched_neurons(attr: Attribution, neurons_by_fact: Mapping[Fact, NeuronSet]
     Raises:
         ArgumentError: thresholded scores, a fact without prompts, or one with fewer scores than neurons.
     """
-    return highest_neurons(attr, {fact: len(neurons) for fact, neurons in neurons_by_fact.items()})
+    n_by_fact = {fact: len(neurons) for fact, neurons in neurons_by_fact.items()}
+    return highest_neurons(attr, n_by_fact)
 
 
-def highest_neurons(attr: Attribution, n_by_fact: Mapping[Fact, int]) -> dict[Fact, NeuronSet]:
+def highest_neurons(
+    attr: Attribution,
+    n_by_fact: Mapping[Fact, int],
+) -> dict[Fact, NeuronSet]:
     """Return for each fact the given number of neurons of highest mean score over its prompts.
 
     Raises:
@@ -143,9 +163,10 @@ def highest_neurons(attr: Attribution, n_by_fact: Mapping[Fact, int]) -> dict[Fa
     """
     if attr.keep is not None:
         raise ArgumentError(
-            f"Means over prompts need all scores, and these were kept from {attr.keep} times the prompt's largest on: "
-            "expected an attribution with keep=None."
+            f"Means over prompts need all scores, and these were kept from {attr.keep} times "
+            "the prompt's largest on: expected an attribution with keep=None."
         )
+    d_mlp = attr.scores.shape[-1]
     prompts_of = prompts_by_fact(attr.prompts)
     highest = {}
     for fact, n in n_by_fact.items():
@@ -156,9 +177,9 @@ def highest_neurons(attr: Attribution, n_by_fact: Mapping[Fact, int]) -> dict[Fa
         n_scores = int((~means.isnan()).sum())
         if n > n_scores:
             raise ArgumentError(
-                f"{fact.key} is to have {n} neurons, and the attribution has fewer scores for it, {n_scores}; expected "
-                "one of all layers and neurons."
+                f"{fact.key} is to have {n} neurons, and the attribution has fewer scores for it, "
+                f"{n_scores}; expected one of all layers and neurons."
             )
         cells = torch.where(means.isnan(), -torch.inf, means).topk(n).indices
-        highest[fact] = NeuronSet(divmod(cell, attr.scores.shape[-1]) for cell in cells.tolist())
+        highest[fact] = NeuronSet(divmod(cell, d_mlp) for cell in cells.tolist())
     return highest

@@ -39,28 +39,44 @@ def read_sets(path: Path) -> tuple[dict[str, list[Pair]], Any]:
     """
     with _opened(path) as file:
         document = _parse(file.read(), str(path))
-    meta = document.get("meta") if isinstance(document, dict) and "format" in document else None
-    return _sets(document, path), meta.get("model") if isinstance(meta, dict) else None
+    meta = None
+    if isinstance(document, dict) and "format" in document:
+        meta = document.get("meta")
+    of_model = meta.get("model") if isinstance(meta, dict) else None
+    return _sets(document, path), of_model
 
 
 def _sets(document: Any, path: Path) -> dict[str, list[Pair]]:
+    """Return the sets of a document in any of the formats, by key."""
     if isinstance(document, dict):
         if "format" in document:
             document = _own(document, path)
         if not document:
             raise DataError(f"{path} holds no neuron sets.")
-        return {key: _pairs(entries, f"{path}, {key!r}") for key, entries in document.items()}
+        sets = {}
+        for key, entries in document.items():
+            sets[key] = _pairs(entries, f"{path}, {key!r}")
+        return sets
     if not isinstance(document, list) or not document:
         raise DataError(
             f"{path} holds {_short(document)}; expected neuron sets: a JSON object of lists, or a list of lists."
         )
-    relation = path.name.split(".")[0].rpartition("kn_bag-")[2] if "kn_bag-" in path.name else ""
-    if isinstance(document[0], list) and document[0] and not isinstance(document[0][0], list):
-        return {path.name.split(".")[0].rpartition("kn_rel-")[2]: _pairs(document, str(path))}
-    return {f"{relation}[{i}]": _pairs(entries, f"{path}, set {i}") for i, entries in enumerate(document)}
+    stem = path.name.split(".")[0]
+    first = document[0]
+    if isinstance(first, list) and first and not isinstance(first[0], list):
+        relation = stem.rpartition("kn_rel-")[2]
+        return {relation: _pairs(document, str(path))}
+    relation = stem.rpartition("kn_bag-")[2] if "kn_bag-" in path.name else ""
+    sets = {}
+    for number, entries in enumerate(document):
+        sets[f"{relation}[{number}]"] = _pairs(entries, f"{path}, set {number}")
+    return sets
 
 
-def read_scores(path: Path, metric: str = "ig_gold") -> Iterator[tuple[str, list[dict[Pair, float]]]]:
+def read_scores(
+    path: Path,
+    metric: str = "ig_gold",
+) -> Iterator[tuple[str, list[dict[Pair, float]]]]:
     """Yield each fact of the released code's attributions: its key and, for each of its prompts, the stored scores.
 
     The released code stores the neurons with at least a tenth of the prompt's largest score. One fact is held at once.
@@ -69,25 +85,29 @@ def read_scores(path: Path, metric: str = "ig_gold") -> Iterator[tuple[str, list
         DataError: no such file, a malformed line, or the metric is not in it.
     """
     n_facts: Counter[str] = Counter()
-    for place, line in _lines(path):
+    for location, line in _lines(path):
         relations, results = [], []
         try:
-            for info, result in _parse(line, place):
+            for info, result in _parse(line, location):
                 relations.append(info["relation"].partition("(")[0])
                 results.append(result)
             relation = relations[0]
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"{place}: got {_short(line)}; expected a list of [{{'relation': ...}}, {{{metric!r}: ...}}]."
+                f"{location}: got {_short(line)}; expected a list of [{{'relation': ...}}, {{{metric!r}: ...}}]."
             ) from error
         key = f"{relation}[{n_facts[relation]}]"
         n_facts[relation] += 1
-        yield key, [_scores(result, metric, place) for result in results]
+        yield key, [_scores(result, metric, location) for result in results]
     if not n_facts:
         raise DataError(f"{path} is empty; expected one fact a line.")
 
 
-def write_sets(path: Path, sets: Mapping[str, Iterable[Pair]], meta: Mapping[str, Any]) -> None:
+def write_sets(
+    path: Path,
+    sets: Mapping[str, Iterable[Pair]],
+    meta: Mapping[str, Any],
+) -> None:
     """Write our own format, one set a line. The file appears whole or not at all.
 
     Raises:
@@ -95,7 +115,11 @@ def write_sets(path: Path, sets: Mapping[str, Iterable[Pair]], meta: Mapping[str
         DataError: the file cannot be written.
     """
     try:
-        head = json.dumps({"format": FORMAT, "version": VERSION, "meta": meta}, ensure_ascii=False, allow_nan=False)
+        head = json.dumps(
+            {"format": FORMAT, "version": VERSION, "meta": meta},
+            ensure_ascii=False,
+            allow_nan=False,
+        )
     except (TypeError, ValueError) as error:
         raise ArgumentError(f"The meta data cannot be written as JSON: {error}.") from error
     lines = []
@@ -103,13 +127,15 @@ def write_sets(path: Path, sets: Mapping[str, Iterable[Pair]], meta: Mapping[str
         name = json.dumps(key, ensure_ascii=False)
         lines.append(f"{name}: {json.dumps(list(pairs))}")
     try:
-        write_whole(path, head[:-1] + ', "neurons": {\n' + ",\n".join(lines) + "\n}}\n")
+        text = head[:-1] + ', "neurons": {\n' + ",\n".join(lines) + "\n}}\n"
+        write_whole(path, text)
     except UnicodeEncodeError as error:
         raise ArgumentError(
             f"A key or the meta data is no valid Unicode text, half of a surrogate pair: {error}."
         ) from error
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        raise DataError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} cannot be written: {reason}.") from error
 
 
 def _own(document: dict[str, Any], path: Path) -> Mapping[str, Any]:
@@ -124,33 +150,35 @@ def _own(document: dict[str, Any], path: Path) -> Mapping[str, Any]:
     return neurons
 
 
-def _pairs(entries: Any, place: str) -> list[Pair]:
+def _pairs(entries: Any, location: str) -> list[Pair]:
     if not isinstance(entries, list):
-        raise DataError(f"{place}: got {_short(entries)}; expected a list of [layer, index].")
-    return [_pair(entry, place) for entry in entries]
+        raise DataError(f"{location}: got {_short(entries)}; expected a list of [layer, index].")
+    return [_pair(entry, location) for entry in entries]
 
 
-def _pair(entry: Any, place: str) -> Pair:
+def _pair(entry: Any, location: str) -> Pair:
     # A bool is an int in Python, and a float that looks whole is a sign of another format: only true ints will do.
-    is_pair = isinstance(entry, list) and len(entry) in (2, 3)
-    if not is_pair or not all(type(number) is int and number >= 0 for number in entry[:2]):
-        raise DataError(f"{place}: got {_short(entry)}; expected [layer, index], two whole numbers from 0.")
-    return entry[0], entry[1]
+    if isinstance(entry, list) and len(entry) in (2, 3):
+        layer, index = entry[:2]
+        if type(layer) is int and type(index) is int and layer >= 0 and index >= 0:
+            return layer, index
+    raise DataError(f"{location}: got {_short(entry)}; expected [layer, index], two whole numbers from 0.")
 
 
-def _scores(results: Any, metric: str, place: str) -> dict[Pair, float]:
+def _scores(results: Any, metric: str, location: str) -> dict[Pair, float]:
     if not isinstance(results, dict) or metric not in results:
         known = list(results) if isinstance(results, dict) else []
-        raise DataError(f"{place}: no {metric!r} among {', '.join(known) or 'nothing'}.{did_you_mean(metric, known)}")
+        names = ", ".join(known) or "nothing"
+        raise DataError(f"{location}: no {metric!r} among {names}.{did_you_mean(metric, known)}")
     entries = results[metric]
     if not isinstance(entries, list):
         entries = [entries]
     scores = {}
     for entry in entries:
-        pair = _pair(entry, place)
+        pair = _pair(entry, location)
         has_score = len(entry) == 3 and type(entry[2]) in (int, float)
         if not has_score or not abs(entry[2]) <= sys.float_info.max:
-            raise DataError(f"{place}: got {_short(entry)}; expected [layer, index, score], a finite number.")
+            raise DataError(f"{location}: got {_short(entry)}; expected [layer, index, score], a finite number.")
         scores[pair] = entry[2]
     return scores
 
@@ -167,21 +195,23 @@ def _opened(path: Path) -> Iterator[TextIO]:
         with TextIOWrapper(opened(path), encoding="utf-8") as file:
             yield file
     except FileNotFoundError as error:
-        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"There is no file {path}.{did_you_mean(path.name, beside)}") from error
+        names = []
+        if path.parent.is_dir():
+            names = [sibling.name for sibling in path.parent.iterdir()]
+        raise DataError(f"There is no file {path}.{did_you_mean(path.name, names)}") from error
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a null character
         raise DataError(f"{path} cannot be read: {error}.") from error
 
 
-def _parse(text: str, place: str) -> Any:
+def _parse(text: str, location: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=unique_keys(place))
+        return json.loads(text, object_pairs_hook=unique_keys(location))
     except json.JSONDecodeError as error:
-        raise DataError(f"{place} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
+        raise DataError(f"{location} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
     except ValueError as error:  # a number of thousands of digits
-        raise DataError(f"{place} cannot be read: {error}.") from error
+        raise DataError(f"{location} cannot be read: {error}.") from error
     except RecursionError as error:
-        raise DataError(f"{place} is nested too deeply to hold neuron sets.") from error
+        raise DataError(f"{location} is nested too deeply to hold neuron sets.") from error
 
 
 def _short(value: Any) -> str:

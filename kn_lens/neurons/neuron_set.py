@@ -123,8 +123,8 @@ class NeuronSet(AbstractSet[Neuron], Hashable):
         if self and self._ordered[-1].layer >= n_layers:
             last = self._ordered[-1]
             raise ArgumentError(f"{last} is in layer {last.layer}; there are {n_layers}.")
-        found = self.by_layer()
-        return tuple(len(found.get(layer, ())) for layer in range(n_layers))
+        by_layer = self.by_layer()
+        return tuple(len(by_layer.get(layer, ())) for layer in range(n_layers))
 
     def check(self, model: HookedModel | Host) -> None:
         """Raise unless the model, or ``Host``, has every neuron of the set.
@@ -136,12 +136,18 @@ class NeuronSet(AbstractSet[Neuron], Hashable):
         for neuron in self:
             if neuron.layer >= host.n_layers or neuron.index >= host.d_mlp:
                 raise ArgumentError(
-                    f"{host.name} has no neuron {neuron}; expected layers 0 to {host.n_layers - 1} and indices 0 to "
-                    f"{host.d_mlp - 1}. Was the set made for another model?"
+                    f"{host.name} has no neuron {neuron}; "
+                    f"expected layers 0 to {host.n_layers - 1} and indices 0 to {host.d_mlp - 1}. "
+                    "Was the set made for another model?"
                 )
 
     @classmethod
-    def read_many(cls, path: str | Path, *, model: HookedModel | Host | None = None) -> "dict[str, NeuronSet]":
+    def read_many(
+        cls,
+        path: str | Path,
+        *,
+        model: HookedModel | Host | None = None,
+    ) -> "dict[str, NeuronSet]":
         """Read all sets of a JSON file: ours, EleutherAI's, or the released code's ``kn_bag`` and ``kn_rel``.
 
         The format is recognised by the shape of the document. The keys are those of the file: in ours the keys that it
@@ -165,26 +171,36 @@ class NeuronSet(AbstractSet[Neuron], Hashable):
             difference = identity.difference(expected)
             if difference is not None:
                 raise DataError(
-                    f"{path} holds neurons of {identity.name}, and the model is {expected.name}: {difference}. A "
-                    "neuron's index means nothing in another model; find them in this one, or read them all the same "
-                    "with model=None."
+                    f"{path} holds neurons of {identity.name}, "
+                    f"and the model is {expected.name}: {difference}. "
+                    "A neuron's index means nothing in another model; "
+                    "find them in this one, or read them all the same with model=None."
                 )
         return {key: cls(pairs) for key, pairs in sets.items()}
 
     @classmethod
-    def read(cls, path: str | Path, *, model: HookedModel | Host | None = None) -> "NeuronSet":
+    def read(
+        cls,
+        path: str | Path,
+        *,
+        model: HookedModel | Host | None = None,
+    ) -> "NeuronSet":
         """Read a file that holds one set; see ``read_many``.
 
         Raises:
             DataError: as ``read_many``, or the file holds several sets.
         """
-        found = cls.read_many(path, model=model)
-        if len(found) > 1:
-            raise DataError(f"{path} holds {len(found)} neuron sets; read them with NeuronSet.read_many.")
-        return next(iter(found.values()))
+        sets = cls.read_many(path, model=model)
+        if len(sets) > 1:
+            raise DataError(f"{path} holds {len(sets)} neuron sets; read them with NeuronSet.read_many.")
+        return next(iter(sets.values()))
 
     @staticmethod
-    def write_many(path: str | Path, sets: "Mapping[Any, NeuronSet]", **meta: Any) -> None:
+    def write_many(
+        path: str | Path,
+        sets: "Mapping[Any, NeuronSet]",
+        **meta: Any,
+    ) -> None:
         """Write sets to one JSON file, which appears whole or not at all.
 
         Args:
@@ -212,7 +228,10 @@ class NeuronSet(AbstractSet[Neuron], Hashable):
         NeuronSet.write_many(path, {"": self}, **meta)
 
 
-def match_facts(sets: Mapping[str, NeuronSet], facts: Iterable[Fact]) -> dict[Fact, NeuronSet]:
+def match_facts(
+    sets: Mapping[str, NeuronSet],
+    facts: Iterable[Fact],
+) -> dict[Fact, NeuronSet]:
     """Return the sets of a neuron file by the facts that its keys name.
 
     A key names the fact with that ``key`` or ``uid``, or, written ``P36[3]``, the fourth of the relation's facts in the
@@ -231,15 +250,17 @@ def match_facts(sets: Mapping[str, NeuronSet], facts: Iterable[Fact]) -> dict[Fa
     for fact in facts:
         position = n_facts.setdefault(fact.relation, 0)
         n_facts[fact.relation] += 1
-        for name in {fact.key, fact.uid, f"{fact.relation}[{position}]"} - {""}:
+        names = {fact.key, fact.uid, f"{fact.relation}[{position}]"}
+        for name in names - {""}:
             facts_of_name.setdefault(name, []).append(fact)
     matched: dict[Fact, NeuronSet] = {}
     for key, neurons in sets.items():
         candidates = facts_of_name.get(key, [])
         if len(candidates) != 1:
             raise DataError(
-                f"The key {key!r} of the neuron sets stands for {len(candidates)} of the facts; expected one, by its "
-                f"key, its uid or its place (P36[0]).{did_you_mean(key, facts_of_name)}"
+                f"The key {key!r} of the neuron sets stands for {len(candidates)} of the facts; "
+                "expected one, by its key, its uid or its place (P36[0])."
+                f"{did_you_mean(key, facts_of_name)}"
             )
         (fact,) = candidates
         if fact in matched:

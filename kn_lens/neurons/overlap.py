@@ -44,11 +44,16 @@ def jaccard(a: NeuronSet, b: NeuronSet) -> float:
     >>> jaccard(NeuronSet([(9, 7), (9, 8)]), NeuronSet([(9, 8)]))
     0.5
     """
-    return len(a & b) / len(a | b) if a or b else 1.0
+    if not a and not b:
+        return 1.0
+    return len(a & b) / len(a | b)
 
 
 def relation_neurons(
-    neurons: Mapping[Fact, NeuronSet], *, min_share: float = 0.1, top: int | None = None
+    neurons: Mapping[Fact, NeuronSet],
+    *,
+    min_share: float = 0.1,
+    top: int | None = None,
 ) -> dict[str, NeuronSet]:
     """Return the neurons that stand for each relation as a whole.
 
@@ -86,7 +91,9 @@ def relation_neurons(
 
 
 def overlap_statistics(
-    sets: SetsByRelation, n_resamples: int, seed: int
+    sets: SetsByRelation,
+    n_resamples: int,
+    seed: int,
 ) -> tuple[OverlapStatistics, OverlapStatistics]:
     """Return the overlap statistics of the facts as they are, and of ``n_resamples`` bootstrap samples of them.
 
@@ -109,18 +116,26 @@ def overlap_statistics(
     """
     generator = np.random.default_rng(seed)
     incidence = Incidence.of(sets)
-    as_they_are = incidence.statistics([np.ones((1, len(group))) for group in sets.values()])
+    each_fact_once = [np.ones((1, len(group))) for group in sets.values()]
     parts = []
     for start in range(0, n_resamples, RESAMPLES_AT_ONCE):
         n = min(RESAMPLES_AT_ONCE, n_resamples - start)
         draws = [bootstrap_counts(len(group), n, generator)[1:] for group in sets.values()]
         parts.append(incidence.statistics(draws))
-    exact = {name: values[0] for name, values in as_they_are.items()}
-    resampled = {name: np.concatenate([part[name] for part in parts]) for name in OVERLAP_STATISTICS}
+    exact: OverlapStatistics = {}
+    for name, values in incidence.statistics(each_fact_once).items():
+        exact[name] = values[0]
+    resampled: OverlapStatistics = {}
+    for name in OVERLAP_STATISTICS:
+        resampled[name] = np.concatenate([part[name] for part in parts])
     return exact, resampled
 
 
-def sampled_across(sets: SetsByRelation, n_samples: int, seed: int) -> Float[np.ndarray, " relation_and_all"]:
+def sampled_across(
+    sets: SetsByRelation,
+    n_samples: int,
+    seed: int,
+) -> Float[np.ndarray, " relation_and_all"]:
     """Return ``shared_across`` as the released code does, by drawing facts of other relations.
 
     Args:
@@ -141,15 +156,19 @@ def sampled_across(sets: SetsByRelation, n_samples: int, seed: int) -> Float[np.
             others += others >= relation
             facts = generator.integers(sizes[others])
             n_shared = 0
-            for neurons, other_relations, other_facts in zip(group, others.tolist(), facts.tolist(), strict=True):
-                for other, fact in zip(other_relations, other_facts, strict=True):
+            for number, neurons in enumerate(group):
+                pairs = zip(others[number].tolist(), facts[number].tolist(), strict=True)
+                for other, fact in pairs:
                     n_shared += len(neurons & groups[other][fact])
             sums[0, relation] = n_shared
     return _with_all(sums / n_samples, sizes[None])[0]
 
 
 def resampled_layer_counts(
-    sets: SetsByRelation, n_layers: int, n_resamples: int, seed: int
+    sets: SetsByRelation,
+    n_layers: int,
+    n_resamples: int,
+    seed: int,
 ) -> Float[np.ndarray, "1+n_resamples n_layers"]:
     """Return the number of neurons in each layer; a neuron counts once for each fact that has it.
 
@@ -161,8 +180,9 @@ def resampled_layer_counts(
     generator = np.random.default_rng(seed)
     total = np.zeros((1 + n_resamples, n_layers))
     for group in sets.values():
-        counts = np.array([neurons.layer_counts(n_layers) for neurons in group], dtype=float)
-        total += bootstrap_counts(len(group), n_resamples, generator) @ counts
+        layer_counts = [neurons.layer_counts(n_layers) for neurons in group]
+        draws = bootstrap_counts(len(group), n_resamples, generator)
+        total += draws @ np.array(layer_counts, dtype=float)
     return total
 
 
@@ -192,7 +212,8 @@ class Incidence:
                 number.setdefault(neuron, len(number))
             incidence = np.zeros((len(group), len(column_of)), dtype=bool)
             for fact, neurons in enumerate(group):
-                incidence[fact, [column_of[neuron] for neuron in neurons]] = True
+                for neuron in neurons:
+                    incidence[fact, column_of[neuron]] = True
             has.append(incidence)
             columns.append(np.array([number[neuron] for neuron in column_of], dtype=int))
         return cls(has, columns, len(number))
@@ -212,10 +233,15 @@ class Incidence:
             By statistic ``[draw, relation]``; the last column is that of all relations together.
         """
         n_draws, n_relations = len(draws[0]), len(draws)
-        sizes, n_facts, shared, pairs, across = (np.zeros((n_draws, n_relations)) for _ in range(5))
+        sizes = np.zeros((n_draws, n_relations))
+        n_facts = np.zeros((n_draws, n_relations))
+        shared = np.zeros((n_draws, n_relations))
+        pairs = np.zeros((n_draws, n_relations))
+        across = np.zeros((n_draws, n_relations))
         sum_of_shares = np.zeros((n_draws, self.n_neurons), dtype=np.float32)
         shares = []
-        for relation, (drawn, has, columns) in enumerate(zip(draws, self.has, self.columns, strict=True)):
+        for relation, drawn in enumerate(draws):
+            has = self.has[relation]
             count = drawn.astype(np.float32) @ has.astype(np.float32)
             size = has.sum(1)
             sizes[:, relation] = drawn @ size
@@ -223,9 +249,10 @@ class Incidence:
             shared[:, relation] = ((count.astype(float) ** 2).sum(1) - drawn**2 @ size) / 2
             pairs[:, relation] = (n_facts[:, relation] ** 2 - (drawn**2).sum(1)) / 2
             share = count / drawn.sum(1, keepdims=True).astype(np.float32)
-            sum_of_shares[:, columns] += share
+            sum_of_shares[:, self.columns[relation]] += share
             shares.append(share)
-        for relation, (share, columns) in enumerate(zip(shares, self.columns, strict=True)):
+        for relation, share in enumerate(shares):
+            columns = self.columns[relation]
             elsewhere = sum_of_shares[:, columns] - share
             across[:, relation] = (share * elsewhere).sum(1, dtype=float)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -238,7 +265,9 @@ class Incidence:
 
 
 def _with_all(
-    sums: Float[np.ndarray, "draw relation"], counts: Float[np.ndarray, "draw relation"] | Int[np.ndarray, "1 relation"]
+    sums: Float[np.ndarray, "draw relation"],
+    counts: Float[np.ndarray, "draw relation"] | Int[np.ndarray, "1 relation"],
 ) -> Float[np.ndarray, "draw relation_and_all"]:
     """Return the mean of each relation, and that of all together in the last column."""
-    return np.hstack([sums / counts, sums.sum(1, keepdims=True) / counts.sum(1, keepdims=True)])
+    mean_of_all = sums.sum(1, keepdims=True) / counts.sum(1, keepdims=True)
+    return np.hstack([sums / counts, mean_of_all])

@@ -71,7 +71,10 @@ class RelationRefinement:
     mean_neurons: dict[str, float]
 
 
-def coarse(attr: Attribution, threshold: float = defaults.ATTR_THRESHOLD) -> Bool[Tensor, "batch n_layers d_mlp"]:
+def coarse(
+    attr: Attribution,
+    threshold: float = defaults.ATTR_THRESHOLD,
+) -> Bool[Tensor, "batch n_layers d_mlp"]:
     """Return each prompt's coarse set: the neurons that score at least ``threshold`` times the prompt's largest score.
 
     The largest score is taken over all layers. A prompt without a positive score has an empty set. The result is dense
@@ -133,7 +136,10 @@ def refine(
     neurons = counts.refined(counts.needed(share_threshold))
     if isinstance(negatives, Attribution):
         negatives = refine(
-            negatives, attr_threshold=attr_threshold, share_threshold=share_threshold, min_prompts=min_prompts
+            negatives,
+            attr_threshold=attr_threshold,
+            share_threshold=share_threshold,
+            min_prompts=min_prompts,
         )
     return _without_negatives(neurons, negatives, counts.left_out)
 
@@ -208,12 +214,12 @@ def refine_by_relation(
             if p not in sizes_at:
                 sizes_at[p] = counts.sizes(counts.needed(p))
             mean = sizes_at[p][positions].double().mean().item()
+            change = step if mean > high else -step
             # Rounded, lest 0.7 - 0.05 - 0.05 ask for more prompts than 0.6 does.
-            moved = round(p + (step if mean > high else -step), 9)
-            moved = min(max(moved, 0.0), 1.0)
-            if low <= mean <= high or not moves_left or moved == p:
+            moved_p = min(max(round(p + change, 9), 0.0), 1.0)
+            if low <= mean <= high or not moves_left or moved_p == p:
                 break
-            p = moved
+            p = moved_p
             moves_left -= 1
         final[relation] = p
         means[relation] = mean
@@ -266,7 +272,10 @@ def refine_released(
 # --- coarse sets and how many prompts share a neuron -----------------------------------------------------
 
 
-def coarse_of(scores: Float[Tensor, "batch n_layers d_mlp"], threshold: float) -> Bool[Tensor, "batch n_layers d_mlp"]:
+def coarse_of(
+    scores: Float[Tensor, "batch n_layers d_mlp"],
+    threshold: float,
+) -> Bool[Tensor, "batch n_layers d_mlp"]:
     """Return the coarse set of each prompt of dense scores; see ``coarse``."""
     peak = scores.nan_to_num(-torch.inf).amax((1, 2), keepdim=True)
     return scores >= _least_score(peak, threshold)  # false for NaN
@@ -277,7 +286,11 @@ def prompts_by_fact(prompts: PromptBatch) -> dict[Fact, Int[Tensor, " prompt"]]:
     indices: dict[Fact, list[int]] = {fact: [] for fact in prompts.facts}
     for prompt, fact in enumerate(prompts.fact_index.tolist()):
         indices[prompts.facts[fact]].append(prompt)
-    return {fact: torch.tensor(prompt_ids) for fact, prompt_ids in indices.items() if prompt_ids}
+    tensors = {}
+    for fact, prompt_ids in indices.items():
+        if prompt_ids:
+            tensors[fact] = torch.tensor(prompt_ids)
+    return tensors
 
 
 def prompts_needed(n_prompts: int, share_threshold: float, min_prompts: int) -> int:
@@ -310,7 +323,12 @@ class _PromptCounts:
     count: Int[Tensor, " entry"]
 
     @classmethod
-    def of(cls, attr: Attribution, attr_threshold: float, min_prompts: int) -> "_PromptCounts":
+    def of(
+        cls,
+        attr: Attribution,
+        attr_threshold: float,
+        min_prompts: int,
+    ) -> "_PromptCounts":
         """Count the coarse sets of each fact's prompts.
 
         Raises:
@@ -340,14 +358,20 @@ class _PromptCounts:
             sizes = torch.tensor(n_prompts[start : start + facts_at_once])
             owners = torch.repeat_interleave(sizes)
             count = torch.zeros(len(group) * n_cells, dtype=torch.long, device=scores.device)
-            parts = zip(torch.cat(group).split(prompts_at_once), owners.split(prompts_at_once), strict=True)
+            parts = zip(
+                torch.cat(group).split(prompts_at_once),
+                owners.split(prompts_at_once),
+                strict=True,
+            )
             for prompt_ids, owner in parts:
                 position, cell = _coarse_cells(scores, prompt_ids.to(scores.device), attr_threshold)
-                count += torch.bincount(owner.to(scores.device)[position] * n_cells + cell, minlength=len(count))
+                fact_number = owner.to(scores.device)[position]
+                count += torch.bincount(fact_number * n_cells + cell, minlength=len(count))
             shared = (count >= min_prompts).nonzero().squeeze(1)
             counts.append(count[shared].cpu())
             entries.append(shared.cpu() + start * n_cells)
-        owner, layer, index = torch.unravel_index(torch.cat(entries), (len(facts), *scores.shape[1:]))
+        shape = (len(facts), *scores.shape[1:])
+        owner, layer, index = torch.unravel_index(torch.cat(entries), shape)
         return cls(
             facts=facts,
             left_out=left_out,
@@ -360,23 +384,32 @@ class _PromptCounts:
 
     def needed(self, share_threshold: float) -> Int[Tensor, " fact"]:
         """Return the number of prompts of each fact that must share a neuron."""
-        return torch.tensor([prompts_needed(n, share_threshold, self.min_prompts) for n in self.n_prompts])
+        needed = [prompts_needed(n, share_threshold, self.min_prompts) for n in self.n_prompts]
+        return torch.tensor(needed)
 
     def sizes(self, needed: Int[Tensor, " fact"]) -> Int[Tensor, " fact"]:
         """Return the number of neurons in the refined set of each fact."""
-        return torch.bincount(self.owner[self.count >= needed[self.owner]], minlength=len(self.facts))
+        is_kept = self.count >= needed[self.owner]
+        return torch.bincount(self.owner[is_kept], minlength=len(self.facts))
 
     def refined(self, needed: Int[Tensor, " fact"]) -> dict[Fact, NeuronSet]:
         """Return the refined sets."""
-        keep = self.count >= needed[self.owner]
+        is_kept = self.count >= needed[self.owner]
+        owners = self.owner[is_kept].tolist()
+        neurons = self.neuron[is_kept].tolist()
         pairs: list[list[tuple[int, int]]] = [[] for _ in self.facts]
-        for owner, (layer, index) in zip(self.owner[keep].tolist(), self.neuron[keep].tolist(), strict=True):
+        for owner, (layer, index) in zip(owners, neurons, strict=True):
             pairs[owner].append((layer, index))
-        return {fact: NeuronSet(found) for fact, found in zip(self.facts, pairs, strict=True)}
+        refined = {}
+        for fact, fact_pairs in zip(self.facts, pairs, strict=True):
+            refined[fact] = NeuronSet(fact_pairs)
+        return refined
 
 
 def _coarse_cells(
-    scores: Float[Tensor, "batch n_layers d_mlp"], prompt_ids: Int[Tensor, " prompt"], threshold: float
+    scores: Float[Tensor, "batch n_layers d_mlp"],
+    prompt_ids: Int[Tensor, " prompt"],
+    threshold: float,
 ) -> tuple[Int[Tensor, " member"], Int[Tensor, " member"]]:
     """Return the members of the prompts' coarse sets: the position in ``prompt_ids``, and ``layer * d_mlp + index``.
 
@@ -398,7 +431,10 @@ def _coarse_cells(
     return position[is_member], layer[entry] * scores.shape[2] + index[entry]
 
 
-def _least_score(peak: Float[Tensor, "*batch"], threshold: float) -> Float[Tensor, "*batch"]:
+def _least_score(
+    peak: Float[Tensor, "*batch"],
+    threshold: float,
+) -> Float[Tensor, "*batch"]:
     """Return the least score of a member of the prompt's coarse set."""
     return torch.where(peak > 0, threshold * peak, torch.inf)
 
@@ -407,7 +443,9 @@ def _least_score(peak: Float[Tensor, "*batch"], threshold: float) -> Float[Tenso
 
 
 def _without_negatives(
-    neurons: dict[Fact, NeuronSet], negatives: Mapping[Fact, NeuronSet] | None, left_out: Mapping[Fact, int]
+    neurons: dict[Fact, NeuronSet],
+    negatives: Mapping[Fact, NeuronSet] | None,
+    left_out: Mapping[Fact, int],
 ) -> Refined:
     """Drop from each fact the neurons of negatives that are phrased like it.
 
@@ -425,21 +463,22 @@ def _without_negatives(
         for negative, n in negatives.left_out.items():
             unused[negative] = f"it has {n} prompts, fewer than min_prompts"
     carriers: dict[Neuron, list[Fact]] = {}
-    for negative, found in negatives.items():
+    for negative, negative_neurons in negatives.items():
         if negative.relation not in relations and templates.isdisjoint(negative.templates):
             unused[negative] = "it is phrased like none of the facts"
-        for neuron in found:
+        for neuron in negative_neurons:
             carriers.setdefault(neuron, []).append(negative)
-    if negatives and all(negative in unused for negative in negatives):
+    if negatives and negatives.keys() <= unused.keys():
         negative = next(iter(negatives))
         raise ArgumentError(
-            f"The negative example {negative.key} is phrased like none of the facts, as all of them are: expected some "
-            f"with the relation of a fact, or one of its templates.{did_you_mean(negative.relation, relations)}"
+            f"The negative example {negative.key} is phrased like none of the facts, as all of them are: "
+            "expected some with the relation of a fact, or one of its templates."
+            f"{did_you_mean(negative.relation, relations)}"
         )
     own: dict[Fact, NeuronSet] = {}
-    for fact, found in neurons.items():
+    for fact, fact_neurons in neurons.items():
         kept = []
-        for neuron in found:
+        for neuron in fact_neurons:
             if not any(_has_phrasing_of(negative, fact) for negative in carriers.get(neuron, ())):
                 kept.append(neuron)
         own[fact] = NeuronSet(kept)
@@ -450,7 +489,9 @@ def _has_phrasing_of(negative: Fact, fact: Fact) -> bool:
     """Return whether a negative is phrased like a fact and has another answer."""
     if negative.object == fact.object:
         return False
-    return negative.relation == fact.relation or not set(negative.templates).isdisjoint(fact.templates)
+    if negative.relation == fact.relation:
+        return True
+    return not set(negative.templates).isdisjoint(fact.templates)
 
 
 # --- checks -----------------------------------------------------------------------------------------------
@@ -460,12 +501,17 @@ def _check_enough(key: str, n_prompts: int, min_prompts: int) -> None:
     """Raise unless the fact can have a neuron at all."""
     if n_prompts < min_prompts:
         raise ArgumentError(
-            f"The fact {key} has {n_prompts} prompt{'s' * (n_prompts != 1)}, and a neuron must be shared by "
-            f"{min_prompts}: it can never have one. Give it more templates, or lower min_prompts."
+            f"The fact {key} has {n_prompts} prompt{'s' * (n_prompts != 1)}, "
+            f"and a neuron must be shared by {min_prompts}: it can never have one. "
+            "Give it more templates, or lower min_prompts."
         )
 
 
-def _check_thresholds(attr_threshold: float, share_threshold: float, min_prompts: int) -> None:
+def _check_thresholds(
+    attr_threshold: float,
+    share_threshold: float,
+    min_prompts: int,
+) -> None:
     """Raise unless the thresholds of refining are in their ranges."""
     check_share("attr_threshold", attr_threshold)
     check_share("share_threshold", share_threshold)
@@ -477,6 +523,6 @@ def _check_kept(name: str, threshold: float, keep: float | None) -> None:
     """Raise where scores from this threshold on have not been kept."""
     if keep is not None and threshold < keep:
         raise ArgumentError(
-            f"{name}={threshold}, but only the scores from {keep} times the prompt's largest were kept: expected "
-            f"{keep} or more, or scores attributed with keep={threshold} or less."
+            f"{name}={threshold}, but only the scores from {keep} times the prompt's largest were kept: "
+            f"expected {keep} or more, or scores attributed with keep={threshold} or less."
         )
