@@ -64,7 +64,8 @@ class Fact:
             value = getattr(self, name)
             if not isinstance(value, str):
                 raise ArgumentError(f"{name} of a fact must be text; got {value!r}, of type {type(value).__name__}.")
-            if value != value.strip() or not (value or name in ("subject", "uid")):
+            may_be_empty = name in ("subject", "uid")
+            if value != value.strip() or not (value or may_be_empty):
                 raise ArgumentError(f"{name} of a fact must be text without blanks around it; got {value!r}.")
             _require_unicode(value)
         if isinstance(self.templates, str):
@@ -79,14 +80,20 @@ class Fact:
 
         ``/``, ``#`` and ``%`` inside a part are percent-encoded, so that different facts have different keys.
         """
-        parts = [part.translate(_ESCAPES) for part in (self.relation, self.subject, self.object)]
-        key = "/".join(parts)
-        return f"{key}#{self.uid.translate(_ESCAPES)}" if self.uid else key
+        relation = self.relation.translate(_ESCAPES)
+        subject = self.subject.translate(_ESCAPES)
+        object_ = self.object.translate(_ESCAPES)
+        key = f"{relation}/{subject}/{object_}"
+        if self.uid:
+            key += f"#{self.uid.translate(_ESCAPES)}"
+        return key
 
     def filled(self, template: str) -> str:
         """Return ``template`` with the subject in its slot; the slot ``[Y]`` stays."""
         before, slot, after = template.partition(OBJECT_SLOT)  # first, because a subject may contain "[Y]"
-        return before.replace(SUBJECT_SLOT, self.subject) + slot + after.replace(SUBJECT_SLOT, self.subject)
+        before = before.replace(SUBJECT_SLOT, self.subject)
+        after = after.replace(SUBJECT_SLOT, self.subject)
+        return before + slot + after
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,9 @@ class FactSet(Sequence[Fact]):
     @overload
     def __getitem__(self, index: slice) -> "FactSet": ...
     def __getitem__(self, index: int | slice) -> "Fact | FactSet":
-        return FactSet(self.facts[index]) if isinstance(index, slice) else self.facts[index]
+        if isinstance(index, slice):
+            return FactSet(self.facts[index])
+        return self.facts[index]
 
     def __len__(self) -> int:
         return len(self.facts)
@@ -139,7 +148,12 @@ class FactSet(Sequence[Fact]):
         return tuple(dict.fromkeys(fact.relation for fact in self.facts))
 
     def find(
-        self, subject: str, relation: str | None = None, *, object: str | None = None, uid: str | None = None
+        self,
+        subject: str,
+        relation: str | None = None,
+        *,
+        object: str | None = None,
+        uid: str | None = None,
     ) -> Fact:
         """Return the one fact about ``subject``; the other arguments narrow the search.
 
@@ -153,14 +167,17 @@ class FactSet(Sequence[Fact]):
             scope = "" if relation is None else f" in relation {relation}"
             near = did_you_mean(subject, {fact.subject for fact in facts})
             raise ArgumentError(f"No fact about {subject!r}{scope}.{near}")
-        found = [fact for fact in about if object in (None, fact.object) and uid in (None, fact.uid)]
-        if len(found) != 1:
-            listed = ", ".join(fact.key for fact in (found or about)[:8])
+        matches = []
+        for fact in about:
+            if object in (None, fact.object) and uid in (None, fact.uid):
+                matches.append(fact)
+        if len(matches) != 1:
+            candidates = ", ".join(fact.key for fact in (matches or about)[:8])
             raise ArgumentError(
-                f"{len(found)} facts match {subject!r}; expected one. "
-                f"Narrow it with relation=, object= or uid=: {listed}."
+                f"{len(matches)} facts match {subject!r}; expected one. "
+                f"Narrow it with relation=, object= or uid=: {candidates}."
             )
-        return found[0]
+        return matches[0]
 
     def of(self, *relations: str) -> "FactSet":
         """Return the facts of the given relations, in the order of this set.
@@ -171,9 +188,8 @@ class FactSet(Sequence[Fact]):
         known = self.relations
         for relation in relations:
             if relation not in known:
-                raise ArgumentError(
-                    f"No relation {relation!r}; there are {', '.join(known) or 'none'}.{did_you_mean(relation, known)}"
-                )
+                near = did_you_mean(relation, known)
+                raise ArgumentError(f"No relation {relation!r}; there are {', '.join(known) or 'none'}.{near}")
         return FactSet(fact for fact in self.facts if fact.relation in relations)
 
     def sample(self, n: int, seed: int) -> "FactSet":
@@ -197,10 +213,13 @@ class FactSet(Sequence[Fact]):
             ArgumentError: the set has fewer than two relations.
         """
         if len(self.relations) < 2:
-            raise ArgumentError(
-                f"A fact of another relation needs at least two relations; got {', '.join(self.relations) or 'none'}."
-            )
-        _, codes, sizes = np.unique([fact.relation for fact in self.facts], return_inverse=True, return_counts=True)
+            relations = ", ".join(self.relations) or "none"
+            raise ArgumentError(f"A fact of another relation needs at least two relations; got {relations}.")
+        _, codes, sizes = np.unique(
+            [fact.relation for fact in self.facts],
+            return_inverse=True,
+            return_counts=True,
+        )
         by_relation = np.argsort(codes, kind="stable")  # the facts of each relation are contiguous in this order
         own_size = sizes[codes]
         own_start = np.cumsum(sizes)[codes] - own_size
@@ -232,7 +251,8 @@ class FactSet(Sequence[Fact]):
         try:
             write_whole(Path(path), "".join(lines))
         except (OSError, ValueError) as error:  # ValueError: an invalid path
-            raise DataError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"{path} cannot be written: {reason}.") from error
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -270,7 +290,8 @@ class FactSet(Sequence[Fact]):
         Raises:
             DataError: a file or a requested relation is missing or malformed, or has too few templates.
         """
-        return cls._of(readers.read_pararel(Path(path), relations, min_templates, _resolved(templates)), path)
+        records = readers.read_pararel(Path(path), relations, min_templates, _resolved(templates))
+        return cls._of(records, path)
 
     @classmethod
     def from_official(cls, path: StrPath) -> "FactSet":
@@ -297,7 +318,8 @@ class FactSet(Sequence[Fact]):
                 ``masked_sentences`` of each line, and the ``evidences`` of T-REx.
             relations: the files of the folder to read; None reads all.
         """
-        return cls._of(readers.read_lama(Path(path), _resolved(templates), relations), path)
+        records = readers.read_lama(Path(path), _resolved(templates), relations)
+        return cls._of(records, path)
 
     @classmethod
     def from_counterfact(cls, path: StrPath, *, paraphrases: bool = True) -> "FactSet":
@@ -307,7 +329,8 @@ class FactSet(Sequence[Fact]):
             path: the JSON file.
             paraphrases: whether to use ``paraphrase_prompts`` as further templates.
         """
-        return cls._of(readers.read_counterfact(Path(path), paraphrases), path)
+        records = readers.read_counterfact(Path(path), paraphrases)
+        return cls._of(records, path)
 
     @classmethod
     def from_jsonl(cls, path: StrPath, templates: Templates | StrPath | None = None) -> "FactSet":
@@ -319,15 +342,21 @@ class FactSet(Sequence[Fact]):
             path: the file.
             templates: templates in place of the file's: by relation, or where to read them (see ``from_lama``).
         """
-        return cls._of(readers.read_jsonl(Path(path), _resolved(templates)), path)
+        records = readers.read_jsonl(Path(path), _resolved(templates))
+        return cls._of(records, path)
 
     @classmethod
     def from_csv(cls, path: StrPath, templates: Templates | StrPath | None = None) -> "FactSet":
         """Read a CSV table with the columns of ``from_jsonl``; a ``templates`` cell holds a JSON list."""
-        return cls._of(readers.read_csv(Path(path), _resolved(templates)), path)
+        records = readers.read_csv(Path(path), _resolved(templates))
+        return cls._of(records, path)
 
     @classmethod
-    def from_frame(cls, frame: "pd.DataFrame", templates: Templates | StrPath | None = None) -> "FactSet":
+    def from_frame(
+        cls,
+        frame: "pd.DataFrame",
+        templates: Templates | StrPath | None = None,
+    ) -> "FactSet":
         """Read a pandas table with the columns of ``from_jsonl``.
 
         A ``uid`` of 3.0 is read as 3: pandas stores integer columns with missing cells as floats.
@@ -337,8 +366,9 @@ class FactSet(Sequence[Fact]):
         is_first = [names.index(name) == column for column, name in enumerate(names)]
         frame = frame.loc[:, is_first]
         rows = zip(frame.index, frame.to_dict("records"), strict=True)
-        located = ((f"row {index}", _cells(row)) for index, row in rows)
-        return cls._of(readers.read_rows(located, _resolved(templates)), "the table")
+        located_rows = ((f"row {index}", _cells(row)) for index, row in rows)
+        records = readers.read_rows(located_rows, _resolved(templates))
+        return cls._of(records, "the table")
 
     @classmethod
     def _of(cls, records: Iterable[Record], source: object) -> "FactSet":
@@ -346,7 +376,13 @@ class FactSet(Sequence[Fact]):
         locations: list[str] = []
         for record in records:
             try:
-                fact = Fact(record.subject, record.relation, record.object, record.templates, record.uid)
+                fact = Fact(
+                    record.subject,
+                    record.relation,
+                    record.object,
+                    record.templates,
+                    record.uid,
+                )
             except ArgumentError as error:
                 raise DataError(f"{record.location}: {error}") from None
             facts.append(fact)
@@ -421,9 +457,11 @@ def _require_slots(template: object, *, has_subject: bool) -> None:
     if not isinstance(template, str):
         raise ArgumentError(f"A template must be text; got {template!r}, of type {type(template).__name__}.")
     _require_unicode(template)
-    for slot, role, expected in ((OBJECT_SLOT, "object", 1), (SUBJECT_SLOT, "subject", int(has_subject))):
-        if template.count(slot) != expected:
+    slots = {"object": (OBJECT_SLOT, 1), "subject": (SUBJECT_SLOT, int(has_subject))}
+    for role, (slot, expected) in slots.items():
+        count = template.count(slot)
+        if count != expected:
             raise ArgumentError(
-                f"The template {template!r} holds {slot}, the {role}'s place, {template.count(slot)} times; "
+                f"The template {template!r} holds {slot}, the {role}'s place, {count} times; "
                 f"expected {'exactly once' if expected else 'none, as the fact has no subject'}."
             )

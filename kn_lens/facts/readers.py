@@ -9,6 +9,7 @@ import csv
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 from numbers import Integral
@@ -52,18 +53,23 @@ class Record(NamedTuple):
 def read_world(split: Split) -> Iterator[Record]:
     """Read the embedded facts with the templates of one split."""
     if split not in SPLITS:
-        raise ArgumentError(f"split={split!r}; expected one of {', '.join(SPLITS)}.{did_you_mean(split, SPLITS)}")
+        near = did_you_mean(split, SPLITS)
+        raise ArgumentError(f"split={split!r}; expected one of {', '.join(SPLITS)}.{near}")
     templates: dict[str, list[str]] = {}
     for location, row in json_lines(WORLD / "templates.jsonl"):
         relation = text_of(row, "relation", location)
         relation_templates = templates.setdefault(relation, [])
         if split in ("all", row.get("split")):
             relation_templates.append(text_of(row, "pattern", location))
-    yield from _with_templates(_plain(json_lines(WORLD / "facts.jsonl")), templates)
+    records = _plain(json_lines(WORLD / "facts.jsonl"))
+    yield from _with_templates(records, templates)
 
 
 def read_pararel(
-    root: Path, relations: Iterable[str] | None, min_templates: int, templates: Templates | None = None
+    root: Path,
+    relations: Iterable[str] | None,
+    min_templates: int,
+    templates: Templates | None = None,
 ) -> Iterator[Record]:
     """Read ``root/patterns/P*.jsonl`` and ``root/facts/P*.jsonl``, the layout of the ParaRel release.
 
@@ -73,7 +79,10 @@ def read_pararel(
         templates = _patterns(root / "patterns")
     files = _relation_files(root / "facts")
     if relations is None:
-        selected = [relation for relation in files if len(templates.get(relation, ())) >= min_templates]
+        selected = []
+        for relation in files:
+            if len(templates.get(relation, ())) >= min_templates:
+                selected.append(relation)
         if not selected:
             raise DataError(f"{root}: no relation has both facts and min_templates={min_templates} templates.")
     else:
@@ -127,7 +136,7 @@ def read_official(path: Path) -> Iterator[Record]:
     for number, bag in enumerate(_list(bags, path)):
         location = f"{path}: fact {number}"
         rows = _list(bag, location)
-        if not rows or not all(_is_official_row(row) for row in rows):
+        if not rows or not all(map(_is_official_row, rows)):
             raise DataError(
                 f"{location}: expected a list of [prompt with [MASK], answer, relation]; got {_short(bag)}."
             )
@@ -155,16 +164,18 @@ def read_official(path: Path) -> Iterator[Record]:
         )
 
 
-def read_lama(path: Path, templates: Templates | None, relations: Iterable[str] | None) -> Iterator[Record]:
+def read_lama(
+    path: Path,
+    templates: Templates | None,
+    relations: Iterable[str] | None,
+) -> Iterator[Record]:
     """Read LAMA's T-REx lines, from one file or a folder of ``P*.jsonl``."""
     files = _relation_files(path) if os.path.isdir(path) else {path.stem: path}
     selected = list(files) if relations is None else _select_relations(relations, files, path)
     # Where templates replace the sentences of a file, the sentences need not be valid templates.
     own_sentences = templates is None
     for name in selected:
-        records = (
-            _lama_record(location, row, name, own_sentences=own_sentences) for location, row in json_lines(files[name])
-        )
+        records = _lama_records(files[name], name, own_sentences=own_sentences)
         yield from _with_templates(records, templates)
 
 
@@ -178,19 +189,21 @@ def read_counterfact(path: Path, paraphrases: bool) -> Iterator[Record]:
         prompt = text_of(rewrite, "prompt", location)
         if prompt.count("{}") != 1:
             raise DataError(f"{location}: the prompt {prompt!r} must hold '{{}}', the subject's place, exactly once.")
-        templates = [prompt.replace("{}", SUBJECT_SLOT)]
+        openings = [prompt.replace("{}", SUBJECT_SLOT)]
         paraphrase_texts: tuple[str, ...] = ()
         if paraphrases:
             paraphrase_texts = _texts(_get(case, "paraphrase_prompts", location), location)
         for text in paraphrase_texts:
-            # The last mention, because paraphrases begin with a sentence about another topic.
-            before, found, after = text.rpartition(subject) if subject else ("", "", "")
-            if not found:
+            if not subject or subject not in text:
                 raise DataError(
                     f"{location}: the paraphrase {_short(text)} does not name the subject {subject!r}. "
                     f"Correct it, or read the file with paraphrases=False."
                 )
-            templates.append(before + SUBJECT_SLOT + after)
+            # The last mention, because paraphrases begin with a sentence about another topic.
+            before, _, after = text.rpartition(subject)
+            openings.append(before + SUBJECT_SLOT + after)
+        # Without the full stop masked models would answer with one. Causal prompts end before it.
+        templates = [f"{opening.rstrip()} {OBJECT_SLOT}." for opening in openings]
         relation = text_of(rewrite, "relation_id", location)
         target = _object(_get(rewrite, "target_true", location), location)
         yield Record(
@@ -198,8 +211,7 @@ def read_counterfact(path: Path, paraphrases: bool) -> Iterator[Record]:
             subject=subject,
             relation=relation,
             object=text_of(target, "str", location),
-            # Without the full stop masked models would answer with one. Causal prompts end before it.
-            templates=tuple(f"{template.rstrip()} {OBJECT_SLOT}." for template in templates),
+            templates=tuple(templates),
             uid=_identifier(case, "case_id", location),
         )
 
@@ -214,13 +226,18 @@ def read_csv(path: Path, templates: Templates | None) -> Iterator[Record]:
     return _with_templates(_plain(_csv_rows(path)), templates)
 
 
-def read_rows(rows: Iterable[tuple[str, Mapping[str, Any]]], templates: Templates | None) -> Iterator[Record]:
+def read_rows(
+    rows: Iterable[tuple[str, Mapping[str, Any]]],
+    templates: Templates | None,
+) -> Iterator[Record]:
     """Read pairs (location, row); rows have the keys of ``read_jsonl``."""
     return _with_templates(_plain(rows), templates)
 
 
 def _is_official_row(row: object) -> bool:
-    return isinstance(row, list) and len(row) == 3 and all(isinstance(part, str) for part in row)
+    if not isinstance(row, list) or len(row) != 3:
+        return False
+    return all(isinstance(part, str) for part in row)
 
 
 # --- records --------------------------------------------------------------------------------------
@@ -259,18 +276,23 @@ def _plain(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Record]:
         if "template" in row:
             if "templates" in row:
                 raise DataError(f"{location}: both 'template' and 'templates' are given; keep one.")
-            _, patterns = gathered.setdefault((subject, relation, answer, uid), (location, []))
+            key = (subject, relation, answer, uid)
+            _, patterns = gathered.setdefault(key, (location, []))
             pattern = text_of(row, "template", location)
             if pattern in patterns:
                 raise DataError(f"{location}: the template {pattern!r} was given to this fact before.")
             patterns.append(pattern)
             continue
-        yield Record(location, subject, relation, answer, _texts(row.get("templates", []), location), uid)
+        templates = _texts(row.get("templates", []), location)
+        yield Record(location, subject, relation, answer, templates, uid)
     for (subject, relation, answer, uid), (location, patterns) in gathered.items():
         yield Record(location, subject, relation, answer, tuple(patterns), uid)
 
 
-def _with_templates(records: Iterable[Record], templates: Templates | None) -> Iterator[Record]:
+def _with_templates(
+    records: Iterable[Record],
+    templates: Templates | None,
+) -> Iterator[Record]:
     """Replace the templates of each record with those of its relation; without ``templates`` keep its own."""
     for record in records:
         if templates is None:
@@ -279,28 +301,47 @@ def _with_templates(records: Iterable[Record], templates: Templates | None) -> I
             yield record._replace(templates=tuple(templates[record.relation]))
         else:
             raise DataError(
-                f"{record.location}: relation {record.relation!r} has no templates; there are some for "
-                f"{', '.join(templates) or 'none'}.{did_you_mean(record.relation, templates)}"
+                f"{record.location}: relation {record.relation!r} has no templates; "
+                f"there are some for {', '.join(templates) or 'none'}."
+                f"{did_you_mean(record.relation, templates)}"
             )
 
 
-def _lama_record(location: str, row: Mapping[str, Any], name: str, *, own_sentences: bool) -> Record:
-    """Read one LAMA line; its sentences become its templates, with the first mention of the subject as the slot."""
+def _lama_records(path: Path, name: str, *, own_sentences: bool) -> Iterator[Record]:
+    """Read the LAMA lines of a file; see ``_lama_record``."""
+    for location, row in json_lines(path):
+        yield _lama_record(location, row, name, own_sentences=own_sentences)
+
+
+def _lama_record(
+    location: str,
+    row: Mapping[str, Any],
+    name: str,
+    *,
+    own_sentences: bool,
+) -> Record:
+    """Read one LAMA line; its sentences become its templates, with the first mention of the subject as the slot.
+
+    Args:
+        location: the file and line.
+        row: the line.
+        name: the relation, where the line does not name it.
+        own_sentences: whether to make templates of the sentences.
+    """
     subject = text_of(row, "sub_label", location)
     sentences = _lama_sentences(row, subject, location) if own_sentences else ()
     templates: list[str] = []
     for sentence, mention in sentences:
-        before, found, after = sentence.partition(mention) if mention else ("", "", "")
-        if not found:
+        if not mention or mention not in sentence:
             raise DataError(
                 f"{location}: the sentence {_short(sentence)} does not name the subject {mention!r}. "
                 "Pass templates= to use templates instead of the file's sentences."
             )
-        template = (before + SUBJECT_SLOT + after).replace(MASK, OBJECT_SLOT)
+        template = sentence.replace(mention, SUBJECT_SLOT, 1).replace(MASK, OBJECT_SLOT)
         if template.count(OBJECT_SLOT) != 1:
             raise DataError(
-                f"{location}: the sentence {_short(sentence)} holds {MASK} {sentence.count(MASK)} times; expected one. "
-                "Pass templates= to use templates instead of the file's sentences."
+                f"{location}: the sentence {_short(sentence)} holds {MASK} {sentence.count(MASK)} times; "
+                "expected one. Pass templates= to use templates instead of the file's sentences."
             )
         templates.append(template)
     relation = text_of(row, "predicate_id", location) if "predicate_id" in row else name
@@ -314,7 +355,11 @@ def _lama_record(location: str, row: Mapping[str, Any], name: str, *, own_senten
     )
 
 
-def _lama_sentences(row: Mapping[str, Any], subject: str, location: str) -> Iterator[tuple[str, str]]:
+def _lama_sentences(
+    row: Mapping[str, Any],
+    subject: str,
+    location: str,
+) -> Iterator[tuple[str, str]]:
     """Yield each sentence of a line with its mention of the subject.
 
     The sentences are the ``masked_sentences`` of the line, and the ``evidences`` of T-REx.
@@ -334,7 +379,9 @@ def _read(path: Path) -> str:
     try:
         return read_whole(path).decode("utf-8-sig")  # text mode would translate line ends in CSV cells
     except FileNotFoundError:
-        siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+        siblings = []
+        if path.parent.is_dir():
+            siblings = [item.name for item in path.parent.iterdir()]
         raise DataError(f"{path}: no such file.{did_you_mean(path.name, siblings)}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
@@ -356,8 +403,8 @@ def unique_keys(location: str) -> Callable[[list[tuple[str, Any]]], dict[str, An
     def build(members: list[tuple[str, Any]]) -> dict[str, Any]:
         members_by_key = dict(members)
         if len(members_by_key) < len(members):
-            keys = [key for key, _ in members]
-            repeated = next(key for key in keys if keys.count(key) > 1)
+            counts = Counter(key for key, _ in members)
+            repeated = next(key for key, count in counts.items() if count > 1)
             raise DataError(f"{location}: the key {repeated!r} stands there twice.")
         return members_by_key
 
@@ -394,7 +441,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         for row in reader:
             location = f"{path}:{reader.line_num}"
             if None in row or None in row.values():
-                raise DataError(f"{location}: expected {len(reader.fieldnames or ())} columns, as in the header.")
+                n_columns = len(reader.fieldnames or ())
+                raise DataError(f"{location}: expected {n_columns} columns, as in the header.")
             cells: dict[str, Any] = dict(row)
             if "templates" in cells:
                 cells["templates"] = _parse(cells["templates"], location)
@@ -418,7 +466,10 @@ def _relation_files(folder: Path) -> dict[str, Path]:
 def _patterns(folder: Path) -> dict[str, tuple[str, ...]]:
     templates: dict[str, tuple[str, ...]] = {}
     for relation, file in _relation_files(folder).items():
-        templates[relation] = tuple(text_of(row, "pattern", location) for location, row in json_lines(file))
+        patterns = []
+        for location, row in json_lines(file):
+            patterns.append(text_of(row, "pattern", location))
+        templates[relation] = tuple(patterns)
     return templates
 
 
@@ -430,7 +481,11 @@ def _causal_templates() -> dict[str, tuple[str, ...]]:
     return templates
 
 
-def _select_relations(relations: Iterable[str], known: Iterable[str], source: Path) -> list[str]:
+def _select_relations(
+    relations: Iterable[str],
+    known: Iterable[str],
+    source: Path,
+) -> list[str]:
     """Return the requested relations without repeats; raise if one is unknown."""
     selected = [relations] if isinstance(relations, str) else list(dict.fromkeys(relations))
     known = list(known)
@@ -446,7 +501,8 @@ def _select_relations(relations: Iterable[str], known: Iterable[str], source: Pa
 def _get(row: Mapping[str, Any], key: str, location: str) -> Any:
     if key not in row:
         keys = [str(name) for name in row]
-        raise DataError(f"{location}: no {key!r}; got {', '.join(keys) or 'nothing'}.{did_you_mean(key, keys)}")
+        names = ", ".join(keys) or "nothing"
+        raise DataError(f"{location}: no {key!r}; got {names}.{did_you_mean(key, keys)}")
     return row[key]
 
 
@@ -492,5 +548,7 @@ def _texts(value: Any, location: object) -> tuple[str, ...]:
 
 
 def _short(value: object, limit: int = 80) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+    text = repr(value)
+    if len(text) <= limit:
+        return text
+    return text[: limit - 3] + "..."
