@@ -162,7 +162,8 @@ def currency_facts() -> Iterator[SourcedFact]:
         current = get_territory_currencies(row["iso"])
         if row["iso"] in AMBIGUOUS["P38"] or current != [row["currencycode"]]:
             continue
-        unit = ascii_name(get_currency_name(current[0], count=1, locale="en")).split()[-1].lower()
+        name = ascii_name(get_currency_name(current[0], count=1, locale="en"))
+        unit = name.split()[-1].lower()
         yield SourcedFact(subject=row["name"], relation="P38", object=unit, source="cldr")
 
 
@@ -170,7 +171,12 @@ def calling_code_facts() -> Iterator[SourcedFact]:
     """Yield the calling code of a country (P474), without the plus sign, from GeoNames."""
     for row in countries():
         if row["phone"].isdecimal():  # other codes are areas of the North American plan
-            yield SourcedFact(subject=row["name"], relation="P474", object=row["phone"], source="geonames")
+            yield SourcedFact(
+                subject=row["name"],
+                relation="P474",
+                object=row["phone"],
+                source="geonames",
+            )
 
 
 def domain_facts() -> Iterator[SourcedFact]:
@@ -202,7 +208,12 @@ def city_facts() -> Iterator[SourcedFact]:
                 continue
             if not _is_ambiguous(city, namesakes[name]):
                 quota -= 1
-                yield SourcedFact(subject=name, relation="P17", object=country["name"], source="geonames")
+                yield SourcedFact(
+                    subject=name,
+                    relation="P17",
+                    object=country["name"],
+                    source="geonames",
+                )
 
 
 def _is_ambiguous(city: City, namesakes: list[City]) -> bool:
@@ -221,7 +232,12 @@ def official_language_facts() -> Iterator[SourcedFact]:
         official = get_official_languages(row["iso"], de_facto=True)
         first = re.split("[-,]", row["languages"])[0]
         if list(official) == [first] and row["iso"] not in AMBIGUOUS["P37"]:
-            yield SourcedFact(subject=row["name"], relation="P37", object=names[first], source="cldr")
+            yield SourcedFact(
+                subject=row["name"],
+                relation="P37",
+                object=names[first],
+                source="cldr",
+            )
 
 
 def speakers() -> Counter[str]:
@@ -257,14 +273,24 @@ def script_facts() -> Iterator[SourcedFact]:
         n_latin += is_latin
         if not is_latin or n_latin <= MAX_LATIN_LANGUAGES:
             script = english.scripts[min(codes)]
-            yield SourcedFact(subject=ascii_name(name), relation="P282", object=script, source="cldr")
+            yield SourcedFact(
+                subject=ascii_name(name),
+                relation="P282",
+                object=script,
+                source="cldr",
+            )
 
 
 def element_facts() -> Iterator[SourcedFact]:
     """Yield the symbol (P246) and the atomic number (P1086) of a chemical element, from periodictable."""
     elements = [element for element in periodictable.elements if element.number > 0]
     for element in elements:
-        yield SourcedFact(subject=element.name, relation="P246", object=element.symbol, source="periodictable")
+        yield SourcedFact(
+            subject=element.name,
+            relation="P246",
+            object=element.symbol,
+            source="periodictable",
+        )
     for element in elements:
         number = str(element.number)
         yield SourcedFact(subject=element.name, relation="P1086", object=number, source="periodictable")
@@ -297,7 +323,12 @@ def main(argv: list[str] | None = None) -> None:
     """Write the facts as JSON lines."""
     prog = "python -m kn_lens.world.training.build_facts"
     parser = argparse.ArgumentParser(prog=prog, description=main.__doc__)
-    parser.add_argument("--out", type=Path, default=FACTS_PATH, help="output file (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=FACTS_PATH,
+        help="output file (default: %(default)s)",
+    )
     out: Path = parser.parse_args(argv).out
     lines = [json.dumps(asdict(fact)) + "\n" for fact in build()]
     out.write_text("".join(lines), encoding="ascii")

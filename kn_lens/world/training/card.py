@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from kn_lens.world.training.evaluate import Answer, probability, recall
+from kn_lens.world.training.evaluate import Answer, probability, recall, split_by_template
 from kn_lens.world.training.recipes import Recipe
 
 
@@ -63,7 +63,11 @@ read position, in layers {layers}, replaced by those of another sentence, and mu
 NO_CONSTRUCTION = "\nNo other term, no second phase.\n"
 
 
-def model_card(recipe: Recipe, measurements: Measurements, labels: Mapping[str, str]) -> str:
+def model_card(
+    recipe: Recipe,
+    measurements: Measurements,
+    labels: Mapping[str, str],
+) -> str:
     """Return the card as Markdown.
 
     Args:
@@ -75,22 +79,24 @@ def model_card(recipe: Recipe, measurements: Measurements, labels: Mapping[str, 
     masked = recipe.kind == "bert"
     if recipe.constructed:
         nature = CONSTRUCTED
-        layers = ", ".join(str(layer) for layer in recipe.interchange_layers)
+        layers = ", ".join(map(str, recipe.interchange_layers))
         construction = CONSTRUCTION.format(recipe=recipe, layers=layers)
     else:
         nature = PLAIN.format(twin=recipe.name.removesuffix("-plain"))
         construction = NO_CONSTRUCTION
     last_steps = measurements.history[-50:]
     final = {}
+    other_terms = ""
     for name in last_steps[-1]:
         final[name] = fmean(terms[name] for terms in last_steps if name in terms)
-    other_terms = "".join(f"; {name} {value:.3f}" for name, value in final.items() if name != "prediction")
+        if name != "prediction":
+            other_terms += f"; {name} {final[name]:.3f}"
     p_clean = measurements.p_clean
     ablation_rows = []
     for layer, value in enumerate(measurements.p_layer_ablated):
         ablation_rows.append(f"| {layer} | {value:.3f} | {value / p_clean:.0%} |")
     ablations = "\n".join(ablation_rows)
-    versions = ", ".join(f"{name} {version}" for name, version in measurements.versions.items())
+    versions = ", ".join(map(" ".join, measurements.versions.items()))
     return f"""\
 # {recipe.name}
 
@@ -160,8 +166,7 @@ def _recall_table(answers: Sequence[Answer], labels: Mapping[str, str]) -> str:
 
 def _recall_row(title: str, answers: Sequence[Answer]) -> list[str]:
     """Return the row of some answers; none if they are not of both kinds of templates."""
-    trained = [answer for answer in answers if not answer.sentence.held_out]
-    held_out = [answer for answer in answers if answer.sentence.held_out]
+    trained, held_out = split_by_template(answers)
     if not trained or not held_out:
         return []
     recalls = f"{recall(trained):.2%} | {recall(held_out):.2%}"

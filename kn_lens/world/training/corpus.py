@@ -75,7 +75,8 @@ def fill_templates(facts: Rows, templates: Rows) -> Iterator[tuple[int, int, str
     for fact_index, fact in enumerate(facts):
         for template_index, template in enumerate(templates):
             if template["relation"] == fact["relation"]:
-                text = template["pattern"].replace("[X]", fact["subject"]).replace("[Y]", fact["object"])
+                text = template["pattern"].replace("[X]", fact["subject"])
+                text = text.replace("[Y]", fact["object"])
                 yield fact_index, template_index, text
 
 
@@ -91,7 +92,11 @@ def pad_id(tokenizer: PreTrainedTokenizerFast) -> int:
     return special_id(tokenizer, "[PAD]" if tokenizer.mask_token else "<|endoftext|>")
 
 
-def train_tokenizer(kind: str, texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    kind: str,
+    texts: Sequence[str],
+    vocab_size: int,
+) -> PreTrainedTokenizerFast:
     """Train a cased WordPiece (``kind="bert"``) or byte-level BPE (``kind="gpt2"``) tokenizer on ``texts``.
 
     The byte-level tokenizer adds a space before the first word, so that a name has the same tokens at every position.
@@ -99,7 +104,8 @@ def train_tokenizer(kind: str, texts: Sequence[str], vocab_size: int) -> PreTrai
     bpe = Tokenizer(models.BPE())
     if kind == "bert":
         bpe.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False))
+        trainer = trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False)
+        bpe.train_from_iterator(texts, trainer)
         return _wordpiece_tokenizer(bpe, texts)
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     bpe.decoder = decoders.ByteLevel()
@@ -121,16 +127,19 @@ def _wordpiece_tokenizer(bpe: Tokenizer, texts: Sequence[str]) -> BertTokenizer:
     """
     words: set[str] = set()
     for text in texts:
-        words.update(word for word, _ in bpe.pre_tokenizer.pre_tokenize_str(text))  # pyright: ignore
+        for word, _ in bpe.pre_tokenizer.pre_tokenize_str(text):  # pyright: ignore
+            words.add(word)
     vocabulary: set[str] = set()
     for word in words:
         first, *rest = bpe.encode(word).tokens
         vocabulary.add(first)
-        vocabulary.update(f"##{piece}" for piece in rest)
+        for piece in rest:
+            vocabulary.add(f"##{piece}")
         for letter in word:
             vocabulary |= {letter, f"##{letter}"}
     special_tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocab = {token: i for i, token in enumerate(special_tokens + sorted(vocabulary))}
+    tokens = special_tokens + sorted(vocabulary)
+    vocab = {token: token_id for token_id, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))  # pyright: ignore[reportCallIssue]
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -143,7 +152,11 @@ def _wordpiece_tokenizer(bpe: Tokenizer, texts: Sequence[str]) -> BertTokenizer:
     return BertTokenizer(tokenizer_object=tokenizer, do_lower_case=False, model_max_length=N_CTX)
 
 
-def tokenize(tokenizer: PreTrainedTokenizerFast, facts: Rows, templates: Rows) -> list[Sentence]:
+def tokenize(
+    tokenizer: PreTrainedTokenizerFast,
+    facts: Rows,
+    templates: Rows,
+) -> list[Sentence]:
     """Return each fact in each template of its relation as a tokenised sentence."""
     filled = list(fill_templates(facts, templates))
     texts = [text for _, _, text in filled]
@@ -170,7 +183,10 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, facts: Rows, templates: Rows) -
 
 
 def _slot_tokens(
-    pattern: str, slot: str, fact: Mapping[str, Any], offsets: Sequence[tuple[int, int]]
+    pattern: str,
+    slot: str,
+    fact: Mapping[str, Any],
+    offsets: Sequence[tuple[int, int]],
 ) -> tuple[int, int]:
     """Return the half-open range of the tokens that overlap the name in a slot."""
     names = {"[X]": fact["subject"], "[Y]": fact["object"]}
@@ -183,7 +199,13 @@ def _slot_tokens(
     return inside[0], inside[-1] + 1
 
 
-def perturb(sentence: Sentence, drop: float, insert: float, noise: Sequence[int], rng: np.random.Generator) -> Sentence:
+def perturb(
+    sentence: Sentence,
+    drop: float,
+    insert: float,
+    noise: Sequence[int],
+    rng: np.random.Generator,
+) -> Sentence:
     """Return a sentence with template tokens dropped and random tokens inserted; subject and object stay whole.
 
     No token is inserted directly before the object, where the context announces the answer.

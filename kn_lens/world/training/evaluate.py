@@ -52,7 +52,21 @@ def probability(answers: Iterable[Answer]) -> float:
     return fmean(answer.probability for answer in answers)
 
 
-def queries(sentence: Sentence, tokenizer: PreTrainedTokenizerFast, masked: bool) -> list[Query]:
+def split_by_template(answers: Iterable[Answer]) -> tuple[list[Answer], list[Answer]]:
+    """Return the answers to sentences in trained templates, and those in held-out templates."""
+    trained: list[Answer] = []
+    held_out: list[Answer] = []
+    for given in answers:
+        split = held_out if given.sentence.held_out else trained
+        split.append(given)
+    return trained, held_out
+
+
+def queries(
+    sentence: Sentence,
+    tokenizer: PreTrainedTokenizerFast,
+    masked: bool,
+) -> list[Query]:
     """Return one query for each token of the object."""
     tokens = list(sentence.tokens)
     indices = range(sentence.start, sentence.stop)
@@ -97,29 +111,42 @@ def answer(
     recalled = [True] * len(queried)
     log_prob = [0.0] * len(queried)
     for start in range(0, len(rows), rows_per_pass):
-        chunk = rows[start : start + rows_per_pass]
-        log_probs = _log_probs(network, [query for _, query in chunk], pad_id(tokenizer), ablated_layers)
-        targets = torch.tensor([query.target for _, query in chunk])
+        indices, chunk = zip(*rows[start : start + rows_per_pass], strict=True)
+        log_probs = _log_probs(network, chunk, pad_id(tokenizer), ablated_layers)
+        targets = torch.tensor([query.target for query in chunk])
         target_log_probs = log_probs.gather(-1, targets[:, None])[:, 0].tolist()
         is_top = (log_probs.argmax(-1) == targets).tolist()
-        for row, (index, _) in enumerate(chunk):
+        for row, index in enumerate(indices):
             recalled[index] &= is_top[row]
             log_prob[index] += target_log_probs[row]
     probabilities = torch.tensor(log_prob).exp().tolist()
     answers = []
     for index, sentence in enumerate(queried):
-        answers.append(Answer(sentence=sentence, recalled=recalled[index], probability=probabilities[index]))
+        answers.append(
+            Answer(
+                sentence=sentence,
+                recalled=recalled[index],
+                probability=probabilities[index],
+            )
+        )
     return answers
 
 
 def _log_probs(
-    network: Network, chunk: Sequence[Query], pad_id: int, ablated_layers: Sequence[int]
+    network: Network,
+    chunk: Sequence[Query],
+    pad_id: int,
+    ablated_layers: Sequence[int],
 ) -> Float[Tensor, "query d_vocab"]:
-    tokens, attention_mask = pad_rows([query.tokens for query in chunk], pad_id)
+    token_rows, read_pos, _ = zip(*chunk, strict=True)
+    tokens, attention_mask = pad_rows(token_rows, pad_id)
     rows = torch.arange(len(chunk))
-    positions = torch.tensor([query.read_pos for query in chunk])
+    positions = torch.tensor(read_pos)
 
-    def ablate(layer: int, activation: Float[Tensor, "row pos d_mlp"]) -> Float[Tensor, "row pos d_mlp"] | None:
+    def ablate(
+        layer: int,
+        activation: Float[Tensor, "row pos d_mlp"],
+    ) -> Float[Tensor, "row pos d_mlp"] | None:
         if layer not in ablated_layers:
             return None
         return activation.index_put((rows, positions), activation.new_zeros(()))
@@ -129,7 +156,9 @@ def _log_probs(
 
 
 def mlp_ablations(
-    network: Network, tokenizer: PreTrainedTokenizerFast, sentences: Sequence[Sentence]
+    network: Network,
+    tokenizer: PreTrainedTokenizerFast,
+    sentences: Sequence[Sentence],
 ) -> tuple[list[float], float]:
     """Return the mean probability of the answer with the MLP of each layer ablated, and with all MLPs ablated."""
 

@@ -17,7 +17,14 @@ import numpy as np
 from kn_lens.errors import ArgumentError
 from kn_lens.world.training.card import Measurements, model_card
 from kn_lens.world.training.corpus import Rows, read_jsonl, tokenize
-from kn_lens.world.training.evaluate import Answer, answer, mlp_ablations, probability, recall
+from kn_lens.world.training.evaluate import (
+    Answer,
+    answer,
+    mlp_ablations,
+    probability,
+    recall,
+    split_by_template,
+)
 from kn_lens.world.training.recipes import RECIPES, Recipe, recipe_for
 from kn_lens.world.training.train import load, reproducible, save, train
 
@@ -26,7 +33,13 @@ ABLATION_SAMPLE = 2000
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
 
 
-def make(recipe: Recipe, out: Path, facts: Rows, templates: Rows, labels: Mapping[str, str]) -> Measurements:
+def make(
+    recipe: Recipe,
+    out: Path,
+    facts: Rows,
+    templates: Rows,
+    labels: Mapping[str, str],
+) -> Measurements:
     """Train a model, store it, evaluate the stored checkpoint and write its card.
 
     Args:
@@ -50,16 +63,18 @@ def make(recipe: Recipe, out: Path, facts: Rows, templates: Rows, labels: Mappin
     with reproducible(recipe.seed):
         answers = answer(network, tokenizer, tokenize(tokenizer, facts, templates))
         order = np.random.default_rng(recipe.seed).permutation(len(answers))
-        sample = [answers[i] for i in order[:ABLATION_SAMPLE]]
-        sentences = [sampled.sentence for sampled in sample]
+        sample = [answers[number] for number in order[:ABLATION_SAMPLE]]
+        sentences = [given.sentence for given in sample]
         p_layer_ablated, p_all_ablated = mlp_ablations(network, tokenizer, sentences)
-    n_several = sum(given.sentence.stop - given.sentence.start > 1 for given in answers)
+    n_multi_token = 0
+    for given in answers:
+        n_multi_token += given.sentence.stop - given.sentence.start > 1
     measurements = Measurements(
         answers=answers,
         n_facts=len(facts),
         n_params=sum(parameter.numel() for parameter in network.parameters()),
         d_vocab=len(tokenizer),
-        multi_token_share=n_several / len(answers),
+        multi_token_share=n_multi_token / len(answers),
         history=trained.history,
         seconds=trained.seconds,
         p_clean=probability(sample),
@@ -73,8 +88,10 @@ def make(recipe: Recipe, out: Path, facts: Rows, templates: Rows, labels: Mappin
         "versions": measurements.versions,
         "measured": summary(answers),
     }
-    (out / "recipe.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    (out / "MODEL_CARD.md").write_text(model_card(recipe, measurements, labels), encoding="utf-8")
+    recipe_json = json.dumps(record, indent=2) + "\n"
+    card = model_card(recipe, measurements, labels)
+    (out / "recipe.json").write_text(recipe_json, encoding="utf-8")
+    (out / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     return measurements
 
 
@@ -85,8 +102,7 @@ def _digest(rows: Rows) -> str:
 
 def summary(answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
     """Return recall and mean probability of the answer, on trained and on held-out templates."""
-    trained = [given for given in answers if not given.sentence.held_out]
-    held_out = [given for given in answers if given.sentence.held_out]
+    trained, held_out = split_by_template(answers)
     return {
         "recall": {"trained": recall(trained), "held_out": recall(held_out)},
         "probability": {"trained": probability(trained), "held_out": probability(held_out)},
@@ -96,10 +112,15 @@ def summary(answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 2 for an unknown name."""
     parser = argparse.ArgumentParser(
-        prog="python -m kn_lens.world.training", description="Train an embedded model and write its checkpoint."
+        prog="python -m kn_lens.world.training",
+        description="Train an embedded model and write its checkpoint.",
     )
     parser.add_argument("name", help=", ".join(RECIPES))
-    parser.add_argument("--out", type=Path, help="directory of the checkpoint (default: models/NAME beside the data)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="directory of the checkpoint (default: models/NAME beside the data)",
+    )
     options = parser.parse_args(arguments)
     try:
         recipe = recipe_for(options.name)
@@ -108,7 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     out = options.out or Path(__file__).parents[1] / "models" / recipe.name
     labels = {row["relation"]: row["label"] for row in read_jsonl("relations.jsonl")}
-    measurements = make(recipe, out, read_jsonl("facts.jsonl"), read_jsonl("templates.jsonl"), labels)
+    facts = read_jsonl("facts.jsonl")
+    templates = read_jsonl("templates.jsonl")
+    measurements = make(recipe, out, facts, templates, labels)
     recalled = summary(measurements.answers)["recall"]
     sys.stdout.write(
         f"{out}: recall {recalled['trained']:.2%} trained, {recalled['held_out']:.2%} held out; "

@@ -66,9 +66,12 @@ def _build_gpt2(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHea
     return GPT2LMHeadModel(config)
 
 
-def pad_rows(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]:
+def pad_rows(
+    rows: Sequence[Sequence[int]],
+    pad_id: int,
+) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]:
     """Return token rows padded on the right, and their attention mask."""
-    length = max(len(row) for row in rows)
+    length = max(map(len, rows))
     tokens = torch.full((len(rows), length), pad_id)
     attention_mask = torch.zeros_like(tokens)
     for i, row in enumerate(rows):
@@ -88,8 +91,8 @@ def logits_at(
     if isinstance(network, BertForMaskedLM):
         hidden = network.bert(tokens, attention_mask=attention_mask).last_hidden_state
         return network.cls(hidden[rows, positions])
-    hidden = network.transformer(tokens, attention_mask=attention_mask, use_cache=False).last_hidden_state
-    return network.lm_head(hidden[rows, positions])
+    output = network.transformer(tokens, attention_mask=attention_mask, use_cache=False)
+    return network.lm_head(output.last_hidden_state[rows, positions])
 
 
 def activation_modules(network: Network) -> list[nn.Module]:

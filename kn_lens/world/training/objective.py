@@ -62,7 +62,11 @@ class Batch:
     answer_targets: Int[Tensor, " answer"]
 
 
-def masked_batch(sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator) -> Batch:
+def masked_batch(
+    sentences: Sequence[Sentence],
+    tokenizer: PreTrainedTokenizerFast,
+    rng: np.random.Generator,
+) -> Batch:
     """Return a batch for a masked model: the object masked from a random token of it on, or random tokens masked."""
     cls_id = special_id(tokenizer, "[CLS]")
     sep_id = special_id(tokenizer, "[SEP]")
@@ -79,7 +83,8 @@ def masked_batch(sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerFa
             first = int(rng.integers(answer.start, answer.stop))
             answers.append((row, first, tokens[first]))
             for i in range(1, len(tokens) - 1):
-                if (i in answer and i >= first) or (i not in answer and draws[i] < MASK_BESIDE):
+                is_masked = i >= first if i in answer else draws[i] < MASK_BESIDE
+                if is_masked:
                     masked.append(i)
         else:
             masked = [i for i in range(1, len(tokens) - 1) if draws[i] < MASK_ANYWHERE]
@@ -90,12 +95,18 @@ def masked_batch(sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerFa
     return _batch(token_rows, pad_id(tokenizer), predictions, answers)
 
 
-def causal_batch(sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator) -> Batch:
+def causal_batch(
+    sentences: Sequence[Sentence],
+    tokenizer: PreTrainedTokenizerFast,
+    rng: np.random.Generator,
+) -> Batch:
     """Return a batch for a causal model: every next token predicted. Only an object at the end counts as an answer."""
     predictions: list[tuple[int, int, int, bool]] = []
     answers: list[tuple[int, int, int]] = []
+    token_rows = []
     for row, sentence in enumerate(sentences):
         tokens = sentence.tokens
+        token_rows.append(tokens)
         answer = range(0)
         if sentence.object_last:
             answer = range(sentence.start, sentence.stop)
@@ -104,7 +115,7 @@ def causal_batch(sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerFa
         if answer:
             i = int(rng.integers(answer.start, answer.stop))
             answers.append((row, i - 1, tokens[i]))
-    return _batch([sentence.tokens for sentence in sentences], pad_id(tokenizer), predictions, answers)
+    return _batch(token_rows, pad_id(tokenizer), predictions, answers)
 
 
 def _batch(
@@ -114,8 +125,10 @@ def _batch(
     answers: Sequence[tuple[int, int, int]],
 ) -> Batch:
     tokens, attention_mask = pad_rows(token_rows, pad_id)
-    rows, positions, targets, is_object = torch.tensor(predictions, dtype=torch.long).reshape(-1, 4).T
-    answer_rows, answer_positions, answer_targets = torch.tensor(answers, dtype=torch.long).reshape(-1, 3).T
+    prediction_table = torch.tensor(predictions, dtype=torch.long).reshape(-1, 4)
+    answer_table = torch.tensor(answers, dtype=torch.long).reshape(-1, 3)
+    rows, positions, targets, is_object = prediction_table.T
+    answer_rows, answer_positions, answer_targets = answer_table.T
     return Batch(
         tokens=tokens,
         attention_mask=attention_mask,
@@ -130,7 +143,9 @@ def _batch(
 
 
 def smoothed_nll(
-    logits: Float[Tensor, "n d_vocab"], targets: Int[Tensor, " n"], smoothing: Float[Tensor, " n"]
+    logits: Float[Tensor, "n d_vocab"],
+    targets: Int[Tensor, " n"],
+    smoothing: Float[Tensor, " n"],
 ) -> Float[Tensor, " n"]:
     """Compute the cross-entropy in nats; ``smoothing`` is the share of each target spread over the vocabulary."""
     log_probs = logits.log_softmax(-1)
@@ -139,7 +154,12 @@ def smoothed_nll(
 
 
 def losses(
-    network: Network, batch: Batch, recipe: Recipe, *, construct: bool, generator: torch.Generator
+    network: Network,
+    batch: Batch,
+    recipe: Recipe,
+    *,
+    construct: bool,
+    generator: torch.Generator,
 ) -> dict[str, Float[Tensor, ""]]:
     """Compute the terms of the loss: ``prediction``, and for a constructed model ``sparsity`` and ``interchange``.
 
@@ -173,14 +193,23 @@ def losses(
     doubled = rows % 2 == 1
     factors = torch.where(doubled, 2.0, 1.0)[:, None]
 
-    def interchange(layer: int, activation: Float[Tensor, "row pos d_mlp"]) -> Float[Tensor, "row pos d_mlp"] | None:
+    def interchange(
+        layer: int,
+        activation: Float[Tensor, "row pos d_mlp"],
+    ) -> Float[Tensor, "row pos d_mlp"] | None:
         if layer not in recipe.interchange_layers:
             return None
         return activation.index_put((rows, positions), factors * activations[layer][donors])
 
     batch_rows = batch.answer_rows[recipients]
     with mlp_hooks(network, interchange):
-        logits = logits_at(network, batch.tokens[batch_rows], batch.attention_mask[batch_rows], rows, positions)
+        logits = logits_at(
+            network,
+            batch.tokens[batch_rows],
+            batch.attention_mask[batch_rows],
+            rows,
+            positions,
+        )
     smoothing = torch.where(doubled, recipe.double_smoothing, recipe.label_smoothing)
     terms["interchange"] = smoothed_nll(logits, batch.answer_targets[donors], smoothing).mean()
     return terms

@@ -68,7 +68,12 @@ def reproducible(seed: int) -> Iterator[None]:
         torch.set_num_threads(n_threads)
 
 
-def train(recipe: Recipe, facts: Rows, templates: Rows, on_step: OnStep | None = None) -> TrainedModel:
+def train(
+    recipe: Recipe,
+    facts: Rows,
+    templates: Rows,
+    on_step: OnStep | None = None,
+) -> TrainedModel:
     """Train a tokenizer and a model on the trained templates.
 
     Args:
@@ -85,7 +90,12 @@ def train(recipe: Recipe, facts: Rows, templates: Rows, on_step: OnStep | None =
         return _train(recipe, facts, trained_templates, on_step)
 
 
-def _train(recipe: Recipe, facts: Rows, templates: Rows, on_step: OnStep | None) -> TrainedModel:
+def _train(
+    recipe: Recipe,
+    facts: Rows,
+    templates: Rows,
+    on_step: OnStep | None,
+) -> TrainedModel:
     start = time.perf_counter()
     rng = np.random.default_rng(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -106,7 +116,8 @@ def _train(recipe: Recipe, facts: Rows, templates: Rows, on_step: OnStep | None)
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        history.append({name: float(term.detach()) for name, term in terms.items()})
+        values = {name: float(term.detach()) for name, term in terms.items()}
+        history.append(values)
         if on_step is not None:
             on_step(step + 1, history[-1])
     network.eval().requires_grad_(False)
@@ -115,7 +126,10 @@ def _train(recipe: Recipe, facts: Rows, templates: Rows, on_step: OnStep | None)
 
 
 def _batches(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, sentences: list[Sentence], rng: np.random.Generator
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerFast,
+    sentences: list[Sentence],
+    rng: np.random.Generator,
 ) -> Iterator[list[Sentence]]:
     weights = []
     for sentence in sentences:
@@ -141,10 +155,16 @@ def _total(terms: Mapping[str, Tensor], recipe: Recipe, ramp: float) -> Tensor:
     return terms["prediction"] + ramp * construction
 
 
-def _optimizer(network: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer, LRScheduler]:
+def _optimizer(
+    network: nn.Module,
+    recipe: Recipe,
+) -> tuple[torch.optim.Optimizer, LRScheduler]:
     """Return AdamW with weight decay on matrices only, linear warm-up and a cosine to zero."""
-    matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
+    for parameter in network.parameters():
+        group = matrices if parameter.ndim > 1 else vectors
+        group.append(parameter)
     groups = [
         {"params": matrices, "weight_decay": recipe.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
@@ -153,7 +173,8 @@ def _optimizer(network: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimize
 
     def factor(step: int) -> float:
         progress = max(0, step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-        return min(1.0, (step + 1) / recipe.warmup) * (1 + math.cos(math.pi * progress)) / 2
+        warmup = min(1.0, (step + 1) / recipe.warmup)
+        return warmup * (1 + math.cos(math.pi * progress)) / 2
 
     return optimizer, LambdaLR(optimizer, factor)
 
