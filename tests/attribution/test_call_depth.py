@@ -29,7 +29,7 @@ def functions_below(name):
 
 @pytest.mark.parametrize("method", ["integrated_gradients", "single_path", "gradient_x_activation", "ablation"])
 @pytest.mark.parametrize("architecture", ["BertForMaskedLM", "GPT2LMHeadModel"])
-def test_a_pass_is_few_calls_away(architecture, method, monkeypatch):
+def test_the_call_depth_from_attribute_to_a_pass_is_bounded(architecture, method, monkeypatch):
     model = loaded(architecture)
     prompts = kn.make_prompts(model, FACTS)
     options = {"neurons": [kn.Neuron(1, 2)]} if method in ("single_path", "ablation") else {}

@@ -16,7 +16,7 @@ def prompts(target=12):
 
 
 @pytest.mark.parametrize("output", ["logit", "log_prob"])
-def test_a_logit_of_minus_infinity_is_refused_where_it_is_what_scores_explain(output):
+def test_an_answer_with_a_logit_of_minus_infinity_is_refused(output):
     model = loaded("GPT2LMHeadModel")
     hook = ("unembed.hook_out", lambda logits, hook: logits.index_fill(-1, torch.tensor([12]), float("-inf")))
     with model.hooks(fwd_hooks=[hook]):
@@ -36,7 +36,7 @@ def test_a_logit_of_minus_infinity_is_refused_where_it_is_what_scores_explain(ou
         (torch.float32, "run_with_cache"),
     ],
 )
-def test_the_cure_of_answers_that_are_no_numbers_is_one_for_the_type(dtype, cure):
+def test_the_remedy_for_nan_answers_depends_on_the_dtype(dtype, cure):
     model = kn.load_model(tiny_hf_model("GPT2LMHeadModel", dtype=dtype))
     hook = ("unembed.hook_out", lambda logits, hook: logits * float("nan"))
     for call in (lambda: kn.attribute(model, prompts()), lambda: kn.measure(model, prompts(), [])):
@@ -51,7 +51,7 @@ def no_number_when_silent(post, hook):
 
 
 @pytest.mark.parametrize("keep", [None, 0.1])
-def test_an_attribution_that_becomes_nan_on_the_way_is_not_converged(keep):
+def test_an_attribution_with_nan_along_the_path_is_not_converged(keep):
     model = loaded("GPT2LMHeadModel")
     with model.hooks(fwd_hooks=[(kn.host_of(model).hook_post(1), no_number_when_silent)]):
         attr = kn.attribute(model, prompts(), keep=keep)
@@ -59,7 +59,7 @@ def test_an_attribution_that_becomes_nan_on_the_way_is_not_converged(keep):
     assert attr.completeness_gap[:, 1].isnan().all()
 
 
-def test_methods_without_a_sum_are_converged_where_they_are_numbers():
+def test_methods_without_completeness_are_converged_where_scores_are_finite():
     model, some = loaded("GPT2LMHeadModel"), kn.NeuronSet([(0, 1), (0, 2)])
     assert kn.attribute(model, prompts(), method="ablation", neurons=some).unconverged == []
     assert kn.attribute(model, prompts(), method="activation").unconverged == []

@@ -22,7 +22,7 @@ def test_arguments_of_attribute_are_the_options_with_their_defaults():
     assert set(get_type_hints(AttributionKeywords)) == set(given)
 
 
-def test_methods_are_classes_by_their_names():
+def test_methods_are_registered_by_their_names():
     assert set(METHODS) == set(get_args(Method))
     assert all(issubclass(method, AttributionMethod) for method in METHODS.values())
     paths = {name for name, method in METHODS.items() if issubclass(method, PathMethod)}

@@ -26,7 +26,7 @@ def prompts(model):
 
 @pytest.mark.parametrize("keep", [None, 0.1])
 @pytest.mark.parametrize("together", [None, "fact", "relation"])
-def test_the_parts_are_the_whole(model, prompts, monkeypatch, together, keep):
+def test_joined_parts_equal_the_whole_attribution(model, prompts, monkeypatch, together, keep):
     monkeypatch.setattr(parts, "SCORES_PER_PART", 7 * N_LAYERS * D_MLP)  # two facts and a prompt
     whole = kn.attribute(model, prompts, keep=keep)
     seen, progress = [], []
@@ -43,7 +43,7 @@ def test_the_parts_are_the_whole(model, prompts, monkeypatch, together, keep):
     assert progress == sorted(progress) and progress[-1] == (total, total)
 
 
-def test_facts_and_relations_stay_together_in_parts_of_bounded_size(model, prompts, monkeypatch):
+def test_parts_hold_whole_facts_or_relations_and_are_bounded(model, prompts, monkeypatch):
     monkeypatch.setattr(parts, "SCORES_PER_PART", 7 * N_LAYERS * D_MLP)
 
     def sizes(together):

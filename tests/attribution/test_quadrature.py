@@ -65,7 +65,7 @@ def test_levels_nest_bit_for_bit_and_equal_the_plain_rule():
 
 
 @pytest.mark.parametrize("cap", [3, 4, 5, 64, 128])
-def test_the_cap_bounds_the_number_of_points(cap):
+def test_max_points_bounds_the_number_of_points(cap):
     sizes = [len(level) for level in nested_levels(cap)]
     assert sizes[-1] <= cap < 2 * sizes[-1] - 1
 
@@ -81,11 +81,11 @@ def test_the_cap_bounds_the_number_of_points(cap):
         ("left", True, "whole number"),
     ],
 )
-def test_a_bad_rule_or_number_of_points_is_named(rule, n, words):
+def test_an_unknown_rule_or_number_of_points_is_refused(rule, n, words):
     with pytest.raises(ArgumentError, match=words.replace("?", r"\?")):
         fixed_rule(rule, n)
 
 
-def test_a_cap_below_the_first_level_is_refused():
+def test_a_max_points_below_the_first_level_is_refused():
     with pytest.raises(ArgumentError, match="max_points=2"):
         nested_levels(2)

@@ -67,7 +67,7 @@ def assert_same(found, expected):
         ("GPT2LMHeadModel", torch.float64, {"method": "activation"}),
     ],
 )
-def test_scores_come_back_bit_by_bit(tmp_path, architecture, dtype, how, keep):
+def test_scores_read_back_bit_for_bit(tmp_path, architecture, dtype, how, keep):
     model = tiny_model(architecture, dtype)
     prompts = kn.make_prompts(model, FACTS[:4], templates=TEMPLATES[:2])
     expected = kn.attribute(model, prompts, keep=keep, **how, **HOW)
@@ -79,7 +79,7 @@ def test_scores_come_back_bit_by_bit(tmp_path, architecture, dtype, how, keep):
     assert list(tmp_path.iterdir()) == [summary.path]
 
 
-def test_large_parts_are_cut(tmp_path, monkeypatch):
+def test_large_parts_are_written_in_several_row_groups(tmp_path, monkeypatch):
     monkeypatch.setattr(score_files, "SCORES_PER_GROUP", 3 * N_LAYERS * D_MLP)
     for keep in (None, 0.1):
         file = kn.attribute_to_file(model_once(), tmp_path / f"{keep}.parquet", prompts_once(), keep=keep)
@@ -90,7 +90,7 @@ def test_large_parts_are_cut(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("keep", [None, 0.1])
-def test_some_prompts_are_read_alone_and_in_the_order_asked_for(tmp_path, keep):
+def test_only_reads_the_chosen_prompts_in_the_order_given(tmp_path, keep):
     model, prompts = model_once(), prompts_once()
     path = kn.attribute_to_file(model, tmp_path / "scores.parquet", prompts, keep=keep, **HOW)
     everything = kn.read_attribution(path, prompts)
@@ -108,7 +108,7 @@ def test_some_prompts_are_read_alone_and_in_the_order_asked_for(tmp_path, keep):
         kn.read_attribution(path, prompts, only=[1, 1])
 
 
-def test_refining_relation_by_relation_is_refining_all(thresholded):
+def test_refining_each_relation_from_the_file_equals_refining_all(thresholded):
     prompts = prompts_once()
     at_once = kn.refine(kn.read_attribution(thresholded, prompts), share_threshold=0.3, min_prompts=1)
     one_by_one = {}
@@ -119,7 +119,7 @@ def test_refining_relation_by_relation_is_refining_all(thresholded):
     assert one_by_one == at_once and any(at_once.values())
 
 
-def test_scores_belong_to_their_prompts(thresholded):
+def test_scores_of_other_prompts_are_refused(thresholded):
     model, prompts = model_once(), prompts_once()
     # Neither the padding nor what the prompts are filed under is asked of the model.
     again = kn.make_prompts(model, [*FACTS, kn.Fact("Norway", "P9", "Oslo")], templates=TEMPLATES)
@@ -130,7 +130,7 @@ def test_scores_belong_to_their_prompts(thresholded):
             kn.read_attribution(thresholded, others)
 
 
-def test_low_scores_that_were_not_kept_are_not_there(thresholded):
+def test_a_threshold_below_the_kept_scores_is_refused(thresholded):
     attr = kn.read_attribution(thresholded, prompts_once())
     with pytest.raises(kn.ArgumentError, match=r"=0\.05, but only the scores from 0\.1 .* expected 0\.1 or more"):
         kn.refine(attr, attr_threshold=0.05)
@@ -148,14 +148,14 @@ def calls(so_far, stop=None):
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), RuntimeError("stopped")])
-def test_what_is_interrupted_leaves_nothing_behind(tmp_path, stop):
+def test_an_interrupted_write_leaves_no_file(tmp_path, stop):
     so_far = []
     with pytest.raises(type(stop)):
         kn.attribute_to_file(model_once(), tmp_path / "x.parquet", prompts_once(), progress=calls(so_far, stop), **HOW)
     assert so_far and not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path):
+def test_a_full_disk_leaves_no_file(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
@@ -166,7 +166,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_bad_calls_are_refused_before_the_model_runs(tmp_path, thresholded):
+def test_invalid_arguments_are_refused_before_the_model_runs(tmp_path, thresholded):
     model, prompts, so_far = model_once(), prompts_once(), []
     before = thresholded.path.read_bytes()
     with pytest.raises(kn.ArgumentError, match=r"thresholded.parquet exists and is not overwritten"):
@@ -181,7 +181,7 @@ def test_bad_calls_are_refused_before_the_model_runs(tmp_path, thresholded):
     assert not so_far and not list(tmp_path.iterdir()) and thresholded.path.read_bytes() == before
 
 
-def test_missing_and_foreign_files(tmp_path, thresholded):
+def test_missing_files_and_files_of_other_formats_are_refused(tmp_path, thresholded):
     prompts = prompts_once()
     with pytest.raises(kn.DataError, match=r"Did you mean 'thresholded.parquet'"):
         kn.read_attribution(thresholded.path.with_name("threshold.parquet"), prompts)

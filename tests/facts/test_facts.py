@@ -10,13 +10,13 @@ from tests.facts.cases import CAPITAL, FACTS, some_facts
 # --- Fact ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_template_is_filled_with_the_subject_even_where_the_subject_reads_like_a_slot():
+def test_filling_a_template_keeps_a_subject_that_contains_the_text_of_a_slot():
     assert Fact("Ireland", "P36", "Dublin").filled("[Y] is the capital of [X].") == "[Y] is the capital of Ireland."
     assert Fact("the [Y]", "r", "o").filled("[Y] and [X]") == "[Y] and the [Y]"
     assert Fact("the [X]", "r", "o").filled("[X], [Y]") == "the [X], [Y]"
 
 
-def test_identity_is_the_triple_and_the_uid_not_the_templates():
+def test_equality_compares_the_triple_and_the_uid_without_the_templates():
     fact = Fact("Ireland", "P36", "Dublin", (CAPITAL,))
     assert fact == Fact("Ireland", "P36", "Dublin") and hash(fact) == hash(Fact("Ireland", "P36", "Dublin"))
     assert fact != Fact("Ireland", "P36", "Dublin", (CAPITAL,), uid="1")
@@ -27,7 +27,7 @@ def test_different_facts_have_different_keys(one, other):
     assert (one.key == other.key) == (one == other)
 
 
-def test_keys_stay_apart_where_names_hold_the_separators():
+def test_names_with_separators_have_different_keys():
     assert Fact("a/b", "r", "c").key != Fact("a", "r", "b/c").key
     assert Fact("a", "r", "b#c").key != Fact("a", "r", "b", uid="c").key
 
@@ -93,7 +93,7 @@ def test_sample_is_seeded_in_order_and_without_repeats():
             facts.sample(n, seed=0)
 
 
-def test_partners_are_of_another_relation_and_all_of_them_come_up():
+def test_paired_facts_are_of_another_relation_and_all_are_drawn():
     partners = {seed: FACTS.paired_with_other_relations(seed) for seed in range(200)}
     assert partners[3] == FACTS.paired_with_other_relations(3)
     for i, fact in enumerate(FACTS):
@@ -103,11 +103,11 @@ def test_partners_are_of_another_relation_and_all_of_them_come_up():
         FACTS.of("P36").paired_with_other_relations(0)
 
 
-def test_a_fact_that_stands_twice_is_refused_with_both_places():
+def test_a_repeated_fact_is_refused_with_both_positions():
     with pytest.raises(DataError, match=r"P36/Ireland/Dublin#a occurs twice: 0 and 4"):
         FactSet([*FACTS, FACTS[0]])
 
 
-def test_a_set_holds_facts_alone():
+def test_a_set_refuses_elements_that_are_no_facts():
     with pytest.raises(ArgumentError, match="holds Facts; got 'Ireland', of type str"):
         FactSet([FACTS[0], "Ireland"])  # pyright: ignore

@@ -37,7 +37,7 @@ def write(path: Path, value) -> Path:
 
 @fuzz
 @given(fact_sets)
-def test_jsonl_and_tables_give_back_what_was_written(tmp_path, facts):
+def test_jsonl_and_tables_read_back_equal(tmp_path, facts):
     path = tmp_path / "facts.jsonl"
     facts.to_jsonl(path)
     assert content(FactSet.from_jsonl(path)) == content(facts)
@@ -47,7 +47,7 @@ def test_jsonl_and_tables_give_back_what_was_written(tmp_path, facts):
 
 @fuzz
 @given(fact_sets)
-def test_csv_gives_back_what_was_written(tmp_path, facts):
+def test_csv_reads_back_equal(tmp_path, facts):
     path = tmp_path / "facts.csv"
     frame = facts.to_frame()
     frame["templates"] = [json.dumps(patterns) for patterns in frame["templates"]]
@@ -55,14 +55,14 @@ def test_csv_gives_back_what_was_written(tmp_path, facts):
     assert content(FactSet.from_csv(path)) == content(facts)
 
 
-def test_a_fact_that_stands_twice_is_refused_with_both_lines(tmp_path):
+def test_a_repeated_fact_is_refused_with_both_lines(tmp_path):
     row = {"subject": "Ireland", "relation": "P36", "object": "Dublin"}
     path = write(tmp_path / "facts.jsonl", [row, {**row, "uid": "b"}, row])
     with pytest.raises(DataError, match=r"occurs twice: .*facts\.jsonl:1 and .*facts\.jsonl:3"):
         FactSet.from_jsonl(path)
 
 
-def test_one_template_a_row_is_gathered_into_facts(tmp_path):
+def test_rows_with_one_template_each_are_gathered_into_facts(tmp_path):
     path = write(
         tmp_path / "long.csv",
         "subject,relation,object,template\n"
@@ -125,7 +125,7 @@ def test_a_table_with_missing_cells_and_arrays_is_read():
         ("9" * 5_000, r":1: (not JSON|expected a JSON object)"),
     ],
 )
-def test_a_malformed_line_is_named_with_its_number(tmp_path, text, message):
+def test_the_error_of_a_malformed_line_names_its_number(tmp_path, text, message):
     with pytest.raises(DataError, match=message):
         FactSet.from_jsonl(write(tmp_path / "facts.jsonl", text))
 
@@ -141,12 +141,12 @@ def test_a_malformed_line_is_named_with_its_number(tmp_path, text, message):
         ("subject,relation,object\n", "no facts there"),
     ],
 )
-def test_a_malformed_table_is_named_with_its_line(tmp_path, text, message):
+def test_the_error_of_a_malformed_table_names_its_line(tmp_path, text, message):
     with pytest.raises(DataError, match=message):
         FactSet.from_csv(write(tmp_path / "facts.csv", text))
 
 
-def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path):
+def test_a_missing_or_binary_file_is_refused_by_name(tmp_path):
     FACTS.to_jsonl(tmp_path / "capitals.jsonl")
     with pytest.raises(DataError, match=r"capital\.jsonl: no such file\. Did you mean 'capitals\.jsonl'"):
         FactSet.from_jsonl(tmp_path / "capital.jsonl")
@@ -160,7 +160,7 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path):
 # --- released formats ------------------------------------------------------------------------------------------------
 
 
-def test_the_embedded_world_splits_its_templates():
+def test_read_world_selects_the_templates_of_a_split():
     every, trained, held_out = (FactSet.world(split) for split in ("all", "trained", "held_out"))
     assert every == trained == held_out and len(every.relations) >= 10 and len(every) >= 1200
     for whole, first, second in zip(every, trained, held_out, strict=True):
@@ -214,7 +214,7 @@ BAGS = [
 
 
 @pytest.mark.parametrize("data", [BAGS, {"P36(capital)": BAGS[:2], "P30(continent)": BAGS[2:]}])
-def test_the_released_codes_file_is_read_flat_and_grouped(tmp_path, data):
+def test_the_fact_file_of_the_released_code_is_read_flat_and_grouped(tmp_path, data):
     facts = FactSet.from_official(write(tmp_path / "data.json", data))
     assert [(fact.subject, fact.relation, fact.object, fact.uid) for fact in facts] == [
         ("", "P36", "Dublin", "0"),
@@ -234,7 +234,7 @@ def test_the_released_codes_file_is_read_flat_and_grouped(tmp_path, data):
         ([["[MASK] [MASK]", "Paris", "P36"]], r"2 times"),
     ],
 )
-def test_a_malformed_bag_is_named_with_its_number(tmp_path, bag, message):
+def test_the_error_of_a_malformed_fact_list_names_its_number(tmp_path, bag, message):
     with pytest.raises(DataError, match=message):
         FactSet.from_official(write(tmp_path / "data.json", [BAGS[0], bag]))
 
@@ -248,7 +248,7 @@ LAMA = {
 }
 
 
-def test_lama_takes_templates_from_where_it_is_told(tmp_path, pararel):
+def test_lama_reads_templates_from_the_given_source(tmp_path, pararel):
     path = write(tmp_path / "lama" / "P36.jsonl", [LAMA, {**LAMA, "uuid": "v"}])
     own = FactSet.from_lama(path)
     assert own[0].templates == ("In [X], [Y] is the capital of Ireland.",) and own[1].uid == "v"
@@ -290,26 +290,26 @@ PLAIN = {"subject": "Ireland", "relation": "P36", "object": "Dublin", "templates
 
 
 @pytest.mark.parametrize("uid, key", [(3, "3"), (3.0, "3"), (np.int64(3), "3"), (np.float64(3), "3"), ("3.0", "3.0")])
-def test_whole_numbers_are_the_same_id_however_a_table_holds_them(tmp_path, uid, key):
+def test_a_whole_number_gives_the_same_uid_in_every_column_type(tmp_path, uid, key):
     assert FactSet.from_frame(pd.DataFrame([{**PLAIN, "uid": uid}]))[0].uid == key
     assert FactSet.from_frame(pd.DataFrame([{**PLAIN, "uid": uid}]).astype({"uid": object}))[0].uid == key
     if not isinstance(uid, np.generic):
         assert FactSet.from_jsonl(write(tmp_path / "facts.jsonl", [{**PLAIN, "uid": uid}]))[0].uid == key
 
 
-def test_ids_with_gaps_are_whole(tmp_path):
+def test_uids_of_a_column_with_missing_cells_are_whole_numbers(tmp_path):
     frame = pd.DataFrame([{**PLAIN, "uid": 7}, {**PLAIN, "object": "Cork"}, {**PLAIN, "object": "Tara", "uid": 12}])
     assert frame["uid"].dtype == float
     assert [fact.uid for fact in FactSet.from_frame(frame)] == ["7", "", "12"]
 
 
 @pytest.mark.parametrize("uid", [3.5, float("inf"), 2.0**53, True])
-def test_numbers_that_are_no_ids_are_refused(uid):
+def test_numbers_that_are_not_whole_are_refused_as_uids(uid):
     with pytest.raises(DataError, match="'uid' must be text or a whole number"):
         FactSet.from_frame(pd.DataFrame([{**PLAIN, "uid": uid}]))
 
 
-def test_what_stands_twice_is_refused_not_taken_once(tmp_path):
+def test_repeated_columns_and_keys_are_refused(tmp_path):
     frame = pd.DataFrame([["Ireland", "P36", "Dublin", "Cork"]], columns=["subject", "relation", "object", "object"])
     with pytest.raises(DataError, match="2 columns are named 'object'"):
         FactSet.from_frame(frame)
@@ -327,7 +327,7 @@ def test_what_stands_twice_is_refused_not_taken_once(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["Templates", "templates ", "UID", " uid", "Template"])
-def test_a_key_that_is_spelled_otherwise_is_not_passed_over(tmp_path, key):
+def test_a_key_with_another_spelling_is_refused(tmp_path, key):
     row = {"subject": "Ireland", "relation": "P36", "object": "Dublin", key: "x"}
     with pytest.raises(DataError, match=f"{key!r} is not read; expected {key.strip().lower()!r}"):
         FactSet.from_jsonl(write(tmp_path / "facts.jsonl", [row]))

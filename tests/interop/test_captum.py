@@ -6,7 +6,7 @@ from captum.attr import IntegratedGradients
 import kn_lens as kn
 
 
-def test_captum_gives_the_papers_sum(model, prompts, neurons):
+def test_captum_gives_the_sum_of_the_paper(model, prompts, neurons):
     one = prompts.select(torch.tensor([1]))
     layer = max(neuron.layer for neuron in neurons)
     host, pos = kn.host_of(model), int(one.read_pos)

@@ -10,7 +10,7 @@ from tests.interop.tools import tool
 tokens = tool("circuitsvis").tokens
 
 
-def test_a_neurons_activations_over_the_tokens_of_a_prompt(model, prompts, neurons):
+def test_circuitsvis_draws_the_activations_of_a_neuron(model, prompts, neurons):
     host, neuron = kn.host_of(model), max(neurons)
     one = prompts.select(torch.tensor([0]))
     _, cache = model.run_with_cache(one.tokens, attention_mask=one.attention_mask)

@@ -22,7 +22,7 @@ def sae():
     return sae.requires_grad_(False).eval()
 
 
-def test_suppression_takes_from_each_feature_what_the_neuron_wrote(host, sae, prompts, neurons):
+def test_suppression_removes_from_each_feature_what_the_neuron_wrote(host, sae, prompts, neurons):
     model, neuron = host.model, max(neurons)
     name, rows = host.resid_post(neuron.layer), torch.arange(len(prompts))
     run = dict(attention_mask=prompts.attention_mask)

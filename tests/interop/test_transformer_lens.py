@@ -6,7 +6,7 @@ import kn_lens as kn
 from tests import oracle
 
 
-def test_suppression_inside_run_with_hooks_that_also_patches(model, fact, neurons):
+def test_suppression_composes_with_activation_patching_in_run_with_hooks(model, fact, neurons):
     """The subject's state of another country, patched in below suppressed neurons, as plain PyTorch hooks have it."""
     other = kn.FactSet.world().find("France", relation="P36")
     template = "The country [X] has the capital [Y]"
@@ -50,7 +50,7 @@ def zeroing(index):
     return pre_hook
 
 
-def test_direct_logit_attribution_of_neurons_from_the_activation_cache(model, prompts, neurons):
+def test_direct_logit_attribution_of_a_neuron_equals_the_effect_of_suppressing_it(model, prompts, neurons):
     """The logit of the answer, split over components; what a neuron adds is what its suppression takes away."""
     host, rows = kn.host_of(model), torch.arange(len(prompts))
     last = host.n_layers - 1

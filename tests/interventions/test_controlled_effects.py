@@ -12,7 +12,7 @@ from tests.effects import FACTS, MODELS, sets_of
 from tests.tiny import D_MLP, N_LAYERS, loaded, memory_for
 
 
-def test_controlled_effects_are_those_of_measure(model_and_prompts):
+def test_controlled_effects_equal_means_of_measure(model_and_prompts):
     """Each row is a mean of `measure` over the prompts it names, with the neurons it names."""
     model, prompts = model_and_prompts
     found, activation = sets_of(FACTS), sets_of(FACTS, seed=1)
@@ -39,7 +39,7 @@ def test_controlled_effects_are_those_of_measure(model_and_prompts):
     assert (unchanged == (effects.n_neurons == 0)).all()
 
 
-def test_random_controls_hang_on_the_seed_and_the_fact_alone():
+def test_random_controls_depend_on_the_seed_and_the_fact_alone():
     model = loaded(MODELS[0])
     prompts = kn.make_prompts(model, FACTS)
     found = sets_of(FACTS)
@@ -65,7 +65,7 @@ def test_other_facts_are_drawn_by_the_seed():
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_what_is_intervened_on_matches_what_was_found():
+def test_control_neurons_match_the_found_neurons_in_number():
     model = loaded(MODELS[0])
     prompts = kn.make_prompts(model, FACTS)
     found = sets_of(FACTS)
@@ -86,7 +86,7 @@ def test_what_is_intervened_on_matches_what_was_found():
     assert set(tried[2]) == set(own) and set(tried[3]) == set(random)
 
 
-def test_the_intervention_can_be_chosen():
+def test_an_intervention_without_effect_changes_no_probability():
     model = loaded(MODELS[0])
     prompts = kn.make_prompts(model, FACTS)
     found = sets_of(FACTS)
@@ -118,7 +118,7 @@ class AsGiven:
 
 
 @pytest.mark.parametrize("rows", [1, 5, 256])
-def test_passes_that_start_where_something_changes_are_whole_passes(model_and_prompts, rows):
+def test_passes_from_the_lowest_changed_layer_equal_full_passes(model_and_prompts, rows):
     """Each of our interventions, with neurons in any layers or none, beside one that touches all positions."""
     model, prompts = model_and_prompts
     draw = np.random.default_rng(0)
@@ -155,7 +155,7 @@ def test_passes_that_start_where_something_changes_are_whole_passes(model_and_pr
     assert (np.isclose(fast.before, fast.after, rtol=1e-9, atol=0) == (fast.n_neurons == 0)).all()
 
 
-def test_changes_are_read_as_measure_reads_them(model_and_prompts):
+def test_score_answers_under_equals_measure(model_and_prompts):
     """Of prompts in any order and several times, with values for each row of an answer's several."""
     model, prompts = model_and_prompts
     host = kn.host_of(model)
@@ -178,7 +178,7 @@ def test_changes_are_read_as_measure_reads_them(model_and_prompts):
     assert (expected.change[[not one for one in neurons]] == 0).all() and (expected.change != 0).any()
 
 
-def test_blocks_below_what_changes_run_for_the_clean_pass_alone(model_and_prompts):
+def test_blocks_below_the_lowest_changed_layer_run_once(model_and_prompts):
     model, prompts = model_and_prompts
     host = kn.host_of(model)
     top = {fact: kn.NeuronSet([(N_LAYERS - 1, 3)]) for fact in FACTS}
@@ -216,7 +216,7 @@ def test_controlled_effects_refuse_before_the_model_runs(no_passes, facts, neuro
         kn.controlled_effects(no_passes, prompts, neurons, activation)
 
 
-def test_no_intervention_is_refused_before_the_model_runs(no_passes):
+def test_an_empty_mapping_of_interventions_is_refused_before_the_model_runs(no_passes):
     prompts = kn.make_prompts(no_passes, FACTS)
     with pytest.raises(kn.ArgumentError, match="intervene is empty"):
         kn.controlled_effects(no_passes, prompts, {FACTS[0]: kn.NeuronSet()}, intervene={})

@@ -46,14 +46,14 @@ def posts(model, prompts, hooks=()):
     return torch.stack([seen[layer] for layer in range(host.n_layers)], dim=1), logits
 
 
-def test_some_answers_have_several_tokens(case):
+def test_the_prompts_of_this_module_include_answers_of_several_tokens(case):
     """What follows has to hold for them too."""
     assert sorted(case[1].rows_per_prompt.unique().tolist())[0] == 1 < int(case[1].rows_per_prompt.max())
 
 
 @pytest.mark.parametrize("position", ["read", "all"])
 @pytest.mark.parametrize("name", CHANGES)
-def test_the_chosen_neurons_change_there_and_nothing_else_does(case, name, position):
+def test_only_the_chosen_neurons_change_and_only_at_the_chosen_positions(case, name, position):
     """In the lowest layer nothing else moves; in all layers the chosen ones hold what they are to hold."""
     model, prompts = case
     clean, _ = posts(model, prompts)
@@ -88,7 +88,7 @@ def test_set_to_the_clean_activation_is_the_identity(case):
     assert not torch.allclose(other, logits)
 
 
-def test_activations_as_values(case):
+def test_set_to_takes_activations_for_all_rows_or_for_each_row(case):
     """The same for all rows, at all positions; and for each row, also when only some prompts are run."""
     model, prompts = case
     torch.manual_seed(0)
@@ -111,7 +111,7 @@ def test_activations_as_values(case):
 
 
 @pytest.mark.parametrize("position", ["read", "all"])
-def test_three_ways_to_turn_off(case, position):
+def test_suppress_equals_amplify_by_zero_and_set_to_zero(case, position):
     model, prompts = case
     _, logits = posts(model, prompts)
     offs = [
@@ -144,7 +144,7 @@ def test_suppressing_everywhere_is_zeroing_rows_of_W_out(case):
     torch.testing.assert_close(suppressed, zeroed, rtol=1e-10, atol=1e-10)
 
 
-def test_each_prompt_gets_its_own_set(case):
+def test_sets_by_fact_and_by_prompt_apply_to_their_own_prompts(case):
     """By fact and by prompt; each prompt is what it is when it is run alone with its set."""
     model, prompts = case
     generator = torch.Generator().manual_seed(1)
@@ -165,7 +165,7 @@ def test_each_prompt_gets_its_own_set(case):
             torch.testing.assert_close(together[rows], alone, rtol=1e-9, atol=1e-9)
 
 
-def test_hooks_compose_with_others_in_order(case):
+def test_hooks_run_in_the_order_of_the_list_beside_other_hooks(case):
     """In ``model.hooks`` and ``run_with_hooks``, before and after a hook of the user's own, and with each other."""
     model, prompts = case
     name = kn.host_of(model).hook_post(1)
@@ -194,7 +194,7 @@ def test_hooks_compose_with_others_in_order(case):
     assert torch.equal(ran[tokens], expected[tokens])
 
 
-def test_hooks_are_pure_and_let_gradients_through(case):
+def test_hooks_are_pure_and_differentiable(case):
     model, prompts = case
     post = torch.randn(*prompts.tokens.shape, D_MLP, dtype=torch.float64, requires_grad=True)
     kept = post.detach().clone()
@@ -235,7 +235,7 @@ def test_hooks_refuse_activations_of_another_batch():
     ),
     st.sampled_from(["read", "all"]),
 )
-def test_the_hook_writes_what_a_loop_would(sets, position):
+def test_a_hook_equals_a_loop_over_rows_and_neurons(sets, position):
     model = loaded(MODELS[0])
     prompts = kn.make_prompts(model, FACTS, templates=CAPITAL[0])
     chosen = [kn.NeuronSet(pairs) for pairs in sets]
@@ -267,7 +267,7 @@ def test_the_hook_writes_what_a_loop_would(sets, position):
         (lambda: kn.SetTo(NEURONS, torch.zeros(5, 5).to_sparse()), "keep=None"),
     ],
 )
-def test_what_an_intervention_cannot_be(make, message):
+def test_invalid_arguments_of_interventions_are_refused(make, message):
     with pytest.raises(kn.ArgumentError, match=message):
         make()
 
@@ -284,14 +284,14 @@ def test_what_an_intervention_cannot_be(make, message):
         (kn.SetTo(NEURONS, torch.full((N_LAYERS, D_MLP), torch.nan)), "NaN or infinity for a neuron of layer"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_the_model_runs(intervention, message):
+def test_neurons_and_values_that_do_not_fit_are_refused_before_the_model_runs(intervention, message):
     model = loaded(MODELS[0])
     prompts = kn.make_prompts(model, FACTS)
     with pytest.raises(kn.ArgumentError, match=message):
         intervention.hooks(model, prompts)
 
 
-def test_attributing_inside_hooks_says_what_to_do_instead():
+def test_the_error_of_attributing_under_hooks_names_a_remedy_that_works():
     """The hooks fit one batch; the cure that the message names does what was meant."""
     model = loaded("GPT2LMHeadModel")
     prompts = kn.make_prompts(model, FACTS)

@@ -11,7 +11,7 @@ from tests.tiny import D_MLP, N_LAYERS, memory_for, tiny_hf_model, tiny_model, t
 
 
 @pytest.mark.parametrize("rows", [1, 5, 256])
-def test_measure_is_what_a_loop_over_prompts_gives(model_and_prompts, rows):
+def test_measure_equals_a_loop_over_prompts(model_and_prompts, rows):
     model, prompts = model_and_prompts
     neurons = sets_of(FACTS)
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0))
@@ -48,7 +48,7 @@ def test_measure_is_what_a_loop_over_prompts_gives(model_and_prompts, rows):
     assert (table.change != 0).all()
 
 
-def test_measuring_a_set_for_each_prompt_and_values_for_each_row(model_and_prompts):
+def test_measure_takes_a_set_for_each_prompt_and_values_for_each_row(model_and_prompts):
     """What is given for each prompt or row follows the prompts into whatever pass they fall."""
     model, prompts = model_and_prompts
     sets = sets_of(FACTS)
@@ -74,7 +74,7 @@ def test_without_a_tokenizer_the_top_answers_are_ids():
     assert shown.top_before[0] == tiny_tokenizer("GPT2LMHeadModel").decode([int(top)]).strip()
 
 
-def test_what_overflows_is_no_answer(model_and_prompts):
+def test_overflow_gives_nan_probabilities_and_the_last_rank(model_and_prompts):
     model, prompts = model_and_prompts
     beyond_all = [kn.Amplify(kn.NeuronSet([(1, 2)]), 1e200)] * 2
     table = kn.measure(model, prompts, beyond_all)
@@ -82,7 +82,7 @@ def test_what_overflows_is_no_answer(model_and_prompts):
     assert table.before.notna().all() and (table.rank_before < kn.host_of(model).d_vocab).all()
 
 
-def test_a_model_without_answers_is_refused_not_read_as_one_without_neurons():
+def test_a_model_whose_clean_answers_are_nan_is_refused():
     """Its weights are finite, and what they make of activations is beyond float16, as it is beyond float64 here."""
     model = tiny_model("GPT2LMHeadModel")
     prompts = kn.make_prompts(model, FACTS)

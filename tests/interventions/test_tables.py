@@ -31,7 +31,7 @@ def made_up(seed=0, n_facts=40, n_relations=3):
     return pd.DataFrame(rows)
 
 
-def test_the_table_is_the_mean_over_relations_of_ratios_of_means():
+def test_effect_table_is_the_mean_over_relations_of_ratios_of_means():
     effects = made_up()
     table = kn.effect_table(effects)
     assert list(zip(table.neuron_set, table.scope, strict=True)) == [
@@ -73,7 +73,7 @@ def test_labels_of_the_callers_own_come_last():
     assert list(zip(table.neuron_set, table.scope, strict=True)) == cells
 
 
-def test_the_interval_is_that_of_facts_drawn_within_their_relations():
+def test_intervals_resample_facts_within_their_relations():
     """Against drawing facts one sample at a time, where relations differ more than facts."""
     own = made_up(n_facts=12).query("neuron_set == 'found' and scope == 'own'")
     own = own.assign(after=own.after * own.relation.map({"P0": 1.0, "P1": 0.7, "P2": 0.4}))
@@ -91,7 +91,7 @@ def test_the_interval_is_that_of_facts_drawn_within_their_relations():
     assert is_close([row.low, row.high], expected)
 
 
-def test_the_interval_covers_as_often_as_it_says():
+def test_intervals_cover_the_truth_at_their_nominal_rate():
     """The true ratio is -1/3; 95 of 100 intervals should hold it, and of this many more than 85 do."""
     held = 0
     for seed in range(60):
@@ -102,21 +102,21 @@ def test_the_interval_covers_as_often_as_it_says():
     assert 0.85 * 60 < held
 
 
-def test_the_bootstrap_is_seeded_and_narrows_with_its_level():
+def test_intervals_are_deterministic_and_narrow_with_the_level():
     effects = made_up()
     pd.testing.assert_frame_equal(kn.effect_table(effects), kn.effect_table(effects))
     wide, narrow = kn.effect_table(effects), kn.effect_table(effects, level=0.5)
     assert ((wide.high - wide.low) > (narrow.high - narrow.low)).all()
 
 
-def test_a_probability_of_zero_gives_no_ratio():
+def test_a_clean_probability_of_zero_gives_a_ratio_of_nan():
     effects = made_up().assign(before=0.0, after=0.0)
     table = kn.effect_table(effects)
     assert table[["change_ratio", "low", "high"]].isna().all(axis=None) and (table.change == 0).all()
     assert (table.n_facts == 40).all()
 
 
-def test_a_relation_without_a_ratio_is_left_out_of_that_of_all():
+def test_a_relation_without_a_ratio_is_left_out_of_the_mean():
     effects = made_up()
     without = effects[effects.relation != "P1"]
     effects.loc[effects.relation == "P1", ["before", "after"]] = 0.0
@@ -131,7 +131,7 @@ def test_a_relation_without_a_ratio_is_left_out_of_that_of_all():
 
 
 @pytest.mark.parametrize("n_facts", [8, 20])
-def test_draws_in_which_a_relation_has_no_ratio_leave_it_out(n_facts):
+def test_draws_leave_out_relations_without_a_ratio(n_facts):
     """Of the draws of n facts one of which has a probability, (1 - 1/n)^n have none at all: about a third."""
     row = {"relation": "P1", "neuron_set": "found", "scope": "own", "n_neurons": 1, "n_prompts": 5}
     poor = pd.DataFrame([{**row, "before": 0.5 * (i == 0), "after": 0.4 * (i == 0)} for i in range(n_facts)])
@@ -142,7 +142,7 @@ def test_draws_in_which_a_relation_has_no_ratio_leave_it_out(n_facts):
     assert both.low < both.change_ratio < both.high
 
 
-def test_a_fact_that_has_no_number_gives_none():
+def test_a_nan_effect_of_one_fact_makes_the_ratio_nan():
     effects = made_up()
     effects.loc[effects.relation == "P1", "after"] = np.nan
     table = kn.effect_table(effects)
@@ -158,6 +158,6 @@ def test_a_fact_that_has_no_number_gives_none():
         (lambda e: e, {"level": 1.0}, "between 0 and 1"),
     ],
 )
-def test_what_the_table_cannot_be_made_of(change, options, message):
+def test_tables_of_other_columns_or_rows_are_refused(change, options, message):
     with pytest.raises(kn.ArgumentError, match=message):
         kn.effect_table(change(made_up()), **options)

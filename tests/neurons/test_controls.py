@@ -15,7 +15,7 @@ from tests.tiny import D_MLP, N_LAYERS, loaded
 
 @MANY_EXAMPLES
 @given(st.sets(st.tuples(st.integers(0, N_LAYERS - 1), st.integers(0, D_MLP - 1)), max_size=12), st.integers(0, 99))
-def test_random_neurons_match_each_layer_and_avoid_the_set(pairs, seed):
+def test_random_neurons_match_the_layer_counts_and_avoid_the_set(pairs, seed):
     model, neurons = loaded(), kn.NeuronSet(pairs)
     control = kn.random_neurons(neurons, model, seed)
     assert control.layer_counts(N_LAYERS) == neurons.layer_counts(N_LAYERS)
@@ -23,7 +23,7 @@ def test_random_neurons_match_each_layer_and_avoid_the_set(pairs, seed):
     assert control == kn.random_neurons(neurons, model, seed)
 
 
-def test_random_neurons_are_drawn_evenly():
+def test_random_neurons_are_drawn_uniformly():
     model, neurons = loaded(), kn.NeuronSet([(1, 0), (1, 5)])
     drawn = [neuron.index for seed in range(600) for neuron in kn.random_neurons(neurons, model, seed)]
     counts = torch.bincount(torch.tensor(drawn), minlength=D_MLP)
@@ -34,7 +34,7 @@ def test_random_neurons_are_drawn_evenly():
 
 
 @pytest.mark.parametrize("n", [D_MLP // 2, D_MLP // 2 + 1, D_MLP - 1, D_MLP])
-def test_random_neurons_of_a_full_layer_share_as_few_as_can_be(n):
+def test_random_neurons_of_a_full_layer_share_as_few_neurons_as_possible(n):
     model, neurons = loaded(), kn.NeuronSet([(0, 3), *((1, i) for i in range(n))])
     control = kn.random_neurons(neurons, model)
     assert control.layer_counts(N_LAYERS) == neurons.layer_counts(N_LAYERS)
@@ -43,7 +43,7 @@ def test_random_neurons_of_a_full_layer_share_as_few_as_can_be(n):
 
 @MANY_EXAMPLES
 @given(attributions(min_prompts=2), st.randoms(use_true_random=False))
-def test_activation_neurons_are_as_many_and_the_highest(attr, shuffler):
+def test_activation_neurons_have_the_highest_mean_activation_and_match_in_number(attr, shuffler):
     facts, fact_of = attr.prompts.facts, attr.prompts.fact_index.tolist()
     activations = attribution(torch.randn(attr.scores.shape), fact_of, facts, method="activation")
     cells = [(layer, i) for layer in range(attr.scores.shape[1]) for i in range(attr.scores.shape[2])]
@@ -56,7 +56,7 @@ def test_activation_neurons_are_as_many_and_the_highest(attr, shuffler):
         assert as_pairs(control[fact]) == set(ranked[: len(found[fact])])
 
 
-def test_activation_neurons_want_activations_of_every_fact():
+def test_activation_neurons_need_activations_of_every_fact():
     facts = facts_of("P36")
     found = {fact: kn.NeuronSet([(0, 0)]) for fact in facts}
     scores = torch.tensor([[[1.0, math.nan]]] * 2)

@@ -16,7 +16,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
 @MANY_EXAMPLES
 @given(sets=st.dictionaries(TEXT, PAIRS, min_size=1), note=TEXT)
-def test_our_files_come_back_as_they_were(tmp_path_factory, sets, note):
+def test_a_written_file_reads_back_equal(tmp_path_factory, sets, note):
     path = tmp_path_factory.mktemp("sets") / "neurons.json"
     written = {key: kn.NeuronSet(pairs) for key, pairs in sets.items()}
     kn.NeuronSet.write_many(path, written, model=note)
@@ -26,7 +26,7 @@ def test_our_files_come_back_as_they_were(tmp_path_factory, sets, note):
     assert [other.name for other in path.parent.iterdir()] == ["neurons.json"]
 
 
-def test_one_set_and_sets_by_fact(tmp_path):
+def test_read_takes_one_set_and_read_many_takes_sets_by_fact(tmp_path):
     facts = [kn.Fact("Ireland", "P36", "Dublin", uid="a/b"), kn.Fact("France", "P36", "Paris")]
     found = {facts[0]: kn.NeuronSet([(0, 1)]), facts[1]: kn.NeuronSet()}
     kn.NeuronSet.write_many(tmp_path / "many.json", found)
@@ -53,7 +53,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
 
 
-def test_two_facts_of_one_key_are_not_written(tmp_path):
+def test_two_facts_with_the_same_key_are_refused(tmp_path):
     fact = kn.Fact("Ireland", "P36", "Dublin")
     with pytest.raises(kn.ArgumentError, match=r"P36/Ireland/Dublin"):
         kn.NeuronSet.write_many(tmp_path / "x.json", {fact: kn.NeuronSet(), fact.key: kn.NeuronSet()})
@@ -70,7 +70,7 @@ def test_two_facts_of_one_key_are_not_written(tmp_path):
         ("neurons_0.json", {"48a2b323-a09c": [[10, 188], [6, 1096]]}, {"48a2b323-a09c": {(10, 188), (6, 1096)}}),
     ],
 )
-def test_files_of_others(tmp_path, name, document, expected):
+def test_files_of_the_released_code_and_of_eleutherai_are_read(tmp_path, name, document, expected):
     path = tmp_path / name
     path.write_text(json.dumps(document, indent=2))
     found = kn.NeuronSet.read_many(path)
@@ -99,14 +99,14 @@ def test_files_of_others(tmp_path, name, document, expected):
         ("\udcff", "cannot be read|not JSON"),
     ],
 )
-def test_malformed_files(tmp_path, text, message):
+def test_malformed_files_are_refused(tmp_path, text, message):
     path = tmp_path / "neurons.json"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(kn.DataError, match=message):
         kn.NeuronSet.read_many(path)
 
 
-def test_a_missing_file_is_named_with_its_neighbour(tmp_path):
+def test_the_error_of_a_missing_file_names_a_similar_file(tmp_path):
     (tmp_path / "neurons.json").write_text("{}")
     with pytest.raises(kn.DataError, match=r"Did you mean 'neurons.json'"):
         kn.NeuronSet.read_many(tmp_path / "neuron.json")
@@ -116,7 +116,7 @@ def test_a_missing_file_is_named_with_its_neighbour(tmp_path):
 
 @MANY_EXAMPLES
 @given(attributions(min_prompts=3), st.sampled_from([0.1, 0.2, 0.5]), st.sampled_from([0.35, 0.7]))
-def test_stored_attributions_are_refined_as_fresh_ones(tmp_path_factory, attr, t, p):
+def test_refine_released_equals_refine(tmp_path_factory, attr, t, p):
     """Write what the released code would: of each prompt the scores from a tenth of the largest."""
     path = tmp_path_factory.mktemp("released") / "TREx-all.rlt.jsonl"
     lines = []
@@ -144,14 +144,14 @@ def test_stored_attributions_are_refined_as_fresh_ones(tmp_path_factory, attr, t
         ("", kn.DataError, "is empty"),
     ],
 )
-def test_malformed_attributions(tmp_path, line, error, message):
+def test_malformed_attribution_files_are_refused(tmp_path, line, error, message):
     path = tmp_path / "P36.rlt.jsonl"
     path.write_text(line)
     with pytest.raises(error, match=message):
         refine_released(path)
 
 
-def test_stored_attributions_have_no_low_scores(tmp_path):
+def test_refine_released_refuses_a_threshold_below_the_stored_scores(tmp_path):
     with pytest.raises(kn.ArgumentError, match=r"0\.1 or more"):
         refine_released(tmp_path / "none.jsonl", attr_threshold=0.05)
 
@@ -159,7 +159,7 @@ def test_stored_attributions_have_no_low_scores(tmp_path):
 # --- the facts they belong to ----------------------------------------------------------------------------
 
 
-def test_keys_stand_for_facts():
+def test_keys_are_matched_to_facts():
     facts = [kn.Fact("Ireland", "P36", "Dublin", uid="u1"), kn.Fact("Dublin", "P1376", "Ireland"), *facts_of("P36")]
     one = kn.NeuronSet([(0, 1)])
     assert match_facts({"u1": one, "P36[2]": one, "P1376/Dublin/Ireland": one}, facts) == dict.fromkeys(

@@ -30,13 +30,13 @@ def test_facts_with_too_few_prompts_are_left_out_before_the_model_runs():
 
 
 @pytest.mark.parametrize("bad", [0, -1, True, 1.5, "3"])
-def test_a_number_of_prompts_that_makes_no_sense(bad):
+def test_a_min_prompts_that_is_not_a_positive_whole_number_is_refused(bad):
     with pytest.raises(kn.ArgumentError, match="min_prompts"):
         kn.make_prompts(loaded(), FACTS, min_prompts=bad)
 
 
 @pytest.mark.parametrize("architecture", ["BertForMaskedLM", "GPT2LMHeadModel"])
-def test_prompts_beyond_a_shrunken_embedding_are_left_out_where_that_is_asked_for(architecture):
+def test_prompts_with_tokens_without_embeddings_can_be_left_out(architecture):
     """The answers, and words of the prompt, that the tokenizer writes and the model has no embedding of."""
     tokenizer = tiny_tokenizer(architecture)
     facts = [kn.Fact(country, "P36", capital, WORDINGS) for country, capital in COUNTRIES.items()]
@@ -53,7 +53,7 @@ def test_prompts_beyond_a_shrunken_embedding_are_left_out_where_that_is_asked_fo
     assert len(kn.predict(small, prompts, k=1)) == prompts.n_rows
 
 
-def test_an_answer_in_the_middle_of_an_unknown_word_is_not_called_unknown():
+def test_an_answer_inside_an_unknown_word_is_reported_as_sharing_a_token():
     """It is in the vocabulary: proposing the very word would be no cure."""
     model = tiny_model()
     fact = kn.Fact("Ireland", "P36", "Dublin", ("The capital of [X] is Ж[Y]Ж.",))
@@ -66,7 +66,7 @@ def test_an_answer_in_the_middle_of_an_unknown_word_is_not_called_unknown():
     assert kn.make_prompts(model, other, unknown_answers="leave_out").left_out == left_out
 
 
-def test_no_word_is_proposed_in_place_of_itself():
+def test_did_you_mean_never_proposes_the_name_itself():
     from kn_lens.errors import did_you_mean
 
     assert did_you_mean("Dublin", ["Dublin"]) == ""

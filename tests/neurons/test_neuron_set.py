@@ -14,7 +14,7 @@ from tests.tiny import D_MLP, N_LAYERS, tiny_model
 
 @MANY_EXAMPLES
 @given(PAIRS, PAIRS)
-def test_set_algebra_is_that_of_python_sets(a, b):
+def test_operators_equal_those_of_python_sets(a, b):
     left, right = kn.NeuronSet(a), kn.NeuronSet(b)
     for ours, theirs in (
         (left | right, a | b),
@@ -41,7 +41,7 @@ def test_set_algebra_is_that_of_python_sets(a, b):
 
 @MANY_EXAMPLES
 @given(PAIRS)
-def test_a_set_is_a_value(pairs):
+def test_equal_sets_have_equal_hashes_and_reprs(pairs):
     neurons = kn.NeuronSet(pairs)
     frozen = frozenset(kn.Neuron(*pair) for pair in pairs)
     assert neurons == frozen and frozen == neurons and hash(neurons) == hash(frozen)
@@ -61,7 +61,7 @@ def test_a_neuron_is_a_named_tuple_with_python_integers():
 
 
 @pytest.mark.parametrize("layer, index", [(-1, 0), (0, -3), (1.0, 2), ("1", 2), (True, 0), (None, 0)])
-def test_a_neuron_is_two_whole_numbers(layer, index):
+def test_a_neuron_needs_two_whole_numbers(layer, index):
     with pytest.raises(kn.ArgumentError, match="expected a whole number from 0"):
         kn.Neuron(layer, index)
     with pytest.raises(kn.ArgumentError):
@@ -74,13 +74,13 @@ def test_a_set_takes_neurons_and_pairs_only(item):
         kn.NeuronSet([item])
 
 
-def test_numpy_integers_become_plain_ones():
+def test_numpy_integers_become_python_integers():
     neuron = kn.Neuron(*torch.tensor([1, 2]).numpy())
     assert type(neuron.layer) is int and json.dumps(neuron.layer) == "1"
 
 
 @pytest.mark.parametrize("pair", [(N_LAYERS, 0), (0, D_MLP)])
-def test_neurons_that_the_model_does_not_have(pair):
+def test_neurons_that_the_model_lacks_are_refused(pair):
     model = tiny_model()
     neurons = kn.NeuronSet([(0, 0), pair])
     for check in (neurons.check, lambda model: kn.random_neurons(neurons, model)):

@@ -20,7 +20,7 @@ from tests.refining import MANY_EXAMPLES, PAIRS, facts_of
 
 @MANY_EXAMPLES
 @given(st.dictionaries(st.sampled_from("ABC"), st.lists(PAIRS, min_size=1, max_size=4), min_size=1))
-def test_overlap_is_that_of_all_pairs(pairs):
+def test_overlap_statistics_equal_loops_over_all_pairs(pairs):
     sets = {relation: [kn.NeuronSet(one) for one in group] for relation, group in pairs.items()}
     exact, resampled = overlap_statistics(sets, n_resamples=2, seed=0)
     expected = naive_overlap([list(enumerate(group)) for group in sets.values()])
@@ -53,7 +53,7 @@ def test_sampled_overlap_is_that_of_random_facts_of_random_other_relations(sizes
 
 @MANY_EXAMPLES
 @given(st.dictionaries(st.sampled_from("ABC"), st.lists(PAIRS, min_size=1, max_size=4), min_size=1))
-def test_layer_counts_are_those_of_all_neurons(pairs):
+def test_layer_counts_equal_a_loop_over_all_neurons(pairs):
     sets = {relation: [kn.NeuronSet(one) for one in group] for relation, group in pairs.items()}
     counts = resampled_layer_counts(sets, 4, n_resamples=3, seed=0)
     layers = [neuron.layer for group in sets.values() for neurons in group for neuron in neurons]

@@ -59,7 +59,7 @@ def test_refined_sets_are_those_of_the_definition(attr, t, p, floor):
 
 @MANY_EXAMPLES
 @given(attributions(min_prompts=3), st.randoms(use_true_random=False))
-def test_neither_order_nor_portions_change_the_sets(attr, shuffler):
+def test_refined_sets_do_not_depend_on_the_order_or_the_chunks_of_prompts(attr, shuffler):
     order = list(range(len(attr.prompts)))
     shuffler.shuffle(order)
     facts, fact_of = attr.prompts.facts, attr.prompts.fact_index
@@ -73,7 +73,7 @@ def test_neither_order_nor_portions_change_the_sets(attr, shuffler):
 
 @MANY_EXAMPLES
 @given(attributions(min_prompts=3), st.sampled_from([0.0, 0.1, 0.2]), st.sampled_from([0.2, 0.5, 1.0]))
-def test_thresholded_scores_give_the_sets_of_whole_ones(attr, keep, t):
+def test_thresholded_scores_give_the_same_sets_as_dense_scores(attr, keep, t):
     kept = kept_from(attr, keep)
     assert torch.equal(kn.coarse(kept, t), kn.coarse(attr, t))
     assert kn.coarse(kept, t).dtype == kn.coarse(attr, t).dtype == torch.bool
@@ -88,7 +88,7 @@ def test_thresholded_scores_give_the_sets_of_whole_ones(attr, keep, t):
 
 @MANY_EXAMPLES
 @given(attributions(), st.sampled_from([0.0, 0.1, 0.2, 1.0]))
-def test_what_thresholding_keeps_are_the_coarse_sets(attr, share):
+def test_thresholding_keeps_exactly_the_coarse_sets(attr, share):
     kept, expected = attr.thresholded(share), kept_from(attr, share)
     assert kept.keep == share
     assert torch.equal(kept.scores.indices(), expected.scores.indices())
@@ -107,7 +107,7 @@ def test_what_thresholding_keeps_are_the_coarse_sets(attr, share):
         (9, 0, 1, 1),
     ],
 )
-def test_the_share_that_is_needed(n, p, floor, expected):
+def test_the_share_threshold_is_rounded_up_to_a_number_of_prompts(n, p, floor, expected):
     """Neuron j is in the coarse set of j prompts: the first that stays tells how many were asked for."""
     scores = torch.zeros(n, 1, n + 1)
     for j in range(n + 1):
@@ -118,7 +118,7 @@ def test_the_share_that_is_needed(n, p, floor, expected):
     assert min(neuron.index for neuron in neurons) == expected
 
 
-def test_a_prompt_without_a_positive_score_has_no_neurons_but_counts_as_a_prompt():
+def test_a_prompt_without_a_positive_score_has_an_empty_set_and_counts():
     scores = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[1.0, 0.0]], [[-1.0, -2.0]], [[math.nan, math.nan]]])
     attr = attribution(scores, [0] * 5, facts_of("P", n=1))
     assert kn.coarse(attr).sum((1, 2)).tolist() == [1, 1, 1, 0, 0]
@@ -126,7 +126,7 @@ def test_a_prompt_without_a_positive_score_has_no_neurons_but_counts_as_a_prompt
     assert list(kn.refine(attr, share_threshold=0.7).values()) == [kn.NeuronSet()]
 
 
-def test_facts_without_prompts_are_absent_and_facts_with_too_few_are_left_out_and_named():
+def test_facts_with_too_few_prompts_are_listed_in_left_out():
     facts = facts_of("P36", "P30", n=3)
     attr = attribution(torch.ones(11, 1, 1), [0] * 3 + [2] * 2 + [3] * 3 + [4] + [5] * 2, facts)
     refined = kn.refine(attr)
@@ -140,7 +140,7 @@ def test_facts_without_prompts_are_absent_and_facts_with_too_few_are_left_out_an
     assert (again, again.left_out) == (refined, refined.left_out)
 
 
-def test_what_is_left_out_changes_nothing_for_the_others():
+def test_left_out_facts_do_not_change_the_other_sets():
     facts, scores = facts_of("P36", "P30", n=2), torch.rand(12, 2, 8, generator=torch.Generator().manual_seed(0))
     attr = attribution(scores, [0] * 4 + [1] * 2 + [2] * 4 + [3] * 2, facts)
     rest = attribution(torch.cat([scores[:4], scores[6:10]]), [0] * 4 + [2] * 4, facts)
@@ -148,7 +148,7 @@ def test_what_is_left_out_changes_nothing_for_the_others():
         assert refine(attr) == refine(rest) and refine(rest).left_out == {}
 
 
-def test_where_no_fact_has_enough_prompts_it_is_a_mistake():
+def test_no_fact_with_enough_prompts_is_an_error():
     with pytest.raises(kn.ArgumentError, match=r"P36/s0/P36-o0 has 2 prompts.*lower min_prompts"):
         kn.refine(attribution(torch.ones(2, 1, 1), [0, 0], facts_of("P36", n=1)))
 
@@ -163,7 +163,7 @@ def test_where_no_fact_has_enough_prompts_it_is_a_mistake():
         {"min_prompts": 2.5},
     ],
 )
-def test_thresholds_out_of_range(bad):
+def test_thresholds_out_of_range_are_refused(bad):
     attr = attribution(torch.ones(3, 1, 1), [0] * 3, facts_of("P", n=1))
     for refine in (kn.refine, kn.refine_by_relation):
         with pytest.raises(kn.ArgumentError, match=next(iter(bad))):
@@ -172,7 +172,7 @@ def test_thresholds_out_of_range(bad):
         kn.coarse(attr, -1)
 
 
-def test_low_scores_that_were_not_kept_are_not_there():
+def test_a_threshold_below_the_kept_scores_is_refused():
     facts = facts_of("P36", n=1)
     kept = kept_from(attribution(torch.rand(3, 1, 4, dtype=torch.float64), [0] * 3, facts, "activation"), 0.3)
     for low in (
@@ -211,7 +211,7 @@ def naive_moving(attr, low, high, max_moves):
 
 @MANY_EXAMPLES
 @given(attributions(min_prompts=3), st.sampled_from([(2, 5), (0.5, 1), (4, 9)]), st.sampled_from([0, 2, 6, 30]))
-def test_the_moving_threshold_is_that_of_the_definition(attr, target, max_moves):
+def test_refine_by_relation_equals_its_definition(attr, target, max_moves):
     result = kn.refine_by_relation(attr, target=target, max_moves=max_moves)
     for relation, (p, mean, found) in naive_moving(attr, *target, max_moves).items():
         assert result.share_threshold[relation] == p / 100
@@ -222,7 +222,7 @@ def test_the_moving_threshold_is_that_of_the_definition(attr, target, max_moves)
 
 
 @pytest.mark.parametrize("in_prompts, p, moves", [(20, 0.7, 0), (13, 0.65, 1), (8, 0.4, 6)])
-def test_the_threshold_moves_down_without_drift(in_prompts, p, moves):
+def test_repeated_moves_of_the_threshold_do_not_drift(in_prompts, p, moves):
     """Three neurons in exactly `in_prompts` of 20 prompts: 13 is 0.65 * 20 only if the moves do not drift."""
     scores = torch.zeros(20, 1, 4)
     scores[:in_prompts, 0, :3] = 1.0
@@ -296,7 +296,7 @@ def test_negatives_are_refined_with_the_same_thresholds(option):
 @pytest.mark.parametrize(
     "bad", [{"target": (5, 2)}, {"target": (-1, 2)}, {"step": 0}, {"step": 1.5}, {"max_moves": -1}]
 )
-def test_moves_that_make_no_sense(bad):
+def test_targets_and_moves_out_of_range_are_refused(bad):
     attr = attribution(torch.ones(3, 1, 1), [0] * 3, facts_of("P", n=1))
     with pytest.raises(kn.ArgumentError, match=next(iter(bad))):
         kn.refine_by_relation(attr, **bad)
@@ -305,7 +305,7 @@ def test_moves_that_make_no_sense(bad):
 # --- negative examples -----------------------------------------------------------------------------------
 
 
-def test_negatives_remove_the_neurons_of_the_phrasing_and_no_others():
+def test_negatives_remove_only_neurons_of_the_same_phrasing():
     template = ("The capital of [X] is [Y].",)
     ireland = kn.Fact("Ireland", "P36", "Dublin", template)
     france = kn.Fact("France", "P36", "Paris", template)
@@ -332,7 +332,7 @@ def test_negatives_remove_the_neurons_of_the_phrasing_and_no_others():
     assert as_pairs(kn.refine(attr, negatives={likewise: kn.NeuronSet([(0, 2)])})[ireland]) == {(0, 0), (0, 1)}
 
 
-def test_negatives_that_cannot_be_held_against_any_fact_are_named():
+def test_unused_negatives_are_listed_in_negatives_left_out():
     facts = facts_of("P36", "P30", n=2)
     attr = attribution(torch.ones(9, 1, 1), [0] * 3 + [1] * 3 + [2] * 2 + [3], facts)  # P30 has too few prompts
     stray = kn.Fact("x", "P19", "y")
@@ -348,7 +348,7 @@ def test_negatives_that_cannot_be_held_against_any_fact_are_named():
     }
 
 
-def test_negatives_that_are_all_phrased_like_no_fact_are_a_mistake():
+def test_negatives_that_are_all_phrased_like_no_fact_are_refused():
     attr = attribution(torch.ones(3, 1, 1), [0] * 3, facts_of("P36", n=1))
     with pytest.raises(kn.ArgumentError, match=r"P37/x/y is phrased like none.*Did you mean 'P36'"):
         kn.refine(attr, negatives={kn.Fact("x", "P37", "y"): kn.NeuronSet([(0, 0)])})

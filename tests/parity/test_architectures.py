@@ -89,7 +89,7 @@ def tiny(architecture):
 
 
 @pytest.mark.parametrize("architecture", [name for name in OTHERS if not refused(name)])
-def test_another_class_is_right_or_refused(architecture):
+def test_every_other_class_is_right_or_refused(architecture):
     reference = tiny(architecture)
     try:
         model = kn.load_model(copy.deepcopy(reference))

@@ -25,7 +25,7 @@ def test_scores_equal_the_plain_sum(pair, prompts, rule, n_steps):
 
 
 @pytest.mark.parametrize(("preset", "rule"), [("paper", "right"), ("official", "left")])
-def test_presets_are_the_papers_and_the_released_codes_sums(pair, prompts, preset, rule):
+def test_presets_equal_the_sums_of_the_paper_and_of_the_released_code(pair, prompts, preset, rule):
     model = pair[1]
     named = kn.attribute(model, prompts, preset=preset)
     spelled = kn.attribute(model, prompts, quadrature=rule, n_steps=20)
@@ -33,7 +33,7 @@ def test_presets_are_the_papers_and_the_released_codes_sums(pair, prompts, prese
     assert (named.n_points == 20).all()
 
 
-def test_adaptive_equals_the_nested_rule_it_stopped_at(pair, prompts):
+def test_adaptive_scores_equal_the_nested_rule_of_their_number_of_points(pair, prompts):
     model = pair[1]
     attr = kn.attribute(model, prompts, tolerance=1e-6)
     assert attr.converged.all() and len(attr.n_points.unique()) > 1  # some pairs needed more than others
@@ -46,7 +46,7 @@ def test_adaptive_equals_the_nested_rule_it_stopped_at(pair, prompts):
             torch.testing.assert_close(attr.scores[i, layer], reference[0], rtol=1e-9, atol=1e-14)
 
 
-def test_adaptive_scores_are_as_close_to_the_integral_as_the_gap_says(pair, prompts):
+def test_the_error_of_adaptive_scores_is_bounded_by_the_tolerance(pair, prompts):
     model = pair[1]
     fine = kn.attribute(model, prompts, quadrature="gauss-legendre", n_steps=80)
     assert float(fine.completeness_gap.abs().max()) < 1e-8
@@ -55,7 +55,7 @@ def test_adaptive_scores_are_as_close_to_the_integral_as_the_gap_says(pair, prom
     assert (worst <= 10 * attr.tolerance[:, None]).all()
 
 
-def test_a_pair_that_does_not_reach_the_tolerance_is_named(pair, prompts):
+def test_unconverged_lists_the_pairs_above_the_tolerance(pair, prompts):
     attr = kn.attribute(pair[1], prompts, tolerance=1e-9, max_points=5)
     assert attr.unconverged and (attr.n_points <= 5).all()
     gap = attr.completeness_gap.abs()
@@ -75,7 +75,7 @@ def test_the_completeness_gap_falls_at_the_rules_rate(pair, prompts, rule, order
 
 
 @pytest.mark.parametrize("output", ["prob", "log_prob", "logit", "logit_diff"])
-def test_every_output_is_read_off_the_logits_and_complete(pair, prompts, output):
+def test_every_output_is_a_function_of_the_logits_and_is_complete(pair, prompts, output):
     model = pair[1]
     prompts = replace(prompts, contrast_ids=(prompts.target_ids + 1) % VOCAB)
     attr = kn.attribute(model, prompts, output=output, tolerance=1e-5)
@@ -125,7 +125,7 @@ def test_scores_do_not_depend_on_batching_order_or_padding(pair, prompts):
     torch.testing.assert_close(kn.attribute(model, wider).scores, whole.scores, rtol=1e-10, atol=1e-14)
 
 
-def test_the_answer_of_several_tokens_is_explained_as_a_whole(pair, prompts):
+def test_scores_of_an_answer_of_several_tokens_explain_the_product(pair, prompts):
     """Two rows of one prompt: the product of their probabilities, moved together."""
     model, joined = pair[1], joined_rows(prompts)
     attr = kn.attribute(model, joined, quadrature="gauss-legendre", n_steps=6)
@@ -156,7 +156,7 @@ def test_no_pass_holds_more_rows_than_its_budget(pair, prompts, rows):
         assert max(forward) == min(rows, len(prompts))
 
 
-def test_only_the_chosen_layers_are_computed_and_they_are_the_same(pair, prompts):
+def test_chosen_layers_have_the_scores_of_a_full_attribution(pair, prompts):
     model = pair[1]
     whole = kn.attribute(model, prompts)
     some = kn.attribute(model, prompts, layers=[2, 0])
@@ -238,7 +238,7 @@ def test_a_model_in_train_mode_is_refused():
         kn.attribute(model, make_batch(True))
 
 
-def test_in_half_precision_the_tolerance_is_what_rounding_leaves(prompts):
+def test_the_tolerance_in_half_precision_is_at_least_the_rounding(prompts):
     model = tiny_model("BertForMaskedLM", dtype=torch.bfloat16)
     attr = kn.attribute(model, prompts, tolerance=1e-9)
     assert torch.equal(attr.tolerance, 2 * 2**-7 * attr.clean.clamp(min=1e-2))

@@ -35,7 +35,7 @@ def test_single_path_equals_ablation_of_the_chosen_neurons(pair, prompts):
     )
 
 
-def test_gradient_x_activation_is_the_integrand_at_the_end_of_the_path(pair, prompts):
+def test_gradient_x_activation_equals_the_gradient_at_alpha_1_times_the_activation(pair, prompts):
     hf, model = pair
     attr = kn.attribute(model, prompts, method="gradient_x_activation")
     silent = torch.zeros(D_MLP, dtype=torch.float64)
@@ -88,7 +88,7 @@ def without_layers_above(hf, layer):
     return copy
 
 
-def test_a_neuron_named_twice_is_one(pair, prompts):
+def test_a_neuron_named_twice_counts_once(pair, prompts):
     once, twice = (kn.attribute(pair[1], prompts, method="single_path", neurons=[kn.Neuron(1, 4)] * n) for n in (1, 2))
     assert torch.equal(once.scores[:, 1, 4], twice.scores[:, 1, 4]) and torch.equal(once.n_points, twice.n_points)
     assert torch.equal(once.completeness_gap[:, 1], twice.completeness_gap[:, 1]) and twice.converged.all()

@@ -23,7 +23,7 @@ def test_attribution_equals_full_passes_one_by_one(architecture, dtype):
 
 
 @pytest.mark.parametrize("architecture", CAUSAL)
-def test_causal_models_are_read_at_any_token(architecture):
+def test_causal_models_can_be_read_before_the_last_token(architecture):
     """Also where tokens follow that see the change, and beside a prompt that is read at its last token."""
     model = loaded(architecture)
     share = 1e-4 if architecture in ROUGH else 1e-10

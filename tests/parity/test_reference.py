@@ -84,7 +84,7 @@ def test_it_equals_captums_layer_integrated_gradients_at_the_read_position(pair,
             torch.testing.assert_close(scores[i], theirs[0], rtol=1e-6, atol=1e-12)
 
 
-def test_it_takes_no_gradients_of_the_callers_and_leaves_no_hook(pair, prompts):
+def test_it_needs_no_gradient_mode_and_leaves_no_hook(pair, prompts):
     model = pair[1]
     with torch.no_grad():
         scores = kn.reference_attribution(model, prompts, 1, n_steps=2)

@@ -109,7 +109,7 @@ def loss_of_silence(model, prompts, layer):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_attribution_under_hooks_is_the_definition_with_them(architecture, kind):
+def test_attribution_under_user_hooks_equals_full_passes_with_them(architecture, kind):
     model, prompts = loaded(architecture), prompts_for(architecture)
     hooks = hooks_of(model, prompts)[kind]
     with model.hooks(fwd_hooks=[*hooks]):
@@ -140,7 +140,7 @@ def test_the_hooks_of_an_edit_give_the_scores_of_the_edited_model(architecture, 
 
 
 @pytest.mark.parametrize("architecture", MASKED + CAUSAL)
-def test_neurons_of_a_silenced_mlp_score_nothing(architecture):
+def test_neurons_of_an_mlp_that_a_hook_silences_score_zero(architecture):
     model, prompts = loaded(architecture), prompts_for(architecture)
     for name in ("blocks.1.mlp.hook_out", kn.host_of(model).hook_mlp_out(1)):
         if name not in kn.host_of(model).hook_names or not fires(model, prompts, name):
@@ -175,7 +175,7 @@ def test_simpler_scores_under_the_hooks_of_an_edit_are_those_of_the_edited_model
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES[:3])
-def test_effects_under_hooks_are_those_of_full_passes(architecture, kind):
+def test_effects_under_user_hooks_equal_full_passes(architecture, kind):
     model, prompts = loaded(architecture), prompts_for(architecture)
     hooks, off = hooks_of(model, prompts)[kind], kn.Suppress(NEURONS)
 
@@ -191,7 +191,7 @@ def test_effects_under_hooks_are_those_of_full_passes(architecture, kind):
     equal(torch.tensor(effect.after.to_numpy()), answers(off.hooks(model, prompts)))
 
 
-def test_hooks_of_pytorch_belong_to_the_function_too():
+def test_pytorch_hooks_are_part_of_the_model_too():
     model, prompts = loaded("GPT2LMHeadModel"), prompts_for("GPT2LMHeadModel")
     block = kn.host_of(model).checkpoint.transformer.h[1].mlp
     handle = block.register_forward_hook(lambda module, args, output: 0 * output)
@@ -202,7 +202,7 @@ def test_hooks_of_pytorch_belong_to_the_function_too():
     assert float(attr.scores[:, 1].abs().max()) == 0 and attr.unconverged == []
 
 
-def test_a_gradient_that_a_hook_cuts_shows_in_the_gap():
+def test_a_hook_that_detaches_the_gradient_shows_in_the_gap():
     """What is detached still acts: the gap's expected value is from passes, and not from gradients."""
     model, prompts = loaded("LlamaForCausalLM"), prompts_for("LlamaForCausalLM")
     name = kn.host_of(model).hook_mlp_out(1)
@@ -214,7 +214,7 @@ def test_a_gradient_that_a_hook_cuts_shows_in_the_gap():
 
 
 @pytest.mark.parametrize("architecture", MASKED + CAUSAL)
-def test_a_model_as_loaded_has_no_hooks_of_a_user(architecture):
+def test_has_user_hooks_is_true_only_while_hooks_are_on_the_model(architecture):
     model = loaded(architecture)
     host = kn.host_of(model)
     assert not host.has_user_hooks
@@ -230,7 +230,7 @@ def test_a_model_as_loaded_has_no_hooks_of_a_user(architecture):
 
 
 @pytest.mark.parametrize("architecture", ["BertForMaskedLM", "LlamaForCausalLM", "Gemma2ForCausalLM"])
-def test_hooks_on_the_checkpoints_own_norms_are_called(architecture):
+def test_hooks_on_the_norms_of_the_checkpoint_are_called(architecture):
     """TransformerLens' norms are passed by where nobody listens, and these hooks with them."""
     model, prompts = loaded(architecture), prompts_for(architecture)
     norm = model.ln_final.original_component
@@ -248,7 +248,7 @@ def test_hooks_on_the_checkpoints_own_norms_are_called(architecture):
 
 
 @pytest.mark.parametrize("architecture", ["BertForMaskedLM", "GPT2LMHeadModel"])
-def test_an_exchanged_forward_belongs_to_the_function(architecture):
+def test_a_replaced_forward_is_part_of_the_model(architecture):
     model, prompts = loaded(architecture), prompts_for(architecture)
     attn = model.blocks[1].attn
     name, half = kn.host_of(model).hook_attn_out(1), lambda value, hook: 0.5 * value
@@ -268,7 +268,7 @@ def test_an_exchanged_forward_belongs_to_the_function(architecture):
     equal(exchanged.expected, hooked.expected)
 
 
-def test_what_transformers_leaves_on_a_model_is_no_hook_of_a_user():
+def test_hooks_left_by_transformers_are_no_user_hooks():
     model, prompts = tiny_model("GPT2LMHeadModel"), prompts_for("GPT2LMHeadModel")
     model.run_with_cache(prompts.tokens)
     with torch.no_grad():
@@ -294,7 +294,7 @@ def test_hooks_for_the_rows_of_a_batch_are_refused(call):
     equal(torch.tensor(found.to_numpy()), torch.tensor(expected.to_numpy()))
 
 
-def test_a_method_that_the_user_has_exchanged_is_kept():
+def test_a_forward_replaced_by_the_user_is_kept():
     model, prompts = loaded("GPT2LMHeadModel"), prompts_for("GPT2LMHeadModel")
     block = model.blocks[0]
     forward = partial(type(block).forward, block)

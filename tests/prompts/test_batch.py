@@ -25,7 +25,7 @@ choices = st.lists(st.integers(0, len(BATCH) - 1), min_size=1, max_size=8)
 
 @quick
 @given(choices, st.data())
-def test_selecting_twice_is_selecting_once(first, data):
+def test_two_selections_equal_one_composed_selection(first, data):
     second = data.draw(st.lists(st.integers(0, len(first) - 1), min_size=1, max_size=8))
     once, twice = BATCH.select([first[i] for i in second]), BATCH.select(first).select(torch.tensor(second))
     assert content(once) == content(twice) == [content(BATCH)[first[i]] for i in second]
@@ -59,7 +59,7 @@ OWN = {
 }
 
 
-def test_own_tokens_need_nothing_else():
+def test_a_batch_from_tokens_needs_no_tokenizer_and_no_facts():
     batch = PromptBatch.from_tokens(**OWN)
     assert len(batch) == batch.n_rows == 2 and batch.prompt_index.tolist() == [0, 1]
     assert batch.fact(0) != batch.fact(1) and batch.fact(1).object == "8"
@@ -92,7 +92,7 @@ def test_own_tokens_need_nothing_else():
         ({name: value[:0] for name, value in OWN.items()}, "no prompt in the batch"),
     ],
 )
-def test_own_tokens_that_do_not_fit_together_are_refused(changed, message):
+def test_tensors_that_do_not_fit_together_are_refused(changed, message):
     with pytest.raises(ArgumentError, match=message):
         PromptBatch.from_tokens(**{**OWN, **changed})
 
@@ -107,12 +107,12 @@ def test_own_tokens_that_do_not_fit_together_are_refused(changed, message):
         ([0, 0], "names 1 prompts; there are 2"),
     ],
 )
-def test_rows_must_stand_in_order_of_their_prompts(index, message):
+def test_rows_must_be_in_the_order_of_their_prompts(index, message):
     with pytest.raises(ArgumentError, match=message):
         replace(PromptBatch.from_tokens(**OWN), prompt_index=torch.tensor(index))
 
 
-def test_prompts_are_checked_against_the_model_they_are_given_to():
+def test_check_for_refuses_another_device_vocabulary_or_context_length():
     host = host_of(tiny_model("GPT2LMHeadModel"))
     batch = PromptBatch.from_tokens(**OWN)
     batch.check_for(host)

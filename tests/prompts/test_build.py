@@ -53,7 +53,7 @@ def text_level(name):
 
 
 @pytest.mark.parametrize("name", MASKED)
-def test_a_masked_prompt_is_the_text_with_the_mask_in_the_answers_place(name):
+def test_a_masked_prompt_is_the_text_with_a_mask_instead_of_the_answer(name):
     tokenizer = TOKENIZERS[name]
     batch = build(name, FACTS)
     by_text = text_level(name)
@@ -91,11 +91,11 @@ def test_a_causal_prompt_ends_where_the_answer_begins(name):
         ("GemmaForCausalLM", "<bos>"),
     ],
 )
-def test_special_tokens_are_the_checkpoints_own(name, first):
+def test_prompts_begin_with_the_special_tokens_of_the_checkpoint(name, first):
     assert TOKENIZERS[name].convert_ids_to_tokens(row(build(name, FACTS), 0))[0] == first
 
 
-def test_a_byte_bpe_checkpoint_with_a_beginning_of_sequence_token_gets_it():
+def test_a_byte_bpe_prompt_begins_with_the_bos_token_of_its_tokenizer():
     plain = TOKENIZERS["GPT2LMHeadModel"]
     opt = transformers.GPT2Tokenizer(
         vocab=plain.get_vocab(), merges=list(_merges(plain)), bos_token="<|endoftext|>", add_bos_token=True
@@ -133,7 +133,7 @@ def test_an_answer_of_two_tokens_is_teacher_forced(name):
         assert [*row(batch, second), oslo] == tokenizer("The capital of Peru is Lima Oslo").input_ids
 
 
-def test_a_space_that_is_a_token_of_its_own_belongs_to_the_answer():
+def test_a_space_token_before_the_answer_belongs_to_the_answer():
     tokenizer = TOKENIZERS["XLMRobertaForMaskedLM"]
     batch = build("XLMRobertaForMaskedLM", [Fact("Peru", "r", "is", ("[X] in fact [Y].",))])
     assert tokenizer.convert_ids_to_tokens(batch.target_ids.tolist()) == ["▁", "is"]
@@ -142,7 +142,7 @@ def test_a_space_that_is_a_token_of_its_own_belongs_to_the_answer():
 
 @pytest.mark.parametrize("trim_offsets", [True, False])
 @pytest.mark.parametrize(("object", "pieces"), [("is", ["Ġ", "i", "s"]), ("é", ["Ġ", "Ã", "©"])])
-def test_a_lone_space_is_found_whether_or_not_offsets_are_trimmed(trim_offsets, object, pieces):
+def test_a_space_token_is_found_with_and_without_trimmed_offsets(trim_offsets, object, pieces):
     backend = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     from tokenizers import processors
@@ -161,7 +161,7 @@ def test_only_punctuation_may_follow_the_object_of_a_causal_template():
     assert batch.template == patterns[:4] and batch.left_out == {"object not last": 3}
 
 
-def test_a_prompt_is_asked_once_though_templates_differ_behind_the_object():
+def test_templates_that_give_the_same_causal_prompt_give_one_prompt():
     """Else a neuron of this one wording would count as shared by three."""
     fact = Fact("Ireland", "r", "Dublin", ("[X] has [Y].", "In [X] lies [Y]", "[X] has [Y]", "[X] has [Y]!"))
     batch = build("GPT2LMHeadModel", [fact])
@@ -172,7 +172,7 @@ def test_a_prompt_is_asked_once_though_templates_differ_behind_the_object():
         assert len(build(name, [twice])) == 1 and build(name, [twice]).left_out == {SAME: 1}
 
 
-def test_text_after_the_object_cannot_change_a_causal_answer():
+def test_text_after_the_object_does_not_change_the_tokens_of_a_causal_answer():
     """'D.C..' would end in a token that holds both full stops."""
     one, other = (
         build("GPT2LMHeadModel", [Fact("Peru", "P36", "Lima.", (template,))]) for template in (LAST, LAST.rstrip("."))
@@ -180,12 +180,12 @@ def test_text_after_the_object_cannot_change_a_causal_answer():
     assert content(one)[0][0] == content(other)[0][0]
 
 
-def test_a_subject_may_read_like_a_slot():
+def test_a_subject_may_contain_the_text_of_a_slot():
     batch = build("BertForMaskedLM", [Fact("[Y] of [X]", "r", "Paris", ("[X] is [Y].", "[Y] is [X]."))])
     assert batch.text == ("[Y] of [X] is [MASK].", "[MASK] is [Y] of [X].")
 
 
-def test_given_templates_replace_the_facts_own():
+def test_templates_passed_to_make_prompts_replace_those_of_the_facts():
     model = tiny_model("BertForMaskedLM")
     assert set(make_prompts(model, FACTS[0], templates=LAST).template) == {LAST}
     assert make_prompts(model, FACTS[:2], templates=[LAST, FIRST]).template == (LAST, FIRST) * 2
@@ -200,7 +200,7 @@ def test_given_templates_replace_the_facts_own():
 
 
 @pytest.mark.parametrize("name", MASKED + CAUSAL)
-def test_contrast_answers_are_the_tokens_of_the_same_place(name):
+def test_contrast_ids_are_the_tokens_of_the_contrast_in_the_answers_slot(name):
     others = dict(zip(FACTS, [*(fact.object for fact in FACTS[1:]), FACTS[0].object], strict=True))
     batch = build(name, FACTS, contrast=others)
     swapped = build(name, [replace(fact, object=other, uid="swapped") for fact, other in others.items()])
@@ -208,7 +208,7 @@ def test_contrast_answers_are_the_tokens_of_the_same_place(name):
     assert torch.equal(batch.tokens, build(name, FACTS).tokens)
 
 
-def test_a_contrast_answer_of_two_tokens_stands_row_by_row():
+def test_a_contrast_answer_of_two_tokens_has_one_token_in_each_row():
     batch = build("BertForMaskedLM", [TWO_TOKENS], contrast="Paris Rome")
     assert TOKENIZERS["BertForMaskedLM"].decode(batch.contrast_ids) == "Paris Rome"
 
@@ -232,7 +232,7 @@ def test_a_contrast_answer_that_does_not_fit_is_refused(contrast, message):
 
 
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "XLMRobertaForMaskedLM", "LlamaForCausalLM"])
-def test_an_answer_beyond_the_vocabulary_is_never_asked_for(name):
+def test_an_answer_outside_the_vocabulary_is_refused_or_left_out(name):
     facts = [*FACTS[:2], Fact("Poland", "P36", "Łódź", (LAST, FIRST)), Fact("Spain", "P36", "Māñ", (LAST,))]
     with pytest.raises(PromptError, match=r"'Łódź' of P36/Poland/Łódź is not in the vocabulary.* \(2 facts have"):
         build(name, facts)
@@ -244,13 +244,13 @@ def test_an_answer_beyond_the_vocabulary_is_never_asked_for(name):
         build(name, facts[2:3], unknown_answers="leave_out")
 
 
-def test_an_unknown_answer_names_the_nearest_known():
+def test_the_error_of_an_unknown_answer_names_a_similar_token():
     with pytest.raises(PromptError, match=r"Did you mean 'Dublin'\?"):
         build("BertForMaskedLM", [replace(FACTS[0], object="Dubłin")])
 
 
 @pytest.mark.parametrize("answer", ["[MASK]", "[UNK]", "[SEP]"])
-def test_a_special_token_is_no_answer(answer):
+def test_a_special_token_is_refused_as_an_answer(answer):
     with pytest.raises(PromptError, match="not in the vocabulary"):
         build("BertForMaskedLM", [replace(FACTS[0], object=answer)])
 
@@ -263,7 +263,7 @@ def test_an_answer_that_shares_a_token_with_its_neighbours_is_refused():
     assert batch.left_out == {"answer shares a token with the text beside it": 1} and len(batch) == 1
 
 
-def test_a_prompt_longer_than_the_context_is_named_not_cut():
+def test_a_prompt_longer_than_the_context_is_refused_by_name():
     length = int(build("BertForMaskedLM", FACTS).attention_mask.sum(-1).max())
     build("BertForMaskedLM", FACTS, n_ctx=length)
     with pytest.raises(
@@ -296,7 +296,7 @@ def test_facts_that_give_no_prompt_are_refused(name, facts, message):
         build(name, facts)
 
 
-def test_a_tokenizer_that_cannot_serve_is_refused():
+def test_an_unsuitable_tokenizer_is_refused():
     with pytest.raises(PromptError, match="GPT2Tokenizer has none"):
         build("BertForMaskedLM", FACTS, tokenizer=TOKENIZERS["GPT2LMHeadModel"])
     form = PromptForm(
@@ -314,7 +314,7 @@ def test_a_tokenizer_that_cannot_serve_is_refused():
         build("BertForMaskedLM", FACTS, unknown_answers="skip")
 
 
-def test_a_model_without_a_tokenizer_takes_one_or_the_users_tokens(monkeypatch):
+def test_a_model_without_a_tokenizer_needs_the_tokenizer_argument(monkeypatch):
     model = tiny_model("GPT2LMHeadModel")
     bare = host_of(load_model(tiny_hf_model("GPT2LMHeadModel")))
     for module in ("kn_lens.prompts.build", "kn_lens.prompts.predict"):
@@ -326,7 +326,7 @@ def test_a_model_without_a_tokenizer_takes_one_or_the_users_tokens(monkeypatch):
     assert predict(model, batch, k=1)["token"].str.isdecimal().all()
 
 
-def test_padding_that_the_model_has_no_embedding_for_is_not_put_in():
+def test_a_padding_token_without_an_embedding_is_not_used():
     """As users add it to GPT-2's tokenizer, so that it can pad, without making the model's embeddings longer."""
     model, tokenizer = tiny_model("GPT2LMHeadModel"), copy.deepcopy(TOKENIZERS["GPT2LMHeadModel"])
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
@@ -359,7 +359,7 @@ def test_a_prompt_does_not_depend_on_its_batch_or_order(name, facts):
 
 
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "LlamaForCausalLM"])
-def test_predictions_are_the_models_own(name):
+def test_predictions_equal_those_of_a_plain_forward_pass(name):
     model = tiny_model(name)
     batch = make_prompts(model, [FACTS[0], TWO_TOKENS])
     table = predict(model, batch, k=3, memory_budget=memory_for(2, model, batch, gradient=False))
@@ -374,7 +374,7 @@ def test_predictions_are_the_models_own(name):
     assert table["token"][0] == TOKENIZERS[name].decode([table["token_id"][0]])
 
 
-def test_predict_refuses_what_it_cannot_list():
+def test_predict_refuses_a_k_out_of_range():
     model = tiny_model("GPT2LMHeadModel")
     batch = make_prompts(model, FACTS)
     for k in (0, 10_000, 1.5, True):

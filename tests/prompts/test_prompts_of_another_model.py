@@ -45,7 +45,7 @@ def prompts(models):
 
 
 @pytest.mark.parametrize("take", TAKERS.values(), ids=TAKERS.keys())
-def test_no_function_takes_prompts_of_another_model(models, prompts, take, tmp_path):
+def test_every_function_refuses_prompts_made_for_another_model(models, prompts, take, tmp_path):
     path = tmp_path / "scores.parquet"
     small = replace(prompts[LLAMA], tokens=prompts[LLAMA].tokens.clamp(max=100))  # ids that any of them has
     for batch, other, why in (
@@ -60,7 +60,7 @@ def test_no_function_takes_prompts_of_another_model(models, prompts, take, tmp_p
     take(models[LLAMA], prompts[LLAMA], path)
 
 
-def test_what_is_made_of_a_batch_remembers_it_too(models, prompts, tmp_path):
+def test_batches_derived_from_a_batch_keep_the_model_it_was_made_for(models, prompts, tmp_path):
     batch = prompts[LLAMA]
     kn.attribute_to_file(models[LLAMA], tmp_path / "scores.parquet", batch, method="activation")
     heirs = [
@@ -78,7 +78,7 @@ def test_what_is_made_of_a_batch_remembers_it_too(models, prompts, tmp_path):
             heir.check_for(kn.host_of(models[GPT2]))
 
 
-def test_own_tokens_and_batches_of_earlier_versions_are_any_models(models, prompts):
+def test_batches_from_tokens_and_from_earlier_versions_fit_any_model(models, prompts):
     own = kn.PromptBatch.from_tokens(
         torch.tensor([[5, 6, 7]]), read_pos=torch.tensor([2]), target_ids=torch.tensor([9])
     )
@@ -89,7 +89,7 @@ def test_own_tokens_and_batches_of_earlier_versions_are_any_models(models, promp
             assert len(kn.measure(model, batch, [])) == 1
 
 
-def test_a_tokenizer_that_is_chosen_fits_the_model_that_it_was_chosen_for(models, prompts):
+def test_prompts_made_with_the_tokenizer_argument_fit_that_model(models, prompts):
     own = tiny_tokenizer(GPT2)
     bare = kn.load_model(tiny_hf_model(LLAMA, vocab_size=len(own)))  # has no tokenizer of its own
     chosen = kn.make_prompts(bare, FACTS, tokenizer=own)
@@ -107,7 +107,7 @@ def test_a_tokenizer_that_is_chosen_fits_the_model_that_it_was_chosen_for(models
         kn.measure(bare, prompts[BERT], [])
 
 
-def test_a_fingerprint_is_of_the_tokens_alone():
+def test_a_fingerprint_ignores_padding_settings_and_added_tokens():
     prints = {name: fingerprint(tiny_tokenizer(name)) for name in (BERT, GPT2, LLAMA, "RobertaForMaskedLM")}
     assert len(set(prints.values())) == len(prints)
     tokenizer = pickle.loads(pickle.dumps(tiny_tokenizer(BERT)))
@@ -118,7 +118,7 @@ def test_a_fingerprint_is_of_the_tokens_alone():
     assert fingerprint(None) is None
 
 
-def test_a_fingerprint_sees_another_vocabulary_of_the_same_size_and_another_casing():
+def test_a_fingerprint_distinguishes_vocabularies_of_equal_size_and_casing():
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

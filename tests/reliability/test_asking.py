@@ -34,7 +34,7 @@ def prompts_of(tokenizer, masked, fact):
 @pytest.mark.parametrize("name", MASKED + CAUSAL)
 @fuzz(usually=120)
 @given(subject=NAMES, answer=NAMES, template=TEMPLATES)
-def test_prompts_ask_for_the_answers_own_tokens(name, subject, answer, template):
+def test_prompts_query_the_tokens_of_the_answer(name, subject, answer, template):
     """The oracle is the tokenizer's reading of the whole text: a prompt is a part of it, the target what is next."""
     tokenizer, masked = tiny_tokenizer(name), name in MASKED
     made = []
@@ -72,7 +72,7 @@ def test_a_mask_in_the_data_is_refused(name):
 
 @pytest.mark.parametrize("name", MASKED + CAUSAL)
 @pytest.mark.parametrize("answer", ["[MASK]", "<mask>", "</s>", "<|endoftext|>", "[SEP]", "<unk>", "[UNK]"])
-def test_a_special_token_is_no_answer(name, answer):
+def test_a_special_token_is_refused_as_an_answer(name, answer):
     """Where the tokenizer knows it; elsewhere it is a text like others."""
     tokenizer = tiny_tokenizer(name)
     if answer in tokenizer.all_special_tokens:

@@ -40,14 +40,14 @@ def load(checkpoint):
 @pytest.mark.parametrize("name", FILES)
 @fuzz(usually=12, share=0.02)
 @given(data=st.data())
-def test_after_accidents(checkpoint, load, name, data):
+def test_damaged_files_are_loaded_or_refused(checkpoint, load, name, data):
     load(name, data.draw(damaged((checkpoint / name).read_bytes())))
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
 @fuzz(usually=15, share=0.02)
 @given(data=st.data())
-def test_with_a_value_exchanged(checkpoint, load, name, data):
+def test_files_with_one_changed_value_are_loaded_or_refused(checkpoint, load, name, data):
     valid = json.loads((checkpoint / name).read_bytes())
     place = data.draw(st.sampled_from(list(places_in(valid))))
     load(name, json.dumps(with_changed(valid, place, data.draw(st.sampled_from(VALUES)))).encode())
@@ -65,7 +65,7 @@ def test_weights_outside_of_the_checkpoint_are_not_loaded(name, tmp_path):
         kn.load_model(folder)
 
 
-def test_links_out_of_a_checkpoint_are_followed_as_a_cache_has_them(tmp_path):
+def test_symbolic_links_as_in_the_hub_cache_are_followed(tmp_path):
     folder = tiny_checkpoint("GPT2LMHeadModel", tmp_path / "checkpoint")
     (folder / "model.safetensors").rename(tmp_path / "blob")
     (folder / "model.safetensors").symlink_to("../blob")
@@ -74,7 +74,7 @@ def test_links_out_of_a_checkpoint_are_followed_as_a_cache_has_them(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_a_pipe_in_a_checkpoint_is_not_waited_for(name, tmp_path):
+def test_a_pipe_in_a_checkpoint_does_not_block(name, tmp_path):
     folder = tiny_checkpoint("GPT2LMHeadModel", tmp_path / "checkpoint")
     (folder / name).unlink()
     os.mkfifo(folder / name)

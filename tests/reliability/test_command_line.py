@@ -71,7 +71,7 @@ def files_in(folder):
 @example(line=["data", "read", "x" * 5000 + ".jsonl"])
 @example(line=["data", "read", "x" * 5000])
 @example(line=["data", "convert", "world", "--out", "x" * 5000])
-def test_any_command_line_ends_in_words(cli, line, tmp_path, monkeypatch):
+def test_any_command_line_ends_with_a_documented_exit_code_and_message(cli, line, tmp_path, monkeypatch):
     work = tmp_path / "work"
     work.mkdir(exist_ok=True)
     monkeypatch.chdir(work)
@@ -90,7 +90,7 @@ def test_any_command_line_ends_in_words(cli, line, tmp_path, monkeypatch):
     TRIED["command lines", {0: "done", 1: "some runs failed", 2: "refused"}[code]] += 1
 
 
-def test_names_are_shown_as_they_are(cli, tmp_path):
+def test_names_that_look_like_markup_are_shown_literally(cli, tmp_path):
     """Also where they look like the markup of the library that draws tables."""
     names = ["[/b]", "[red]", "[link=x]y", ":smile:", "12:00:00"]
     lines = [

@@ -59,7 +59,7 @@ def test_a_run_stays_in_its_directory_and_tells_relations_apart(model, tmp_path)
     TRIED["names: in data", "kept in their place"] += len(NAMES)
 
 
-def test_a_relation_whose_name_is_too_long_for_a_file_is_told_before_anything_runs(model, tmp_path):
+def test_a_relation_name_too_long_for_a_file_is_refused_before_the_model_runs(model, tmp_path):
     facts = kn.FactSet([*FACTS, kn.Fact("Peru", "é" * 300, "Lima", TEMPLATES)])
     with pytest.raises(kn.DataError, match="too long for the name of a file"):
         kn.reproduce(model, facts, tmp_path / "run")
@@ -67,7 +67,7 @@ def test_a_relation_whose_name_is_too_long_for_a_file_is_told_before_anything_ru
     TRIED["names: in data", "refused"] += 1
 
 
-def test_models_and_fact_sets_of_a_study_are_no_paths(tmp_path):
+def test_names_of_models_and_fact_sets_of_a_study_are_not_used_as_paths(tmp_path):
     """The model is not there, so that every run fails, and is told of in a file of its name."""
     study = tmp_path / "deep" / "down" / "study"
     study.parent.mkdir(parents=True)
@@ -80,7 +80,7 @@ def test_models_and_fact_sets_of_a_study_are_no_paths(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", "a\\b", "", "..", "a\0b"])
-def test_figures_are_files_of_their_folder(name, tmp_path):
+def test_figures_are_written_into_their_directory(name, tmp_path):
     import pandas as pd
 
     drawn = kn.figures.neuron_scores(
@@ -92,7 +92,7 @@ def test_figures_are_files_of_their_folder(name, tmp_path):
     TRIED["names: in data", "refused"] += 1
 
 
-def test_neuron_files_keep_any_key(tmp_path):
+def test_neuron_files_read_back_any_key(tmp_path):
     sets = {kn.Fact("s", name, "o").key: kn.NeuronSet([(0, 1)]) for name in NAMES}
     kn.NeuronSet.write_many(tmp_path / "found.json", sets)
     assert kn.NeuronSet.read_many(tmp_path / "found.json") == sets and len(sets) == len(NAMES)
@@ -111,7 +111,7 @@ def test_a_failed_write_of_facts_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", ".", "a\0b", "x" * 300, "none/x", "pipe", "/proc/self/mem"])
-def test_nothing_takes_the_place_of_what_is_no_file(name, model, tmp_path, monkeypatch):
+def test_directories_pipes_and_devices_are_not_overwritten(name, model, tmp_path, monkeypatch):
     """Directories, pipes and, as good as these, devices."""
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
@@ -130,7 +130,7 @@ def test_nothing_takes_the_place_of_what_is_no_file(name, model, tmp_path, monke
     assert everything_in(tmp_path) == {Path("pipe")} and Path("pipe").is_fifo()
 
 
-def test_weights_of_a_checkpoint_elsewhere_are_not_fetched_by_name(tmp_path):
+def test_weights_outside_a_checkpoint_directory_are_not_read(tmp_path):
     """An index of shards names files; one that leads out of the directory is no way to read others as weights."""
     checkpoint = tiny_checkpoint("BertForMaskedLM", tmp_path / "checkpoint")
     (checkpoint / "model.safetensors").rename(tmp_path / "outside.txt")

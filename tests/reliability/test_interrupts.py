@@ -117,7 +117,7 @@ def everything(model):
 
 @pytest.mark.parametrize("presses", [1, 2])
 @pytest.mark.parametrize("way", WAYS)
-def test_everything_comes_back(way, presses, tmp_path):
+def test_an_interrupt_at_any_moment_restores_the_model(way, presses, tmp_path):
     model = loaded("GPT2LMHeadModel")
     way(model, tmp_path)  # what is computed once is there
     shutil.rmtree(tmp_path / "edited", ignore_errors=True)
@@ -161,7 +161,7 @@ def test_an_interrupt_in_the_last_operation_of_a_block():
         signal.signal(signal.SIGALRM, handler)
 
 
-def test_signals_wait_and_are_all_handled():
+def test_held_signals_are_all_handled_afterwards():
     handled = []
 
     def stop(number, _):
@@ -191,7 +191,7 @@ def test_another_thread_has_no_signals_to_hold():
 
 
 @pytest.mark.parametrize("fails_to_undo", [False, True])
-def test_what_cannot_be_done_is_undone_and_told(fails_to_undo):
+def test_a_failed_change_is_undone_and_its_error_raised(fails_to_undo):
     done = []
 
     def do():

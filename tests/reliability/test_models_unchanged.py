@@ -77,7 +77,7 @@ def test_every_public_call_that_runs_a_model_has_it_to_itself(case):
 @pytest.mark.parametrize(
     "call", [pytest.param(one, id=f"{name}-{number}") for name, all in CALLS.items() for number, one in enumerate(all)]
 )
-def test_a_call_leaves_nothing_behind(case, call, tmp_path):
+def test_a_call_leaves_the_model_unchanged(case, call, tmp_path):
     """When it returns, and when an error or an interrupt comes in its first pass, its last, or between."""
     with unchanged(case.model), PASSES.stopping(0, RuntimeError):
         call(case)

@@ -64,7 +64,7 @@ SCRIPT = """
 """
 
 
-def test_nothing_asks_for_the_network(tmp_path):
+def test_no_call_opens_a_network_connection(tmp_path):
     checkpoint = tiny_checkpoint("BertForMaskedLM", tmp_path / "tiny")
     script = textwrap.dedent(SCRIPT).replace("BY_HAND", str(BY_HAND))  # the demo takes a minute
     command = [sys.executable, "-c", script, str(tmp_path), str(checkpoint)]

@@ -48,7 +48,7 @@ def test_older_checkpoints_are_read(checkpoint):
     assert all(map(torch.equal, mine.original_model.parameters(), other.original_model.parameters()))
 
 
-def test_a_pickle_that_would_run_code_is_refused_and_does_not(checkpoint, tmp_path):
+def test_a_pickle_that_would_run_code_is_refused_without_running_it(checkpoint, tmp_path):
     mark = tmp_path / "it ran"
     as_bin(checkpoint, payload=Payload(mark))
     with pytest.raises(UnsupportedModelError, match="cannot be loaded"):
@@ -69,7 +69,7 @@ def test_other_pickles_of_a_checkpoint_are_not_opened(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_code_of_a_checkpoint_is_never_run_and_nobody_is_asked(checkpoint, tmp_path, monkeypatch, known):
+def test_code_of_a_checkpoint_is_never_run_and_never_prompts_the_user(checkpoint, tmp_path, monkeypatch, known):
     mark = tmp_path / "it ran"
     (checkpoint / "evil.py").write_text(f"from pathlib import Path\nPath({str(mark)!r}).touch()\n")
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("transformers asked whether to trust it"))
@@ -91,7 +91,7 @@ def test_code_of_a_checkpoint_is_never_run_and_nobody_is_asked(checkpoint, tmp_p
     TRIED["checkpoints: with code", "taken, the code not run" if known else "refused"] += 1
 
 
-def test_no_line_of_the_library_could_unpickle_or_trust():
+def test_the_library_contains_no_unpickling_and_no_trust_remote_code():
     """What the tests above try, for all code: nothing imports or calls what runs what it reads."""
     for path in sorted(ROOT.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

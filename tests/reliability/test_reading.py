@@ -231,19 +231,19 @@ FOUND = [
 
 
 @pytest.mark.parametrize(("kind", "content"), FOUND)
-def test_what_was_found_is_refused(kind, read, content):
+def test_inputs_found_by_earlier_fuzzing_are_refused(kind, read, content):
     assert read(content) is None
 
 
 @pytest.mark.parametrize("name", ["~nobody/x", "x" * 5000, "a\\u007fb", "a\\u2028b", "\U0001f600", "..", "/"])
-def test_names_of_every_kind_are_those_of_a_study(name, tmp_path):
+def test_a_study_takes_any_name(name, tmp_path):
     path = tmp_path / "study.toml"
     path.write_text(f'{MODEL}"{name}"\nname = "{name}"\ntags = {{a = nan, b = -inf}}\n', encoding="utf-8")
     study(path)
 
 
 @pytest.mark.parametrize("name", ["", ".", "missing", "a\0b", "x" * 5000, "~nobody/x", "/dev/null", "/proc/self/mem"])
-def test_names_of_every_kind_are_refused(kind, name, tmp_path, monkeypatch):
+def test_names_that_are_no_regular_files_are_refused(kind, name, tmp_path, monkeypatch):
     """As the name of a file; directories and devices among them."""
     monkeypatch.chdir(tmp_path)
     assert taken_or_refused(f"files: {kind}", lambda: READERS[kind].read(Path(name)) or True) is None
@@ -251,25 +251,25 @@ def test_names_of_every_kind_are_refused(kind, name, tmp_path, monkeypatch):
 
 @fuzz(usually=40)
 @given(content=st.binary(max_size=200) | st.lists(st.sampled_from(NASTY), max_size=3).map(b"".join))
-def test_any_bytes(read, content):
+def test_any_bytes_are_read_or_refused(read, content):
     read(content)
 
 
 @fuzz(usually=40)
 @given(value=JSON)
-def test_any_json(kind, read, value):
+def test_any_json_is_read_or_refused(kind, read, value):
     read(READERS[kind].written(value))
 
 
 @fuzz(usually=80)
 @given(data=st.data())
-def test_a_valid_file_after_accidents(kind, read, data):
+def test_a_damaged_file_is_read_or_refused(kind, read, data):
     read(data.draw(damaged(READERS[kind].content)))
 
 
 @fuzz(usually=80)
 @given(data=st.data())
-def test_a_valid_file_with_a_value_exchanged(kind, read, data):
+def test_a_file_with_one_changed_value_is_read_or_refused(kind, read, data):
     reader = READERS[kind]
     if isinstance(reader.valid, bytes) or callable(reader.valid):
         return

@@ -71,7 +71,7 @@ def read(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "content"), [(name, content) for name in FILES for content in NO_RUN[name]])
-def test_what_no_run_has_written_is_refused(copy, name, content):
+def test_damaged_files_of_a_run_are_refused(copy, name, content):
     (copy / name).write_bytes(content)
     with pytest.raises(kn.DataError, match="is damaged"):
         kn.write_tables(copy)
@@ -86,7 +86,7 @@ def test_another_run_in_a_damaged_directory_is_refused(copy):
 @pytest.mark.parametrize("name", FILES)
 @fuzz(usually=40, share=0.1)
 @given(data=st.data())
-def test_settings_and_provenance_after_accidents(run, copy, name, data):
+def test_damaged_settings_and_provenance_are_read_or_refused(run, copy, name, data):
     content = data.draw(damaged((run / name).read_bytes()) | st.sampled_from(NASTY))
     (copy / name).write_bytes(content)
     taken_or_refused("run directories: reports", lambda: read(copy), copy.name)
@@ -94,7 +94,7 @@ def test_settings_and_provenance_after_accidents(run, copy, name, data):
 
 @fuzz(usually=40, share=0.1)
 @given(data=st.data())
-def test_provenance_with_a_value_exchanged(run, copy, data):
+def test_provenance_with_one_changed_value_is_read_or_refused(run, copy, data):
     provenance = {**json.loads((run / "provenance.json").read_bytes()), "tags": {"size": "small", "seed": 0}}
     (copy / "provenance.json").write_text(json.dumps(data.draw(changed(provenance))))
     taken_or_refused("run directories: reports", lambda: read(copy), copy.name)
@@ -102,7 +102,7 @@ def test_provenance_with_a_value_exchanged(run, copy, data):
 
 @fuzz(usually=40, share=0.1)
 @given(data=st.data())
-def test_records_that_are_damaged_lost_or_of_others(run, other, copy, data):
+def test_damaged_missing_and_foreign_records_are_read_or_refused(run, other, copy, data):
     shutil.rmtree(copy / "records")
     shutil.copytree(run / "records", copy / "records")
     have_accidents(data, copy, other)
@@ -135,14 +135,14 @@ def note_of(record: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["", ".", "missing", "a\0b", "x" * 5000, "~nobody/x", "/dev/null", "/proc/self/mem"])
-def test_names_of_every_kind_are_refused(run, name, tmp_path, monkeypatch):
+def test_names_that_are_no_regular_files_are_refused(run, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for call in (kn.write_report, kn.write_tables, kn.write_figures, lambda path: compare_runs([path, run])):
         assert taken_or_refused("run directories: names", lambda call=call: call(name)) is None
 
 
 @pytest.mark.parametrize("name", ["", ".", "a\0b", "x" * 5000, "~nobody/x", "/proc/self/mem", "pipe"])
-def test_reports_are_written_to_no_such_names(run, name, tmp_path, monkeypatch):
+def test_reports_are_not_written_to_invalid_names(run, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")  # as good as a device; which a file must not take the place of
     assert taken_or_refused("run directories: names", lambda: kn.write_report(run, name)) is None
@@ -184,7 +184,7 @@ FOUND = [
 
 
 @pytest.mark.parametrize(("name", "content"), FOUND)
-def test_tables_that_no_run_has_written_are_refused(only, name, content):
+def test_malformed_tables_are_refused(only, name, content):
     assert reported(only, name, content) is None
 
 
@@ -202,7 +202,7 @@ def test_the_tables_of_a_run_are_reported(run, only, name):
 @pytest.mark.parametrize("name", TABLES)
 @fuzz(usually=12, share=0.05)
 @given(data=st.data())
-def test_tables_after_accidents(run, only, name, data):
+def test_damaged_tables_are_read_or_refused(run, only, name, data):
     valid = (run / "tables" / f"{name}.csv").read_bytes()
     reported(only, name, data.draw(damaged(valid) | changed_table(valid)))
 
@@ -243,7 +243,7 @@ def test_the_runs_can_be_compared(pair):
 @pytest.mark.parametrize("name", FILES)
 @fuzz(usually=20, share=0.05)
 @given(data=st.data())
-def test_compared_settings_and_provenance_after_accidents(pair, compared, name, data):
+def test_damaged_settings_of_compared_runs_are_read_or_refused(pair, compared, name, data):
     as_before(pair, compared)
     content = (pair[0] / name).read_bytes()
     if name == "provenance.json" and data.draw(st.booleans()):
@@ -255,7 +255,7 @@ def test_compared_settings_and_provenance_after_accidents(pair, compared, name, 
 
 @fuzz(usually=60, share=0.05)
 @given(data=st.data())
-def test_compared_records_that_are_damaged_lost_or_of_others(pair, compared, data):
+def test_damaged_records_of_compared_runs_are_read_or_refused(pair, compared, data):
     as_before(pair, compared)
     have_accidents(data, compared, pair[1])
     compare(pair, compared)

@@ -82,7 +82,7 @@ def rows_changed(draw, rows):
 @pytest.mark.parametrize("keep", [None, 0.5])
 @fuzz(usually=60, share=0.5)
 @given(data=st.data())
-def test_rows_are_read_as_they_say(tmp_path, keep, data):
+def test_changed_rows_are_read_or_refused(tmp_path, keep, data):
     rows, _, head = parts(keep)
     rows = data.draw(rows_changed(rows))
     found = read(tmp_path / "scores.parquet", keep, rows, head)
@@ -97,7 +97,7 @@ def test_rows_are_read_as_they_say(tmp_path, keep, data):
 @pytest.mark.parametrize("keep", [None, 0.5])
 @fuzz(usually=60, share=0.5)
 @given(data=st.data())
-def test_what_is_said_of_them_is_checked(tmp_path, keep, data):
+def test_changed_metadata_are_read_or_refused(tmp_path, keep, data):
     rows, _, head = parts(keep)
     name, value = data.draw(st.sampled_from(sorted(head))), data.draw(st.sampled_from(HEAD_VALUES))
     lacking = {key: head[key] for key in head if key != name}

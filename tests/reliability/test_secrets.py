@@ -73,7 +73,7 @@ def leaks(*texts):
     return [text for text in texts if SECRET in text or TOKEN in text]
 
 
-def test_a_study_at_an_address_with_a_password_keeps_it_to_itself(cli, vault, study, tmp_path):
+def test_a_study_in_a_store_with_a_password_does_not_reveal_it(cli, vault, study, tmp_path):
     said = [cli("study", study, "--out", vault), cli("study", study, "--out", vault, "--json")]
     assert [code for code, _, _ in said] == [1, 1]  # one of the models is not there
     stored = {name: bytes(file.getvalue()) for name, file in Vault.store.items()}
@@ -84,7 +84,7 @@ def test_a_study_at_an_address_with_a_password_keeps_it_to_itself(cli, vault, st
     TRIED["secrets: addresses and texts", "kept to themselves"] += 2
 
 
-def test_errors_of_a_store_do_not_repeat_it(cli, vault, study, monkeypatch):
+def test_errors_of_a_store_do_not_reveal_credentials(cli, vault, study, monkeypatch):
     monkeypatch.setattr(Vault, "broken", True)
     code, out, err = cli("study", study, "--out", vault)
     assert code == 2 and "403 for vault://***@host" in err and not leaks(out, err)
@@ -94,14 +94,14 @@ def test_errors_of_a_store_do_not_repeat_it(cli, vault, study, monkeypatch):
 @pytest.mark.parametrize(
     "address", [f"s3://key:{SECRET}@bucket/x", f"nosuch://{SECRET}@host", f"http://u:{SECRET}@[bad/x?token={TOKEN}"]
 )
-def test_addresses_that_cannot_be_opened_are_told_without_it(cli, study, address):
+def test_errors_of_unopenable_addresses_do_not_reveal_credentials(cli, study, address):
     code, out, err = cli("study", study, "--out", address)
     assert code == 2 and err.startswith("kn-lens: error:") and not leaks(out, err)
     TRIED["secrets: addresses and texts", "kept to themselves"] += 1
 
 
 @pytest.mark.parametrize("text", [f"https://me:{SECRET}@host/model", TOKEN, f"https://host/m?access_token={SECRET}"])
-def test_a_study_does_not_take_them_in(study, text):
+def test_a_study_file_with_credentials_is_refused(study, text):
     """It is copied into the results."""
     study.write_text(study.read_text().replace('"none-such"', f'"{text}"'))
     with pytest.raises(kn.DataError, match="would be copied into the results") as caught:
@@ -120,7 +120,7 @@ def test_a_study_does_not_take_them_in(study, text):
         f"https%3A%2F%2Fhost%2Ff%3Ftoken%3D{SECRET}%26a%3D1", f"az:user:{SECRET}@host", f"https://user:{SECRET}'x@host",
     ],
 )  # fmt: skip
-def test_no_command_repeats_those_of_an_address(cli, study, address):
+def test_no_command_prints_the_credentials_of_an_address(cli, study, address):
     for args in (
         ("data", "read", address), ("find", "--facts", address), ("find", "--model", address, "--subject", "Ireland"),
         ("intervene", "--neurons", address), ("edit", "show", address), ("reproduce", "--out", study, "-f", address),
@@ -137,13 +137,13 @@ def test_no_command_repeats_those_of_an_address(cli, study, address):
         assert not leaks(without_secrets(text))
 
 
-def test_long_texts_are_looked_through_in_no_time():
+def test_redaction_of_long_texts_is_fast():
     for text in ("a://b:" * 20_000, "a." * 50_000, "ab://" + "%3a" * 30_000, "https:x" * 20_000, "&key" * 30_000):
         with timed("secrets: long texts"):
             without_secrets(text)
 
 
-def test_what_is_no_secret_stays():
+def test_redaction_keeps_other_text():
     for text in (
         "/home/a@b/run",
         "user@host.org",
@@ -159,7 +159,7 @@ def test_what_is_no_secret_stays():
 
 
 @pytest.mark.parametrize("key", ["../../escaped.txt", "/../escaped.txt", "runs/../../escaped.txt"])
-def test_the_keys_of_a_store_lead_nowhere_else(vault, key, tmp_path, monkeypatch):
+def test_keys_of_a_store_cannot_leave_its_directory(vault, key, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "deep" / "temporary"))
     (tmp_path / "deep" / "temporary").mkdir(parents=True)
     fs, root = fsspec.core.url_to_fs(vault)

@@ -208,7 +208,7 @@ def _rename_tokens(path):
     path.write_text(json.dumps(document), encoding="utf-8")
 
 
-def test_every_command_is_among_those_tried():
+def test_every_command_is_covered():
     tried = {tuple(name.split()) for name in SHOWN}
     assert {words for words in COMMANDS if not any(one[: len(words)] == words for one in tried)} == {("demo",)}
 
@@ -224,7 +224,7 @@ def shows(cli, args, code):
 
 
 @pytest.mark.parametrize("name", SHOWN)
-def test_no_command_lets_a_name_act(cli, place, name):
+def test_no_command_prints_control_characters_of_names(cli, place, name):
     args = SHOWN[name](place)
     shows(cli, args, 0)
     if name == "edit export":  # which writes no directory twice
@@ -233,7 +233,7 @@ def test_no_command_lets_a_name_act(cli, place, name):
     TRIED["shown: commands", "shown"] += 2
 
 
-def test_no_run_of_a_study_lets_a_name_act(cli, place):
+def test_no_study_prints_control_characters_of_names(cli, place):
     args = ("study", place.folder / "study.toml", "-o", place.folder / "study")
     shows(cli, args, 1)  # as one of its models is not there
     assert json.loads(shows(cli, (*args, "--json"), 1))
@@ -241,13 +241,13 @@ def test_no_run_of_a_study_lets_a_name_act(cli, place):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_no_error_lets_a_name_act(cli, place, name):
+def test_no_error_prints_control_characters_of_names(cli, place, name):
     assert shows(cli, REFUSED[name](place), 2) == ""
     TRIED["shown: commands", "refused"] += 1
 
 
 @pytest.mark.parametrize("command", ["study", "reproduce"])
-def test_no_interrupt_lets_a_name_act(cli, place, command, monkeypatch):
+def test_no_interrupted_command_prints_control_characters_of_names(cli, place, command, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
@@ -260,7 +260,7 @@ def test_no_interrupt_lets_a_name_act(cli, place, command, monkeypatch):
     assert code == 130 and not ACTS.search(out + err) and len(err.splitlines()) == 1 and "interrupted" in err
 
 
-def test_what_is_for_machines_is_the_same(cli, place):
+def test_json_output_and_converted_files_keep_the_names(cli, place):
     folder = place.folder
     code, out, _ = cli("data", "read", folder / "facts.jsonl", "--json")
     assert code == 0 and f"P36{FEW_OF_THEM}" in json.loads(out)["relations"]
@@ -268,7 +268,7 @@ def test_what_is_for_machines_is_the_same(cli, place):
     assert list(kn.FactSet.from_jsonl(folder / "same.jsonl")) == list(kn.FactSet.from_jsonl(folder / "facts.jsonl"))
 
 
-def test_a_terminal_is_sent_the_styles_alone(monkeypatch):
+def test_a_terminal_receives_styles_but_no_other_control_characters(monkeypatch):
     for what in NAUGHTY.values():
         written = io.StringIO()
         monkeypatch.setattr(_terminal, "err", _terminal.EscapingConsole(file=written, force_terminal=True, width=100))
@@ -281,7 +281,7 @@ def test_a_terminal_is_sent_the_styles_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("what", NAUGHTY)
-def test_what_is_not_ours_is_escaped_too(what, monkeypatch):
+def test_tracebacks_and_lines_of_other_libraries_are_escaped(what, monkeypatch):
     """A traceback of a fault, and a line of another library."""
     streams = io.StringIO(), io.StringIO()
     with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
@@ -298,7 +298,7 @@ def test_what_is_not_ours_is_escaped_too(what, monkeypatch):
 
 
 @pytest.mark.parametrize("what", NAUGHTY)
-def test_errors_and_objects_say_names_escaped_in_python_too(what, tmp_path):
+def test_messages_and_reprs_escape_names_in_python(what, tmp_path):
     name = f"P{NAUGHTY[what]}36"
     facts = kn.FactSet([kn.Fact(name, name, name, (f"[X] {name} [Y]",))])
     with pytest.raises(kn.errors.KNLensError) as caught:
@@ -323,7 +323,7 @@ def test_texts_are_escaped_once_and_json_is_kept(text):
     TRIED["shown: texts", "escaped" if escaped != text else "as they are"] += 1
 
 
-def test_words_that_are_written_with_joiners_stay():
+def test_joiners_within_words_are_kept():
     for word in (
         "\u0645\u06cc\u200c\u062e\u0648",
         "क\u094d\u200dष",
@@ -334,7 +334,7 @@ def test_words_that_are_written_with_joiners_stay():
         assert _shown.escaped(word) == word
 
 
-def test_a_report_shows_names_in_the_order_that_they_have(place):
+def test_a_report_holds_no_control_characters_outside_its_data(place):
     page = (place.run / "report.html").read_text(encoding="utf-8")
     assert re.search(r'<script type="application/json"', page)
     assert not ACTS.search(re.sub(r"<script.*?</script>", "", page, flags=re.S))

@@ -31,7 +31,7 @@ def work(model, start=lambda: None):
 
 
 @pytest.mark.parametrize("names", PAIRS, ids="-".join)
-def test_threads_on_models_of_their_own_do_not_meet(names):
+def test_threads_on_different_models_do_not_interfere(names):
     models = [tiny_model(name, seed=seed) for seed, name in enumerate(names)]
     alone = [work(model) for model in models]
     barrier = Barrier(len(models))

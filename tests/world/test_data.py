@@ -67,14 +67,14 @@ def swapped(pattern: str) -> str:
 
 
 @pytest.mark.parametrize("name", KEYS)
-def test_file_is_canonical(name):
+def test_data_files_are_canonical_json_lines_without_repeats(name):
     text = (WORLD / name).read_text(encoding="ascii")
     assert text == "".join(json.dumps(row) + "\n" for row in rows(name))
     assert all(list(row) == KEYS[name] for row in rows(name))
     assert len(set(text.splitlines())) == len(text.splitlines())
 
 
-def test_enough_facts_and_relations():
+def test_there_are_enough_facts_and_relations():
     assert len(NAMES) >= 10 and len(set(NAMES)) == len(NAMES)
     assert {row["relation"] for row in FACTS} == {row["relation"] for row in TEMPLATES} == set(NAMES)
     assert 1200 <= len(FACTS) <= 1400
@@ -82,13 +82,13 @@ def test_enough_facts_and_relations():
     assert {row["source"] for row in FACTS} == {"geonames", "cldr", "periodictable"}
 
 
-def test_every_question_has_one_answer_which_it_does_not_contain():
+def test_each_subject_and_relation_has_one_object_other_than_the_subject():
     questions = Counter((row["subject"], row["relation"]) for row in FACTS)
     assert questions.most_common(1)[0][1] == 1
     assert [row for row in FACTS if row["subject"] == row["object"]] == []
 
 
-def test_names_are_plain():
+def test_names_hold_letters_spaces_hyphens_and_apostrophes_only():
     odd = [row for row in FACTS if not re.fullmatch(r"[A-Za-z '-]+|\d+", row["object"])]
     odd += [row for row in FACTS if not re.fullmatch(r"[A-Za-z][A-Za-z '-]+", row["subject"])]
     assert odd == []
@@ -100,7 +100,7 @@ def test_no_answer_dominates(relation):
     assert answers.most_common(1)[0][1] <= 0.5 * answers.total()
 
 
-def test_some_answers_are_of_several_words():
+def test_some_objects_have_several_words():
     several = Counter(row["relation"] for row in FACTS if re.search("[ -]", row["object"]))
     assert len(several) >= 4 and several.total() >= 0.04 * len(FACTS)
 
@@ -149,14 +149,14 @@ def test_held_out_templates_are_not_trained_by_the_inverse_relation(relation):
 
 
 @pytest.mark.parametrize("relation", NAMES)
-def test_templates_tell_their_relation(relation):
+def test_each_template_holds_a_word_of_its_relation(relation):
     for row in of(TEMPLATES, relation):
         said = set(words(row["pattern"]))
         first = next((relations for relations, telling in TELLING_WORDS if said & telling), set())
         assert relation in first, row["pattern"]
 
 
-def test_shipped_facts_are_what_the_sources_give():
+def test_shipped_facts_equal_those_built_from_the_sources():
     build_facts = pytest.importorskip("kn_lens.world.training.build_facts", reason="needs the extra kn-lens[world]")
     installed = {package: version(package) for package in build_facts.SOURCE_VERSIONS}
     if installed != build_facts.SOURCE_VERSIONS:

@@ -36,21 +36,21 @@ def made(request, tmp_path_factory) -> tuple[str, Path, Measurements]:
     return request.param, out, make(toy(request.param), out, FACTS, TEMPLATES, {"P36": "capital"})
 
 
-def test_the_loss_falls_and_the_answers_with_it(made):
+def test_training_lowers_the_loss_and_raises_recall(made):
     _, _, measurements = made
     prediction = [terms["prediction"] for terms in measurements.history]
     assert np.mean(prediction[-5:]) < 0.8 * np.mean(prediction[:5])
     assert probability(measurements.answers) > 3 / measurements.d_vocab
 
 
-def test_the_constructing_terms_start_when_the_recipe_says(made):
+def test_the_construction_terms_start_at_the_step_of_the_recipe(made):
     name, _, measurements = made
     first = next(step for step, terms in enumerate(measurements.history) if "interchange" in terms)
     assert first == int(recipe_for(name).construct_from * TOY["steps"]) + 1
     assert all({"sparsity", "interchange"} <= set(terms) for terms in measurements.history[first:])
 
 
-def test_the_checkpoint_is_a_plain_one_in_float16_read_as_float32(made):
+def test_the_checkpoint_is_stored_in_float16_and_loaded_in_float32(made):
     name, out, measurements = made
     assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.float16}
     network = load(out, recipe_for(name).kind)
@@ -77,7 +77,7 @@ def test_the_seed_fixes_every_bit(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_training_leaves_the_threads_and_the_global_generator_alone(name):
+def test_training_restores_the_threads_and_the_global_generator(name):
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     train(toy(name, steps=1), FACTS, TEMPLATES)
     assert torch.get_num_threads() == threads
@@ -93,7 +93,7 @@ def test_no_held_out_template_reaches_a_model():
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
-def test_what_is_trained_is_what_is_asked(kind):
+def test_training_predictions_are_queries_of_the_evaluation(kind):
     """The read position and target of a training site are those of one of the sentence's questions."""
     recipe = toy(f"world-{kind}", steps=1)
     trained = train(recipe, FACTS, TEMPLATES)
@@ -106,7 +106,7 @@ def test_what_is_trained_is_what_is_asked(kind):
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
-def test_interchange_with_itself_is_the_plain_pass(kind):
+def test_an_interchange_of_a_sentence_with_itself_changes_nothing(kind):
     """With one sentence the donor is the recipient: a single dose changes nothing."""
     recipe = toy(f"world-{kind}", steps=1)
     trained = train(recipe, FACTS, TEMPLATES)
@@ -123,7 +123,7 @@ def test_interchange_with_itself_is_the_plain_pass(kind):
     assert terms["interchange"] == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_watching_replaces_and_lets_go():
+def test_mlp_hooks_replace_activations_and_are_removed():
     trained = train(toy("world-gpt2", steps=1), FACTS, TEMPLATES)
     tokens = torch.arange(1, 9)[None]
     clean = trained.network(tokens).logits
@@ -132,7 +132,7 @@ def test_watching_replaces_and_lets_go():
     assert torch.equal(trained.network(tokens).logits, clean)
 
 
-def test_rewording_keeps_subject_and_object_whole():
+def test_perturbation_keeps_subject_and_object_whole():
     place = {"tokens": tuple(range(12)), "start": 7, "stop": 9, "subject": (2, 4)}
     sentence = Sentence(
         relation="P36", fact=0, held_out=False, object_last=False, **place
