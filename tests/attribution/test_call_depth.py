@@ -1,4 +1,4 @@
-"""How many calls lie between ``attribute`` and a pass of the model."""
+"""The depth of the calls between ``attribute`` and a pass of the model."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ FACTS = [kn.Fact("Ireland", "P36", "Dublin", TEMPLATES), kn.Fact("Peru", "P36", 
 
 
 def functions_below(name):
-    """The library's functions that are being called, from the outermost of that name on, without type checks."""
+    """Return the library's functions on the stack, from the outermost of that name on, without type checks."""
     names, frame = [], sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_filename.startswith(PACKAGE):

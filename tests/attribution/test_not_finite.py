@@ -1,4 +1,4 @@
-"""Scores that are no numbers are never taken for scores of neurons that do nothing."""
+"""NaN and infinite outputs: they are refused or reported, and never look like neurons without effect."""
 
 from dataclasses import replace
 
@@ -46,7 +46,7 @@ def test_the_remedy_for_nan_answers_depends_on_the_dtype(dtype, cure):
 
 
 def no_number_when_silent(post, hook):
-    """Divides by what the neurons do: without them there is no number."""
+    """Divide by the effect of the neurons, so that the output is NaN where they are silent."""
     return post / post.norm(dim=-1, keepdim=True)
 
 

@@ -1,4 +1,4 @@
-"""The options of an attribution: one home of their names and defaults."""
+"""The options of an attribution: their names and defaults are defined once."""
 
 import inspect
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""Attribution in parts: the parts together are the whole, and facts and relations stay together where asked for."""
+"""Attribution in parts: joined parts equal the whole; facts and relations can be kept together."""
 
 import pytest
 import torch

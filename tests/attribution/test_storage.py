@@ -1,4 +1,4 @@
-"""Scores on disk: they come back with the same bits, with their own prompts, from whole files only, in flat memory."""
+"""Scores on disk: bits are preserved, other prompts and damaged files are refused, memory is bounded."""
 
 import os
 import random
@@ -37,7 +37,7 @@ def thresholded(tmp_path_factory):
 
 
 def bits(values):
-    """Return a tensor's bits, so that NaN equals NaN and 0 is not -0."""
+    """Return a tensor's bits, so that NaN equals NaN and 0 differs from -0."""
     return values.view({4: torch.int32, 8: torch.int64}[values.element_size()])
 
 
@@ -250,7 +250,7 @@ print(flat, peak() - before)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read in Linux' way")
 def test_memory_does_not_grow_with_the_number_of_prompts(tmp_path):
-    """2,048 prompts more have 200 MB of scores, which the peak of the process sees only where they are held.
+    """The scores of 2,048 more prompts take 200 MB. If they were held, the peak memory of the process would show it.
 
     The allocators give back what is freed at once, else the peak is mostly of how they happened to keep and split it.
     """

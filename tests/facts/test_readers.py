@@ -1,4 +1,4 @@
-"""Every file format that facts come in; bad files end in one clear error that says where."""
+"""Readers of every format of facts; a malformed file gives one error with its location."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ fuzz = settings(max_examples=40, suppress_health_check=[HealthCheck.function_sco
 
 
 def content(facts):
-    """Everything a set holds; equality of facts leaves the templates out."""
+    """Return all fields of a set, including templates, which equality of facts ignores."""
     return [(fact, fact.templates) for fact in facts]
 
 
@@ -380,7 +380,7 @@ READERS = {
 
 
 def paths_of(value, path=()):
-    """Every place inside a JSON value."""
+    """Yield the path to every value inside a JSON value."""
     yield path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:

@@ -1,4 +1,4 @@
-"""One fact in one model, with its knowledge neurons, for every tool."""
+"""One fact in one model, with its knowledge neurons, for the tests of all tools."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def fact():
 
 @pytest.fixture(scope="session")
 def prompts(model, fact):
-    """Four wordings, of different lengths."""
+    """Return four prompts of different lengths."""
     return kn.make_prompts(model, fact).select(torch.arange(4))
 
 

@@ -1,4 +1,4 @@
-"""captum's integrated gradients along the same path, over a forward pass of the TransformerLens model."""
+"""captum: integrated gradients along the same path, over a forward pass of the TransformerLens model."""
 
 import torch
 from captum.attr import IntegratedGradients
@@ -12,7 +12,7 @@ def test_captum_gives_the_sum_of_the_paper(model, prompts, neurons):
     host, pos = kn.host_of(model), int(one.read_pos)
 
     def probability(post):
-        """P(answer) with each row of ``post`` as the layer's activation at the read position."""
+        """Return P(answer) with each row of ``post`` as the layer's activation at the read position."""
 
         def put(activation, hook):
             here = (torch.arange(activation.shape[1]) == pos)[None, :, None]

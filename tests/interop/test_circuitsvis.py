@@ -1,4 +1,4 @@
-"""A knowledge neuron's activation on each token, drawn by circuitsvis."""
+"""circuitsvis: a drawing of a knowledge neuron's activation on each token."""
 
 import json
 

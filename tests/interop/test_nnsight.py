@@ -1,4 +1,4 @@
-"""nnsight on the checkpoint that an edit was exported to."""
+"""nnsight: a trace of the checkpoint that an edit was exported to."""
 
 import torch
 from transformers import AutoModelForCausalLM

@@ -1,4 +1,4 @@
-"""Adapters of PEFT inside a model: attribution sees what they do, and edits of rows that they bypass are refused."""
+"""PEFT: attribution includes the effect of adapters, and edits of rows beside an adapter are refused."""
 
 import copy
 import json
@@ -21,8 +21,7 @@ NEURONS = kn.NeuronSet([(0, 1), (2, 5)])
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory):
-    """A Llama with a LoRA adapter on ``down_proj`` that does a lot, read from disk by transformers; merged; and its
-    directory."""
+    """Return a Llama with a strong LoRA adapter on ``down_proj``, the merged model, and the adapter's directory."""
     with without_warnings():
         from peft import LoraConfig, get_peft_model
 

@@ -1,4 +1,4 @@
-"""SAELens beside kn_lens: which features a knowledge neuron writes to, and what an SAE sees of its suppression."""
+"""SAELens: the features that a knowledge neuron writes to, and the effect of suppression with an SAE in the model."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def host(request):
 
 @pytest.fixture(scope="module")
 def sae():
-    """As it is before training, of the residual stream: what is tested holds for any weights."""
+    """Return an untrained SAE of the residual stream; the tests hold for any weights."""
     torch.manual_seed(0)
     sae = sae_lens.StandardSAE(sae_lens.StandardSAEConfig(d_in=128, d_sae=256, dtype="float64"))
     return sae.requires_grad_(False).eval()
@@ -42,7 +42,7 @@ def test_suppression_removes_from_each_feature_what_the_neuron_wrote(host, sae, 
 
 
 def test_the_effect_is_measured_through_a_spliced_sae(host, sae, prompts, neurons):
-    """With its error term an SAE changes no activation, so that suppression below and above it has its usual effect."""
+    """An SAE with its error term changes no activation, so that suppression below and above it has its usual effect."""
     model, suppress = host.model, kn.Suppress(neurons)
     active = []
 

@@ -1,4 +1,4 @@
-"""TransformerLens' own tools: activation patching beside an intervention, ActivationCache, direct logit attribution."""
+"""TransformerLens: activation patching beside an intervention, ``ActivationCache``, direct logit attribution."""
 
 import torch
 
@@ -7,7 +7,7 @@ from tests import oracle
 
 
 def test_suppression_composes_with_activation_patching_in_run_with_hooks(model, fact, neurons):
-    """The subject's state of another country, patched in below suppressed neurons, as plain PyTorch hooks have it."""
+    """The state of another subject is patched in below suppressed neurons; plain PyTorch hooks give the same."""
     other = kn.FactSet.world().find("France", relation="P36")
     template = "The country [X] has the capital [Y]"
     ours, theirs = (kn.make_prompts(model, one, templates=[template]) for one in (fact, other))
@@ -51,7 +51,7 @@ def zeroing(index):
 
 
 def test_direct_logit_attribution_of_a_neuron_equals_the_effect_of_suppressing_it(model, prompts, neurons):
-    """The logit of the answer, split over components; what a neuron adds is what its suppression takes away."""
+    """The logit of the answer is a sum over components; a neuron adds to it what its suppression takes away."""
     host, rows = kn.host_of(model), torch.arange(len(prompts))
     last = host.n_layers - 1
     neuron = next(one for one in neurons if one.layer == last)
@@ -60,7 +60,7 @@ def test_direct_logit_attribution_of_a_neuron_equals_the_effect_of_suppressing_i
     norm = host.checkpoint.transformer.ln_f
 
     def in_logits(stack):
-        """Each prompt's answer logit from each part of the final residual stream: raw weights keep the norm's gain."""
+        """Return each component's part of the answer logit; raw weights keep the gain of the final norm."""
         normed = cache.apply_ln_to_stack(stack, layer=-1) * norm.weight
         return (normed[:, rows, prompts.read_pos] * model.W_U.T[prompts.target_ids]).sum(-1)
 

@@ -1,4 +1,4 @@
-"""An exported edit in plain transformers: nothing of kn_lens or TransformerLens is needed to load it."""
+"""transformers: an exported edit loads without kn_lens and TransformerLens."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The tools that are tried beside kn_lens; some are installed beside TransformerLens 3 only."""
+"""The other tools of these tests; some can be installed beside TransformerLens 3 only."""
 
 import warnings
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ import pytest
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Have warnings of a tool, which are errors here, pass."""
+    """Ignore the warnings of a tool, which are errors elsewhere in the tests."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def tool(name: str) -> Any:
-    """Return a module of the environment of ``make test-tl3``, where it has to be there; elsewhere, skip the test."""
+    """Return a module that ``make test-tl3`` installs; skip the test in other environments."""
     if version("transformer-lens").startswith("3."):
         with without_warnings():  # of what the tool itself imports
             return import_module(name)

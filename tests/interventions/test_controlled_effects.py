@@ -1,4 +1,4 @@
-"""Controlled effects: those of `measure`, with the controls they promise, in passes as short as can be."""
+"""Controlled effects: equal to `measure`, with matched controls, in passes from the lowest changed layer."""
 
 import numpy as np
 import pandas as pd
@@ -105,7 +105,7 @@ def test_an_intervention_without_effect_changes_no_probability():
 
 
 class AsGiven:
-    """Another intervention, of which nothing is known but its hooks: it is measured in whole passes."""
+    """An intervention of which only the hooks are known, so that it is measured in full passes."""
 
     def __init__(self, inner):
         self.inner = inner
@@ -119,7 +119,7 @@ class AsGiven:
 
 @pytest.mark.parametrize("rows", [1, 5, 256])
 def test_passes_from_the_lowest_changed_layer_equal_full_passes(model_and_prompts, rows):
-    """Each of our interventions, with neurons in any layers or none, beside one that touches all positions."""
+    """With each kind of intervention, neurons in any layers or none, and one intervention on all positions."""
     model, prompts = model_and_prompts
     draw = np.random.default_rng(0)
     found = {
@@ -156,7 +156,7 @@ def test_passes_from_the_lowest_changed_layer_equal_full_passes(model_and_prompt
 
 
 def test_score_answers_under_equals_measure(model_and_prompts):
-    """Of prompts in any order and several times, with values for each row of an answer's several."""
+    """With prompts in any order, repeated prompts, and values for each row of an answer of several tokens."""
     model, prompts = model_and_prompts
     host = kn.host_of(model)
     draw = np.random.default_rng(1)

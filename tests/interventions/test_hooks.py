@@ -1,4 +1,4 @@
-"""Interventions as hooks: what they write and where, how they compose, and that they leave nothing behind."""
+"""Interventions as hooks: the values and positions that they change, their composition, and their removal."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ CHANGES = {
 
 @pytest.fixture(params=MODELS)
 def case(request):
-    """A model and prompts of mixed lengths and answers of one and more tokens; the model has to come back as it was."""
+    """Return a model and prompts of mixed lengths and answer lengths; check that the model is unchanged."""
     model = loaded(request.param)
     before = state_of(model)
     yield model, kn.make_prompts(model, FACTS)
@@ -30,7 +30,7 @@ def case(request):
 
 
 def posts(model, prompts, hooks=()):
-    """``hook_post`` of every layer, [row, n_layers, pos, d_mlp], as the layers above see it; and the logits."""
+    """Return ``hook_post`` of every layer, [row, n_layers, pos, d_mlp], as the layers above see it, and the logits."""
     host = kn.host_of(model)
     seen = {}
 
@@ -47,14 +47,14 @@ def posts(model, prompts, hooks=()):
 
 
 def test_the_prompts_of_this_module_include_answers_of_several_tokens(case):
-    """What follows has to hold for them too."""
+    """The tests below cover such answers because of this."""
     assert sorted(case[1].rows_per_prompt.unique().tolist())[0] == 1 < int(case[1].rows_per_prompt.max())
 
 
 @pytest.mark.parametrize("position", ["read", "all"])
 @pytest.mark.parametrize("name", CHANGES)
 def test_only_the_chosen_neurons_change_and_only_at_the_chosen_positions(case, name, position):
-    """In the lowest layer nothing else moves; in all layers the chosen ones hold what they are to hold."""
+    """In the lowest layer nothing else changes; in all layers the chosen neurons have the new values."""
     model, prompts = case
     clean, _ = posts(model, prompts)
     hooks = CHANGES[name](NEURONS, position=position).hooks(model, prompts)
@@ -89,7 +89,7 @@ def test_set_to_the_clean_activation_is_the_identity(case):
 
 
 def test_set_to_takes_activations_for_all_rows_or_for_each_row(case):
-    """The same for all rows, at all positions; and for each row, also when only some prompts are run."""
+    """One tensor for all rows, at all positions; and one for each row, also if only some prompts are run."""
     model, prompts = case
     torch.manual_seed(0)
     value = torch.full((N_LAYERS, D_MLP), torch.nan, dtype=torch.float64)  # what no neuron is set to is not looked at
@@ -145,7 +145,7 @@ def test_suppressing_everywhere_is_zeroing_rows_of_W_out(case):
 
 
 def test_sets_by_fact_and_by_prompt_apply_to_their_own_prompts(case):
-    """By fact and by prompt; each prompt is what it is when it is run alone with its set."""
+    """Each prompt has the logits that it has when it is run alone with its own set."""
     model, prompts = case
     generator = torch.Generator().manual_seed(1)
     draw = lambda: kn.NeuronSet(  # noqa: E731
@@ -166,7 +166,7 @@ def test_sets_by_fact_and_by_prompt_apply_to_their_own_prompts(case):
 
 
 def test_hooks_run_in_the_order_of_the_list_beside_other_hooks(case):
-    """In ``model.hooks`` and ``run_with_hooks``, before and after a hook of the user's own, and with each other."""
+    """In ``model.hooks`` and ``run_with_hooks``, before and after a hook of the user, and with each other."""
     model, prompts = case
     name = kn.host_of(model).hook_post(1)
     neuron = kn.NeuronSet([(1, 4)])
@@ -292,7 +292,7 @@ def test_neurons_and_values_that_do_not_fit_are_refused_before_the_model_runs(in
 
 
 def test_the_error_of_attributing_under_hooks_names_a_remedy_that_works():
-    """The hooks fit one batch; the cure that the message names does what was meant."""
+    """The hooks fit one batch only; the remedy in the message gives the intended scores."""
     model = loaded("GPT2LMHeadModel")
     prompts = kn.make_prompts(model, FACTS)
     neurons = kn.NeuronSet([(0, 3), (1, 5)])

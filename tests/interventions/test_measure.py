@@ -1,4 +1,4 @@
-"""Measuring an intervention: against a plain loop over prompts, and what is refused."""
+"""``measure``, compared with a plain loop over prompts, and what it refuses."""
 
 import numpy as np
 import pandas as pd
@@ -49,7 +49,7 @@ def test_measure_equals_a_loop_over_prompts(model_and_prompts, rows):
 
 
 def test_measure_takes_a_set_for_each_prompt_and_values_for_each_row(model_and_prompts):
-    """What is given for each prompt or row follows the prompts into whatever pass they fall."""
+    """Sets and values stay with their prompts and rows, in whatever pass these are run."""
     model, prompts = model_and_prompts
     sets = sets_of(FACTS)
     by_prompt = [sets[prompts.fact(i)] for i in range(len(prompts))]
@@ -83,7 +83,7 @@ def test_overflow_gives_nan_probabilities_and_the_last_rank(model_and_prompts):
 
 
 def test_a_model_whose_clean_answers_are_nan_is_refused():
-    """Its weights are finite, and what they make of activations is beyond float16, as it is beyond float64 here."""
+    """Its weights are finite but its activations overflow, here in float64, in practice in float16."""
     model = tiny_model("GPT2LMHeadModel")
     prompts = kn.make_prompts(model, FACTS)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The table of effects: ratios of means with intervals, of made-up effects whose structure is known."""
+"""``effect_table``, on made-up effects of known structure."""
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ from tests.intervals import drawn_facts, is_close, naive_interval
 
 
 def made_up(seed=0, n_facts=40, n_relations=3):
-    """Effects with known structure: own facts lose a third, others nothing on average."""
+    """Return effects of known structure: own facts lose a third of their probability, others nothing on average."""
     draw = np.random.default_rng(seed)
     rows = []
     for kind in ("random", "found"):
@@ -74,7 +74,7 @@ def test_labels_of_the_callers_own_come_last():
 
 
 def test_intervals_resample_facts_within_their_relations():
-    """Against drawing facts one sample at a time, where relations differ more than facts."""
+    """Compared with facts drawn one sample at a time, where relations differ more than facts."""
     own = made_up(n_facts=12).query("neuron_set == 'found' and scope == 'own'")
     own = own.assign(after=own.after * own.relation.map({"P0": 1.0, "P1": 0.7, "P2": 0.4}))
     groups = [group for _, group in own.groupby("relation", sort=False)]
@@ -92,7 +92,7 @@ def test_intervals_resample_facts_within_their_relations():
 
 
 def test_intervals_cover_the_truth_at_their_nominal_rate():
-    """The true ratio is -1/3; 95 of 100 intervals should hold it, and of this many more than 85 do."""
+    """The true ratio is -1/3. Of 100 intervals 95 should contain it; a chance result below 85 is very unlikely."""
     held = 0
     for seed in range(60):
         effects = made_up(seed)
@@ -132,7 +132,7 @@ def test_a_relation_without_a_ratio_is_left_out_of_the_mean():
 
 @pytest.mark.parametrize("n_facts", [8, 20])
 def test_draws_leave_out_relations_without_a_ratio(n_facts):
-    """Of the draws of n facts one of which has a probability, (1 - 1/n)^n have none at all: about a third."""
+    """Of n facts only one has a probability above 0, so that (1 - 1/n)^n of the draws, about a third, lack it."""
     row = {"relation": "P1", "neuron_set": "found", "scope": "own", "n_neurons": 1, "n_prompts": 5}
     poor = pd.DataFrame([{**row, "before": 0.5 * (i == 0), "after": 0.4 * (i == 0)} for i in range(n_facts)])
     rich = pd.DataFrame([{**row, "relation": "P2", "before": 0.5, "after": 0.3 + i / 100} for i in range(n_facts)])

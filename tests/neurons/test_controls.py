@@ -1,4 +1,4 @@
-"""Control neurons: as many, elsewhere, drawn evenly or of the highest mean score."""
+"""Control neurons: equal in number, drawn uniformly or of the highest mean score."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Files of neuron sets, ours and others': what is read is what was written, and to which facts it belongs."""
+"""Files of neuron sets, our own and those of other projects, and the matching of their keys with facts."""
 
 import json
 import random
@@ -117,7 +117,7 @@ def test_the_error_of_a_missing_file_names_a_similar_file(tmp_path):
 @MANY_EXAMPLES
 @given(attributions(min_prompts=3), st.sampled_from([0.1, 0.2, 0.5]), st.sampled_from([0.35, 0.7]))
 def test_refine_released_equals_refine(tmp_path_factory, attr, t, p):
-    """Write what the released code would: of each prompt the scores from a tenth of the largest."""
+    """The file holds what the released code writes: the scores from a tenth of the largest of each prompt."""
     path = tmp_path_factory.mktemp("released") / "TREx-all.rlt.jsonl"
     lines = []
     for i, fact in enumerate(attr.prompts.facts):

@@ -1,4 +1,4 @@
-"""What cannot be queried, or not often enough, is left out before the model runs, counted and named."""
+"""Prompts and facts that are left out before the model runs, and how they are counted and named."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_a_min_prompts_that_is_not_a_positive_whole_number_is_refused(bad):
 
 @pytest.mark.parametrize("architecture", ["BertForMaskedLM", "GPT2LMHeadModel"])
 def test_prompts_with_tokens_without_embeddings_can_be_left_out(architecture):
-    """The answers, and words of the prompt, that the tokenizer writes and the model has no embedding of."""
+    """Both answers and words of the prompt may be tokens that the model has no embedding for."""
     tokenizer = tiny_tokenizer(architecture)
     facts = [kn.Fact(country, "P36", capital, WORDINGS) for country, capital in COUNTRIES.items()]
     whole = kn.make_prompts(loaded(architecture), facts)
@@ -54,7 +54,7 @@ def test_prompts_with_tokens_without_embeddings_can_be_left_out(architecture):
 
 
 def test_an_answer_inside_an_unknown_word_is_reported_as_sharing_a_token():
-    """It is in the vocabulary: proposing the very word would be no cure."""
+    """The answer is in the vocabulary, so that a similar word would be no remedy."""
     model = tiny_model()
     fact = kn.Fact("Ireland", "P36", "Dublin", ("The capital of [X] is Ж[Y]Ж.",))
     assert kn.make_prompts(model, fact, templates="The capital of [X] is [Y].").text

@@ -1,4 +1,4 @@
-"""Neurons and sets of them: the algebra of Python's sets, and what is no neuron."""
+"""``Neuron`` and ``NeuronSet``: the operators of Python's sets, and the values that are refused."""
 
 import json
 import pickle

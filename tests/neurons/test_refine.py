@@ -1,4 +1,4 @@
-"""Refining against a plain restatement of its definition."""
+"""Refining, compared with a plain restatement of its definition."""
 
 import math
 import pickle
@@ -108,7 +108,7 @@ def test_thresholding_keeps_exactly_the_coarse_sets(attr, share):
     ],
 )
 def test_the_share_threshold_is_rounded_up_to_a_number_of_prompts(n, p, floor, expected):
-    """Neuron j is in the coarse set of j prompts: the first that stays tells how many were asked for."""
+    """Neuron j is in the coarse set of j prompts, so that the first neuron kept shows the number needed."""
     scores = torch.zeros(n, 1, n + 1)
     for j in range(n + 1):
         scores[:j, 0, j] = 1.0
@@ -194,7 +194,7 @@ def test_a_threshold_below_the_kept_scores_is_refused():
 
 
 def naive_moving(attr, low, high, max_moves):
-    """Per relation, in hundredths: down below the target, up above it."""
+    """Return the sets by moving the threshold of each relation in hundredths: down below the target, up above it."""
     by_relation = {}
     for relation in {fact.relation for fact in attr.prompts.facts}:
         p = 70
@@ -223,7 +223,7 @@ def test_refine_by_relation_equals_its_definition(attr, target, max_moves):
 
 @pytest.mark.parametrize("in_prompts, p, moves", [(20, 0.7, 0), (13, 0.65, 1), (8, 0.4, 6)])
 def test_repeated_moves_of_the_threshold_do_not_drift(in_prompts, p, moves):
-    """Three neurons in exactly `in_prompts` of 20 prompts: 13 is 0.65 * 20 only if the moves do not drift."""
+    """Three neurons are in exactly `in_prompts` of 20 prompts: 13 is 0.65 * 20 only if the moves do not drift."""
     scores = torch.zeros(20, 1, 4)
     scores[:in_prompts, 0, :3] = 1.0
     attr = attribution(scores, [0] * 20, facts_of("P", n=1))

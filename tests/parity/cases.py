@@ -1,4 +1,4 @@
-"""Small random models in float64, and prompts of mixed lengths for them."""
+"""Small random models in float64, with prompts of mixed lengths."""
 
 from dataclasses import replace
 
@@ -33,14 +33,14 @@ CONFIGS = {
 
 
 def make(kind):
-    """A fresh random model in float64."""
+    """Return a new random model in float64."""
     torch.manual_seed(0)
     cls, config = CONFIGS[kind]
     return cls(config).eval().double()
 
 
 def make_batch(kind_is_masked, lengths=(7, 4, 6), seed=1):
-    """Right-padded prompts of mixed lengths, read inside for masked and at the last token for causal models."""
+    """Return right-padded prompts, read at an inner token for masked models and at the last token for causal ones."""
     generator = torch.Generator().manual_seed(seed)
     n = len(lengths)
     tokens = torch.randint(4, VOCAB, (n, max(lengths)), generator=generator)
@@ -56,7 +56,7 @@ def unpadded(prompts, i):
 
 
 def joined_rows(prompts):
-    """The first two of three prompts as the two answer tokens of one prompt, and the third."""
+    """Return a batch in which the first two of three prompts are the two answer tokens of one prompt."""
     return replace(
         prompts.select(torch.tensor([0, 1, 2])),
         prompt_index=torch.tensor([0, 0, 1]),

@@ -1,4 +1,4 @@
-"""A model outside and inside of TransformerLens, and prompts for it."""
+"""A model outside and inside TransformerLens, with prompts."""
 
 import pytest
 from transformers import BertForMaskedLM
@@ -9,7 +9,7 @@ from tests.parity.cases import CONFIGS, make, make_batch
 
 @pytest.fixture(params=CONFIGS, scope="module")
 def pair(request):
-    """The Hugging Face model for the oracle, and the same weights inside a TransformerLens model."""
+    """Return a Hugging Face model, for the oracle, and a TransformerLens model with the same weights."""
     plain, hosted = make(request.param), make(request.param)
     return plain, kn.load_model(hosted)
 

@@ -7,7 +7,7 @@ from tests.tiny import N_LAYERS
 
 
 def full_pass(model, prompts, row, layer, post):
-    """P(target) of one row from a full, unpadded pass, with the activation replaced unless post is None; and it."""
+    """Return P(target) of a row from a full, unpadded pass, and its activation, which ``post`` replaces if given."""
     length, read_pos = int(prompts.attention_mask[row].sum()), int(prompts.read_pos[row])
     seen = []
 
@@ -25,7 +25,7 @@ def full_pass(model, prompts, row, layer, post):
 
 
 def prompts_for(model, lengths, read_pos):
-    """Right-padded prompts of random tokens."""
+    """Return right-padded prompts of random tokens."""
     generator = torch.Generator().manual_seed(3)
     lengths, n_pos = torch.tensor(lengths), max(lengths)
     mask = (torch.arange(n_pos) < lengths[:, None]).long()
@@ -40,7 +40,7 @@ def prompts_for(model, lengths, read_pos):
 
 
 def assert_scores_of_full_passes(model, prompts, share):
-    """``share`` is of each layer's largest score."""
+    """Compare scores; ``share`` is the largest error relative to each layer's largest score."""
     attr = kn.attribute(model, prompts, quadrature="gauss-legendre", n_steps=3)
     for layer in range(N_LAYERS):
         reference = kn.reference_attribution(model, prompts, layer, rule="gauss-legendre", n_steps=3)

@@ -67,7 +67,7 @@ MORE = {
 
 
 def refused(architecture):
-    """Whether the configuration of the class is enough to refuse it; many are too large to build as they are."""
+    """Return whether the configuration alone is refused; many classes are too large to build in their default size."""
     try:
         check_config(getattr(transformers, architecture).config_class(), architecture, architecture)
     except UnsupportedModelError:
@@ -114,7 +114,7 @@ def test_every_other_class_is_right_or_refused(architecture):
 
 @torch.no_grad()
 def nonlinearity(host):
-    """How far what leaves block 0 is from linear in what W_out of block 0 writes."""
+    """Return how far the output of block 0 is from linear in what its ``W_out`` writes."""
     tokens, leaving = torch.arange(8, 13)[None], []
     for factor in (0.0, 1.0, 2.0):
         hooks = [

@@ -1,4 +1,4 @@
-"""Attribution against the plain sum of ``reference_attribution``, and the properties of its arguments."""
+"""Attribution, compared with the plain sum of ``reference_attribution``, and the effects of its arguments."""
 
 import gc
 from dataclasses import replace
@@ -88,7 +88,7 @@ def test_every_output_is_a_function_of_the_logits_and_is_complete(pair, prompts,
 
 
 def test_scores_of_outputs_are_related_as_the_outputs_are(pair, prompts):
-    """A difference of logits has the difference of their scores; the slope of log P is that of P, over P."""
+    """Scores of a logit difference are differences of scores; the gradient of log P is that of P divided by P."""
     model = pair[1]
     contrasted = replace(prompts, contrast_ids=(prompts.target_ids + 1) % VOCAB)
     how = {"quadrature": "gauss-legendre", "n_steps": 5}
@@ -126,7 +126,7 @@ def test_scores_do_not_depend_on_batching_order_or_padding(pair, prompts):
 
 
 def test_scores_of_an_answer_of_several_tokens_explain_the_product(pair, prompts):
-    """Two rows of one prompt: the product of their probabilities, moved together."""
+    """The output is the product of the probabilities of two rows, whose activations move together."""
     model, joined = pair[1], joined_rows(prompts)
     attr = kn.attribute(model, joined, quadrature="gauss-legendre", n_steps=6)
     assert attr.scores.shape[0] == 2
@@ -246,7 +246,7 @@ def test_the_tolerance_in_half_precision_is_at_least_the_rounding(prompts):
 
 
 def test_in_half_precision_no_second_copy_of_the_value_rows_is_kept():
-    """A larger model's would take more than its passes may: only the layer at hand has them in float32."""
+    """In a large model they would exceed the memory budget: only the current layer has a float32 copy."""
     model = tiny_model("BertForMaskedLM", dtype=torch.bfloat16)
     shape = kn.host_of(model).W_out(0).shape
 

@@ -1,4 +1,4 @@
-"""Other methods than the joint path, against their definitions: a loop over prompts, and measured interventions."""
+"""Methods other than the joint path, compared with loops over prompts and with measured interventions."""
 
 from copy import deepcopy
 

@@ -1,4 +1,4 @@
-"""On every family, resumed and batched attribution equals full passes over one unpadded prompt at a time."""
+"""In every family, batched attribution from the layer up equals full passes over one unpadded prompt at a time."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_attribution_equals_full_passes_one_by_one(architecture, dtype):
 
 @pytest.mark.parametrize("architecture", CAUSAL)
 def test_causal_models_can_be_read_before_the_last_token(architecture):
-    """Also where tokens follow that see the change, and beside a prompt that is read at its last token."""
+    """Later tokens may depend on the changed activation; another prompt of the batch is read at its last token."""
     model = loaded(architecture)
     share = 1e-4 if architecture in ROUGH else 1e-10
     prompts = prompts_for(model, [9, 4, 3], [4, 0, 2])

@@ -1,4 +1,4 @@
-"""``reference_attribution`` against two independent computations: a loop over the Hugging Face model, and captum.
+"""``reference_attribution``, compared with a loop over the Hugging Face model and with captum.
 
 All other tests of scores compare with ``reference_attribution``.
 """
@@ -50,7 +50,7 @@ def test_an_answer_of_several_tokens_is_the_product_of_their_probabilities(pair,
 
 
 class ReadPositionPath(nn.Module):
-    """The probability as a function of the scale of one layer's activation at the read position, for captum."""
+    """The probability as a function of the scale of one layer's activation at the read position, in captum's form."""
 
     def __init__(self, hf, tokens, read_pos, target, layer):
         super().__init__()
@@ -93,7 +93,7 @@ def test_it_needs_no_gradient_mode_and_leaves_no_hook(pair, prompts):
 
 
 def test_the_page_on_the_method_shows_its_code():
-    """All of it but docstrings, type annotations and imports."""
+    """The page shows the functions without docstrings, type annotations and imports."""
     page = (DOCS / "method.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     (shown,) = [block for block in blocks if "def reference_attribution" in block]
@@ -101,7 +101,7 @@ def test_the_page_on_the_method_shows_its_code():
 
 
 def plain_functions(source):
-    """The functions of a module, without docstrings, annotations and decorators."""
+    """Return the functions of a module, without docstrings, annotations and decorators."""
     functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
     for function in functions:
         for node in ast.walk(function):

@@ -1,4 +1,4 @@
-"""Hooks that a user has put on the model belong to the function: everything is as in full passes with these hooks."""
+"""Hooks of the user are part of the model: results equal those of full passes with these hooks."""
 
 from functools import partial
 from importlib.metadata import version
@@ -32,19 +32,19 @@ def zero(value, hook):
 
 
 def bend(value, hook):
-    """Another value at every position, of a kind that no product with a matrix gives."""
+    """Return a nonlinear change of the value at every position."""
     return value + 0.3 * torch.tanh(value) ** 2
 
 
 def shift_second(value, hook):
-    """A change at one position of the whole prompt."""
+    """Return the value with a change at one position of the prompt."""
     value = value.clone()
     value[:, 1] += torch.linspace(-1, 1, value.shape[-1], dtype=value.dtype)
     return value
 
 
 def set_fourth(value, hook):
-    """One neuron at one activation everywhere: nothing that it did before matters."""
+    """Return the value with one neuron set to one activation at every position."""
     value = value.clone()
     value[..., 4] = 0.7
     return value
@@ -55,7 +55,7 @@ def double(value, hook):
 
 
 def hooks_of(model, prompts):
-    """Hooks of many kinds, by name."""
+    """Return hooks of many kinds, by name."""
     host = kn.host_of(model)
     edit = kn.erase_neurons(model, NEURONS)
     generator = torch.Generator().manual_seed(1)
@@ -76,7 +76,7 @@ KINDS = tuple(hooks_of(loaded(ARCHITECTURES[0]), prompts_for(ARCHITECTURES[0])))
 
 
 class WithHooks:
-    """A model with hooks of a user's on it, which meet an activation after it is replaced."""
+    """A model with hooks of the user, which run on an activation after it is replaced."""
 
     def __init__(self, model, hooks):
         self.model, self.hooks = model, hooks
@@ -92,7 +92,7 @@ class WithHooks:
 
 
 def loss_of_silence(model, prompts, layer):
-    """P(w) - P(0) of each prompt, from full passes."""
+    """Return P(w) - P(0) of each prompt, from full passes."""
 
     def answers(*hooks):
         with torch.no_grad():
@@ -154,7 +154,7 @@ def test_neurons_of_an_mlp_that_a_hook_silences_score_zero(architecture):
 
 
 def fires(model, prompts, name):
-    """Whether a hook is called at all: TransformerLens 3 has some in BERT that are not."""
+    """Return whether a hook is called at all: some hook points of BERT in TransformerLens 3 are never called."""
     seen = []
     model.run_with_hooks(prompts.tokens, fwd_hooks=[(name, lambda value, hook: seen.append(name))])
     return bool(seen)
@@ -203,7 +203,7 @@ def test_pytorch_hooks_are_part_of_the_model_too():
 
 
 def test_a_hook_that_detaches_the_gradient_shows_in_the_gap():
-    """What is detached still acts: the gap's expected value is from passes, and not from gradients."""
+    """A detached activation keeps its effect: the expected sum comes from passes, not from gradients."""
     model, prompts = loaded("LlamaForCausalLM"), prompts_for("LlamaForCausalLM")
     name = kn.host_of(model).hook_mlp_out(1)
     with model.hooks(fwd_hooks=[(name, lambda value, hook: value.detach().requires_grad_(value.requires_grad))]):
@@ -231,7 +231,7 @@ def test_has_user_hooks_is_true_only_while_hooks_are_on_the_model(architecture):
 
 @pytest.mark.parametrize("architecture", ["BertForMaskedLM", "LlamaForCausalLM", "Gemma2ForCausalLM"])
 def test_hooks_on_the_norms_of_the_checkpoint_are_called(architecture):
-    """TransformerLens' norms are passed by where nobody listens, and these hooks with them."""
+    """TransformerLens skips its norms where they have no hooks, and these hooks would be skipped with them."""
     model, prompts = loaded(architecture), prompts_for(architecture)
     norm = model.ln_final.original_component
     plain = kn.measure(model, prompts, []).before
@@ -281,7 +281,7 @@ def test_hooks_left_by_transformers_are_no_user_hooks():
 )
 @pytest.mark.parametrize("call", [kn.predict, kn.attribute, lambda model, prompts: kn.measure(model, prompts, [])])
 def test_hooks_for_the_rows_of_a_batch_are_refused(call):
-    """Functions of the library run rows in another order: they would act on the wrong ones unseen."""
+    """The library runs rows in another order, so that such hooks would act on the wrong rows without an error."""
     model, prompts = loaded("GPT2LMHeadModel"), prompts_for("GPT2LMHeadModel")
     with model.hooks(fwd_hooks=kn.Suppress(NEURONS).hooks(model, prompts)):
         with pytest.raises(kn.HookError, match=r"rows of one batch.*erase_neurons"):

@@ -1,4 +1,4 @@
-"""Facts and tokenizers of every kind, and prompts of them compared without padding."""
+"""Facts, a tokenizer of each kind, and a comparison of prompts without their padding."""
 
 import torch
 from hypothesis import settings

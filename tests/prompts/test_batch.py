@@ -1,4 +1,4 @@
-"""Batches of prompts: choosing among them, making them from own tokens, and what is refused."""
+"""``PromptBatch``: selection of prompts, batches from tokens, and the checks of both."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Prompts: the answer's tokens are those of the sentence, nothing is lost unseen, and batching changes nothing."""
+"""``make_prompts``: tokens of prompts and answers, what is left out or refused, and independence of the batch."""
 
 import copy
 from dataclasses import replace
@@ -37,7 +37,7 @@ from tests.tiny import memory_for, tiny_hf_model, tiny_model
 
 
 def text_level(name):
-    """The tokenizer, changed so that a mask written into the text stands for a word as it stood in training.
+    """Return the tokenizer, changed so that a mask in the text has the tokens around it that a word would have.
 
     A mask swallows the space before it, and the text after it does not begin like a new sentence.
     """
@@ -162,7 +162,7 @@ def test_only_punctuation_may_follow_the_object_of_a_causal_template():
 
 
 def test_templates_that_give_the_same_causal_prompt_give_one_prompt():
-    """Else a neuron of this one wording would count as shared by three."""
+    """Otherwise a neuron of this one wording would count as shared by three prompts."""
     fact = Fact("Ireland", "r", "Dublin", ("[X] has [Y].", "In [X] lies [Y]", "[X] has [Y]", "[X] has [Y]!"))
     batch = build("GPT2LMHeadModel", [fact])
     assert batch.template == ("[X] has [Y].", "In [X] lies [Y]") and batch.left_out == {SAME: 2}
@@ -173,7 +173,7 @@ def test_templates_that_give_the_same_causal_prompt_give_one_prompt():
 
 
 def test_text_after_the_object_does_not_change_the_tokens_of_a_causal_answer():
-    """'D.C..' would end in a token that holds both full stops."""
+    """The text 'D.C..' would end in one token for both full stops."""
     one, other = (
         build("GPT2LMHeadModel", [Fact("Peru", "P36", "Lima.", (template,))]) for template in (LAST, LAST.rstrip("."))
     )
@@ -327,7 +327,7 @@ def test_a_model_without_a_tokenizer_needs_the_tokenizer_argument(monkeypatch):
 
 
 def test_a_padding_token_without_an_embedding_is_not_used():
-    """As users add it to GPT-2's tokenizer, so that it can pad, without making the model's embeddings longer."""
+    """Users add such a token to GPT-2's tokenizer, which has none, without extending the embeddings of the model."""
     model, tokenizer = tiny_model("GPT2LMHeadModel"), copy.deepcopy(TOKENIZERS["GPT2LMHeadModel"])
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     assert tokenizer.pad_token_id == host_of(model).d_vocab

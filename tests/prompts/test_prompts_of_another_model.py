@@ -1,4 +1,4 @@
-"""Prompts say which models they are for: every function refuses them for another kind, and for another tokenizer."""
+"""Prompts of another model: every function refuses those of another kind of model or another tokenizer."""
 
 import pickle
 import subprocess

@@ -1,4 +1,4 @@
-"""All commands of the command line, with the words that name them."""
+"""The commands of the command line."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from kn_lens.cli._app import app
 
 
 def leaves(command, words=()) -> Iterator[tuple[tuple[str, ...], object]]:
-    """All commands, with the words that name them."""
+    """Yield every command with its name."""
     inner = getattr(command, "commands", None)
     if inner:
         for name, one in inner.items():

@@ -1,4 +1,4 @@
-"""What all parts of the sweep share: the command line in this process, and the count of what was tried."""
+"""Shared by the tests of this package: the command line in this process, and counts of the inputs."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ __all__ = ["cli"]
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Say how many inputs of each kind were tried (of this process: not under xdist)."""
+    """Print how many inputs of each kind were tried, in this process: there is no sum under xdist."""
     if not TRIED:
         return
     terminalreporter.section("tried")

@@ -1,4 +1,4 @@
-"""A small file of scores, and the prompts that it is of."""
+"""A small file of scores with its prompts."""
 
 from functools import cache
 from pathlib import Path

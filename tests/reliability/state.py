@@ -1,4 +1,4 @@
-"""All of a model, and of torch, that a call of the library could leave changed."""
+"""The state of a model and of PyTorch that a call of the library could change."""
 
 import hashlib
 import inspect
@@ -11,14 +11,14 @@ import torch
 
 
 def bits(tensor: torch.Tensor | None) -> str | None:
-    """A digest of a tensor's bits."""
+    """Return a digest of a tensor's bits."""
     if tensor is None:
         return None
     return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def state_of(model: torch.nn.Module) -> dict[str, Any]:
-    """Weights, gradients, modes, hooks and exchanged methods of every module, by name."""
+    """Return weights, gradients, modes, hooks and replaced methods of every module, by name."""
     found: dict[str, Any] = {}
     for name, weight in [*model.named_parameters(), *model.named_buffers()]:
         found[f"{name}: weight"] = (bits(weight), weight.dtype, weight.data_ptr(), weight.requires_grad)
@@ -37,7 +37,7 @@ def state_of(model: torch.nn.Module) -> dict[str, Any]:
 
 
 def state_of_torch() -> dict[str, Any]:
-    """What is of the process: modes, defaults, random generators (the tests' type checker draws from Python's)."""
+    """Return modes, defaults and random generators of the process; not that of Python, which the type checker uses."""
     return {
         "gradients": torch.is_grad_enabled(),
         "inference": torch.is_inference_mode_enabled(),
@@ -51,7 +51,7 @@ def state_of_torch() -> dict[str, Any]:
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The entries that differ, with both values."""
+    """Return the entries that differ, with both values."""
     return {
         key: (before.get(key), after.get(key)) for key in before | after if before.get(key) != after.get(key)
     }  # fmt: skip
@@ -59,7 +59,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tupl
 
 @contextmanager
 def unchanged(model: torch.nn.Module) -> Iterator[None]:
-    """Fail where the block leaves anything changed, however it ends."""
+    """Fail if the block changes anything, also when it ends with an exception."""
     before, of_torch = state_of(model), state_of_torch()
     try:
         yield
@@ -69,7 +69,7 @@ def unchanged(model: torch.nn.Module) -> Iterator[None]:
 
 
 class Passes:
-    """Counts passes through a model's last MLP, forward and backward, and stops at one of them.
+    """A counter of the forward and backward passes of a model's last MLP, which can raise at one of them.
 
     Attributes:
         seen: so many.
@@ -86,9 +86,9 @@ class Passes:
             raise self.error("stopped in the middle of a pass")
 
     def on(self, model: Any) -> Any:
-        """Watch a model until the handle that is returned is removed.
+        """Count the passes of a model until the returned handle is removed.
 
-        By a hook on all modules there are: one on the model itself would be a user's, under which all passes are whole.
+        The hook is on all modules: one on the model would be a user hook, under which all passes are full ones.
         """
         watched = model.blocks[-1].mlp.out
 
@@ -102,7 +102,7 @@ class Passes:
 
     @contextmanager
     def stopping(self, at: int, error: type[BaseException]) -> Iterator[None]:
-        """Stop at a pass, counted from here on."""
+        """Raise at a pass, counted from here on."""
         self.seen, self.stop_at, self.error = 0, at, error
         try:
             yield

@@ -1,4 +1,4 @@
-"""Whatever stands in facts and templates: an error of ours, or prompts that ask for the answer's own tokens."""
+"""Arbitrary text in facts and templates gives prompts with the tokens of the answer, or an error of the library."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def prompts_of(tokenizer, masked, fact):
 @fuzz(usually=120)
 @given(subject=NAMES, answer=NAMES, template=TEMPLATES)
 def test_prompts_query_the_tokens_of_the_answer(name, subject, answer, template):
-    """The oracle is the tokenizer's reading of the whole text: a prompt is a part of it, the target what is next."""
+    """The oracle tokenizes the whole text: a prompt is a part of it, and the target is the next token."""
     tokenizer, masked = tiny_tokenizer(name), name in MASKED
     made = []
 
@@ -73,7 +73,7 @@ def test_a_mask_in_the_data_is_refused(name):
 @pytest.mark.parametrize("name", MASKED + CAUSAL)
 @pytest.mark.parametrize("answer", ["[MASK]", "<mask>", "</s>", "<|endoftext|>", "[SEP]", "<unk>", "[UNK]"])
 def test_a_special_token_is_refused_as_an_answer(name, answer):
-    """Where the tokenizer knows it; elsewhere it is a text like others."""
+    """A special token of another tokenizer is ordinary text."""
     tokenizer = tiny_tokenizer(name)
     if answer in tokenizer.all_special_tokens:
         with pytest.raises(KNLensError, match="not in the vocabulary"):

@@ -1,4 +1,4 @@
-"""A damaged checkpoint is refused in words, or loads as a model that can be hosted."""
+"""A damaged checkpoint is refused with a clear error, or loads as a model that can be hosted."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def load(checkpoint):
-    """Load the checkpoint with another content of one of its files; afterwards it is as before."""
+    """Load the checkpoint with another content of one of its files, then restore the file."""
     before = {name: (checkpoint / name).read_bytes() for name in FILES}
 
     def loaded(name, content):

@@ -1,4 +1,4 @@
-"""Whatever is typed, a command ends with its exit code and, where something is wrong, one line; never with a trace."""
+"""Arbitrary command lines: an exit code and, for an error, one line; never a traceback."""
 
 import json
 
@@ -44,7 +44,7 @@ VALUES = [
 
 @st.composite
 def command_lines(draw) -> list[str]:
-    """A command with some of its arguments and options, mostly known ones, and any values."""
+    """Draw a command with some of its arguments and options, mostly known ones, and any values."""
     words = draw(st.sampled_from(sorted(COMMANDS)))
     given_words, options = [], []
     for parameter in COMMANDS[words].params:
@@ -91,7 +91,7 @@ def test_any_command_line_ends_with_a_documented_exit_code_and_message(cli, line
 
 
 def test_names_that_look_like_markup_are_shown_literally(cli, tmp_path):
-    """Also where they look like the markup of the library that draws tables."""
+    """Names may look like the markup of the library that draws tables."""
     names = ["[/b]", "[red]", "[link=x]y", ":smile:", "12:00:00"]
     lines = [
         json.dumps({"subject": "Peru", "relation": name, "object": "Lima", "template": "[X] [Y]"}) for name in names

@@ -1,4 +1,4 @@
-"""Names from data stay names: whatever facts, relations and models are called, files are where they belong."""
+"""Arbitrary names of facts, relations and models never change where files are written."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def test_a_relation_name_too_long_for_a_file_is_refused_before_the_model_runs(mo
 
 
 def test_names_of_models_and_fact_sets_of_a_study_are_not_used_as_paths(tmp_path):
-    """The model is not there, so that every run fails, and is told of in a file of its name."""
+    """The models do not exist, so that every run fails and leaves a report in a file with its name."""
     study = tmp_path / "deep" / "down" / "study"
     study.parent.mkdir(parents=True)
     models = [ModelEntry(name=name, model=f"./none{number}") for number, name in enumerate(NAMES)]
@@ -112,7 +112,7 @@ def test_a_failed_write_of_facts_leaves_nothing(tmp_path):
 
 @pytest.mark.parametrize("name", ["", ".", "a\0b", "x" * 300, "none/x", "pipe", "/proc/self/mem"])
 def test_directories_pipes_and_devices_are_not_overwritten(name, model, tmp_path, monkeypatch):
-    """Directories, pipes and, as good as these, devices."""
+    """Pipes stand for devices, which a test cannot create."""
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
     prompts = kn.make_prompts(model, FACTS[:1])
@@ -131,7 +131,7 @@ def test_directories_pipes_and_devices_are_not_overwritten(name, model, tmp_path
 
 
 def test_weights_outside_a_checkpoint_directory_are_not_read(tmp_path):
-    """An index of shards names files; one that leads out of the directory is no way to read others as weights."""
+    """An index of shards names files; a name that leads out of the directory is refused."""
     checkpoint = tiny_checkpoint("BertForMaskedLM", tmp_path / "checkpoint")
     (checkpoint / "model.safetensors").rename(tmp_path / "outside.txt")
     index = {"metadata": {}, "weight_map": {"bert.embeddings.word_embeddings.weight": "../outside.txt"}}

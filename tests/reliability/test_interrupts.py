@@ -1,4 +1,4 @@
-"""Ctrl-C anywhere, once or twice, in whatever changes a model for a while: all of it comes back."""
+"""Ctrl-C at any moment, once or twice, while a model is changed for a block: the model is restored."""
 
 import inspect
 import shutil
@@ -34,7 +34,7 @@ def concerned(code):
 
 
 class Keyboard:
-    """Presses Ctrl-C when Python looks for signals: as a function begins, and as one that is not Python's returns.
+    """An interrupt at a moment when Python handles signals: at the start of a function, and when a C function returns.
 
     Attributes:
         first: the number of the moment to press it at, from 1; 0 for never.
@@ -147,7 +147,7 @@ def test_an_interrupt_at_any_moment_restores_the_model(way, presses, tmp_path):
 
 
 def test_an_interrupt_in_the_last_operation_of_a_block():
-    """Such an operation is no call, after which Python looks for signals at once: they come up in what leaves it."""
+    """Python handles signals after calls, not after such an operation: the interrupt comes while the block ends."""
     model, numbers = loaded("GPT2LMHeadModel"), torch.randn(1200, 1200, dtype=torch.float64)
     before, handler = everything(model), signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:

@@ -1,4 +1,4 @@
-"""A model leaves every public call as it came, bit by bit and hook by hook, also when the call is stopped half-way."""
+"""Every public call leaves a model unchanged, in bits and hooks, also when the call is stopped half-way."""
 
 import inspect
 from dataclasses import replace
@@ -56,7 +56,7 @@ def case(model, tmp_path):
 
 
 def test_every_public_call_that_runs_a_model_has_it_to_itself(case):
-    """What gives hooks runs nothing yet; applied edits are for the caller to keep other threads from."""
+    """Calls that return hooks run nothing yet; the caller keeps other threads from a model with an applied edit."""
     held = []
     handle = case.model.register_forward_pre_hook(lambda *_: held.append(lock_of(case.model)._is_owned()))
     try:
@@ -78,7 +78,7 @@ def test_every_public_call_that_runs_a_model_has_it_to_itself(case):
     "call", [pytest.param(one, id=f"{name}-{number}") for name, all in CALLS.items() for number, one in enumerate(all)]
 )
 def test_a_call_leaves_the_model_unchanged(case, call, tmp_path):
-    """When it returns, and when an error or an interrupt comes in its first pass, its last, or between."""
+    """The call returns, or an error or an interrupt is raised in its first pass, its last, or one between."""
     with unchanged(case.model), PASSES.stopping(0, RuntimeError):
         call(case)
     TRIED["calls on a model", "to the end"] += 1

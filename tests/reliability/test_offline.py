@@ -1,4 +1,4 @@
-"""With ``HF_HUB_OFFLINE=1`` nothing asks for the network: what does is stopped and told, in a process of its own."""
+"""With ``HF_HUB_OFFLINE=1`` nothing uses the network; a separate process stops and reports every attempt."""
 
 import os
 import subprocess

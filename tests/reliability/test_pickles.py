@@ -1,4 +1,4 @@
-"""Nothing that is read can run code: no pickle is opened that could, and no checkpoint's own Python."""
+"""Reading never runs code: neither that of a pickle nor that of a checkpoint."""
 
 import ast
 import json
@@ -18,7 +18,7 @@ UNSAFE_CALLS = {"eval", "exec", "os.system", "os.popen", "torch.load", "np.load"
 
 
 class Payload:
-    """Writes a file when it is unpickled."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -33,7 +33,7 @@ def checkpoint(tmp_path):
 
 
 def as_bin(checkpoint: Path, **added: object) -> None:
-    """Put the weights into the older kind of file, with something beside them."""
+    """Write the weights in the older format, with another object beside them."""
     from safetensors.torch import load_file
 
     weights = load_file(checkpoint / "model.safetensors")
@@ -42,7 +42,7 @@ def as_bin(checkpoint: Path, **added: object) -> None:
 
 
 def test_older_checkpoints_are_read(checkpoint):
-    """The control of the next: of plain tensors."""
+    """The control of the next test: files of plain tensors are read."""
     as_bin(checkpoint)
     mine, other = load_model(checkpoint, dtype=torch.float64), tiny_model("BertForMaskedLM")
     assert all(map(torch.equal, mine.original_model.parameters(), other.original_model.parameters()))
@@ -92,7 +92,7 @@ def test_code_of_a_checkpoint_is_never_run_and_never_prompts_the_user(checkpoint
 
 
 def test_the_library_contains_no_unpickling_and_no_trust_remote_code():
-    """What the tests above try, for all code: nothing imports or calls what runs what it reads."""
+    """No module imports or calls anything that runs code from a file, which the tests above check for some calls."""
     for path in sorted(ROOT.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             place = f"{path}:{getattr(node, 'lineno', 0)}"

@@ -1,4 +1,4 @@
-"""Whatever a file holds, reading it ends in a result or in an error of ours that says what is wrong; nothing hangs."""
+"""Arbitrary files are read or refused with an error of the library, in bounded time."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -64,7 +64,7 @@ STUDY = {
 
 
 def toml(value: Any) -> str:
-    """A JSON value as TOML, where TOML has it."""
+    """Return a JSON value as TOML, if TOML can express it."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{json.dumps(key)} = {toml(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):
@@ -77,7 +77,7 @@ def lines(*rows: Any) -> bytes:
 
 
 def facts_of(read: Callable[[Path], Any]) -> Callable[[Path], Any]:
-    """A reader of facts: what it takes has at least one."""
+    """Return a reader of facts that checks that there is at least one."""
 
     def call(path: Path) -> None:
         assert len(read(path)) > 0
@@ -98,7 +98,7 @@ def texts(path: Path) -> None:
 
 
 def study(path: Path) -> None:
-    """What is read is written so that it is read as the same study."""
+    """Read a study and check that it reads back equal after writing."""
     config = kn.read_study(path)
     path.write_text(as_toml(config), encoding="utf-8")
     assert differences(config, kn.read_study(path)) == []
@@ -106,7 +106,7 @@ def study(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Reader:
-    """A format: a valid file of it, what else must lie beside it, and what reads it.
+    """A format: a valid file, the other files that it needs, and its reader.
 
     Attributes:
         name: of the file, in a folder of its own.
@@ -137,7 +137,7 @@ class Reader:
 
 @cache
 def edit_file() -> bytes:
-    """An edit of a model that there need not be."""
+    """Return the file of an edit; its model need not exist."""
     rows = torch.ones(2, 4)
     edit = kn.WeightEdit(
         neurons=kn.NeuronSet([(0, 1), (1, 2)]), old=rows, new=2 * rows,
@@ -149,7 +149,7 @@ def edit_file() -> bytes:
 
 
 def scores(path: Path) -> None:
-    """What is taken is what was written: pages and metadata have digests."""
+    """Read a file of scores; a file that is accepted has the scores that were written, because of its digests."""
     assert torch.equal(kn.read_attribution(path, score_prompts()).scores.to_dense(), written_scores())
 
 
@@ -192,7 +192,7 @@ def kind(request):
 
 @pytest.fixture
 def read(kind, tmp_path):
-    """Write a file of the kind with some content, and read it; returns the result, or None where it is refused."""
+    """Write a file of the kind with some content and read it; return the result, or None if it is refused."""
     reader = READERS[kind]
     for name, content in dict(reader.beside).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -209,7 +209,7 @@ def read(kind, tmp_path):
 
 
 def test_the_valid_files_are_read(kind, read):
-    """The control of what follows."""
+    """The control of the tests below."""
     assert read(READERS[kind].content)
 
 
@@ -244,7 +244,7 @@ def test_a_study_takes_any_name(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["", ".", "missing", "a\0b", "x" * 5000, "~nobody/x", "/dev/null", "/proc/self/mem"])
 def test_names_that_are_no_regular_files_are_refused(kind, name, tmp_path, monkeypatch):
-    """As the name of a file; directories and devices among them."""
+    """The names include directories and devices."""
     monkeypatch.chdir(tmp_path)
     assert taken_or_refused(f"files: {kind}", lambda: READERS[kind].read(Path(name)) or True) is None
 

@@ -1,4 +1,4 @@
-"""A run directory with a damaged file is refused in words by whatever reads it, or read."""
+"""A run directory with a damaged file is read, or refused with a clear error, by every reader."""
 
 import json
 import os
@@ -46,19 +46,19 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
-    """A run with a fact and a relation more."""
+    """Return a run with one more fact and relation."""
     return write_run(tmp_path_factory.mktemp("other") / "run", n_relations=3, n_facts=3, n_prompts=3, seed=1)
 
 
 @pytest.fixture
 def copy(run, tmp_path):
-    """The run, without its tables."""
+    """Return a copy of the run without its tables."""
     return shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("*.csv"))
 
 
 @pytest.fixture(autouse=True)
 def no_library(monkeypatch):
-    """Reports without the 5 MB of the drawing library."""
+    """Write reports without the 5 MB of the drawing library."""
     monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "")
 
 
@@ -110,7 +110,7 @@ def test_damaged_missing_and_foreign_records_are_read_or_refused(run, other, cop
 
 
 def have_accidents(data, run: Path, other: Path) -> None:
-    """Have records, what is noted of them, or both: damaged, lost, or of another relation, stage or run."""
+    """Damage or remove records or their digests, or replace them with those of another relation, stage or run."""
     mine, others = (sorted(one.glob("records/*/*.parquet")) for one in (run, other))
     for _ in range(data.draw(st.integers(1, 2))):
         record = data.draw(st.sampled_from(mine))
@@ -154,7 +154,7 @@ def test_reports_are_not_written_to_invalid_names(run, name, tmp_path, monkeypat
 
 @pytest.fixture
 def only(run, tmp_path):
-    """The run with one of its tables alone."""
+    """Return the run with only one of its tables."""
     (tmp_path / "only" / "tables").mkdir(parents=True)
     for name in FILES:
         shutil.copyfile(run / name, tmp_path / "only" / name)
@@ -195,7 +195,7 @@ def test_relations_of_the_effects_need_not_have_found_neurons(only):
 
 @pytest.mark.parametrize("name", TABLES)
 def test_the_tables_of_a_run_are_reported(run, only, name):
-    """The control of what follows."""
+    """The control of the tests below."""
     assert reported(only, name, (run / "tables" / f"{name}.csv").read_bytes())
 
 
@@ -214,7 +214,7 @@ HOW = {"n_resamples": 3, "n_permutations": 3}
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """Two runs, the second with a fact less and a relation more."""
+    """Return two runs, the second with one fact less and one relation more."""
     folder = tmp_path_factory.mktemp("compared")
     first = made_facts(0, sizes=(2, 2))
     second = [*of_objects(made_facts(1, sizes=(2, 2)), first)[:3], *made_facts(2, sizes=(0, 0, 2))]
@@ -236,7 +236,7 @@ def compare(pair: list[Path], compared: Path) -> None:
 
 
 def test_the_runs_can_be_compared(pair):
-    """The control of what follows."""
+    """The control of the tests below."""
     assert compare_runs(pair, **HOW).runs["equal"].tolist() == [3, 3]
 
 
@@ -263,7 +263,7 @@ def test_damaged_records_of_compared_runs_are_read_or_refused(pair, compared, da
 
 @pytest.mark.parametrize("stage", ["facts", "answers", "neurons", "effects"])
 def test_records_of_another_run_are_refused(pair, compared, stage):
-    """They have digests that fit."""
+    """Their digests are valid."""
     as_before(pair, compared)
     for name in ("P1.parquet", "_P1.json"):
         shutil.copyfile(pair[1] / "records" / stage / name, compared / "records" / stage / name)

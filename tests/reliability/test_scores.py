@@ -1,4 +1,4 @@
-"""A file of scores whose digests fit is read as what its rows say, or refused where they say what cannot be."""
+"""A file of scores with valid digests is read as its rows say, or refused if they are impossible."""
 
 import hashlib
 import json
@@ -27,14 +27,14 @@ HEAD_VALUES = [None, True, -1, 0, 1, 3, 0.5, "", "x", [], {}, [[1]], {"a": None}
 
 @cache
 def parts(keep):
-    """The rows of a valid file, its schema, and what it says of them."""
+    """Return the rows of a valid file, its schema and its metadata."""
     table = pq.read_table(BytesIO(score_file(keep)))
     head = json.loads(pq.read_metadata(BytesIO(score_file(keep))).metadata[KEY])
     return table.to_pylist(), table.schema.remove_metadata(), head
 
 
 def read(path, keep, rows, head):
-    """Write rows with what is said of them, with digests that fit, and read them back; None where they are refused."""
+    """Write rows and metadata with valid digests and read them back; return None if they are refused."""
     text = json.dumps(head).encode()
     schema = parts(keep)[1].with_metadata({KEY: text, KEY_DIGEST: hashlib.sha256(text).hexdigest()})
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, row_group_size=5)
@@ -44,7 +44,7 @@ def read(path, keep, rows, head):
 
 
 def can_be(rows):
-    """Each prompt and layer once; neurons that there are, each once and rising, with as many scores, all numbers."""
+    """Return whether rows are possible: each prompt and layer once, neurons that exist in order, a score for each."""
     pairs = sorted((row["prompt"], row["layer"]) for row in rows)
     return pairs == [(prompt, layer) for prompt in range(N_PROMPTS) for layer in range(N_LAYERS)] and all(
         len(row["neuron"]) == len(row["score"])
@@ -57,7 +57,7 @@ def can_be(rows):
 
 @st.composite
 def rows_changed(draw, rows):
-    """Rows after a few changes: a value exchanged, one left out, doubled or moved."""
+    """Draw rows with a few changes: a value replaced, or a row left out, repeated or moved."""
     rows = [dict(row) for row in rows]
     for _ in range(draw(st.integers(1, 2))):
         at = draw(st.integers(0, len(rows) - 1))

@@ -1,4 +1,4 @@
-"""Credentials stay where they are: in no file of a run, in no output, in no error."""
+"""Credentials appear in no file of a run, no output and no error."""
 
 import json
 
@@ -25,7 +25,7 @@ FACTS = [
 
 
 class Vault(MemoryFileSystem):
-    """A store whose addresses carry a name and a password, as those of many do; it fails when it is told to."""
+    """A store whose addresses carry a user name and a password; it can be made to fail."""
 
     protocol = "vault"
     store, pseudo_dirs = {}, [""]
@@ -102,7 +102,7 @@ def test_errors_of_unopenable_addresses_do_not_reveal_credentials(cli, study, ad
 
 @pytest.mark.parametrize("text", [f"https://me:{SECRET}@host/model", TOKEN, f"https://host/m?access_token={SECRET}"])
 def test_a_study_file_with_credentials_is_refused(study, text):
-    """It is copied into the results."""
+    """The file is copied into the results."""
     study.write_text(study.read_text().replace('"none-such"', f'"{text}"'))
     with pytest.raises(kn.DataError, match="would be copied into the results") as caught:
         kn.read_study(study)

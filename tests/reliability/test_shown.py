@@ -1,4 +1,4 @@
-"""No command lets a name in a file of facts or in a checkpoint act on the terminal that it is shown on."""
+"""Names from data files and checkpoints cannot control the terminal on which a command prints them."""
 
 import io
 import json
@@ -57,7 +57,7 @@ FEW = (
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Facts and a checkpoint whose names, tokens, relations and paths hold everything above; and what came of them."""
+    """Facts and a checkpoint with control characters in names, tokens, relations and paths, and their files."""
 
     folder: Path
     facts: Path
@@ -66,12 +66,12 @@ class Place:
 
     @property
     def inputs(self):
-        """The options that name the model and the facts."""
+        """Return the options that name the model and the facts."""
         return "-m", self.model, "-f", self.facts
 
     @cached_property
     def neurons(self):
-        """A file of neurons of three facts of the first relation."""
+        """Return a file of the neurons of three facts of the first relation."""
         path = self.folder / "neurons.json"
         sets = {
             f"P36{FEW_OF_THEM}/{country}{ALL}/{capital}": kn.NeuronSet([(0, number), (2, number)])
@@ -81,20 +81,20 @@ class Place:
         return path
 
     def update(self, to):
-        """Update one of these facts."""
+        """Return the arguments that update one of these facts."""
         one = ("-r", f"P36{FEW_OF_THEM}", "-s", f"Ireland{ALL}", "--object", "Tokyo")
         how = ("--allow-unknown", "--max-share", "1")
         return "edit", "update", *self.inputs, "-n", self.neurons, *one, *how, "-o", to
 
     @cached_property
     def edit(self):
-        """The file of such an update."""
+        """Return the file of such an update."""
         assert self.ask(*self.update(self.folder / "edit.safetensors"))[0] == 0
         return self.folder / "edit.safetensors"
 
     @cached_property
     def run(self):
-        """The directory of a run."""
+        """Return the directory of a run."""
         code, out, err = self.ask("reproduce", *self.inputs, "-o", self.folder / "run", *FEW)
         assert code == 0, err[-600:]
         assert not ACTS.search(out + err)
@@ -102,7 +102,7 @@ class Place:
 
     @cached_property
     def run_2(self):
-        """The same run again."""
+        """Return the directory of the same run, made again."""
         return shutil.copytree(self.run, self.folder / "run 2")
 
 
@@ -188,7 +188,7 @@ def _in_toml(text):
 
 
 def _rename_tokens(path):
-    """Give half of the words that the model may answer other texts, which decode to what acts on a terminal."""
+    """Rename half of the words in the vocabulary to texts that decode to control characters."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     spelled = ByteLevel(add_prefix_space=False, use_regex=False)
@@ -214,7 +214,7 @@ def test_every_command_is_covered():
 
 
 def shows(cli, args, code):
-    """Run a command that ends with this code; nothing that it writes acts. Returns what it wrote to stdout."""
+    """Run a command, check its exit code and that it prints no control characters, and return its stdout."""
     ended, out, err = cli(*args)
     told = f"{args[:2]}: {out[-300:]!r} {err[-600:]!r}"
     assert ended == code, told
@@ -282,7 +282,7 @@ def test_a_terminal_receives_styles_but_no_other_control_characters(monkeypatch)
 
 @pytest.mark.parametrize("what", NAUGHTY)
 def test_tracebacks_and_lines_of_other_libraries_are_escaped(what, monkeypatch):
-    """A traceback of a fault, and a line of another library."""
+    """With the traceback of an internal error and a line of another library."""
     streams = io.StringIO(), io.StringIO()
     with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
         monkeypatch.setattr(sys, "stdout", _terminal.EscapingStream(sys.stdout))

@@ -1,4 +1,4 @@
-"""Two threads that work on a model each get what each gets alone."""
+"""Threads that work on different models get the results that each gets alone."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -18,7 +18,7 @@ TURNS = 3
 
 
 def work(model, start=lambda: None):
-    """A little of everything; all results as what can be compared bit by bit."""
+    """Run a few calls of each kind and return their results in a form that compares bit for bit."""
     prompts = kn.make_prompts(model, FACTS, unknown_answers="leave_out")
     start()
     attr = kn.attribute(model, prompts, memory_budget=50_000)

@@ -1,4 +1,4 @@
-"""How often the sweep tries: a little in every run of the tests, and as often as ``KN_LENS_FUZZ`` says by hand.
+"""The number of random inputs: small in every run of the tests, set by hand with ``KN_LENS_FUZZ``.
 
     KN_LENS_FUZZ=10000 python -m pytest tests/reliability
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 def fuzz(usually: int, share: float = 1.0) -> settings:
-    """Settings of a property: so many inputs usually, and of those by hand this share."""
+    """Return settings of a property: the usual number of inputs, and its share of those set by hand."""
     return settings(
         max_examples=max(usually, round(share * BY_HAND)),
         derandomize=not BY_HAND,
@@ -41,9 +41,9 @@ def fuzz(usually: int, share: float = 1.0) -> settings:
 
 
 def taken_or_refused(kind: str, call: Callable[[], T], named: str = "") -> T | None:
-    """Return what a call makes of an input, or None where it refuses it as the library refuses things: in words.
+    """Return the result of a call, or None if it raises an error of the library, with a message.
 
-    The words have the name that is given.
+    The message must contain ``name``, if given.
     """
     result: Any = None
     with timed(kind):
@@ -59,7 +59,7 @@ def taken_or_refused(kind: str, call: Callable[[], T], named: str = "") -> T | N
 
 @contextmanager
 def timed(kind: str) -> Iterator[None]:
-    """Fail where one input takes as long as if it hung."""
+    """Fail if one input takes too long."""
     began = time.process_time()
     yield
     took = time.process_time() - began
@@ -97,7 +97,7 @@ JSON = st.recursive(
 
 @st.composite
 def damaged(draw: Any, valid: bytes) -> bytes:
-    """A valid file after a few accidents: cut, spliced, overwritten, doubled, with other ends of lines or encoding."""
+    """Draw a valid file with some damage: cut, spliced, overwritten, repeated, with other line ends or encoding."""
     content = bytearray(valid)
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(content)))
@@ -127,7 +127,7 @@ CELLS = [
 
 @st.composite
 def changed_table(draw: Any, valid: bytes) -> bytes:
-    """A CSV file with a cell exchanged, columns or rows left out, doubled or exchanged."""
+    """Draw a CSV file with a changed cell, or with columns or rows left out, repeated or swapped."""
     rows = list(csv.reader(io.StringIO(valid.decode(), newline="")))
     for _ in range(draw(st.integers(1, 2))):
         row, column = (draw(st.integers(0, len(of) - 1)) for of in (rows, rows[0]))
@@ -152,7 +152,7 @@ def changed_table(draw: Any, valid: bytes) -> bytes:
 
 
 def places_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every place inside a JSON value."""
+    """Yield the path to every value inside a JSON value."""
     yield path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
@@ -160,7 +160,7 @@ def places_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
 
 
 def with_changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
-    """The JSON value with another one at a place."""
+    """Return the JSON value with another value at a path."""
     if not path:
         return new
     copy = dict(value) if isinstance(value, dict) else list(value)
@@ -170,7 +170,7 @@ def with_changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 @st.composite
 def changed(draw: Any, valid: Any) -> Any:
-    """A JSON value with one value in it exchanged, as often as not for another of its type."""
+    """Draw a JSON value with one value in it replaced, half of the time by one of its type."""
     place = draw(st.sampled_from([place for place in places_in(valid) if place]))
     old = valid
     for step in place:

@@ -1,4 +1,4 @@
-"""The facts and templates of the embedded world keep what their data card promises."""
+"""The facts and templates of the embedded world have the properties that their data card states."""
 
 import json
 import re
@@ -53,7 +53,7 @@ def words(pattern: str) -> list[str]:
 
 
 def plain(pattern: str) -> str:
-    """The sentence without case, punctuation and articles: two that agree here read the same."""
+    """Return a sentence without case, punctuation and articles, by which similar sentences are equal."""
     kept = re.findall(r"\[[xy]\]|[a-z-]+", pattern.lower())
     return " ".join(word for word in kept if word not in {"the", "a", "an"})
 

@@ -1,4 +1,4 @@
-"""The command that makes the embedded models, at toy scale: a relation, a few facts, a few dozen steps."""
+"""Training of the embedded models at a small scale: one relation, a few facts, a few dozen steps."""
 
 import json
 from dataclasses import replace
@@ -94,7 +94,7 @@ def test_no_held_out_template_reaches_a_model():
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_training_predictions_are_queries_of_the_evaluation(kind):
-    """The read position and target of a training site are those of one of the sentence's questions."""
+    """The read position and target of each prediction are those of one query of the sentence."""
     recipe = toy(f"world-{kind}", steps=1)
     trained = train(recipe, FACTS, TEMPLATES)
     sentences = [s for s in tokenize(trained.tokenizer, FACTS, TEMPLATES) if s.object_last]
@@ -107,7 +107,7 @@ def test_training_predictions_are_queries_of_the_evaluation(kind):
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_an_interchange_of_a_sentence_with_itself_changes_nothing(kind):
-    """With one sentence the donor is the recipient: a single dose changes nothing."""
+    """With one sentence, donor and recipient are the same, so that the undoubled activation changes nothing."""
     recipe = toy(f"world-{kind}", steps=1)
     trained = train(recipe, FACTS, TEMPLATES)
     sentence = next(s for s in tokenize(trained.tokenizer, FACTS, TEMPLATES) if s.object_last)
