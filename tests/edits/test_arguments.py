@@ -1,4 +1,4 @@
-"""Wrong kinds of arguments: one message with the right call, before the model runs."""
+"""Arguments of a wrong type: an error that names the right call, before the model runs."""
 
 import pytest
 import torch
@@ -185,7 +185,7 @@ CALLS = MAKING | USING | MEASURING
 
 
 @pytest.mark.parametrize("call, message", CALLS.values(), ids=CALLS)
-def test_a_wrong_kind_of_argument_is_answered_with_the_right_call(no_passes, call, message):
+def test_the_error_of_a_wrong_argument_type_names_the_right_call(no_passes, call, message):
     before = bits(no_passes)
     with pytest.raises(kn.ArgumentError, match=message):
         call(no_passes)
@@ -193,7 +193,7 @@ def test_a_wrong_kind_of_argument_is_answered_with_the_right_call(no_passes, cal
 
 
 @pytest.mark.parametrize("wrong", ["world-bert", None, NEURONS])
-def test_an_edit_is_applied_to_models_alone(wrong):
+def test_an_edit_is_applied_to_models_only(wrong):
     edit = random_edit(loaded("BertForMaskedLM"))
     for use in (edit.apply_, edit.undo_, edit.applied, edit.hooks):
         with pytest.raises(kn.UnsupportedModelError, match=rf"Got a {type(wrong).__name__}; .* kn_lens.load_model"):

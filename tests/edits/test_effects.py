@@ -1,4 +1,4 @@
-"""Effects of edits: against plain loops over prompts, and suppression; and the model is left as it was."""
+"""Effects of edits, compared with plain loops over prompts and with suppression; the model stays unchanged."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from tests.tiny import loaded, memory_for
 
 @pytest.fixture(params=MODELS)
 def model(request):
-    """A model that has to come back as it was."""
+    """Return a model; check after the test that it is unchanged."""
     model = loaded(request.param)
     before = state_of(model)
     yield model
@@ -33,7 +33,7 @@ def all_questions():
 
 
 class NaiveScores(NamedTuple):
-    """The answer's log-probability and worst rank, and the top tokens, of each prompt."""
+    """The answer's log-probability and worst rank and the top tokens of each prompt."""
 
     log_prob: np.ndarray
     rank: np.ndarray
@@ -41,7 +41,7 @@ class NaiveScores(NamedTuple):
 
 
 def naive_scores(model, fact_or_facts):
-    """Run every prompt alone."""
+    """Return the scores of the answers, running every prompt alone."""
     prompts = kn.make_prompts(model, fact_or_facts)
     log_probs, ranks, tops = [], [], []
     for prompt in range(len(prompts)):
@@ -73,8 +73,8 @@ def new_answer_columns(when, scores):
     }
 
 
-def test_updates_are_what_a_loop_over_facts_and_prompts_gives(model):
-    """One row for each question of a fact, scored with the edit of these neurons applied."""
+def test_update_effects_equal_a_loop_over_facts_and_prompts(model):
+    """The table has one row for each question of a fact, scored with the edit of these neurons applied."""
     ticks = []
     table = kn.update_effects(
         model,
@@ -148,8 +148,8 @@ def test_other_facts_are_grouped_by_what_they_share(model):
     assert "same subject" not in set(of_france.question)
 
 
-def test_an_update_that_does_not_reach_the_inverse_is_seen():
-    """On a trained model: the new capital in all wordings, the old country of the new capital as before."""
+def test_effects_show_an_update_that_does_not_reach_the_inverse_relation():
+    """In a trained model the new capital is given in all wordings, and the new capital keeps its old country."""
     model = kn.load_model("world-gpt2")
     trained, held_out = kn.FactSet.world("trained"), kn.FactSet.world("held_out")
     fact = trained.find("Ireland", relation="P36")
@@ -167,8 +167,8 @@ def test_an_update_that_does_not_reach_the_inverse_is_seen():
     assert (table.lost["random"] == 0).all() and (table.new_right_after["random"] == 0).all()
 
 
-def test_an_update_of_one_wording_alone_is_seen():
-    """Rewrite neurons that fire in one trained wording and no held-out one: only that wording gets the new answer."""
+def test_effects_show_an_update_of_one_wording_alone():
+    """An update of neurons that are active in one trained wording alone gives the new answer in that wording alone."""
     model = kn.load_model("world-gpt2-plain")
     trained, held_out = (kn.FactSet.world(split).find("Ireland", relation="P36") for split in ("trained", "held_out"))
     one = replace(trained, templates=trained.templates[:1])
@@ -196,7 +196,7 @@ def test_doses_scale_both_lambdas(model):
     assert np.allclose(table[table.dose == 2].nll_after, doubled.nll_after)
 
 
-def test_passes_of_any_size_give_the_same(model):
+def test_effects_do_not_depend_on_the_memory_budget(model):
     others = others_of(model)
     small, large = (
         kn.update_effects(
@@ -221,7 +221,7 @@ def test_random_neurons_are_matched_and_do_not_depend_on_other_facts(model):
 # --- erasing ---------------------------------------------------------------------------------------------
 
 
-def test_erasing_is_suppression_at_all_positions(model):
+def test_erasing_equals_suppression_at_all_positions(model):
     prompts = others_of(model)
     sets = {fact: FOUND[fact] for fact in FACTS}
     table = kn.erase_effects(model, prompts, sets, ACTIVE, top=4)
@@ -245,7 +245,7 @@ def test_erasing_is_suppression_at_all_positions(model):
     assert (table.nll_before != table.nll_after).all()
 
 
-def test_what_erased_rows_become_and_which_can_be_chosen(model):
+def test_erase_effects_take_min_facts_and_a_value(model):
     prompts = others_of(model)
     sets = {fact: own | kn.NeuronSet([(1, 5)]) for fact, own in FOUND.items() if fact.relation == "P36"}
     tables = [kn.erase_effects(model, prompts, sets, min_facts=len(sets), value=value) for value in ("zero", 7)]
@@ -338,6 +338,6 @@ def test_prompts_of_the_erased_relation_alone_have_no_others(no_passes):
         kn.erase_effects(no_passes, prompts, {IRELAND: FOUND[IRELAND]})
 
 
-def test_a_fact_without_other_wording_is_named():
+def test_a_fact_without_another_wording_is_refused_by_name():
     with pytest.raises(kn.ArgumentError, match="no other wording of P36/Germany/Berlin"):
         kn.reworded(HELD_OUT[:2], NEW)

@@ -1,4 +1,4 @@
-"""Erasures: the neurons that they choose, the values that they write, and what is refused."""
+"""Erasures: the choice of neurons, the values of the rows, and the arguments that are refused."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_a_relation_is_erased_by_its_most_frequent_neurons():
 
 
 @pytest.mark.parametrize("architecture, unknown", [("BertForMaskedLM", "[UNK]"), ("ElectraForMaskedLM", "[UNK]")])
-def test_rows_are_set_to_the_embedding_of_a_token(architecture, unknown):
+def test_erased_rows_can_become_the_embedding_of_a_token(architecture, unknown):
     model = loaded(architecture)
     vocabulary = kn.host_of(model).tokenizer.get_vocab()
     for value, token_id in (("unk", vocabulary[unknown]), ("Dublin", vocabulary["Dublin"]), (7, 7)):

@@ -1,4 +1,4 @@
-"""Exported checkpoints: those of the edited model, whole or not at all."""
+"""Exported checkpoints: equal to the edited model, written whole or not at all."""
 
 import json
 
@@ -11,8 +11,8 @@ from tests.tiny import CAUSAL, MASKED, loaded, tiny_checkpoint, tiny_hf_model
 
 
 @pytest.mark.parametrize("architecture", MASKED + CAUSAL)
-def test_an_exported_checkpoint_is_the_edited_model(architecture, tmp_path):
-    """Loaded by transformers alone, it has the checkpoint's weights with these rows replaced, no others."""
+def test_an_exported_checkpoint_equals_the_edited_model(architecture, tmp_path):
+    """transformers loads it with the weights of the checkpoint, of which only these rows are replaced."""
     import transformers
 
     source = tiny_checkpoint(architecture, tmp_path / "source")
@@ -41,7 +41,7 @@ def test_an_exported_checkpoint_is_the_edited_model(architecture, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["edited", "source"]
 
 
-def test_a_directory_that_exists_is_left_as_it_is(tmp_path):
+def test_an_existing_directory_is_not_overwritten(tmp_path):
     model = loaded("BertForMaskedLM")
     (tmp_path / "there").mkdir()
     with pytest.raises(kn.EditError, match="there exists; expected the name of a directory to make"):
@@ -49,7 +49,7 @@ def test_a_directory_that_exists_is_left_as_it_is(tmp_path):
     assert list((tmp_path / "there").iterdir()) == []
 
 
-def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_export_leaves_no_files(tmp_path, monkeypatch):
     model = loaded("BertForMaskedLM")
     before = bits(model)
     first, second = random_edit(model), random_edit(model, seed=1)  # of the same rows, but not one on the other

@@ -1,4 +1,4 @@
-"""Edit files: what is read is what was written, bit for bit; anything else is an error that touches no weight."""
+"""Edit files: edits read back bit for bit; any other file is an error, before a weight is written."""
 
 import json
 import struct
@@ -35,14 +35,14 @@ def path(tmp_path):
 
 @pytest.fixture
 def parts(path):
-    """A written edit taken apart: its tensors, and the document in its metadata."""
+    """Return the tensors of a written edit and the document in its metadata."""
     edit_of(loaded()).save(path)
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["kn_lens"])
 
 
 def forge(path, tensors, document, *, signed=True):
-    """Write a file whose digest fits its contents, as `save` never would."""
+    """Write a file with other contents and a valid digest."""
     if signed:
         rest = {key: value for key, value in document.items() if key not in ("format", "version", "digest")}
         document = document | {"digest": digest_of(tensors, rest)}
@@ -51,7 +51,7 @@ def forge(path, tensors, document, *, signed=True):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("architecture", ["BertForMaskedLM", "GPT2LMHeadModel", "LlamaForCausalLM"])
-def test_an_edit_comes_back_bit_for_bit_and_acts_as_before(architecture, dtype, tmp_path, path):
+def test_an_edit_reads_back_bit_for_bit_and_acts_the_same(architecture, dtype, tmp_path, path):
     checkpoint = tiny_checkpoint(architecture, tmp_path / "model", dtype)
     model = kn.load_model(checkpoint, dtype=dtype, device="cpu")
     edit = edit_of(model)
@@ -82,14 +82,14 @@ def test_a_file_is_small_plain_and_the_same_each_time(path, tmp_path):
     assert (tmp_path / "third.safetensors").read_bytes() == path.read_bytes()
 
 
-def test_digests_tell_edits_apart():
+def test_different_edits_have_different_digests():
     edit = edit_of(loaded())
     other = kn.update_fact(loaded(), FACT, "Tokyo", NEURONS, lambdas=(1, 7), allow_unknown=True)
     assert edit.row_hash == other.row_hash
     assert len({edit.digest, other.digest, edit.scaled(1).digest, edit.restricted_to([(0, 3)]).digest}) == 4
 
 
-def test_writing_leaves_the_file_or_nothing(path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file_or_none(path, monkeypatch):
     edit = edit_of(loaded())
     with pytest.raises(kn.DataError, match="cannot be written: No such file"):
         edit.save(path.parent / "nowhere" / "edit.safetensors")
@@ -110,7 +110,7 @@ def test_writing_leaves_the_file_or_nothing(path, monkeypatch):
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_files_are_refused(path, data):
-    """Cut, with bytes replaced, put in or taken out: an error of ours, or (in the header's blanks) the same edit."""
+    """A damaged file is an error; only changed blanks of the header may give the same edit."""
     edit = edit_of(loaded())
     edit.save(path)
     content = bytearray(path.read_bytes())
@@ -153,7 +153,7 @@ JSON = st.recursive(
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_forged_documents_are_refused_or_harmless(path, parts, data):
-    """With a digest that fits: whatever the document says is an error, or an edit that is applied or refused."""
+    """Any document with a valid digest is an error, or an edit that is applied or refused."""
     tensors, document = parts
     key = data.draw(st.sampled_from([*document, *document["checkpoint"]]), label="key")
     value = data.draw(JSON, label="value")
@@ -223,7 +223,7 @@ def test_forged_rows_of_whole_numbers_are_refused(path, parts):
         kn.WeightEdit.load(path)
 
 
-def test_a_changed_row_and_a_changed_reason_are_seen(path, parts):
+def test_a_changed_row_or_reason_is_detected(path, parts):
     tensors, document = parts
     forge(path, tensors | {"new": tensors["new"] + 1e-3}, document, signed=False)
     with pytest.raises(kn.DataError, match=r"not as it was written.* damaged or changed"):
@@ -234,7 +234,7 @@ def test_a_changed_row_and_a_changed_reason_are_seen(path, parts):
         kn.WeightEdit.load(path)
 
 
-def test_files_of_another_kind_or_version_are_named(path, parts):
+def test_files_of_another_format_or_version_are_refused_by_name(path, parts):
     tensors, document = parts
     forge(path, tensors, document | {"version": 2})
     with pytest.raises(kn.DataError, match=r"'kn_lens.edit' version 2; this version of kn_lens reads .* version 1"):

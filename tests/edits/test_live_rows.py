@@ -1,4 +1,4 @@
-"""Rows that are computed from other weights can be read, but an edit of them would be lost: it is refused."""
+"""Rows that a parametrisation computes: they can be read, and an edit of them, which would be lost, is refused."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def parametrized(parametrisation):
 
 
 @pytest.mark.parametrize("parametrisation", ["weight_norm", "halved"])
-def test_a_parametrised_W_out_is_attributed_and_not_edited(parametrisation):
+def test_a_parametrised_W_out_can_be_attributed_but_not_edited(parametrisation):
     model, plain = kn.load_model(parametrized(parametrisation)), make("gated")
     if parametrisation == "halved":
         plain.model.layers[1].mlp.down_proj.weight.data /= 2

@@ -1,4 +1,4 @@
-"""Signs of updates in tables of effects, what counts as disturbing, and the rule that chooses a strength."""
+"""The choice of lambdas, signs of updates in tables of effects, and updates that disturb other facts."""
 
 from dataclasses import replace
 
@@ -43,7 +43,7 @@ def test_a_strength_is_chosen_by_the_rule(rows, expected, within):
     assert strength.is_monotonic_increasing and len(choice.table) == len(rows)
 
 
-def test_strengths_are_measured_as_update_effects_does():
+def test_choose_lambdas_measures_the_effects_of_update_effects():
     model = loaded(GATED)
     before = state_of(model)
     others, ticks = others_of(model), []
@@ -117,7 +117,7 @@ def test_a_choice_is_refused_before_the_model_runs(no_passes, given, error, mess
 
 @pytest.mark.parametrize("preset", [None, "paper"])
 def test_controls_are_updated_with_the_signs_of_their_own_activations(preset):
-    """A row of the table is what the edit of just these neurons does, also of the control neurons."""
+    """Each row of the table equals the effect of an edit of these neurons alone, also for control neurons."""
     model = loaded(GATED)
     active = {IRELAND: kn.NeuronSet((layer, index) for layer in range(N_LAYERS) for index in (D_MLP - 1, D_MLP - 2))}
     new = {IRELAND: "Tokyo"}
@@ -136,7 +136,7 @@ def test_controls_are_updated_with_the_signs_of_their_own_activations(preset):
 
 
 def test_updates_that_take_more_than_the_share_of_other_answers_are_flagged():
-    """In each row of an update, found or control, counted over other facts of all relations, each prompt once."""
+    """The flag is the same in all rows of an update, and counts the prompts of other facts once each."""
     model = kn.load_model("world-gpt2")
     held_out = kn.FactSet.world("held_out")
     fact = held_out.find("Ireland", relation="P36")

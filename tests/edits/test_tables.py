@@ -1,4 +1,4 @@
-"""Summing up what edits did: against plain sums over prompts, and resampling one draw at a time."""
+"""``edit_table``, compared with plain sums over prompts and with facts resampled one draw at a time."""
 
 import math
 
@@ -12,7 +12,7 @@ from tests.intervals import ANY_NUMBER, SHARE, drawn_facts, is_close, naive_inte
 
 @pytest.fixture(scope="module")
 def effects():
-    """Of two relations, with numbers that a trained model could have."""
+    """Return made-up effects of two relations, with numbers that a trained model could have."""
     draw = np.random.default_rng(0)
     rows = []
     for relation, n_facts in {"P36": 12, "P30": 9}.items():
@@ -56,7 +56,7 @@ def naive_measures(part):
     }
 
 
-def test_a_table_is_made_of_ratios_over_prompts_and_of_relations_or_all_prompts_together(effects):
+def test_tables_hold_ratios_over_prompts_by_relation_or_pooled(effects):
     table = kn.edit_table(effects, by_relation=True).set_index(
         ["neuron_set", "dose", "question", "relation", "measure"]
     )
@@ -94,16 +94,16 @@ def drawn_one_by_one(effects, n_resamples):
 
 
 @pytest.mark.parametrize("measure, bounds", [("mrr", ANY_NUMBER), ("accuracy_after", SHARE)])
-def test_intervals_are_those_of_resampled_facts(effects, measure, bounds):
-    """Against drawing the facts one sample at a time."""
+def test_intervals_equal_those_of_facts_resampled_one_draw_at_a_time(effects, measure, bounds):
+    """Compared with facts drawn one sample at a time."""
     cell, draws = drawn_one_by_one(effects, 200)
     samples = [np.mean([naive_measures(one)[measure] for one in groups]) for groups in draws]
     row = kn.edit_table(cell, n_resamples=200, level=0.8).set_index("measure").loc[measure]
     assert is_close([row.low, row.high], naive_interval(row.value, samples, [9, 12], level=0.8, bounds=bounds))
 
 
-def test_intervals_of_perplexities_are_of_logarithms_of_all_prompts_of_facts_drawn_within_relations(effects):
-    """Against drawing facts one sample at a time; of the difference of two perplexities it is of the difference."""
+def test_intervals_of_perplexities_resample_facts_within_relations(effects):
+    """Compared with facts drawn one sample at a time; a rise is the difference of two perplexities in each draw."""
     cell, draws = drawn_one_by_one(effects, 200)
     samples = [naive_measures(pd.concat(groups)) for groups in draws]
     table = kn.edit_table(cell, n_resamples=200, level=0.8).set_index("measure")
@@ -118,7 +118,7 @@ def test_intervals_of_perplexities_are_of_logarithms_of_all_prompts_of_facts_dra
         assert is_close(table.loc[measure, ["low", "high"]], form(ends).tolist()), measure
 
 
-def test_a_relation_that_is_hardly_known_has_no_more_weight_than_its_prompts():
+def test_perplexities_weight_prompts_and_not_relations():
     row = {"neuron_set": "found", "question": "same relation", "right_before": 1.0, "right_after": 1.0, "lost": 0.0}
     facts = [{**row, "relation": "known", "n_prompts": 99, "nll_before": 0.0, "nll_after": 0.0}]
     facts += [{**row, "relation": "unknown", "n_prompts": 1, "nll_before": 10.0, "nll_after": 20.0}]
@@ -127,8 +127,8 @@ def test_a_relation_that_is_hardly_known_has_no_more_weight_than_its_prompts():
     assert value["perplexity_growth"] == pytest.approx(math.exp(0.1) - 1)
 
 
-def test_there_is_no_interval_where_draws_often_have_nothing_to_divide_by(effects):
-    """Of nine facts one was right: (8 / 9)^8 of the draws are without it."""
+def test_there_is_no_interval_where_many_draws_have_no_ratio(effects):
+    """One of nine facts was right, so that (8 / 9)^8 of the draws lack it."""
     cell = effects.query("neuron_set == 'found' and question == 'own wording' and relation == 'P30'")
     first = np.arange(len(cell)) == 0
     some = cell.assign(right_before=cell["right_before"].where(first, 0.0), lost=cell["lost"].where(first, 0.0))
@@ -142,7 +142,7 @@ def test_there_is_no_interval_where_draws_often_have_nothing_to_divide_by(effect
 
 
 def test_relations_may_be_numbers(effects):
-    """As a file gives them back whose relations are called 30 and 36."""
+    """A file whose relations are called 30 and 36 is read with numbers."""
     numbered = effects.assign(relation=effects["relation"].str.removeprefix("P").astype(int))
     pd.testing.assert_frame_equal(kn.edit_table(numbered), kn.edit_table(effects))
 
@@ -153,7 +153,7 @@ def test_tables_are_deterministic_and_one_fact_has_no_interval(effects):
     assert alone[["low", "high"]].isna().all(axis=None) and alone.value.notna().all()
 
 
-def test_what_was_never_right_cannot_change(effects):
+def test_changed_is_nan_where_no_prompt_was_right(effects):
     never = kn.edit_table(effects.assign(right_before=0.0, lost=0.0)).set_index("measure")
     assert never.loc["changed", ["value", "low", "high"]].isna().all(axis=None)
     assert never.drop("changed").notna().all(axis=None)
@@ -177,6 +177,6 @@ def test_a_relation_that_was_never_right_is_left_out_of_the_mean(effects):
         (lambda table: table, {"level": 1.0}, "level=1.0"),
     ],
 )
-def test_tables_refuse_what_they_cannot_sum_up(effects, change, options, message):
+def test_other_tables_and_options_out_of_range_are_refused(effects, change, options, message):
     with pytest.raises(kn.ArgumentError, match=message):
         kn.edit_table(change(effects), **options)

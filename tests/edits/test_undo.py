@@ -1,4 +1,4 @@
-"""Every bit comes back: whatever the order of edits, wherever they are interrupted, whatever else the model does."""
+"""Undo restores every bit, in any order of edits, after interrupts, and after changes of the mode of the model."""
 
 import sys
 from contextlib import contextmanager
@@ -30,8 +30,8 @@ class Boom(Exception):
 
 @settings(max_examples=80, deadline=None)
 @given(operations=OPERATIONS)
-def test_any_interleaving_of_edits_is_exact(operations):
-    """Against an oracle that keeps the rows as bytes: what is allowed happens bit for bit, the rest changes nothing."""
+def test_any_interleaving_of_edits_is_undone_bit_for_bit(operations):
+    """An oracle keeps the rows as bytes: allowed steps change exactly these, and refused steps change nothing."""
     model = loaded("BertForMaskedLM")
     host = kn.host_of(model)
     before = bits(model)
@@ -115,7 +115,7 @@ def test_edits_of_the_same_row_are_undone_last_first():
 
 @contextmanager
 def interrupt_at(line, filenames):
-    """Raise KeyboardInterrupt before the given line, counted over all that run in these files."""
+    """Raise KeyboardInterrupt before the given line, counted over all lines that run in these files."""
     n_seen = 0
 
     def trace(frame, event, _):
@@ -138,7 +138,7 @@ def interrupt_at(line, filenames):
 
 @pytest.mark.parametrize("action", ["apply", "undo", "with"])
 def test_an_interrupt_anywhere_leaves_a_whole_edit_or_none(action):
-    """Interrupted before every line of the modules that write, in turn."""
+    """The interrupt comes before each line of the modules that write, in turn."""
     model = loaded("GPT2LMHeadModel")
     edit = random_edit(model)
     without = bits(model)

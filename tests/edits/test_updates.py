@@ -1,4 +1,4 @@
-"""Updates: the rows that they write, the neurons that they leave alone, and what is refused."""
+"""Updates: the values of the rows, the neurons that are left out, and the updates that are refused."""
 
 import functools
 from dataclasses import replace
@@ -30,7 +30,7 @@ ANY_FAMILY = pytest.mark.parametrize(
 
 
 def recorded(model, hook_name, prompts, hooks=()):
-    """The value of a hook point in one pass, after other hooks."""
+    """Return the value of a hook point in one pass, after other hooks."""
     values = []
     record = (hook_name, lambda value, hook: values.append(value.detach()))
     with torch.no_grad():
@@ -40,7 +40,7 @@ def recorded(model, hook_name, prompts, hooks=()):
 
 
 def mean_activations(model, fact, neurons):
-    """Each neuron's activation at the read position, averaged over the rows of a prompt, then over the prompts."""
+    """Return each neuron's activation at the read position, averaged over rows within prompts, then over prompts."""
     prompts = kn.make_prompts(model, fact)
     means = dict.fromkeys(neurons, 0.0)
     for prompt in range(len(prompts)):
@@ -63,7 +63,7 @@ def answer_tokens(model, answer):
 @pytest.mark.parametrize("scaling", ["norm", "plain"])
 @pytest.mark.parametrize("new_object", ["Tokyo", "Paris and Rome"])
 @pytest.mark.parametrize("signed", [True, False])
-def test_an_update_is_the_formula(architecture, config, scaling, new_object, signed):
+def test_an_update_equals_its_formula(architecture, config, scaling, new_object, signed):
     model = tiny_model(architecture, **config)
     before = bits(model)
     edit = kn.update_fact(
@@ -104,7 +104,7 @@ def test_an_update_is_the_formula(architecture, config, scaling, new_object, sig
 
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Gemma2ForCausalLM", "GPT2LMHeadModel"])
 def test_every_neuron_of_an_update_writes_towards_the_new_answer(architecture):
-    """In one prompt, the output of one neuron gains along e(t'), whatever its sign; without signs, some lose."""
+    """In one prompt, the output of each neuron gains along e(t'), whatever its sign; without signs, some lose."""
     model = loaded(architecture)
     host, fact = kn.host_of(model), replace(IRELAND, templates=CAPITAL[:1])
     prompts = kn.make_prompts(model, fact)
@@ -123,7 +123,7 @@ def test_every_neuron_of_an_update_writes_towards_the_new_answer(architecture):
             assert (gain > 0) == (signed or activations[neuron] > 0)
 
 
-def test_hooks_of_a_signed_update_are_the_applied_edit():
+def test_hooks_of_a_signed_update_equal_the_applied_edit():
     model = loaded("LlamaForCausalLM")
     edit = kn.update_fact(model, **UPDATE)
     assert 0 < edit.why[0]["n_negative"] < len(NEURONS)
@@ -137,7 +137,7 @@ def test_hooks_of_a_signed_update_are_the_applied_edit():
     assert (hooked.change.abs() > 0).all()
 
 
-def test_presets_are_the_form_without_signs_to_the_bit():
+def test_presets_equal_the_unsigned_form_bit_for_bit():
     model = loaded("LlamaForCausalLM")
     rows = kn.update_fact(model, **UPDATE).old
     for preset, scaling in (("paper", "plain"), ("official", "norm")):
@@ -164,7 +164,7 @@ def test_updates_have_the_default_strength():
 
 
 def test_without_negative_activations_signs_change_nothing():
-    """Behind ReLUs: an activation of exactly zero counts as positive."""
+    """After a ReLU no activation is negative, and exactly zero counts as positive."""
     model = loaded("OPTForCausalLM")
     signed = kn.update_fact(model, **UPDATE, signed=True)
     unsigned = kn.update_fact(model, **UPDATE, signed=False)
@@ -188,7 +188,7 @@ def test_answers_and_signs_come_from_one_pass():
     assert sum(n_rows) == prompts.n_rows
 
 
-def test_neurons_of_the_relation_are_left_alone():
+def test_neurons_shared_by_the_relation_are_not_updated():
     model = loaded("BertForMaskedLM")
     common, own = kn.Neuron(0, 1), kn.Neuron(2, 2)
     neurons_by_fact = {fact: kn.NeuronSet([(1, i)]) for i, fact in enumerate(FACTS)}
@@ -284,7 +284,7 @@ def test_rows_that_overflow_are_refused():
         kn.update_fact(model, **UPDATE, lambdas=(1, 1e6))
 
 
-def test_narrow_embeddings_without_a_projection_are_refused(monkeypatch):
+def test_embeddings_of_another_width_without_a_projection_are_refused(monkeypatch):
     model = loaded("ElectraForMaskedLM")
     monkeypatch.setattr(unwrap, "_PROJECTIONS", ("elsewhere",))
     with pytest.raises(kn.EditError, match="have 12 numbers and the rows of W_out 16"):
@@ -292,7 +292,7 @@ def test_narrow_embeddings_without_a_projection_are_refused(monkeypatch):
 
 
 def test_an_update_by_norm_of_rows_that_were_erased_is_refused():
-    """A row of no length stays as it is, whatever the lambdas."""
+    """A row of length zero does not change, whatever the lambdas."""
     model = tiny_model()
     first = next(iter(NEURONS))
     with kn.erase_neurons(model, NEURONS).applied(model):

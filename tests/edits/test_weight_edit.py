@@ -1,4 +1,4 @@
-"""Edits in force: the same by weights and by hooks in every family, how they compose, and where they are refused."""
+"""Applied edits: equal by weights and by hooks in every family, their composition, and what is refused."""
 
 import time
 from dataclasses import replace
@@ -17,7 +17,7 @@ SINGLE = ("GPTNeoForCausalLM", "GPTJForCausalLM", "MptForCausalLM")
 
 @pytest.mark.parametrize("architecture", MASKED + CAUSAL)
 def test_an_edit_in_every_family(architecture):
-    """Live, exact, reversible; the hook form equals the weight form; zeroed rows equal suppression everywhere."""
+    """Edits act on the live weights, are exact and reversible, equal their hooks, and with zeros equal suppression."""
     model = loaded(architecture)
     before, clean = bits(model), logits(model)
     edit = random_edit(model)
@@ -62,7 +62,7 @@ def test_lower_precision_is_exact_too(dtype):
 # --- composing -------------------------------------------------------------------------------------------
 
 
-def test_a_sum_does_what_its_parts_do():
+def test_a_sum_of_edits_equals_both_edits_applied():
     model = loaded("BertForMaskedLM")
     before = bits(model)
     first, apart = random_edit(model), random_edit(model, kn.NeuronSet([(0, 0), (2, 1)]), seed=2)
@@ -98,7 +98,7 @@ def test_scaling_an_update_scales_its_lambdas():
     torch.testing.assert_close(once.scaled(2.0).new, twice.new, atol=1e-12, rtol=0)
 
 
-def test_restricting_and_its_rest_add_up():
+def test_a_restricted_edit_and_its_rest_add_up():
     model = loaded("BertForMaskedLM")
     edit = random_edit(model)
     part, rest = edit.restricted_to([(1, 0), (2, 23), (2, 5)]), edit.restricted_to(NEURONS - [(1, 0), (2, 23)])
@@ -121,7 +121,7 @@ def test_measure_takes_an_edit_as_an_intervention():
     assert (effect.change.abs() > 1e-6).any()
 
 
-def test_hooks_see_what_hooks_before_them_make_of_the_activations():
+def test_hooks_of_an_edit_see_activations_changed_by_earlier_hooks():
     model = loaded("GPT2LMHeadModel")
     prompts = kn.make_prompts(model, IRELAND)
     edit = random_edit(model)
@@ -262,7 +262,7 @@ def test_another_type_or_shape_is_refused():
         (lambda model: random_edit(model).undo_(model), kn.EditError, "is not applied"),
     ],
 )
-def test_edits_that_make_no_sense_are_refused(use, error, message):
+def test_invalid_edits_are_refused(use, error, message):
     model = loaded("BertForMaskedLM")
     before = bits(model)
     with pytest.raises(error, match=message):

@@ -1,4 +1,4 @@
-"""Updates of three facts, their neurons, and prompts of other facts."""
+"""Updates of three facts, with their neurons and prompts of other facts."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ ABOUT_IRELAND = kn.Fact("Ireland", "P38", "Dublin", ("The people of [X] pay with
 
 
 def sets_of(facts, seed=0, n=2):
-    """A few neurons of each layer for each fact."""
+    """Return a few neurons of each layer for each fact."""
     draw = np.random.default_rng(seed)
     return {
         fact: kn.NeuronSet(
