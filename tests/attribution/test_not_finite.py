@@ -60,8 +60,8 @@ def test_an_attribution_with_nan_along_the_path_is_not_converged(keep):
 
 
 def test_methods_without_completeness_are_converged_where_scores_are_finite():
-    model, some = loaded("GPT2LMHeadModel"), kn.NeuronSet([(0, 1), (0, 2)])
-    assert kn.attribute(model, prompts(), method="ablation", neurons=some).unconverged == []
+    model, neurons = loaded("GPT2LMHeadModel"), kn.NeuronSet([(0, 1), (0, 2)])
+    assert kn.attribute(model, prompts(), method="ablation", neurons=neurons).unconverged == []
     assert kn.attribute(model, prompts(), method="activation").unconverged == []
     attr = kn.attribute(model, prompts(), layers=[2])
     assert attr.unconverged == [] and attr.total[:, 0].isnan().all()

@@ -95,13 +95,13 @@ def test_only_reads_the_chosen_prompts_in_the_order_given(tmp_path, keep):
     path = kn.attribute_to_file(model, tmp_path / "scores.parquet", prompts, keep=keep, **HOW)
     everything = kn.read_attribution(path, prompts)
     only = [7, 0, 22]
-    some = kn.read_attribution(path, prompts, only=only)
+    selected = kn.read_attribution(path, prompts, only=only)
     whole = everything.scores.to_dense()[only]
-    assert torch.equal(bits(some.scores.to_dense()), bits(whole))
-    assert some.prompts.text == tuple(prompts.text[i] for i in only)
+    assert torch.equal(bits(selected.scores.to_dense()), bits(whole))
+    assert selected.prompts.text == tuple(prompts.text[i] for i in only)
     for name in ("clean", "expected", "total", "n_points", "tolerance"):
-        assert torch.equal(getattr(some, name), getattr(everything, name)[only])
-    assert_same(kn.read_attribution(path, prompts, only=torch.tensor(only)), some)
+        assert torch.equal(getattr(selected, name), getattr(everything, name)[only])
+    assert_same(kn.read_attribution(path, prompts, only=torch.tensor(only)), selected)
     with pytest.raises(kn.ArgumentError, match="there are 0 to 23"):
         kn.read_attribution(path, prompts, only=[24])
     with pytest.raises(kn.ArgumentError, match="each prompt once"):

@@ -117,11 +117,11 @@ def test_damaged_files_are_refused(path, data):
     before = logits(loaded())
     at = data.draw(st.integers(0, len(content) - 1), label="at")
     kind = data.draw(st.sampled_from(["cut", "replace", "insert", "delete"]), label="kind")
-    some = data.draw(st.binary(min_size=1, max_size=12), label="bytes")
+    inserted = data.draw(st.binary(min_size=1, max_size=12), label="bytes")
     if kind == "cut":
         del content[at:]
     else:
-        content[at : at + (0 if kind == "insert" else len(some))] = b"" if kind == "delete" else some
+        content[at : at + (0 if kind == "insert" else len(inserted))] = b"" if kind == "delete" else inserted
     path.write_bytes(content)
     try:
         again = kn.WeightEdit.load(path)

@@ -89,15 +89,17 @@ def drawn_one_by_one(effects, n_resamples):
     """Return the facts of a cell, and those of each draw, by relation."""
     cell = effects[(effects.neuron_set == "found") & (effects.question == "inverse")]
     groups = [part for _, part in cell.groupby("relation")]
-    draws = drawn_facts([len(one) for one in groups], n_resamples)
-    return cell, [[one.iloc[drawn] for one, drawn in zip(groups, draw, strict=True)] for draw in draws]
+    samples = []
+    for draw in drawn_facts([len(group) for group in groups], n_resamples):
+        samples.append([group.iloc[drawn] for group, drawn in zip(groups, draw, strict=True)])
+    return cell, samples
 
 
 @pytest.mark.parametrize("measure, bounds", [("mrr", ANY_NUMBER), ("accuracy_after", SHARE)])
 def test_intervals_equal_those_of_facts_resampled_one_draw_at_a_time(effects, measure, bounds):
     """Compared with facts drawn one sample at a time."""
     cell, draws = drawn_one_by_one(effects, 200)
-    samples = [np.mean([naive_measures(one)[measure] for one in groups]) for groups in draws]
+    samples = [np.mean([naive_measures(group)[measure] for group in groups]) for groups in draws]
     row = kn.edit_table(cell, n_resamples=200, level=0.8).set_index("measure").loc[measure]
     assert is_close([row.low, row.high], naive_interval(row.value, samples, [9, 12], level=0.8, bounds=bounds))
 
@@ -114,7 +116,7 @@ def test_intervals_of_perplexities_resample_facts_within_relations(effects):
     }
     for measure, (inverse, form) in forms.items():
         value = inverse(table.loc[measure, "value"])
-        ends = naive_interval(value, [inverse(one[measure]) for one in samples], [9, 12], level=0.8)
+        ends = naive_interval(value, [inverse(sample[measure]) for sample in samples], [9, 12], level=0.8)
         assert is_close(table.loc[measure, ["low", "high"]], form(ends).tolist()), measure
 
 
@@ -131,12 +133,13 @@ def test_there_is_no_interval_where_many_draws_have_no_ratio(effects):
     """One of nine facts was right, so that (8 / 9)^8 of the draws lack it."""
     cell = effects.query("neuron_set == 'found' and question == 'own wording' and relation == 'P30'")
     first = np.arange(len(cell)) == 0
-    some = cell.assign(right_before=cell["right_before"].where(first, 0.0), lost=cell["lost"].where(first, 0.0))
-    table = kn.edit_table(some).set_index("measure")
-    assert table.loc["changed", "value"] == pytest.approx(some["lost"].iloc[0] / some["right_before"].iloc[0])
+    partial = cell.assign(right_before=cell["right_before"].where(first, 0.0), lost=cell["lost"].where(first, 0.0))
+    table = kn.edit_table(partial).set_index("measure")
+    assert table.loc["changed", "value"] == pytest.approx(partial["lost"].iloc[0] / partial["right_before"].iloc[0])
     assert table.loc["changed", ["low", "high"]].isna().all() and table.drop("changed").notna().all(axis=None)
     # Beside another relation there is a value in every draw: that of the other where this one has none.
-    both = pd.concat([some, effects.query("neuron_set == 'found' and question == 'own wording' and relation == 'P36'")])
+    other = effects.query("neuron_set == 'found' and question == 'own wording' and relation == 'P36'")
+    both = pd.concat([partial, other])
     row = kn.edit_table(both).set_index("measure").loc["changed"]
     assert row["low"] < row["value"] < row["high"]
 
@@ -163,8 +166,8 @@ def test_a_relation_that_was_never_right_is_left_out_of_the_mean(effects):
     cell = effects.query("neuron_set == 'found' and question == 'own wording'")
     cell = cell[cell["dose"] == cell["dose"].iloc[0]]
     unknown = cell["relation"] == cell["relation"].iloc[0]
-    some = cell.assign(right_before=cell["right_before"].mask(unknown, 0.0), lost=cell["lost"].mask(unknown, 0.0))
-    mixed, rest = (kn.edit_table(part).set_index("measure").loc["changed"] for part in (some, cell[~unknown]))
+    partial = cell.assign(right_before=cell["right_before"].mask(unknown, 0.0), lost=cell["lost"].mask(unknown, 0.0))
+    mixed, rest = (kn.edit_table(part).set_index("measure").loc["changed"] for part in (partial, cell[~unknown]))
     assert mixed["value"] == pytest.approx(rest["value"]) and mixed["n_facts"] == rest["n_facts"] == (~unknown).sum()
 
 

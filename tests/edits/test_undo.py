@@ -58,8 +58,8 @@ def test_any_interleaving_of_edits_is_undone_bit_for_bit(operations):
 
     def leave(error):
         context, old, new = contexts.pop()
-        there = now().items()
-        expect(new.items() <= there or old.items() <= there, lambda: context.__exit__(*error), old)
+        current = now().items()
+        expect(new.items() <= current or old.items() <= current, lambda: context.__exit__(*error), old)
 
     for seed, (operation, number, neurons) in enumerate(operations):
         edit = made[number % len(made)]
@@ -161,9 +161,9 @@ def test_an_interrupt_anywhere_leaves_a_whole_edit_or_none(action):
                 run()
         except KeyboardInterrupt:
             interrupted = True
-        there = bits(model)
-        assert same(there, without) or (same(there, within) and action != "with"), line
-        if not same(there, without):
+        current = bits(model)
+        assert same(current, without) or (same(current, within) and action != "with"), line
+        if not same(current, without):
             edit.undo_(model)
         if not interrupted:
             break

@@ -103,8 +103,8 @@ def test_set_to_takes_activations_for_all_rows_or_for_each_row(case):
     chosen = torch.tensor([5, 0, 3])
     part, rows = prompts.select(chosen), prompts.rows_of(chosen)
     for position, where in (("read", part.read_pos), ("all", torch.zeros_like(part.read_pos))):
-        some = kn.SetTo(NEURONS, each, position=position).select(prompts, chosen)
-        changed, _ = posts(model, part, some.hooks(model, part))
+        selected = kn.SetTo(NEURONS, each, position=position).select(prompts, chosen)
+        changed, _ = posts(model, part, selected.hooks(model, part))
         for neuron in NEURONS:
             new = changed[torch.arange(part.n_rows), neuron.layer, where, neuron.index]
             assert torch.equal(new, each[rows, neuron.layer, neuron.index])

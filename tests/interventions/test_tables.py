@@ -52,9 +52,9 @@ def test_effect_table_is_the_mean_over_relations_of_ratios_of_means():
             changes.append((prompts.after - prompts.before).mean())
             befores.append(prompts.before.mean())
             ratios.append(changes[-1] / befores[-1])
-            one = per_relation.loc[(row.neuron_set, row.scope, relation)]
-            assert one.change_ratio == pytest.approx(ratios[-1]) and one.n_facts == len(cell)
-            assert (one.change, one.before) == pytest.approx((changes[-1], befores[-1]))
+            expected = per_relation.loc[(row.neuron_set, row.scope, relation)]
+            assert expected.change_ratio == pytest.approx(ratios[-1]) and expected.n_facts == len(cell)
+            assert (expected.change, expected.before) == pytest.approx((changes[-1], befores[-1]))
         means = np.mean(ratios), np.mean(changes), np.mean(befores)
         assert (row.change_ratio, row.change, row.before) == pytest.approx(means)
         assert row.low < row.change_ratio < row.high

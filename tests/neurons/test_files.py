@@ -161,17 +161,17 @@ def test_refine_released_refuses_a_threshold_below_the_stored_scores(tmp_path):
 
 def test_keys_are_matched_to_facts():
     facts = [kn.Fact("Ireland", "P36", "Dublin", uid="u1"), kn.Fact("Dublin", "P1376", "Ireland"), *facts_of("P36")]
-    one = kn.NeuronSet([(0, 1)])
-    assert match_facts({"u1": one, "P36[2]": one, "P1376/Dublin/Ireland": one}, facts) == dict.fromkeys(
-        [facts[0], facts[3], facts[1]], one
+    neurons = kn.NeuronSet([(0, 1)])
+    assert match_facts({"u1": neurons, "P36[2]": neurons, "P1376/Dublin/Ireland": neurons}, facts) == dict.fromkeys(
+        [facts[0], facts[3], facts[1]], neurons
     )
     with pytest.raises(kn.DataError, match=r"'P36\[3\]' of the neuron sets stands for 0 .*Did you mean 'P36"):
-        match_facts({"P36[3]": one}, facts)
+        match_facts({"P36[3]": neurons}, facts)
     with pytest.raises(kn.DataError, match="two of the neuron sets"):
-        match_facts({"u1": one, "P36[0]": one}, facts)
+        match_facts({"u1": neurons, "P36[0]": neurons}, facts)
     twins = [kn.Fact("a", "P", "x", uid="u"), kn.Fact("b", "P", "y", uid="u")]
     with pytest.raises(kn.DataError, match="stands for 2"):
-        match_facts({"u": one}, twins)
+        match_facts({"u": neurons}, twins)
 
 
 def test_many_facts_are_matched_by_uid():

@@ -23,8 +23,8 @@ def test_facts_with_too_few_prompts_are_left_out_before_the_model_runs():
     assert enough.left_out == {"object not last": 1, "fact with fewer than 3 prompts": 4}
     assert torch.equal(enough.tokens, prompts.select([0, 1, 2]).tokens) and enough.text == prompts.text[:3]
     # It is what refining leaves out.
-    told = kn.refine(kn.attribute(model, prompts))
-    assert told == kn.refine(kn.attribute(model, enough)) and told.left_out == {FACTS[1]: 2, FACTS[2]: 2}
+    refined = kn.refine(kn.attribute(model, prompts))
+    assert refined == kn.refine(kn.attribute(model, enough)) and refined.left_out == {FACTS[1]: 2, FACTS[2]: 2}
     with pytest.raises(kn.NoPromptError, match=r"fact with fewer than 4 prompts: 7"):
         kn.make_prompts(model, FACTS, min_prompts=4)
 

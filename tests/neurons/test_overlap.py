@@ -21,7 +21,7 @@ from tests.refining import MANY_EXAMPLES, PAIRS, facts_of
 @MANY_EXAMPLES
 @given(st.dictionaries(st.sampled_from("ABC"), st.lists(PAIRS, min_size=1, max_size=4), min_size=1))
 def test_overlap_statistics_equal_loops_over_all_pairs(pairs):
-    sets = {relation: [kn.NeuronSet(one) for one in group] for relation, group in pairs.items()}
+    sets = {relation: [kn.NeuronSet(fact) for fact in group] for relation, group in pairs.items()}
     exact, resampled = overlap_statistics(sets, n_resamples=2, seed=0)
     expected = naive_overlap([list(enumerate(group)) for group in sets.values()])
     assert tuple(exact) == tuple(resampled) == OVERLAP_STATISTICS
@@ -43,7 +43,7 @@ def test_sampled_overlap_is_that_of_random_facts_of_random_other_relations(sizes
     sets = {}
     for relation, size in enumerate(sizes):
         pairs = [[(0, int(index)) for index in rng.integers(6, size=4)] for _ in range(size)]
-        sets[f"P{relation}"] = [kn.NeuronSet(one) for one in pairs]
+        sets[f"P{relation}"] = [kn.NeuronSet(fact) for fact in pairs]
     found = sampled_across(sets, n_samples=5, seed=2)
     if len(sizes) == 1:
         assert found.shape == (2,) and np.isnan(found).all()
@@ -54,7 +54,7 @@ def test_sampled_overlap_is_that_of_random_facts_of_random_other_relations(sizes
 @MANY_EXAMPLES
 @given(st.dictionaries(st.sampled_from("ABC"), st.lists(PAIRS, min_size=1, max_size=4), min_size=1))
 def test_layer_counts_equal_a_loop_over_all_neurons(pairs):
-    sets = {relation: [kn.NeuronSet(one) for one in group] for relation, group in pairs.items()}
+    sets = {relation: [kn.NeuronSet(fact) for fact in group] for relation, group in pairs.items()}
     counts = resampled_layer_counts(sets, 4, n_resamples=3, seed=0)
     layers = [neuron.layer for group in sets.values() for neurons in group for neuron in neurons]
     assert counts.shape == (4, 4)

@@ -65,8 +65,8 @@ def test_a_batch_from_tokens_needs_no_tokenizer_and_no_facts():
     assert batch.fact(0) != batch.fact(1) and batch.fact(1).object == "8"
     narrow = PromptBatch.from_tokens(**{name: value.int() for name, value in OWN.items()})
     assert narrow.tokens.dtype == torch.int64
-    told = PromptBatch.from_tokens(**OWN, facts=[FACTS[0]], fact_index=torch.tensor([0, 0]))
-    assert told.fact(1) == FACTS[0]
+    batch = PromptBatch.from_tokens(**OWN, facts=[FACTS[0]], fact_index=torch.tensor([0, 0]))
+    assert batch.fact(1) == FACTS[0]
     assert PromptBatch.from_tokens(**OWN, fact_index=torch.tensor([1, 1])).facts[1].object == "8"
 
 
