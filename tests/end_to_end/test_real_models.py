@@ -1,0 +1,93 @@
+"""The page on a pretrained model, the notebook and the README say what the stored records say."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import kn_lens as kn
+from kn_lens.facts.readers import read_patterns
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "examples" / "smollm2"
+
+
+def script(name):
+    """A script of the folder as a module."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def records():
+    """The records of the run on ParaRel's facts, by stage."""
+    tables = {}
+    for stage in ("attributions", "neurons", "effects"):
+        paths = sorted((FOLDER / "pararel" / "records" / stage).glob("*.parquet"))
+        tables[stage] = pd.concat([pd.read_parquet(path) for path in paths])
+    return tables
+
+
+def test_the_tables_of_the_page_are_those_of_the_records():
+    page = (ROOT / "docs" / "real_models.md").read_text(encoding="utf-8")
+    tables = script("tables")
+    assert tables.with_tables(page) == page
+    with pytest.raises(ValueError, match="begin doses"):
+        tables.with_tables(page.replace("begin doses", "begin dose"))
+
+
+def test_the_stored_tables_are_those_of_the_stored_records(records):
+    """The relative change of the found neurons, computed again from the records of single facts."""
+    doses = pd.read_csv(FOLDER / "pararel" / "tables" / "dose_response.csv")
+    own = records["effects"].query("neuron_set == 'found' and scope == 'own'")
+    for factor, value in (doses.query("neuron_set == 'found' and scope == 'own'")[["factor", "value"]]).to_numpy():
+        group = own[own["factor"] == factor]
+        if len(group):
+            means = group.groupby("relation")[["before", "after"]].mean()
+            assert ((means["after"] - means["before"]) / means["before"]).mean() == pytest.approx(value, rel=1e-6)
+
+
+def test_what_the_page_says_of_single_neurons_and_layers_holds(records):
+    attributions = records["attributions"]
+    gap = (attributions["total"] - attributions["expected"]).abs()
+    assert set(attributions["layer"][gap > attributions["tolerance"]]) == {0}
+    points = attributions.groupby("layer")["n_points"].mean()
+    assert points[0] == pytest.approx(93, abs=0.5) and 3 <= points[1:].min() < points[1:].max() < 9
+    found = records["neurons"].query("neuron_set == 'found'").explode(["layer", "index"])
+    facts = found.groupby(["layer", "index"])
+    assert len(facts.get_group((24, 1005))) == 3 and set(facts.get_group((24, 1005))["relation"]) == {"P36"}
+    assert {key.split("#")[0].rpartition("/")[2] for key in facts.get_group((29, 1197))["key"]} == {"Africa", "Italy"}
+    assert found["layer"].min() > 20
+
+
+def test_the_facts_are_asked_in_the_packages_own_templates():
+    own = read_patterns(Path("kn_lens"))
+    facts = kn.FactSet.from_jsonl(FOLDER / "facts" / "pararel.jsonl")
+    assert all(fact.templates == own[fact.relation] for fact in facts)
+    provenance = json.loads((FOLDER / "pararel" / "provenance.json").read_text(encoding="utf-8"))
+    assert provenance["n_facts"] == len(facts)
+    assert "Permission is hereby granted" in (FOLDER / "LICENSE-ParaRel.txt").read_text(encoding="utf-8")
+
+
+def test_what_is_stored_is_small():
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < 1_000_000
+
+
+def test_facts_are_selected_by_the_rule_of_the_script():
+    select_facts = script("select_facts")
+    facts = select_facts.object_last(kn.FactSet.world("trained").of("P36", "P30"))
+    copied = kn.Fact("Dublin City", "P36", "Dublin", facts[0].templates)
+    letters = kn.Fact("Malaysia", "P36", "Laya", facts[0].templates)
+    assert select_facts.can_be_copied(copied) and not select_facts.can_be_copied(letters)
+    taken, spare, table = select_facts.select(kn.load_model("world-gpt2"), facts, n_queried=20)
+    counts = table.set_index("relation")
+    assert counts.loc["P36", "known"] == 20, "the embedded model knows its facts"
+    answers = pd.Series([fact.object for fact in taken if fact.relation == "P30"]).value_counts()
+    assert answers.max() <= select_facts.SAME_ANSWER and counts.loc["P30", "same_answer"] > 0
+    assert len(taken) == counts["taken"].sum() and not set(taken) & set(spare)
+    assert all(len(fact.templates) == 8 and fact.templates[0].endswith("[Y].") for fact in taken)
