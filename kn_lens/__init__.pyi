@@ -35,7 +35,7 @@ from .errors import (
     UnsupportedModelError,
 )
 from .facts import Fact, FactSet
-from .hosts import host_of, load_model
+from .hosts import check_host, host_of, load_model
 from .interventions import Amplify, Effect, Intervention, SetTo, Suppress, controlled_effects, effect_table, measure
 from .neurons import (
     Neuron,
@@ -86,6 +86,7 @@ __all__ = [
     "attribute",
     "attribute_in_parts",
     "attribute_to_file",
+    "check_host",
     "choose_lambdas",
     "coarse",
     "compare_runs",

@@ -3,9 +3,13 @@
 Modules whose tests pass wrong types on purpose, to read the error message, are not among them.
 """
 
+from typing import Any
+
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
+from torch import Tensor
 
 import tests.typecheck  # the hook looks it up as an attribute of its package
 
@@ -47,3 +51,23 @@ def no_passes(monkeypatch):
     with pytest.raises(AssertionError, match="the model ran"):
         kn.predict(model, kn.make_prompts(model, FACTS))
     return model
+
+
+@pytest.fixture
+def float64_throughout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take out the casts to float32 that attention and norms make even in a float64 model.
+
+    Hugging Face and TransformerLens make them at the same places or not, after sums in the same order or not, so that
+    their results differ by roundings of float32; without the casts they compute what the architecture defines.
+    """
+    softmax, to = torch.nn.functional.softmax, Tensor.to
+
+    def widened(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def wide(target: Any) -> Any:
+            return torch.float64 if target is torch.float32 and self.dtype is torch.float64 else target
+
+        return to(self, *map(wide, args), **{key: wide(value) for key, value in kwargs.items()})
+
+    monkeypatch.setattr(Tensor, "to", widened)
+    monkeypatch.setattr(Tensor, "float", lambda self: widened(self, torch.float32))
+    monkeypatch.setattr(torch.nn.functional, "softmax", lambda scores, dim, **dtype: softmax(scores, dim=dim))

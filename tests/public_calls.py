@@ -64,6 +64,7 @@ def written(case: Case) -> Path:
 
 QUESTIONS = {"reworded": kn.reworded(FACTS[:2], {IRELAND: "Paris", FRANCE: "Lima"})}
 CALLS: dict[str, list[Callable[[Case], Any]]] = {
+    "check_host": [lambda case: kn.check_host(case.model)],
     "host_of": [lambda case: kn.host_of(case.model)],
     "load_model": [lambda case: kn.load_model(case.model)],
     "make_prompts": [lambda case: kn.make_prompts(case.model, FACTS, unknown_answers="leave_out")],

@@ -13,13 +13,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from kn_lens.attribution.layer_context import budget_for
-from kn_lens.hosts import FAMILIES, host_of, load_model
+from kn_lens.hosts import host_of, load_model
 from kn_lens.hosts.memory import Budget
 from kn_lens.prompts.build import PromptBatch
 
 N_LAYERS, D_MODEL, D_MLP, N_CTX = 3, 16, 24, 64
-MASKED = tuple(family.architecture for family in FAMILIES if family.kind == "masked")
-CAUSAL = tuple(family.architecture for family in FAMILIES if family.kind == "causal")
 GATED = tuple(
     f"{name}ForCausalLM"
     for name in "Phi3 Llama Mistral Qwen2 Qwen3 Gemma Gemma2 Gemma3 Olmo Olmo2 StableLm Granite".split()
@@ -100,6 +98,10 @@ _CONFIG: dict[str, dict[str, Any]] = {
     "StableLmForCausalLM": {**_BERT, "num_key_value_heads": 1},
     "GraniteForCausalLM": _BERT,
 }
+MASKED = tuple(name for name in _CONFIG if name.endswith("ForMaskedLM"))
+CAUSAL = tuple(name for name in _CONFIG if name not in MASKED)
+"""The families that every test of families runs on. The others are in ``tests/parity/test_architectures.py``."""
+
 _TOKENIZER = {  # which kind, and the class that the family's checkpoints name
     **dict.fromkeys(CAUSAL, ("byte-bpe", "GPT2Tokenizer")),
     **dict.fromkeys(("BertForMaskedLM", "DistilBertForMaskedLM", "ElectraForMaskedLM"), ("wordpiece", "BertTokenizer")),
@@ -143,7 +145,8 @@ def tiny_model(architecture: str = "BertForMaskedLM", dtype: torch.dtype = torch
     """Return a random model of the class that went to disk and came back through `load_model`."""
     with TemporaryDirectory() as directory:
         tiny_checkpoint(architecture, directory, dtype, seed, **config)
-        return load_model(directory, dtype=dtype, device="cpu")
+        # Without the check: tests/hosts/test_logit_check.py checks all of these.
+        return load_model(directory, dtype=dtype, device="cpu", check=False)
 
 
 @cache

@@ -110,6 +110,10 @@ DtypeOfNeurons = Annotated[
     str | None,
     choice(DTYPES, "Data type of the weights, that of the neuron file by default", MODEL),
 ]
+Check = Annotated[
+    bool,
+    flag(MODEL, "--check/--no-check", "Comparison of the loaded model's logits with those of transformers."),
+]
 Memory = Annotated[
     float | None,
     option(MODEL, "GIB", "Memory for passes on the model's device; half of the free memory by default.", min=0),

@@ -17,14 +17,27 @@ if TYPE_CHECKING:
     from kn_lens.prompts import PromptBatch
 
 
-def load(name: str, device: str | None, dtype: str, revision: str | None = None) -> Any:
+def load(
+    name: str,
+    device: str | None,
+    dtype: str,
+    revision: str | None = None,
+    *,
+    check: bool = True,
+) -> Any:
     """Load a model, with a progress report if it takes long."""
     with show_progress(f"Loading {name}"):
         import torch
 
         from kn_lens.hosts import load_model
 
-        return load_model(name, revision=revision, device=device, dtype=getattr(torch, dtype))
+        return load_model(
+            name,
+            revision=revision,
+            device=device,
+            dtype=getattr(torch, dtype),
+            check=check,
+        )
 
 
 def load_for_neurons(
@@ -34,6 +47,7 @@ def load_for_neurons(
     dtype: str | None,
     *,
     force: bool,
+    check: bool = True,
 ) -> Any:
     """Load the model of a neuron file, or the named model if it is the same one, or by force any model.
 
@@ -51,10 +65,10 @@ def load_for_neurons(
             raise ArgumentError(
                 f"{neurons} does not record the model in which its neurons were found. Name that model with --model."
             )
-        return load(model, device, dtype or defaults.DTYPE)
+        return load(model, device, dtype or defaults.DTYPE, check=check)
     default_dtype = identity.dtype if identity.dtype in DTYPES else defaults.DTYPE
     try:
-        loaded = load(model or identity.name, device, dtype or default_dtype)
+        loaded = load(model or identity.name, device, dtype or default_dtype, check=check)
     except UnsupportedModelError as error:
         if model is not None:
             raise

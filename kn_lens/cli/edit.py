@@ -106,6 +106,7 @@ def update(
     model: options.ModelOfNeurons = None,
     device: options.Device = None,
     dtype: options.DtypeOfNeurons = None,
+    check: options.Check = True,
     force: options.Force = False,
     facts: options.Facts = "world",
     format: options.Format = None,
@@ -131,7 +132,7 @@ def update(
     found = _neurons_of(neurons, source)
     if fact not in found:
         raise DataError(f"{neurons} has no neurons of {fact.key}. Find them with `kn-lens find`.")
-    loaded = load_for_neurons(neurons, model, device, dtype, force=force)
+    loaded = load_for_neurons(neurons, model, device, dtype, force=force, check=check)
 
     from kn_lens.edits import update_fact
 
@@ -181,6 +182,7 @@ def erase(
     model: options.ModelOfNeurons = None,
     device: options.Device = None,
     dtype: options.DtypeOfNeurons = None,
+    check: options.Check = True,
     force: options.Force = False,
     facts: options.Facts = "world",
     format: options.Format = None,
@@ -196,7 +198,7 @@ def erase(
     own = {fact: found[fact] for fact in members if fact in found}
     if not own:
         raise DataError(f"{neurons} has neurons of {len(found)} facts, none of them of {relation}.")
-    loaded = load_for_neurons(neurons, model, device, dtype, force=force)
+    loaded = load_for_neurons(neurons, model, device, dtype, force=force, check=check)
 
     from kn_lens.edits import erase_relation
 
@@ -222,6 +224,7 @@ def apply(
     model: ModelOfEdit = None,
     device: options.Device = None,
     dtype: DtypeOfEdit = None,
+    check: options.Check = True,
     memory: options.Memory = None,
     facts: options.Facts = "world",
     format: options.Format = None,
@@ -246,7 +249,7 @@ def apply(
         source = _facts_of_edits(edits, source)
     chosen = choose(source, relation, subject, limit, seed)
     edit = reduce(add, edits)
-    loaded = load(model or edit.checkpoint.name, device, dtype or edit.checkpoint.dtype)
+    loaded = load(model or edit.checkpoint.name, device, dtype or edit.checkpoint.dtype, check=check)
     edit.hooks(loaded)  # raises for another checkpoint, before prompts are built
     prompts = build_prompts(loaded, chosen, leave_out=leave_out_unknown)
 
@@ -293,6 +296,7 @@ def export(
     model: ModelOfEdit = None,
     device: options.Device = None,
     dtype: DtypeOfEdit = None,
+    check: options.Check = True,
     json: options.Json = False,
 ) -> None:
     """Write the edited model as a Hugging Face checkpoint, which transformers alone can load."""
@@ -302,7 +306,7 @@ def export(
     check_new(to)
     edits = _read(files)
     checkpoint = edits[0].checkpoint
-    loaded = load(model or checkpoint.name, device, dtype or checkpoint.dtype)
+    loaded = load(model or checkpoint.name, device, dtype or checkpoint.dtype, check=check)
     with show_progress(f"Writing {to}"):
         write_checkpoint(loaded, edits, to)
     description = describe_model(loaded)

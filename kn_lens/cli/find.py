@@ -27,6 +27,7 @@ def find(
     model: options.Model = "world-bert",
     device: options.Device = None,
     dtype: options.Dtype = defaults.DTYPE,
+    check: options.Check = True,
     memory: options.Memory = None,
     facts: options.Facts = "world",
     format: options.Format = None,
@@ -83,7 +84,7 @@ def find(
     memory_budget = memory_budget_of(memory)
     check_output_path(to, facts, templates)
     chosen = choose(read_facts(facts, format, templates, split), relation, subject, limit, seed)
-    loaded = load(model, device, dtype)
+    loaded = load(model, device, dtype, check=check)
     from kn_lens.attribution import attribute_in_parts
 
     # A fact with fewer prompts cannot have neurons. Excluding it here avoids an error after the model has run.

@@ -69,6 +69,7 @@ def intervene(
     model: options.ModelOfNeurons = None,
     device: options.Device = None,
     dtype: options.DtypeOfNeurons = None,
+    check: options.Check = True,
     force: options.Force = False,
     memory: options.Memory = None,
     facts: options.Facts = "world",
@@ -94,7 +95,7 @@ def intervene(
     check_output_path(to, facts, neurons, templates)
     source = read_facts(facts, format, templates, split)
     sets = _neurons_of(neurons, source, choose(source, relation, subject, limit, seed))
-    loaded = load_for_neurons(neurons, model, device, dtype, force=force)
+    loaded = load_for_neurons(neurons, model, device, dtype, force=force, check=check)
     _check_neurons(sets, loaded)
     prompts = build_prompts(loaded, sets, leave_out=leave_out_unknown)
     unqueried = unqueried_facts(prompts)

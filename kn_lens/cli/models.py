@@ -15,7 +15,9 @@ REFUSED = {
     "mixture of experts": "a neuron is not one row of the one W_out of its layer; take a dense model",
     "encoder-decoder": "knowledge neurons are those of one stack; take a masked or causal model",
     "ALBERT": "its layers share one W_out; take a BERT or a RoBERTa",
-    "ModernBERT, DeBERTa, MPNet": "TransformerLens has no adapter; take a BERT or a RoBERTa",
+    "ModernBERT, DeBERTa, MPNet": "TransformerLens has no adapter; register one, or take a BERT or a RoBERTa",
+    "other models of text and images": "their text towers have not been compared; take a family above",
+    "blocks without an MLP (Mamba, RWKV)": "they have no neurons; take a family above",
     "quantised weights": "rows can be neither read nor edited exactly; take the original weights",
     "a model in train mode": "dropout makes every pass another one; call model.eval()",
 }
@@ -34,6 +36,9 @@ def models(json: options.Json = False) -> None:
                 "kind": family.kind,
                 "architecture": family.architecture,
                 "example": family.example,
+                "gated": family.gated,
+                "norm_after_mlp": family.norm_after_mlp,
+                "whole_passes": family.whole_passes,
             }
         )
     document = {
@@ -47,7 +52,7 @@ def models(json: options.Json = False) -> None:
         return
     out.print(_embedded_table(document["embedded"]))
     out.print(_families_table(families))
-    out.print("Other causal families work where TransformerLens has an adapter and every block a dense MLP.\n")
+    out.print("Other families work where TransformerLens' registry has an adapter and every block a dense MLP.\n")
     out.print(_refused_table())
 
 

@@ -5,6 +5,7 @@ host over a ``TransformerBridge``, ``hooked`` over the older ``HookedTransformer
 ``model_protocol`` is the interface that all three share. ``families`` lists the checkpoints that can be hosted and
 ``checkpoints`` reads them, those in ``gguf`` files and with ``peft_adapters`` too.
 ``tokenizers`` keeps the checkpoint's own tokenizer beside that of TransformerLens.
+``logit_check`` compares logits with those of transformers.
 ``partial_forward`` runs a model from a layer on, by ``overrides`` of its modules and a ``kv_prefix``; ``memory`` bounds
 the rows of a pass. ``exclusive`` gives each call its model alone; ``identity`` tells models apart; ``unwrap`` returns
 the Hugging Face model inside. TransformerLens and transformers are imported late, because that takes seconds.
@@ -16,7 +17,8 @@ from kn_lens.hosts.exclusive import exclusive, exclusively
 from kn_lens.hosts.families import FAMILIES, Family, Kind
 from kn_lens.hosts.gguf import PACKAGED_MODELS, PackagedModel
 from kn_lens.hosts.identity import ModelIdentity
-from kn_lens.hosts.loading import checked_host, host_of, is_hosted, load_model
+from kn_lens.hosts.loading import check_host, checked_host, host_of, is_hosted, load_model
+from kn_lens.hosts.logit_check import LogitCheck
 from kn_lens.hosts.memory import SHARE_OF_FREE, Budget, free_memory, release_memory
 from kn_lens.hosts.model_protocol import HookedModel, HookFn
 from kn_lens.hosts.partial_forward import (
@@ -44,10 +46,12 @@ __all__ = [
     "HookedModel",
     "Host",
     "Kind",
+    "LogitCheck",
     "MLPActivation",
     "ModelIdentity",
     "PackagedModel",
     "check_beginning",
+    "check_host",
     "checked_host",
     "embedded_models",
     "exclusive",

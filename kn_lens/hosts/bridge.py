@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +22,7 @@ from kn_lens._core.interrupts import Undone, entered
 from kn_lens.errors import ArgumentError, EditError, HookError, UnsupportedModelError, did_you_mean
 from kn_lens.hosts.checkpoints import check_finite, check_state, origin_of
 from kn_lens.hosts.exclusive import leave_caller_modes
-from kn_lens.hosts.families import Kind, architecture_of, check_config
+from kn_lens.hosts.families import Kind, architecture_of, check_config, needs_whole_passes, text_config
 from kn_lens.hosts.kv_prefix import KVPrefix
 from kn_lens.hosts.model_protocol import HookFn, PostFn
 from kn_lens.hosts.overrides import (
@@ -44,10 +44,10 @@ ROUNDING = 4
 LinearMap = Literal["attn.q", "attn.k", "attn.v", "attn.o", "mlp.in"]
 """A linear map of a block, by its path in the block."""
 
-_NORMS_AFTER_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
+LINEAR_MAPS: tuple[LinearMap, ...] = get_args(LinearMap)
 _NOT_IN_FLOAT64 = ("xglm",)
 """Model types whose code in transformers puts the smallest number of float64 into a float32 tensor."""
-_CONTEXT_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
+CONTEXT_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,8 +68,8 @@ class Host:
         dtype: the type of the weights.
         raw: False after TransformerLens has processed the weights (``enable_compatibility_mode``): ``W_out`` then no
             longer holds the checkpoint's rows, and the only possible edit is to erase neurons.
-        norm_after_mlp: True where the block normalises the output of ``W_out`` before it adds it to the residual stream
-            (Gemma 2, Gemma 3, OLMo 2). Scaling all neurons of such a layer changes nothing until they are almost zero.
+        whole_passes: True where no pass can start at a layer, because layers have other states than keys and values,
+            or read those of lower layers: every pass then runs all of them.
         origin: what was done to the stored weights before they were the model's, such as ``dequantised from x.gguf``;
             empty where they are as stored, or where that is not known.
     """
@@ -86,8 +86,8 @@ class Host:
     device: torch.device
     dtype: torch.dtype
     raw: bool
-    norm_after_mlp: bool
     origin: str
+    whole_passes: bool = False
 
     # --- names of hooks ---------------------------------------------------------------------------
 
@@ -123,10 +123,15 @@ class Host:
         stem = f"blocks.{self._checked(layer)}.{linear_map}"
         return f"{stem}.hook_in", f"{stem}.hook_out"
 
-    @property
+    @cached_property
     def has_linear_hooks(self) -> bool:
         """Whether `linear_hooks` exist, by which a block can leave out results that nothing reads."""
-        return self.kind == "masked"
+        if self.kind != "masked":
+            return False
+        names: set[str] = set()
+        for linear_map in LINEAR_MAPS:
+            names.update(self.linear_hooks(0, linear_map))
+        return names <= self.hook_names  # some masked models have one map for queries, keys and values
 
     @cached_property
     def hook_names(self) -> frozenset[str]:
@@ -251,6 +256,41 @@ class Host:
             UnsupportedModelError: with the name of the weight.
         """
         check_finite(self.checkpoint, self.name)
+
+    @cached_property
+    def norm_after_mlp(self) -> bool:
+        """Whether the block normalises the output of ``W_out`` before it adds it to the residual stream.
+
+        Gemma 2, OLMo 2 and others do. Scaling all neurons of such a layer changes nothing until they are almost zero.
+        The answer is what a block computes, not what its modules are called: with the residual stream held, twice the
+        output of ``W_out`` has the effect of the output itself. Cost, at the first use: one block of each class and the
+        head for one token, three times.
+        """
+        layers: dict[type, int] = {}
+        for layer, block in enumerate(self.model.blocks):
+            layers.setdefault(type(block.original_component), layer)
+        return any(map(self._normalises_mlp_out, layers.values()))
+
+    def _normalises_mlp_out(self, layer: int) -> bool:
+        generator = torch.Generator().manual_seed(0)
+        vectors = torch.randn(2, 1, 1, self.d_model, generator=generator)
+        resid, mlp_out = vectors.to(self.device, self.dtype)
+        tokens = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        leaving: list[Tensor] = []
+
+        def keep(value: Float[Tensor, "row pos d_model"], hook: object) -> None:
+            leaving.append(value.detach().float())
+
+        for factor in (0.0, 1.0, 2.0):
+            output = factor * mlp_out
+            hooks = [
+                (self.hook_mlp_out(layer), lambda value, hook, output=output: output.view_as(value)),
+                (self.resid_post(layer), keep),
+            ]
+            with torch.no_grad(), self.skip_blocks_below(layer, resid), self.skip_blocks_above(layer):
+                self.logits(tokens, torch.ones_like(tokens), fwd_hooks=hooks)
+        nothing, once, twice = leaving
+        return bool((twice - once).norm() < 0.1 * (once - nothing).norm())
 
     # --- forward passes ---------------------------------------------------------------------------
 
@@ -441,7 +481,9 @@ class Host:
         handles: list[Any] = []
 
         def watch() -> None:
-            for module in (self.model.blocks[0].attn, self.model.blocks[0]):  # in the order in which they finish
+            first = self.model.blocks[0]
+            # In the order in which they finish. A first block without attention has no output of one to replace.
+            for module in (getattr(first, "attn", first), first):
                 handles.append(module.register_forward_hook(lambda module, args, output: outputs.append(output)))
 
         def unwatch() -> None:
@@ -452,8 +494,7 @@ class Host:
             tokens = torch.zeros(1, 1, dtype=torch.long, device=self.device)
             with torch.no_grad():
                 self.logits(tokens, torch.ones_like(tokens))
-        as_attn_output, as_block_output = (repack_like(output) for output in outputs)
-        return as_block_output, as_attn_output
+        return repack_like(outputs[-1]), repack_like(outputs[0])
 
     def _checked(self, layer: int) -> int:
         if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= layer < self.n_layers:
@@ -501,12 +542,12 @@ def bridge_host(model: Any) -> Host:
         dtype=W_out.dtype,
         origin=origin_of(model),
         raw=not getattr(model, "_weights_processed", model.compatibility_mode),
-        norm_after_mlp=any(hasattr(model.blocks[0].original_component, norm) for norm in _NORMS_AFTER_MLP),
+        whole_passes=needs_whole_passes(hf_model.config) or not _has_attention(model),
     )
 
 
 def _check_mlps(model: Any, name: str) -> None:
-    """Raise unless every block has attention and one dense MLP, whose ``hook_post`` is the input of its ``W_out``."""
+    """Raise unless every block has one dense MLP, whose ``hook_post`` is the input of its ``W_out``."""
     hooks = model.hook_dict
     for layer, block in enumerate(getattr(model, "blocks", [None])):
         out = getattr(getattr(block, "mlp", None), "out", None)
@@ -521,21 +562,23 @@ def _check_mlps(model: Any, name: str) -> None:
                 f"{name}: layer {layer} has no neurons (W_out has the shape {tuple(block.mlp.W_out.shape)}); expected "
                 "at least one. Load a checkpoint with MLPs."
             )
-        if f"blocks.{layer}.attn.hook_out" not in hooks:
-            raise UnsupportedModelError(
-                f"{name}: layer {layer} has no attention; expected it in every block. Load another checkpoint."
-            )
+
+
+def _has_attention(model: Any) -> bool:
+    """Return whether every block has attention, whose output a pass can start from."""
+    hooks = model.hook_dict
+    return all(f"blocks.{layer}.attn.hook_out" in hooks for layer in range(len(model.blocks)))
 
 
 def _context_length(model: Any) -> int | None:
-    config = model.original_model.config
+    config = text_config(model.original_model.config)
     if config.model_type == "bloom":
         return None
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":
         # One longer prompt would turn the rotary angles of all prompts in its batch into those for long prompts.
         return rope["original_max_position_embeddings"]
-    lengths = [getattr(config, key, None) for key in _CONTEXT_LENGTHS]
+    lengths = [getattr(config, key, None) for key in CONTEXT_LENGTHS]
     length = next((length for length in lengths if length), None)
     # RoBERTa and its relatives count positions from padding_idx + 1 and reserve the rows of the table before it.
     table = getattr(getattr(model, "pos_embed", None), "original_component", None)

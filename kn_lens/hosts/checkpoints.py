@@ -7,8 +7,9 @@ error, never a random matrix. Weights are read from safetensors where there are 
 
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path, PureWindowsPath
@@ -21,11 +22,15 @@ from kn_lens._core.atomic import read_whole
 from kn_lens.errors import ArgumentError, KNLensError, UnsupportedModelError, did_you_mean
 from kn_lens.hosts.families import (
     BY_ARCHITECTURE,
+    BY_MODEL_TYPE,
     EXPECTED_SOURCE,
     INSTEAD_OF_QUANTISED,
+    TEXT_IN_OTHERS,
+    Kind,
     architecture_of,
     check_config,
     quiet_imports,
+    registered_by_user,
 )
 from kn_lens.hosts.gguf import (
     PACKAGED_MODELS,
@@ -149,7 +154,7 @@ def read_checkpoint(
     if os.path.isfile(directory / ADAPTER_CONFIG) and not os.path.exists(directory / "config.json"):
         return _read_adapter(directory, tokenizer, device, dtype)
     with quiet_imports():
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+        from transformers import AutoConfig, AutoTokenizer
 
     location = _locate(source, revision, needs_tokenizer=tokenizer is None)
     name, path_or_name, options = location.name, location.path_or_name, location.options
@@ -160,7 +165,7 @@ def read_checkpoint(
         message = f"{name!r} cannot be loaded: {reason}" if location.is_local else _not_found(name, reason)
         raise UnsupportedModelError(message) from error
     kind = check_config(config, None, name)
-    auto: Any = AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM
+    auto = _auto_class(config, kind)
     weight_options = dequantising_options(location.gguf_file) if location.gguf_file else options
 
     def read_tokenizer() -> Any:
@@ -251,6 +256,23 @@ def _locate(source: str | Path, revision: str | None, *, needs_tokenizer: bool) 
         raise UnsupportedModelError(_not_found(name))
     options = {} if revision is None else {"revision": revision}
     return _Location(name=name, path_or_name=name, is_local=False, options=options)
+
+
+def _auto_class(config: Any, kind: Kind) -> Any:
+    """Return the class of transformers that reads checkpoints of a configuration.
+
+    Of a model of text and images that is the language model alone, where transformers can read it alone.
+    """
+    with quiet_imports():
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMaskedLM
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if kind == "masked":
+        return AutoModelForMaskedLM
+    family = BY_MODEL_TYPE.get(config.model_type)
+    is_text_in_other = family is not None and family.architecture.endswith(TEXT_IN_OTHERS)
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, TEXT_IN_OTHERS)
+    return AutoModelForImageTextToText if is_text_in_other and causal.endswith(TEXT_IN_OTHERS) else AutoModelForCausalLM
 
 
 def check_in_memory(model: Any) -> None:
@@ -350,6 +372,29 @@ def check_finite(hf_model: nn.Module, name: str) -> None:
             )
 
 
+@contextmanager
+def restored_on_error(hf_model: Any) -> Iterator[None]:
+    """Give a Hugging Face model its own submodules and settings back if the ``with`` block raises."""
+    states: list[tuple[nn.Module, dict[str, Any]]] = []
+    for module in hf_model.modules():
+        state: dict[str, Any] = {}
+        for key, value in vars(module).items():
+            state[key] = copy(value) if isinstance(value, dict) else value  # of submodules, weights and hooks
+        states.append((module, state))
+    gradients = {weight: weight.requires_grad for weight in hf_model.parameters()}
+    attention = hf_model.config._attn_implementation
+    try:
+        yield
+    except BaseException:
+        for module, state in states:
+            vars(module).clear()
+            vars(module).update(state)
+        for weight, requires_grad in gradients.items():
+            weight.requires_grad_(requires_grad)
+        hf_model.set_attn_implementation(attention)
+        raise
+
+
 def wrap_in_bridge(hf_model: Any, *, name: str, tokenizer: Any) -> Any:
     """Build a TransformerBridge around a Hugging Face model, in place, and freeze its weights.
 
@@ -360,10 +405,11 @@ def wrap_in_bridge(hf_model: Any, *, name: str, tokenizer: Any) -> Any:
     """
     architecture = architecture_of(hf_model)
     family = BY_ARCHITECTURE.get(architecture)
-    paths = family.paths if family else {}
+    paths = family.paths if family and architecture not in registered_by_user() else {}
 
     def on_adapter(adapter: Any) -> None:  # called before the model is touched
         _set_paths(adapter.component_mapping, paths)
+        _map_dense_mlps(adapter)
         _check_blocks(adapter.component_mapping, name)
         if hf_model.config._attn_implementation != "eager":
             hf_model.set_attn_implementation("eager")  # the attention hooks do not fire in the fused kernels
@@ -409,6 +455,19 @@ def _set_paths(mapping: Any, paths: Mapping[str, str | None]) -> None:
             del components[last]
         else:
             components[last].name = target
+
+
+def _map_dense_mlps(adapter: Any) -> None:
+    """Map the MLPs of a model without experts as gated ones, where the adapter is for mixtures with dense layers."""
+    from transformer_lens.model_bridge.generalized_components import GatedMLPBridge
+
+    blocks = adapter.component_mapping.get("blocks")
+    mlp = getattr(blocks, "submodules", {}).get("mlp")
+    parts = getattr(mlp, "submodules", {})
+    if "dense_gate" not in parts or "out" in parts:
+        return
+    dense = {"gate": parts["dense_gate"], "in": parts["dense_in"], "out": parts["dense_out"]}
+    blocks.submodules["mlp"] = GatedMLPBridge(name=mlp.name, config=adapter.cfg, submodules=dense)
 
 
 def _check_blocks(mapping: Any, name: str) -> None:

@@ -1,8 +1,8 @@
 """The families of checkpoints that can be hosted, and the reasons why other checkpoints cannot.
 
 The table drives the loading code, the tests (each family is built, written to disk and read back) and the list of
-``kn-lens models``. Another causal family is accepted when TransformerLens has an adapter for it and its blocks have
-dense MLPs.
+``kn-lens models``. Another family is accepted when the registry of TransformerLens has an adapter for it, its own or
+one that the user registered, and its blocks have dense MLPs.
 """
 
 import logging
@@ -32,6 +32,8 @@ class Family:
         example: a checkpoint on the Hugging Face hub.
         gated: whether a neuron's activation is ``act(gate) * up`` instead of ``act(up)``.
         norm_after_mlp: whether a norm stands between ``W_out`` and the residual stream.
+        whole_passes: whether its passes always run all layers and tokens. A layer then has a state beside keys and
+            values, or reads those of lower layers, so that no pass can start at it.
         paths: by component of TransformerLens' BERT adapter, the path of the submodule in this family; the BERT adapter
             then hosts it. None removes a component. Empty: the adapter of ``architecture`` is used as it is.
     """
@@ -43,6 +45,7 @@ class Family:
     example: str
     gated: bool = False
     norm_after_mlp: bool = False
+    whole_passes: bool = False
     paths: Mapping[str, str | None] = field(default_factory=dict)
 
 
@@ -87,56 +90,105 @@ _DISTILBERT = {
 }
 
 
-def _masked(
-    name: str, model_type: str, architecture: str, example: str, paths: Mapping[str, str | None] | None = None
-) -> Family:
+def _masked(name: str, model_type: str, architecture: str, example: str, **settings: Any) -> Family:
     return Family(
-        name=name, kind="masked", model_type=model_type, architecture=architecture, example=example, paths=paths or {}
+        name=name,
+        kind="masked",
+        model_type=model_type,
+        architecture=architecture,
+        example=example,
+        **settings,
     )
 
 
-def _causal(
-    name: str, model_type: str, architecture: str, example: str, gated: bool = False, post_norm: bool = False
-) -> Family:
+def _causal(name: str, model_type: str, architecture: str, example: str, **settings: Any) -> Family:
     return Family(
         name=name,
         kind="causal",
         model_type=model_type,
         architecture=architecture,
         example=example,
-        gated=gated,
-        norm_after_mlp=post_norm,
+        **settings,
     )
 
 
+_GATED = {"gated": True}
+_POST_NORM = {"gated": True, "norm_after_mlp": True}
+_HYBRID = {"gated": True, "whole_passes": True}
+
 FAMILIES: tuple[Family, ...] = (
     _masked("BERT", "bert", "BertForMaskedLM", "google-bert/bert-base-cased"),
-    _masked("RoBERTa", "roberta", "RobertaForMaskedLM", "FacebookAI/roberta-base", _ROBERTA),
-    _masked("XLM-R", "xlm-roberta", "XLMRobertaForMaskedLM", "FacebookAI/xlm-roberta-base", _ROBERTA),
-    _masked("CamemBERT", "camembert", "CamembertForMaskedLM", "almanach/camembert-base", _ROBERTA),
-    _masked("DistilBERT", "distilbert", "DistilBertForMaskedLM", "distilbert/distilbert-base-cased", _DISTILBERT),
-    _masked("ELECTRA (generator)", "electra", "ElectraForMaskedLM", "google/electra-base-generator", _ELECTRA),
+    _masked("RoBERTa", "roberta", "RobertaForMaskedLM", "FacebookAI/roberta-base", paths=_ROBERTA),
+    _masked("XLM-R", "xlm-roberta", "XLMRobertaForMaskedLM", "FacebookAI/xlm-roberta-base", paths=_ROBERTA),
+    _masked("CamemBERT", "camembert", "CamembertForMaskedLM", "almanach/camembert-base", paths=_ROBERTA),
+    _masked("DistilBERT", "distilbert", "DistilBertForMaskedLM", "distilbert/distilbert-base-cased", paths=_DISTILBERT),
+    _masked("ELECTRA (generator)", "electra", "ElectraForMaskedLM", "google/electra-base-generator", paths=_ELECTRA),
     _causal("GPT-2", "gpt2", "GPT2LMHeadModel", "openai-community/gpt2"),
     _causal("GPT-Neo", "gpt_neo", "GPTNeoForCausalLM", "EleutherAI/gpt-neo-125m"),
     _causal("GPT-NeoX / Pythia", "gpt_neox", "GPTNeoXForCausalLM", "EleutherAI/pythia-160m"),
     _causal("GPT-J", "gptj", "GPTJForCausalLM", "EleutherAI/gpt-j-6b"),
+    _causal("GPT-BigCode", "gpt_bigcode", "GPTBigCodeForCausalLM", "bigcode/gpt_bigcode-santacoder"),
+    _causal("CodeGen", "codegen", "CodeGenForCausalLM", "Salesforce/codegen-350M-mono"),
     _causal("OPT", "opt", "OPTForCausalLM", "facebook/opt-125m"),
+    _causal("XGLM", "xglm", "XGLMForCausalLM", "facebook/xglm-564M"),
     _causal("Bloom", "bloom", "BloomForCausalLM", "bigscience/bloom-560m"),
     _causal("Falcon", "falcon", "FalconForCausalLM", "tiiuae/falcon-7b"),
     _causal("MPT", "mpt", "MptForCausalLM", "mosaicml/mpt-7b"),
     _causal("Phi", "phi", "PhiForCausalLM", "microsoft/phi-1_5"),
-    _causal("Phi-3", "phi3", "Phi3ForCausalLM", "microsoft/Phi-3-mini-4k-instruct", gated=True),
-    _causal("Llama", "llama", "LlamaForCausalLM", "meta-llama/Llama-3.2-1B", gated=True),
-    _causal("Mistral", "mistral", "MistralForCausalLM", "mistralai/Mistral-7B-v0.3", gated=True),
-    _causal("Qwen 2", "qwen2", "Qwen2ForCausalLM", "Qwen/Qwen2.5-0.5B", gated=True),
-    _causal("Qwen 3", "qwen3", "Qwen3ForCausalLM", "Qwen/Qwen3-0.6B", gated=True),
-    _causal("Gemma", "gemma", "GemmaForCausalLM", "google/gemma-2b", gated=True),
-    _causal("Gemma 2", "gemma2", "Gemma2ForCausalLM", "google/gemma-2-2b", gated=True, post_norm=True),
-    _causal("Gemma 3 (text)", "gemma3_text", "Gemma3ForCausalLM", "google/gemma-3-1b-pt", gated=True, post_norm=True),
-    _causal("OLMo", "olmo", "OlmoForCausalLM", "allenai/OLMo-1B-hf", gated=True),
-    _causal("OLMo 2", "olmo2", "Olmo2ForCausalLM", "allenai/OLMo-2-0425-1B", gated=True, post_norm=True),
-    _causal("StableLM", "stablelm", "StableLmForCausalLM", "stabilityai/stablelm-2-1_6b", gated=True),
-    _causal("Granite", "granite", "GraniteForCausalLM", "ibm-granite/granite-3.1-2b-base", gated=True),
+    _causal("Phi-3", "phi3", "Phi3ForCausalLM", "microsoft/Phi-3-mini-4k-instruct", **_GATED),
+    _causal("Llama", "llama", "LlamaForCausalLM", "meta-llama/Llama-3.2-1B", **_GATED),
+    _causal("Mistral", "mistral", "MistralForCausalLM", "mistralai/Mistral-7B-v0.3", **_GATED),
+    _causal("Ministral 3", "ministral3", "Ministral3ForCausalLM", "mistralai/Ministral-3-3B-Base-2512", **_GATED),
+    _causal("Qwen 2", "qwen2", "Qwen2ForCausalLM", "Qwen/Qwen2.5-0.5B", **_GATED),
+    _causal("Qwen 3", "qwen3", "Qwen3ForCausalLM", "Qwen/Qwen3-0.6B", **_GATED),
+    _causal("Gemma", "gemma", "GemmaForCausalLM", "google/gemma-2b", **_GATED),
+    _causal("Gemma 2", "gemma2", "Gemma2ForCausalLM", "google/gemma-2-2b", **_POST_NORM),
+    _causal("Gemma 3 (text)", "gemma3_text", "Gemma3ForCausalLM", "google/gemma-3-1b-pt", **_POST_NORM),
+    _causal("VaultGemma", "vaultgemma", "VaultGemmaForCausalLM", "google/vaultgemma-1b", **_GATED),
+    _causal("OLMo", "olmo", "OlmoForCausalLM", "allenai/OLMo-1B-hf", **_GATED),
+    _causal("OLMo 2", "olmo2", "Olmo2ForCausalLM", "allenai/OLMo-2-0425-1B", **_POST_NORM),
+    _causal("OLMo 3", "olmo3", "Olmo3ForCausalLM", "allenai/Olmo-3-1025-7B", **_POST_NORM),
+    _causal("StableLM", "stablelm", "StableLmForCausalLM", "stabilityai/stablelm-2-1_6b", **_GATED),
+    _causal("Granite", "granite", "GraniteForCausalLM", "ibm-granite/granite-3.1-2b-base", **_GATED),
+    _causal("SmolLM3", "smollm3", "SmolLM3ForCausalLM", "HuggingFaceTB/SmolLM3-3B", **_GATED),
+    _causal("GLM", "glm", "GlmForCausalLM", "zai-org/glm-4-9b-hf", **_GATED),
+    _causal("GLM-4", "glm4", "Glm4ForCausalLM", "zai-org/GLM-4-9B-0414", **_POST_NORM),
+    _causal("Cohere", "cohere", "CohereForCausalLM", "CohereLabs/aya-23-8B", **_GATED),
+    _causal("Cohere 2", "cohere2", "Cohere2ForCausalLM", "CohereLabs/c4ai-command-r7b-12-2024", **_GATED),
+    _causal("Apertus", "apertus", "ApertusForCausalLM", "swiss-ai/Apertus-8B-2509"),
+    _causal("Ernie 4.5", "ernie4_5", "Ernie4_5ForCausalLM", "baidu/ERNIE-4.5-0.3B-PT", **_GATED),
+    _causal("Exaone 4", "exaone4", "Exaone4ForCausalLM", "LGAI-EXAONE/EXAONE-4.0-1.2B", **_POST_NORM),
+    _causal("Seed-OSS", "seed_oss", "SeedOssForCausalLM", "ByteDance-Seed/Seed-OSS-36B-Base", **_GATED),
+    _causal(
+        "HunYuan (dense)", "hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", "tencent/Hunyuan-0.5B-Instruct", **_GATED
+    ),
+    _causal("Arcee", "arcee", "ArceeForCausalLM", "arcee-ai/AFM-4.5B"),
+    _causal("Nemotron", "nemotron", "NemotronForCausalLM", "nvidia/Minitron-4B-Base"),
+    _causal(
+        "ModernBERT (decoder)",
+        "modernbert-decoder",
+        "ModernBertDecoderForCausalLM",
+        "jhu-clsp/ettin-decoder-150m",
+        **_GATED,
+    ),
+    _causal("Gemma 4 (text)", "gemma4_text", "Gemma4ForCausalLM", "google/gemma-4-31B", **_POST_NORM),
+    _causal("Qwen 3.5 (text)", "qwen3_5_text", "Qwen3_5ForCausalLM", "Qwen/Qwen3.5-0.8B-Base", **_HYBRID),
+    _causal("LFM2", "lfm2", "Lfm2ForCausalLM", "LiquidAI/LFM2-350M", **_HYBRID),
+    _causal("Falcon-H1", "falcon_h1", "FalconH1ForCausalLM", "tiiuae/Falcon-H1-0.5B-Base", **_HYBRID),
+    _causal("Llama 4 (dense text)", "llama4_text", "Llama4ForCausalLM", "meta-llama/Llama-4-Scout-17B-16E", **_GATED),
+    _causal("Gemma 3", "gemma3", "Gemma3ForConditionalGeneration", "google/gemma-3-4b-pt", **_POST_NORM),
+    _causal("Gemma 4", "gemma4", "Gemma4ForConditionalGeneration", "google/gemma-4-31B", **_POST_NORM),
+    _causal(
+        "Mistral 3",
+        "mistral3",
+        "Mistral3ForConditionalGeneration",
+        "mistralai/Mistral-Small-3.1-24B-Base-2503",
+        **_GATED,
+    ),
+    _causal("Qwen 3.5", "qwen3_5", "Qwen3_5ForConditionalGeneration", "Qwen/Qwen3.5-0.8B-Base", **_HYBRID),
+    _causal(
+        "Llama 4 (dense)", "llama4", "Llama4ForConditionalGeneration", "meta-llama/Llama-4-Scout-17B-16E", **_GATED
+    ),
 )
 BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES}
 BY_ARCHITECTURE = {family.architecture: family for family in FAMILIES}
@@ -146,11 +198,12 @@ EXPECTED_SOURCE = (
     "'google-bert/bert-base-cased', or a checkpoint directory"
 )
 
-_NO_ADAPTER = "TransformerLens has no adapter for it; take a BERT or a RoBERTa"
+TEXT_IN_OTHERS = "ForConditionalGeneration"
+"""How classes end whose language model stands beside an image or audio tower, or on an encoder."""
+
 _REFUSED = {
     "albert": "its layers share one W_out, so a neuron of one layer is in all of them; take a BERT or a RoBERTa",
     "openai-gpt": "TransformerLens computes other logits than the checkpoint; take a GPT-2",
-    **dict.fromkeys(("deberta", "deberta-v2", "modernbert", "mpnet"), _NO_ADAPTER),
 }
 _NEED_VERSION_4 = ("cohere", "cohere2", "hunyuan_v1_dense")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -159,6 +212,7 @@ INSTEAD_OF_QUANTISED = (
     "load_model dequantises"
 )
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+_KIND_BY_ENDING: Mapping[str, Kind] = {"ForMaskedLM": "masked", "ForCausalLM": "causal", "LMHeadModel": "causal"}
 
 Setting = tuple[str, Callable[[Any], bool], str]
 """A model type, a condition on its configuration, and a description of what holds then."""
@@ -210,6 +264,11 @@ def architecture_of(hf_model: nn.Module) -> str:
     return next((name for name in names if name in BY_ARCHITECTURE), names[0])
 
 
+def text_config(config: Any) -> Any:
+    """Return the configuration of the language model, which is a part of that of a model of text and images."""
+    return getattr(config, "text_config", None) or config
+
+
 def check_config(config: Any, architecture: str | None, name: str) -> Kind:
     """Check that a model can be hosted, by its configuration and class alone, and return its kind.
 
@@ -222,29 +281,50 @@ def check_config(config: Any, architecture: str | None, name: str) -> Kind:
         UnsupportedModelError: with the reason, and what to use instead.
     """
     family = BY_MODEL_TYPE.get(config.model_type)
-    reason = _reason_against(config)
-    if reason is None and family:
-        if architecture in (None, family.architecture):
-            return family.kind
-        reason = (
+    if architecture is None:
+        architecture = family.architecture if family else next(iter(config.architectures or ()), "")
+    reason = _reason_against(config) or _reason_against_class(architecture, family)
+    if reason:
+        raise UnsupportedModelError(f"{name!r} cannot be hosted: {reason}.")
+    for ending, kind in _KIND_BY_ENDING.items():
+        if architecture.endswith(ending):
+            return kind
+    return "causal"
+
+
+def _reason_against_class(architecture: str, family: Family | None) -> str | None:
+    """Return why a class cannot be hosted, or None where there is an adapter for it."""
+    if architecture in registered_by_user():
+        return None
+    if family and family.architecture != architecture:
+        return (
             f"a {architecture} lacks the language-model head that answers are read from; take a {family.architecture}"
         )
-    elif reason is None:
-        architecture = architecture or next(iter(config.architectures or ()), "")
-        if architecture.endswith(("ForCausalLM", "LMHeadModel")) and architecture in _adapters():
-            return "causal"
-        why = "is no causal model of text alone" if architecture in _adapters() else "has no adapter in TransformerLens"
-        reason = f"{architecture or config.model_type} {why}; take one of the families that `kn-lens models` lists"
-    raise UnsupportedModelError(f"{name!r} cannot be hosted: {reason}.")
+    if family and family.paths:
+        return None
+    instead = "take one of the families that `kn-lens models` lists"
+    if architecture not in adapters():
+        return (
+            f"{architecture or 'its class'} has no adapter in TransformerLens {version('transformer-lens')}; register "
+            f"one with its ArchitectureAdapterFactory.register_adapter, or {instead}"
+        )
+    if family:
+        return None
+    if architecture.endswith(TEXT_IN_OTHERS):
+        return f"the text model inside {architecture} has not been compared with transformers' own; {instead}"
+    if not architecture.endswith(tuple(_KIND_BY_ENDING)):
+        return f"{architecture} is no masked or causal language model; {instead}"
+    return None
 
 
 def _reason_against(config: Any) -> str | None:
-    experts = next((key for key in _EXPERTS if getattr(config, key, None) not in (None, 0, 1)), None)
+    text = text_config(config)
+    experts = _setting_of_experts(text)
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder-decoder, and knowledge neurons are those of one stack; take a masked or causal model"
     if experts:
         return (
-            f"it is a mixture of experts ({experts}={getattr(config, experts)}), where a neuron is not one row of the "
+            f"it is a mixture of experts ({experts}={getattr(text, experts)}), where a neuron is not one row of the "
             "one W_out of its layer; take a dense model"
         )
     quantisation = _quantisation_of(config)
@@ -255,7 +335,17 @@ def _reason_against(config: Any) -> str | None:
         )
     if config.model_type in _NEED_VERSION_4 and version("transformer-lens").startswith("3."):
         return "TransformerLens 3 computes other logits than the checkpoint; install TransformerLens 4"
-    return _REFUSED.get(config.model_type) or _setting_against(config)
+    return _REFUSED.get(config.model_type) or _setting_against(text)
+
+
+def _setting_of_experts(config: Any) -> str | None:
+    """Return the setting that makes a mixture of experts of some layers, or None."""
+    if getattr(config, "moe_layers", None) == []:  # Llama 4 lists the layers that have experts
+        return None
+    for setting in _EXPERTS:
+        if getattr(config, setting, None) not in (None, 0, 1):
+            return setting
+    return None
 
 
 def _quantisation_of(config: Any) -> str | None:
@@ -274,17 +364,6 @@ def _setting_against(config: Any) -> str | None:
     for setting, nothing in (("num_hidden_layers", "layers, and so no neurons"), ("num_attention_heads", "attention")):
         if getattr(config, setting, None) == 0:
             return f"it has no {nothing} ({setting}=0); take a checkpoint with some"
-    others = sorted({*(getattr(config, "layer_types", None) or ())} - _ATTENTION)
-    if others:
-        return (
-            f"it has layers of {' and '.join(others)}, and a pass cannot start from their state; take a model with "
-            "attention in every layer"
-        )
-    if getattr(config, "num_kv_shared_layers", 0):
-        return (
-            f"its last {config.num_kv_shared_layers} layers reuse keys and values of lower layers "
-            "(num_kv_shared_layers), which a pass that starts between them lacks; take a model without shared keys"
-        )
     if getattr(config, "use_bidirectional_attention", None) in (True, "all"):
         return "its tokens attend to later tokens (use_bidirectional_attention); take a causal model"
     if getattr(config, "chunk_size_feed_forward", 0):
@@ -298,11 +377,35 @@ def _setting_against(config: Any) -> str | None:
     return None
 
 
-def _adapters() -> Mapping[str, Any]:
+def needs_whole_passes(config: Any) -> bool:
+    """Return whether a pass through a causal model cannot start at a layer, from the residual stream, keys and values.
+
+    Some layers then have a recurrent or convolutional state, or read the keys and values of lower layers.
+    """
+    text = text_config(config)
+    layer_types = set(getattr(text, "layer_types", None) or ())
+    return bool(layer_types - _ATTENTION or getattr(text, "num_kv_shared_layers", 0))
+
+
+def adapters() -> Mapping[str, Any]:
+    """Return the adapters in TransformerLens' registry, by architecture: its own, and those of packages and users."""
+    with quiet_imports():
+        from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+
+        ArchitectureAdapterFactory.discover_entry_points()
+    return ArchitectureAdapterFactory._adapters
+
+
+def registered_by_user() -> set[str]:
+    """Return the architectures whose adapter does not come with TransformerLens."""
     with quiet_imports():
         from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 
-    return SUPPORTED_ARCHITECTURES
+    names = set()
+    for name, adapter in adapters().items():
+        if SUPPORTED_ARCHITECTURES.get(name) is not adapter:
+            names.add(name)
+    return names
 
 
 @contextmanager

@@ -1,11 +1,14 @@
-"""``load_model``, from a name to a TransformerLens model, and ``host_of``, from such a model to a ``Host``."""
+"""``load_model``, from a name to a TransformerLens model, and ``host_of``, from such a model to a ``Host``.
+
+``check_host`` compares such a model with transformers' own.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kn_lens.errors import ArgumentError, UnsupportedModelError, did_you_mean
+from kn_lens.errors import ArgumentError, HookError, UnsupportedModelError, did_you_mean
 from kn_lens.hosts.bridge import Host, bridge_host
 from kn_lens.hosts.checkpoints import (
     attach_origin,
@@ -14,10 +17,13 @@ from kn_lens.hosts.checkpoints import (
     check_state,
     is_bridge,
     read_checkpoint,
+    restored_on_error,
     wrap_in_bridge,
 )
 from kn_lens.hosts.exclusive import exclusive
+from kn_lens.hosts.families import architecture_of, check_config
 from kn_lens.hosts.hooked import hooked_from, hooked_host, is_hooked
+from kn_lens.hosts.logit_check import LogitCheck, ReferenceLogits
 from kn_lens.hosts.model_protocol import HookedModel
 from kn_lens.hosts.tokenizers import (
     adds_special_tokens_before,
@@ -27,6 +33,7 @@ from kn_lens.hosts.tokenizers import (
     read_again,
     tokenizer_of,
 )
+from kn_lens.hosts.unwrap import unwrap_model
 
 HOSTS = ("bridge", "hooked")
 
@@ -78,6 +85,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     revision: str | None = None,
     host: str = "bridge",
+    check: bool = True,
 ) -> Any:
     """Return a TransformerLens model with raw weights, frozen, in evaluation mode.
 
@@ -92,10 +100,14 @@ def load_model(
         revision: branch, tag or commit on the Hugging Face hub.
         host: ``hooked`` copies the weights of a GPT-2 into a ``HookedTransformer``, of a BERT into a ``HookedEncoder``;
             TransformerLens has these classes up to version 3.
+        check: compare logits of two short prompts with those of transformers, computed before TransformerLens wraps
+            the model; see `check_host`. Cost: about six passes of at most eight tokens, and no memory for weights. A
+            TransformerLens model is not compared: there is no other model to compare it with.
 
     Raises:
         UnsupportedModelError: no checkpoint of that name, an incomplete one, a model that cannot be hosted (with the
-            reason and what to use instead), weights that are NaN or infinite.
+            reason and what to use instead), weights that are NaN or infinite, logits that are not those of
+            transformers. A Hugging Face model in memory is then as it was.
         ArgumentError: a device or dtype that does not exist, or an argument that a model in memory cannot take.
 
     >>> from transformers import BertConfig, BertForMaskedLM
@@ -106,12 +118,11 @@ def load_model(
     """
     if host not in HOSTS:
         raise ArgumentError(f"host={host!r}; expected one of {', '.join(HOSTS)}.{did_you_mean(host, HOSTS)}")
-    build = wrap_in_bridge if host == "bridge" else hooked_from
     check_tokenizer(tokenizer)
     if isinstance(name_or_model, (str, Path)):
         checkpoint = read_checkpoint(name_or_model, tokenizer=tokenizer, device=device, dtype=dtype, revision=revision)
         tokenizer = checkpoint.tokenizer
-        model = build(checkpoint.hf_model, name=str(name_or_model), tokenizer=tokenizer)
+        model = _host_model(checkpoint.hf_model, host, str(name_or_model), tokenizer, check=check)
         attach_origin(model, checkpoint.origin)
     else:
         for_names = {"device": device, "dtype": dtype, "revision": revision}
@@ -125,17 +136,90 @@ def load_model(
             model = name_or_model
             if tokenizer is not None and adds_special_tokens_before(tokenizer):
                 check_beginning(tokenizer, tokenizer_of(model))
+            checked_host(model)
         else:
             check_in_memory(name_or_model)
             name = name_or_model.config._name_or_path or type(name_or_model).__name__
             check_state(name_or_model, name)
-            check_finite(name_or_model, name)  # before the model is changed
             if tokenizer is not None and adds_special_tokens_before(tokenizer):
                 check_beginning(tokenizer, read_again(tokenizer))
-            model = build(name_or_model, name=name, tokenizer=tokenizer)
-    checked_host(model)
+            with restored_on_error(name_or_model):
+                model = _host_model(name_or_model, host, name, tokenizer, check=check)
     attach_tokenizer(model, tokenizer)
     return model
+
+
+def _host_model(hf_model: Any, host: str, name: str, tokenizer: Any, *, check: bool) -> Any:
+    """Return a TransformerLens model of a Hugging Face model, with finite weights and the same logits."""
+    check_finite(hf_model, name)
+    reference = _reference_logits(hf_model, name, tokenizer) if check else None
+    build = wrap_in_bridge if host == "bridge" else hooked_from
+    model = build(hf_model, name=name, tokenizer=tokenizer)
+    described = host_of(model)
+    if reference is not None:
+        reference.compare(described, name="transformers")
+    return model
+
+
+def _reference_logits(hf_model: Any, name: str, tokenizer: Any) -> ReferenceLogits:
+    kind = check_config(hf_model.config, architecture_of(hf_model), name)
+    return ReferenceLogits.of(hf_model, name=name, kind=kind, mask_token_id=getattr(tokenizer, "mask_token_id", None))
+
+
+@exclusive
+def check_host(model: HookedModel, reference: Any = None) -> LogitCheck:
+    """Check that a TransformerLens model computes the logits that transformers computes.
+
+    ``load_model`` does so for every model that it wraps. This is for models that were made elsewhere, such as by
+    ``TransformerBridge.boot_transformers``. The logits of two short prompts are compared at all positions, one prompt
+    padded, and of a pass that starts at the middle layer; ``kn_lens.hosts.logit_check`` has the rule.
+
+    Args:
+        model: the model, without hooks.
+        reference: what it is compared with. None: a plain model of the same Hugging Face class that shares its weights:
+            the computation is checked, not whether the weights are a checkpoint's. A name or a directory: the
+            checkpoint there, read in the same type on the same device, as a second copy of the weights: both are
+            checked. A Hugging Face model in memory, which TransformerLens has not wrapped: that model.
+
+    Returns:
+        What was compared, the difference, and the largest difference that rounding explains.
+
+    Raises:
+        UnsupportedModelError: the logits differ by more, with the size.
+        ArgumentError: no reference, and the model holds no weights of a Hugging Face model: it is of the older classes,
+            or its weights are processed.
+        HookError: the model has hooks, which belong to no plain model.
+
+    >>> import kn_lens as kn
+    >>> check = kn.check_host(kn.load_model("world-bert"))
+    >>> check.reference, check.difference < check.limit
+    ('the same weights in a plain BertForMaskedLM', True)
+    """
+    host = host_of(model)
+    if host.has_user_hooks:
+        raise HookError(f"Hooks are on {host.name}, which a plain model has not; remove them before check_host.")
+    if reference is None:
+        if is_hooked(model) or not host.raw:
+            raise ArgumentError(
+                f"{host.name} does not hold the weights of its checkpoint; expected reference=, the name, the "
+                "directory or the Hugging Face model that it was made from."
+            )
+        plain, name = unwrap_model(model), f"the same weights in a plain {host.architecture}"
+    elif isinstance(reference, (str, Path)):
+        checkpoint = read_checkpoint(
+            reference,
+            tokenizer=tokenizer_of(model),
+            device=host.device,
+            dtype=host.dtype,
+            revision=None,
+        )
+        plain = checkpoint.hf_model
+        name = f"the checkpoint {str(reference)!r}"
+    else:
+        check_in_memory(reference)
+        check_state(reference, type(reference).__name__)
+        plain, name = reference, f"the {type(reference).__name__} given"
+    return _reference_logits(plain, name, tokenizer_of(model)).compare(host, name=name)
 
 
 def is_hosted(value: object) -> bool:

@@ -17,7 +17,8 @@ activations (``logits_with_hooks``).
 
 The user's hooks on the model belong to the function: they may read and change any row and position. Every pass is then
 a full pass, in which each hook sees what it would see without kn_lens, and activations are replaced before any hook on
-``hook_post`` sees them.
+``hook_post`` sees them. Passes are full ones too where a model has states beside keys and values
+(``Host.whole_passes``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -117,9 +118,9 @@ class CleanState(Protocol):
 def recomputes_last_token_only(
     host: Host, attention_mask: Int[Tensor, "row pos"], read_pos: Int[Tensor, " row"]
 ) -> bool:
-    """Return whether no token but the last can see a change at the read position."""
+    """Return whether passes run the last token alone: no other can see a change at the read position."""
     is_last = host.kind == "causal" and bool((read_pos == attention_mask.sum(-1) - 1).all())
-    return is_last and not host.has_user_hooks
+    return is_last and not (host.whole_passes or host.has_user_hooks)
 
 
 def run_clean(
@@ -137,7 +138,7 @@ def run_clean(
     n_pos = int(attention_mask.any(0).nonzero().max()) + 1
     tokens, attention_mask = tokens[:, :n_pos], attention_mask[:, :n_pos]
     with torch.no_grad():
-        if host.has_user_hooks:
+        if host.whole_passes or host.has_user_hooks:
             return _FullPassState.run(host, tokens, attention_mask, read_pos, layers)
         if not recomputes_last_token_only(host, attention_mask, read_pos):
             return _ResumedState.run(host, tokens, attention_mask, read_pos, layers)
@@ -331,7 +332,7 @@ class _ResumedState(_SinglePassState):
 
 @dataclass(frozen=True, kw_only=True)
 class _FullPassState(_SinglePassState):
-    """Rows whose passes are full passes, because the user's hooks are on the model."""
+    """Rows whose passes are full passes: the user's hooks are on the model, or no pass can start at a layer."""
 
     host: Host
     tokens: Int[Tensor, "row pos"]
@@ -340,7 +341,7 @@ class _FullPassState(_SinglePassState):
     logits: Float[Tensor, "row d_vocab"]
     post: dict[int, Float[Tensor, "row d_mlp"]]
     mlp_out: dict[int, Float[Tensor, "row d_model"]]
-    has_user_hooks: bool = True
+    has_user_hooks: bool
 
     @classmethod
     def run(
@@ -366,6 +367,7 @@ class _FullPassState(_SinglePassState):
             logits=logits,
             post=post,
             mlp_out={layer: at_least_float32(cache[name]) for layer, name in names.items()},
+            has_user_hooks=host.has_user_hooks,
         )
 
     def _pass(

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from kn_lens._core.interrupts import entered
 from kn_lens.errors import EditError
@@ -38,11 +38,11 @@ def token_embeddings(host: Host, ids: Int[Tensor, " token"]) -> Float[Tensor, "t
 
 
 def unwrap_model(model: HookedModel) -> Any:
-    """Return a Hugging Face model that shares the weights of a TransformerLens model, for ``save_pretrained`` alone.
+    """Return a Hugging Face model that shares the weights of a TransformerLens model: to be saved, or to be run.
 
     TransformerLens replaces submodules of the model that it wraps, so that the names of its weights are no longer the
-    checkpoint's. Here the weights get these names back, in an empty model of the same class. Costs no memory for
-    weights.
+    checkpoint's. Here the weights and buffers get these names back, in an empty model of the same class. Costs no
+    memory for weights.
 
     Raises:
         EditError: the model wraps no Hugging Face model, or lacks a weight of its class.
@@ -63,9 +63,19 @@ def unwrap_model(model: HookedModel) -> Any:
             "in another form. Apply the saved edit to a freshly loaded model instead."
         )
     unwrapped.load_state_dict({name: weights[name] for name in unwrapped.state_dict()}, assign=True)
+    _share_buffers(wrapped, unwrapped)
     if unwrapped.can_generate():
         unwrapped.generation_config = wrapped.generation_config
-    return unwrapped
+    return unwrapped.eval()
+
+
+def _share_buffers(wrapped: nn.Module, unwrapped: nn.Module) -> None:
+    """Share the buffers that no checkpoint holds, such as rotary frequencies."""
+    buffers = {_checkpoint_name(name): buffer for name, buffer in wrapped.named_buffers()}
+    for name, buffer in list(unwrapped.named_buffers()):
+        if buffer.is_meta and name in buffers:
+            path, _, last = name.rpartition(".")
+            setattr(unwrapped.get_submodule(path), last, buffers[name])
 
 
 def _checkpoint_name(name: str) -> str:

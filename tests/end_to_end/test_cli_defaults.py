@@ -30,7 +30,7 @@ FUNCTIONS = {
     "data check": [kn.FactSet.world],
 }
 """The functions that take the options of each command, under the same names."""
-OWN = {"model", "facts", "fact", "dtype", "seed", "engine", "workers", "gpus", "controls"}
+OWN = {"model", "facts", "fact", "check", "dtype", "seed", "engine", "workers", "gpus", "controls"}
 """Options whose default is the command's own, or is tested below."""
 UNSET = (None, False, inspect.Parameter.empty)
 
@@ -67,6 +67,12 @@ def test_the_defaults_of_a_command_are_those_of_the_functions_it_calls(name):
 
 def test_weights_are_loaded_in_the_type_of_the_library():
     assert kn.host_of(kn.load_model("world-bert")).dtype == getattr(torch, defaults.DTYPE)
+
+
+def test_models_are_checked_as_the_library_checks_them():
+    assert inspect.signature(kn.load_model).parameters["check"].default is True
+    for name in ("find", "intervene", "edit update", "edit erase", "edit apply", "edit export"):
+        assert inspect.signature(dict(commands(app))[name]).parameters["check"].default is True
 
 
 def test_seeds_are_those_of_the_functions():

@@ -1,0 +1,90 @@
+"""Adapters that a user or a package registered with TransformerLens are used like its own."""
+
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformer_lens.factories import architecture_adapter_factory
+from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+
+import kn_lens as kn
+from kn_lens.errors import UnsupportedModelError
+from tests.parity.full_passes import assert_scores_of_full_passes, prompts_for
+from tests.tiny import equal, tiny_tokenizer
+
+# TransformerLens warns of hooks on queries, keys and values, which one matrix computes together here.
+pytestmark = pytest.mark.filterwarnings("ignore:.*[Hh]ook alias")
+decoder = pytest.importorskip("transformer_lens.model_bridge.supported_architectures.modernbert_decoder")
+
+
+class ModernBertAdapter(decoder.ModernBertDecoderArchitectureAdapter):
+    """The encoder differs from the decoder in its joint queries, keys and values, and in the name of its head."""
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        attention = self.component_mapping["blocks"].submodules["attn"]
+        for name in ("q", "k", "v"):
+            del attention.submodules[name]
+        self.component_mapping["prediction_head"].name = "head"
+
+
+@pytest.fixture(autouse=True)
+def registry() -> Iterator[type[ArchitectureAdapterFactory]]:
+    """TransformerLens' registry of adapters, which a test may add to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ArchitectureAdapterFactory, "_adapters", dict(ArchitectureAdapterFactory._adapters))
+        yield ArchitectureAdapterFactory
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A ModernBERT encoder, for which TransformerLens has no adapter."""
+    settings = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    special = {f"{name}_token_id": number for number, name in enumerate(("pad", "bos", "eos", "cls", "sep"))}
+    config = transformers.ModernBertConfig(
+        **settings, **special, intermediate_size=24, local_attention=16, global_attn_every_n_layers=2
+    )
+    hf_model = transformers.ModernBertForMaskedLM(config).double().eval()
+    generator = torch.Generator().manual_seed(0)
+    for weight in hf_model.parameters():
+        noise = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+        weight.data = 0.3 * noise if weight.ndim > 1 else weight.data + 0.1 * noise
+    hf_model.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def load(checkpoint: Path) -> Any:
+    tokenizer = tiny_tokenizer("BertForMaskedLM")
+    return kn.load_model(checkpoint, tokenizer=tokenizer, dtype=torch.float64, device="cpu")
+
+
+def test_a_masked_model_works_by_the_adapter_of_a_user(
+    checkpoint: Path, registry: Any, float64_throughout: None
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"has no adapter in TransformerLens .*register_adapter"):
+        load(checkpoint)
+    registry.register_adapter("ModernBertForMaskedLM", ModernBertAdapter)
+    model = load(checkpoint)
+    host = kn.host_of(model)
+    assert (host.kind, host.has_linear_hooks, host.whole_passes) == ("masked", False, False)
+    reference = transformers.ModernBertForMaskedLM.from_pretrained(checkpoint, dtype=torch.float64).eval()
+    prompts = prompts_for(model, [7, 5], [3, 2])
+    with torch.no_grad():
+        logits = host.logits(prompts.tokens, prompts.attention_mask)
+        for row, n_tokens in enumerate((7, 5)):
+            equal(logits[row, :n_tokens], reference(prompts.tokens[[row], :n_tokens]).logits[0])
+    assert_scores_of_full_passes(model, prompts, 1e-10)
+
+
+def test_a_package_registers_an_adapter_by_an_entry_point(
+    checkpoint: Path, registry: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = "transformer_lens.architectures"
+    point = EntryPoint("ModernBertForMaskedLM", f"{__name__}:ModernBertAdapter", group)
+    monkeypatch.setattr(registry, "_entry_points_discovered", False)
+    monkeypatch.setattr(architecture_adapter_factory, "entry_points", lambda group: [point])
+    assert kn.host_of(load(checkpoint)).architecture == "ModernBertForMaskedLM"
