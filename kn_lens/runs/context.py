@@ -6,7 +6,7 @@ The prompts of one relation are in memory at a time.
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,18 +68,23 @@ class RunContext:
 
     def relations(self) -> list[str]:
         """Return the relations with facts to query; all relations until the stage ``facts`` is complete."""
-        relations = self.facts.relations
-        if not all(self.run.manifest("facts", Shard(relation)) for relation in relations):
-            return list(relations)
-        return [relation for relation in relations if self.fact_records(relation)["queried"].to_numpy().any()]
+        relations = []
+        for relation in self.facts.relations:
+            if self.run.manifest("facts", Shard(relation)) is None:
+                return list(self.facts.relations)
+            if self.fact_records(relation)["queried"].to_numpy().any():
+                relations.append(relation)
+        return relations
 
     def fact_records(self, relation: str) -> "pd.DataFrame":
         """Return the records of the stage ``facts``: which facts of a relation are queried, in how many prompts."""
         manifest = self.run.manifest("facts", Shard(relation))
         digest = "" if manifest is None else manifest["sha256"]
-        if relation not in self._fact_records or self._fact_records[relation][0] != digest:
-            self._fact_records[relation] = digest, self.records("facts", Shard(relation))
-        return self._fact_records[relation][1]
+        cached_digest, records = self._fact_records.get(relation, (None, None))
+        if records is None or cached_digest != digest:
+            records = self.records("facts", Shard(relation))
+            self._fact_records[relation] = digest, records
+        return records
 
     def queried_facts(self, relation: str) -> list[Fact]:
         """Return the facts of a relation that the model is queried for: those with enough prompts."""
@@ -95,9 +100,7 @@ class RunContext:
             n: how many; all of them where there are no more.
             purpose: names the random generator, so that draws for different purposes are independent.
         """
-        facts = self.queried_facts(relation)
-        chosen = self.generator(purpose, relation).choice(len(facts), size=min(len(facts), n), replace=False)
-        return [facts[index] for index in sorted(chosen.tolist())]
+        return sample_in_order(self.queried_facts(relation), n, self.generator(purpose, relation))
 
     def sample_other_facts(self, relation: str, n: int, *names: str) -> list[Fact]:
         """Return ``n`` facts of other relations of the source, in its order, drawn with the generator of ``names``.
@@ -106,9 +109,7 @@ class RunContext:
         """
         candidates = [fact for fact in self.source if fact.relation != relation and fact.templates]
         while True:
-            size = min(n, len(candidates))
-            chosen = self.generator(*names).choice(len(candidates), size=size, replace=False)
-            facts = [candidates[index] for index in sorted(chosen.tolist())]
+            facts = sample_in_order(candidates, n, self.generator(*names))
             if n >= len(candidates) or any(map(self._has_prompts, facts)):
                 return facts
             n *= 10
@@ -155,16 +156,18 @@ class RunContext:
     def n_rows(self, relation: str) -> int:
         """Return the number of rows in the prompts of a relation."""
         records = self.fact_records(relation)
-        return int(records["n_rows"].to_numpy()[records["queried"].to_numpy()].sum())
+        n_rows = records["n_rows"].to_numpy()
+        return int(n_rows[records["queried"].to_numpy()].sum())
 
     def n_rows_of(self, facts: Sequence[Fact]) -> int:
         """Return the number of rows in the prompts of any facts; the prompts are built once to count them."""
         facts = tuple(facts)
         if facts not in self._n_rows:
-            try:
-                self._n_rows[facts] = self.make_prompts(facts).n_rows if facts else 0
-            except NoPromptError:
-                self._n_rows[facts] = 0
+            n_rows = 0
+            if facts:
+                with suppress(NoPromptError):
+                    n_rows = self.make_prompts(facts).n_rows
+            self._n_rows[facts] = n_rows
         return self._n_rows[facts]
 
     # --- random numbers ---------------------------------------------------------------------------
@@ -175,7 +178,10 @@ class RunContext:
 
     def seeds(self, *names: str) -> list[int]:
         """Return the seeds of ``generator(*names)``."""
-        return [self.settings.seed, *(zlib.crc32(name.encode()) for name in names)]
+        seeds = [self.settings.seed]
+        for name in names:
+            seeds.append(zlib.crc32(name.encode()))
+        return seeds
 
     # --- records ----------------------------------------------------------------------------------
 
@@ -318,6 +324,13 @@ def prepare_context(
         memory_budget=memory_budget,
     )
     return context, {**names, **settings.as_dict()}, provenance
+
+
+def sample_in_order(facts: Sequence[Fact], n: int, generator: np.random.Generator) -> list[Fact]:
+    """Return at most ``n`` facts, drawn at random, in the order that they have."""
+    size = min(n, len(facts))
+    chosen = generator.choice(len(facts), size=size, replace=False)
+    return [facts[index] for index in sorted(chosen.tolist())]
 
 
 def neuron_sets(records: "pd.DataFrame", kind: str) -> dict[str, NeuronSet]:

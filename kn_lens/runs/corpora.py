@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from kn_lens._core.atomic import read_whole
+from kn_lens._core.checks import is_list_of
 from kn_lens.errors import DataError, did_you_mean
-from kn_lens.facts import Fact
+from kn_lens.facts import OBJECT_SLOT, Fact
 from kn_lens.runs.directory import digest_of, digest_of_json
 
 PAIRS = "query_pairs.json"
@@ -69,8 +70,7 @@ def corpus_of(path: str | Path | None, facts: Iterable[Fact], source: Iterable[F
     if path is not None:
         sentences = _plain(Path(path))
     else:
-        written = (fact.filled(one).replace("[Y]", fact.object) for fact in source for one in fact.templates)
-        sentences = list(dict.fromkeys(written))
+        sentences = _filled_templates(source)
     return Corpus(sentences, _matched(sentences, facts))
 
 
@@ -82,10 +82,13 @@ def digest_of_texts(path: str | Path) -> str:
     """
     path = Path(path)
     if os.path.isdir(path):  # unlike Path's, false for names that cannot be
-        files = [one for one in sorted(path.rglob("*.json")) if one.is_file()]
-        return digest_of_json([[str(one.relative_to(path)), _digest_of(one)] for one in files])
+        digests = []
+        for file in sorted(path.rglob("*.json")):
+            if file.is_file():
+                digests.append([str(file.relative_to(path)), _digest_of(file)])
+        return digest_of_json(digests)
     if not os.path.isfile(path):
-        near = did_you_mean(path.name, (one.name for one in path.parent.glob("*")))
+        near = did_you_mean(path.name, (file.name for file in path.parent.glob("*")))
         raise DataError(f"{path}: no such file or folder of texts.{near}")
     return _digest_of(path)
 
@@ -103,7 +106,17 @@ def places_of(name: str, sentence: str) -> list[tuple[int, int]]:
     """Return the spans of all occurrences of a name as whole words."""
     if name not in sentence:  # nearly always, and much faster to check
         return []
-    return [found.span() for found in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", sentence)]
+    whole_words = rf"(?<!\w){re.escape(name)}(?!\w)"
+    return [match.span() for match in re.finditer(whole_words, sentence)]
+
+
+def _filled_templates(facts: Iterable[Fact]) -> list[str]:
+    """Return the sentences that the facts' templates make, each once."""
+    sentences: dict[str, None] = {}  # a dict keeps their order
+    for fact in facts:
+        for template in fact.templates:
+            sentences[fact.filled(template).replace(OBJECT_SLOT, fact.object)] = None
+    return list(sentences)
 
 
 def _matched(sentences: Iterable[str], facts: Iterable[Fact]) -> dict[Fact, Passages]:
@@ -116,9 +129,11 @@ def _matched(sentences: Iterable[str], facts: Iterable[Fact]) -> dict[Fact, Pass
     for sentence in sentences:
         for word in dict.fromkeys(re.findall(r"\w+", sentence)):
             for fact in by_word.get(word, ()):
-                if place_of(fact.subject, sentence):
-                    mine = passages.setdefault(fact, Passages())
-                    (mine.both if place_of(fact.object, sentence) else mine.head).append(sentence)
+                if not place_of(fact.subject, sentence):
+                    continue
+                of_fact = passages.setdefault(fact, Passages())
+                group = of_fact.both if place_of(fact.object, sentence) else of_fact.head
+                group.append(sentence)
     return passages
 
 
@@ -134,18 +149,18 @@ def _plain(path: Path) -> list[str]:
         text = read_whole(path).decode()
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a null character
         raise DataError(f"{path}: cannot be read as text in UTF-8 ({error}).") from error
-    parts = (part.strip() for line in text.splitlines() for part in _SENTENCE_END.split(line))
-    return [part for part in dict.fromkeys(parts) if part]
+    sentences: dict[str, None] = {}  # a dict keeps their order
+    for line in text.splitlines():
+        for part in _SENTENCE_END.split(line):
+            if sentence := part.strip():
+                sentences[sentence] = None
+    return list(sentences)
 
 
 def _bingrel(folder: Path, facts: Iterable[Fact]) -> Corpus:
     """Read the files of BingRel: a list of bags for each relation, in the order of its (head, tail) pairs."""
-    beside = [place / PAIRS for place in (folder, folder.parent) if (place / PAIRS).is_file()]
-    if not beside:
-        raise DataError(f"{folder}: there is no {PAIRS} in it or beside it; expected BingRel, or a file of plain text.")
-    pairs = _json(beside[0])
-    if not isinstance(pairs, dict) or not all(isinstance(of_relation, list) for of_relation in pairs.values()):
-        raise DataError(f"{beside[0]}: expected an object with a list of pairs of head and tail for each relation.")
+    pairs_path = _pairs_path(folder)
+    pairs = _read_json_pairs(pairs_path)
     facts_of: dict[tuple[str, str, str], list[Fact]] = {}
     for fact in facts:
         facts_of.setdefault((fact.relation, fact.subject, fact.object), []).append(fact)
@@ -156,27 +171,66 @@ def _bingrel(folder: Path, facts: Iterable[Fact]) -> Corpus:
         if path.name == PAIRS:
             continue
         if relation not in pairs:
-            raise DataError(f"{path}: {beside[0].name} has no relation {relation!r}.{did_you_mean(relation, pairs)}")
+            near = did_you_mean(relation, pairs)
+            raise DataError(f"{path}: {pairs_path.name} has no relation {relation!r}.{near}")
+        pairs_of_relation = pairs[relation]
         bags = _json(path)
-        if not isinstance(bags, list) or len(bags) != len(pairs[relation]):
-            raise DataError(f"{path}: expected a list of {len(pairs[relation])} bags, one for each pair of {relation}.")
-        for number, (bag, pair) in enumerate(zip(bags, pairs[relation], strict=True)):
+        if not isinstance(bags, list) or len(bags) != len(pairs_of_relation):
+            n_expected = len(pairs_of_relation)
+            raise DataError(f"{path}: expected a list of {n_expected} bags, one for each pair of {relation}.")
+        for number, (bag, pair) in enumerate(zip(bags, pairs_of_relation, strict=True)):
             try:
-                head, tail = pair
-                mine = Passages(both=bag["th_bags"], head=bag["h_bags"])
-                if not all(isinstance(texts, list) for texts in (mine.both, mine.head)):
-                    raise TypeError("the sentences are no list")
-                if not all(isinstance(one, str) for one in (head, tail, *mine.both, *mine.head)):
-                    raise TypeError("a sentence or a name is no text")
-                sentences.update(dict.fromkeys((*mine.both, *mine.head)))
+                head, tail, of_pair = _read_bag(bag, pair)
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError(
                     f"{path}[{number}]: expected {{'th_bags': [text, ...], 'h_bags': [text, ...]}} and a pair of head "
                     f"and tail in {PAIRS} ({type(error).__name__}: {error})."
                 ) from error
+            for sentence in (*of_pair.both, *of_pair.head):
+                sentences[sentence] = None
             for fact in facts_of.get((relation, head, tail), ()):
-                passages[fact] = mine
+                passages[fact] = of_pair
     return Corpus(list(sentences), passages)
+
+
+def _pairs_path(folder: Path) -> Path:
+    """Return the path of the file of pairs, in the folder of BingRel or beside it.
+
+    Raises:
+        DataError: there is none.
+    """
+    for parent in (folder, folder.parent):
+        path = parent / PAIRS
+        if path.is_file():
+            return path
+    raise DataError(f"{folder}: there is no {PAIRS} in it or beside it; expected BingRel, or a file of plain text.")
+
+
+def _read_json_pairs(path: Path) -> dict[str, list[Any]]:
+    """Return the list of (head, tail) pairs of each relation.
+
+    Raises:
+        DataError: the file holds something else.
+    """
+    pairs = _json(path)
+    if isinstance(pairs, dict) and is_list_of(list, [*pairs.values()]):
+        return pairs
+    raise DataError(f"{path}: expected an object with a list of pairs of head and tail for each relation.")
+
+
+def _read_bag(bag: Any, pair: Any) -> tuple[str, str, Passages]:
+    """Return the head and the tail of a pair, and the sentences of its bag.
+
+    Raises:
+        KeyError, TypeError, ValueError: they are something else.
+    """
+    head, tail = pair
+    passages = Passages(both=bag["th_bags"], head=bag["h_bags"])
+    if not is_list_of(list, [passages.both, passages.head]):
+        raise TypeError("the sentences are no list")
+    if not is_list_of(str, [head, tail, *passages.both, *passages.head]):
+        raise TypeError("a sentence or a name is no text")
+    return head, tail, passages
 
 
 def _json(path: Path) -> Any:

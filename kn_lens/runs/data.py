@@ -62,7 +62,10 @@ class RunData:
 
     def digests(self) -> dict[str, str]:
         """Return the digests that identify the facts in the provenance."""
-        return {"source": digest_of_facts((*self.source, *self.held_out)), "facts": digest_of_facts(self.facts)}
+        return {
+            "source": digest_of_facts((*self.source, *self.held_out)),
+            "facts": digest_of_facts(self.facts),
+        }
 
 
 def choose(facts: FactSet, settings: Settings) -> FactSet:

@@ -121,11 +121,15 @@ class RunDirectory:
     def is_current(self, stage: str, shard: Shard, inputs: str, version: int) -> bool:
         """Return whether the records exist, are intact, and were made from these inputs by this version."""
         manifest = self.manifest(stage, shard)
-        return manifest is not None and (manifest["inputs"], manifest.get("version")) == (inputs, version)
+        if manifest is None:
+            return False
+        return manifest["inputs"] == inputs and manifest.get("version") == version
 
     def is_damaged(self, stage: str, shard: Shard) -> bool:
         """Return whether records were written whose file is now missing or changed."""
-        return self.manifest(stage, shard) is None and _manifest_path(self.record_path(stage, shard)).exists()
+        if self.manifest(stage, shard) is not None:
+            return False
+        return _manifest_path(self.record_path(stage, shard)).exists()
 
     @contextmanager
     def writing(self, stage: str, shard: Shard, inputs: str, version: int) -> Iterator[Path]:
@@ -306,7 +310,10 @@ def check_same(path: Path, config: Mapping[str, Any], provenance: Mapping[str, A
 
 def _description_files(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, str]:
     """Return the contents of ``config.toml`` and ``provenance.json``, by name."""
-    return {CONFIG: as_toml(config), PROVENANCE: json.dumps(provenance, indent=2, ensure_ascii=False) + "\n"}
+    return {
+        CONFIG: as_toml(config),
+        PROVENANCE: json.dumps(provenance, indent=2, ensure_ascii=False) + "\n",
+    }
 
 
 def _compared_entries(name: str, text: str) -> dict[str, Any]:
@@ -394,7 +401,8 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
     """Return the manifest of a file of records; None where either is missing or damaged."""
     try:
         manifest = json.loads(read_whole(_manifest_path(path)))
-        is_valid = isinstance(manifest["inputs"], str) and isinstance(manifest.get("version"), (int, type(None)))
+        version = manifest.get("version")
+        is_valid = isinstance(manifest["inputs"], str) and (version is None or isinstance(version, int))
         return manifest if is_valid and manifest["sha256"] == digest_of(path) else None
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None

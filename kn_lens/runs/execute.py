@@ -43,12 +43,19 @@ class RunState:
 
     def where(self) -> str:
         """Return the current step, for error messages."""
-        return self.stage.name if self.shard is None else f"{self.stage.name} of {self.shard.name}"
+        if self.shard is None:
+            return self.stage.name
+        return f"{self.stage.name} of {self.shard.name}"
 
     def after(self, shard: Shard, cost: float) -> "RunState":
         """Return the state once a shard of this cost is written."""
         return replace(
-            self, shard=shard, shards_done=self.shards_done + 1, done=self.done + cost, finished=True, note=""
+            self,
+            shard=shard,
+            shards_done=self.shards_done + 1,
+            done=self.done + cost,
+            finished=True,
+            note="",
         )
 
 

@@ -47,7 +47,10 @@ def read_found(paths: Iterable[str | Path], facts: FactSet | None = None, metric
         raise ArgumentError("No neuron file is given; expected one or more.")
     found: SetsByRelation = {}
     for path in paths:
-        sets = refine_released(path, metric=metric) if path.suffix == ".jsonl" else NeuronSet.read_many(path)
+        if path.suffix == ".jsonl":
+            sets = refine_released(path, metric=metric)
+        else:
+            sets = NeuronSet.read_many(path)
         if facts is not None:
             for fact, neurons in match_facts(sets, facts).items():
                 found.setdefault(fact.relation, []).append(neurons)

@@ -50,12 +50,17 @@ class Pair:
         >>> Pair("number", "The books lie here.", "The book lie here.", False).parts
         ('The ', 'books', 'book', ' lie here.')
         """
-        good, bad = _WORD.split(self.good), _WORD.split(self.bad)  # words at the odd places
-        places = [place for place, words in enumerate(zip(good, bad, strict=False)) if words[0] != words[1]]
-        if len(good) != len(bad) or len(places) != 1 or places[0] % 2 == 0:
+        good, bad = _WORD.split(self.good), _WORD.split(self.bad)  # words at the odd indices
+        if len(good) != len(bad):
             return None
-        (place,) = places
-        return "".join(good[:place]), good[place], bad[place], "".join(good[place + 1 :])
+        differing = []
+        for index, (good_part, bad_part) in enumerate(zip(good, bad, strict=True)):
+            if good_part != bad_part:
+                differing.append(index)
+        if len(differing) != 1 or differing[0] % 2 == 0:
+            return None
+        (index,) = differing
+        return "".join(good[:index]), good[index], bad[index], "".join(good[index + 1 :])
 
     def told_before(self) -> bool:
         """Return whether the text before the word decides which word is right, as a causal model needs."""
@@ -93,7 +98,10 @@ def read_pairs(path: str | Path | None) -> list[Pair]:
         return list(_embedded())
     path = Path(path)
     files = sorted(path.glob("*.jsonl")) if os.path.isdir(path) else [path]
-    pairs = [_pair(place, row) for file in files for place, row in json_lines(file)]
+    pairs = []
+    for file in files:
+        for location, row in json_lines(file):
+            pairs.append(_pair(location, row))
     if not pairs:
         raise DataError(f"{path}: no pairs there; expected JSON lines, in a file or in the files *.jsonl of a folder.")
     return pairs
@@ -102,19 +110,24 @@ def read_pairs(path: str | Path | None) -> list[Pair]:
 def digest_of_pairs(path: str | Path) -> str:
     """Return a digest of the pairs that ``read_pairs`` reads; raises as it does."""
     pairs = read_pairs(path)
-    return digest_of_json([[pair.phenomenon, pair.good, pair.bad, pair.by_prefix] for pair in pairs])
+    rows = []
+    for pair in pairs:
+        rows.append([pair.phenomenon, pair.good, pair.bad, pair.by_prefix])
+    return digest_of_json(rows)
 
 
-def _pair(place: str, row: Mapping[str, Any]) -> Pair:
-    phenomenon, good, bad = (text_of(row, name, place) for name in ("UID", "sentence_good", "sentence_bad"))
+def _pair(location: str, row: Mapping[str, Any]) -> Pair:
+    phenomenon = text_of(row, "UID", location)
+    good = text_of(row, "sentence_good", location)
+    bad = text_of(row, "sentence_bad", location)
     by_prefix = row.get("one_prefix_method", False)
     if not (phenomenon and good and bad):
-        raise DataError(f"{place}: expected a UID and two sentences; got {phenomenon!r}: {good!r}, {bad!r}.")
+        raise DataError(f"{location}: expected a UID and two sentences; got {phenomenon!r}: {good!r}, {bad!r}.")
     if not isinstance(by_prefix, bool):
-        raise DataError(f"{place}: 'one_prefix_method' must be true or false; got {by_prefix!r}.")
+        raise DataError(f"{location}: 'one_prefix_method' must be true or false; got {by_prefix!r}.")
     for sentence in (good, bad):
         if SUBJECT_SLOT in sentence or OBJECT_SLOT in sentence:
-            raise DataError(f"{place}: {sentence!r} has a slot of templates, [X] or [Y]; expected a plain sentence.")
+            raise DataError(f"{location}: {sentence!r} has a slot of templates, [X] or [Y]; expected a plain sentence.")
     return Pair(phenomenon, good, bad, by_prefix)
 
 
@@ -122,12 +135,18 @@ def _embedded() -> Iterator[Pair]:
     """Yield the embedded pairs: patterns filled with facts at even distances in their relation."""
     world = FactSet.world()
     facts_of = {relation: world.of(relation) for relation in world.relations}
-    for number, (place, row) in enumerate(json_lines(EMBEDDED)):
-        facts = facts_of[text_of(row, "relation", place)]
+    for number, (location, row) in enumerate(json_lines(EMBEDDED)):
+        facts = facts_of[text_of(row, "relation", location)]
+        pattern = text_of(row, "pattern", location)
+        good = text_of(row, "good", location)
+        bad = text_of(row, "bad", location)
         for turn in range(FACTS_OF_A_PATTERN):
-            fact = facts[(7 * number + turn * len(facts) // FACTS_OF_A_PATTERN) % len(facts)]
-            said = text_of(row, "pattern", place).replace(SUBJECT_SLOT, fact.subject).replace(OBJECT_SLOT, fact.object)
+            index = 7 * number + turn * len(facts) // FACTS_OF_A_PATTERN
+            fact = facts[index % len(facts)]
+            sentence = pattern.replace(SUBJECT_SLOT, fact.subject)
+            sentence = sentence.replace(OBJECT_SLOT, fact.object)
             sentences = {
-                f"sentence_{one}": said.replace(WORD_SLOT, text_of(row, one, place)) for one in ("good", "bad")
+                "sentence_good": sentence.replace(WORD_SLOT, good),
+                "sentence_bad": sentence.replace(WORD_SLOT, bad),
             }
-            yield _pair(place, {**row, **sentences})
+            yield _pair(location, {**row, **sentences})

@@ -77,8 +77,11 @@ def overlap_table(
                 rows.append(row)
     table = with_control(pd.DataFrame(rows))
     paper = []
-    for statistic, neuron_set, relation in zip(table["statistic"], table["neuron_set"], table["relation"], strict=True):
-        paper.append(TABLE_2.get((statistic, neuron_set), np.nan) if relation == ALL else np.nan)
+    for row in table.to_dict("records"):
+        value = np.nan
+        if row["relation"] == ALL:
+            value = TABLE_2.get((row["statistic"], row["neuron_set"]), np.nan)
+        paper.append(value)
     return table.assign(paper=paper)
 
 

@@ -34,7 +34,14 @@ WITHOUT_PASSES = (FACTS, SYNTAX_PAIRS)
 """Stages that make no passes, but decide which prompts the others use."""
 SECONDS = 12.0
 """Duration of all timings together, except for the first pass, without which nothing is known."""
-SHARES = {"whole": 0.2, "resumed": 0.1, "gradient": 0.2, "head": 0.05, "bottom": 0.2, "layers": 0.25}
+SHARES = {
+    "whole": 0.2,
+    "resumed": 0.1,
+    "gradient": 0.2,
+    "head": 0.05,
+    "bottom": 0.2,
+    "layers": 0.25,
+}
 """Largest share of ``SECONDS`` for each kind of pass."""
 MOST_ROWS = 256
 """Largest number of rows to time."""
@@ -121,7 +128,7 @@ def plan(
     with TemporaryDirectory() as scratch:
         counted = context
         first = [stage for stage in with_needs(stages) if stage in WITHOUT_PASSES]
-        if not all(context.is_current(stage, shard) for stage in first for shard in stage.shards(context)):
+        if not _are_current(context, first):
             counted, *_ = prepare_context(
                 model, data, Path(scratch, "run"), settings, {}, memory_budget, identify=False
             )
@@ -129,29 +136,67 @@ def plan(
                 run_stages(counted, first, lambda state: None)
         if not counted.relations():
             raise no_prompts_error(counted)
-        passes = {
-            stage: {shard: stage.passes(counted, shard) for shard in stage.shards(counted)}
-            for stage in with_needs(stages)
-        }
-        to_do: dict[Stage, list[Passes]] = {
-            stage: [count for shard, count in of_stage.items() if not context.is_current(stage, shard)]
-            for stage, of_stage in passes.items()
-        }
-        in_all = sum((count for counts in to_do.values() for count in counts), Passes())
-        rates = measured(counted, adaptive=in_all.integrals > 0) if in_all.rows() else None
+        plans = [_StagePlan.of(stage, context, counted) for stage in with_needs(stages)]
+        total = sum((stage_plan.passes for stage_plan in plans), Passes())
+        rates = measured(counted, adaptive=total.integrals > 0) if total.rows() else None
     rows = []
-    for stage, counts in to_do.items():
-        together = sum(counts, Passes())
+    for stage_plan in plans:
+        passes = stage_plan.passes
         rows.append(
             {
-                "stage": stage.name,
-                "shards": len(passes[stage]),
-                "done": len(passes[stage]) - len(counts),
-                "passes": round(together.rows(POINTS if rates is None else rates.points)),
-                "seconds": 0.0 if rates is None else rates.seconds(together),
+                "stage": stage_plan.stage.name,
+                "shards": stage_plan.n_shards,
+                "done": stage_plan.n_done,
+                "passes": round(passes.rows(POINTS if rates is None else rates.points)),
+                "seconds": 0.0 if rates is None else rates.seconds(passes),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _are_current(context: RunContext, stages: Sequence[Stage]) -> bool:
+    """Return whether all records of these stages are there."""
+    for stage in stages:
+        for shard in stage.shards(context):
+            if not context.is_current(stage, shard):
+                return False
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StagePlan:
+    """What a stage of a run would compute.
+
+    Attributes:
+        stage: the stage.
+        n_shards: number of its shards.
+        n_done: number of those whose records are there.
+        passes: the passes of the others.
+    """
+
+    stage: Stage
+    n_shards: int
+    n_done: int
+    passes: Passes
+
+    @classmethod
+    def of(cls, stage: Stage, context: RunContext, counted: RunContext) -> "_StagePlan":
+        """Count the passes of a stage.
+
+        Args:
+            stage: the stage.
+            context: the context of the run.
+            counted: the same, or one whose stages without passes are complete.
+        """
+        n_shards = n_done = 0
+        passes = Passes()
+        for shard in stage.shards(counted):
+            n_shards += 1
+            if context.is_current(stage, shard):
+                n_done += 1
+            else:
+                passes += stage.passes(counted, shard)
+        return cls(stage=stage, n_shards=n_shards, n_done=n_done, passes=passes)
 
 
 def measured(context: RunContext, *, adaptive: bool) -> Rates:
@@ -167,7 +212,8 @@ def measured(context: RunContext, *, adaptive: bool) -> Rates:
     host, prompts = context.host, _some_prompts(context)
     timer = _Timer(host, SECONDS)
     per_row = len(prompts) / prompts.n_rows
-    n_relation = sum(context.n_rows(relation) for relation in context.relations()) / len(context.relations())
+    relations = context.relations()
+    n_relation = sum(map(context.n_rows, relations)) / len(relations)
     together = max(1, min(len(prompts), round(n_relation * per_row)))  # passes are of one relation
     budget = budget_for(host, prompts, context.memory_budget)
     at_once = budget.rows_per_pass(int(prompts.length.max()))
@@ -176,38 +222,49 @@ def measured(context: RunContext, *, adaptive: bool) -> Rates:
         return torch.arange(n, device=host.device) % len(prompts)
 
     def whole_pass(n: int) -> None:
-        score_answers(host, prompts.select(first(n)), [], Budget.of(host, context.memory_budget), Ticks(None, 0))
+        whole_budget = Budget.of(host, context.memory_budget)
+        score_answers(host, prompts.select(first(n)), [], whole_budget, Ticks(None, 0))
 
     whole = timer.seconds("whole", whole_pass, len(prompts), predicted=0.0)
     resumed, gradient = whole / 2, 3 / 2 * whole
     if timer.left() >= whole:
-        few = prompts.select(first(max(1, min(len(prompts), at_once, int(timer.left("resumed") / whole)))))
+        n_few = min(len(prompts), at_once, int(timer.left("resumed") / whole))
+        few = prompts.select(first(max(1, n_few)))
         with torch.no_grad():
-            (site,) = layer_contexts(
-                host, few, resolve_output("prob", has_contrast=False), [host.n_layers // 2], at_once
-            )
+            output = resolve_output("prob", has_contrast=False)
+            (middle,) = layer_contexts(host, few, output, [host.n_layers // 2], at_once)
 
-        def changed(run: Callable[[torch.Tensor, torch.Tensor], Any], n: int) -> None:
-            numbers = first(n) % len(few)
-            run(numbers, site.post[few.rows_of(numbers)])
+        def run_changed(run: Callable[[torch.Tensor, torch.Tensor], Any], n: int) -> None:
+            prompt_ids = first(n) % len(few)
+            run(prompt_ids, middle.post[few.rows_of(prompt_ids)])
 
-        resumed = timer.seconds("resumed", partial(changed, site.outputs), together, predicted=whole / 2)
+        run_outputs = partial(run_changed, middle.outputs)
+        resumed = timer.seconds("resumed", run_outputs, together, predicted=whole / 2)
+        run_gradients = partial(run_changed, middle.gradients)
         most = max(1, round(min(at_once, MOST_ROWS) * per_row))
-        gradient = timer.seconds("gradient", partial(changed, site.gradients), most, predicted=3 * resumed)
+        gradient = timer.seconds("gradient", run_gradients, most, predicted=3 * resumed)
     zeros = torch.zeros(MOST_ROWS, host.d_model, dtype=host.dtype, device=host.device)
     head = timer.seconds("head", lambda n: host.unembed(zeros[:n]), MOST_ROWS, predicted=whole / 10)
     integral, points = POINTS * gradient, POINTS
     if adaptive:
         integral, points = _integral(context, prompts, timer, whole, gradient, together)
-    rates = {"whole": whole, "resumed": resumed, "gradient": gradient, "integral": integral}
-    return Rates(**{name: took * per_row for name, took in rates.items()}, head=head, points=points)
+    return Rates(
+        whole=whole * per_row,
+        resumed=resumed * per_row,
+        gradient=gradient * per_row,
+        integral=integral * per_row,
+        head=head,
+        points=points,
+    )
 
 
 class _Timer:
     """Times work in growing batches until its share of the time is used up."""
 
     def __init__(self, host: Host, seconds: float) -> None:
-        self.host, self.until, self.all = host, time.perf_counter() + seconds, seconds
+        self.host = host
+        self.until = time.perf_counter() + seconds
+        self.all = seconds
 
     def left(self, kind: str | None = None) -> float:
         """Return the seconds left for one kind of pass, or for all."""
@@ -224,21 +281,24 @@ class _Timer:
             predicted: approximate seconds of one item. 0: nothing is known yet, and the first item's time is free.
         """
         end = time.perf_counter() + self.left(kind)
-        one, n = predicted, 1
+        per_item, n = predicted, 1
         if predicted:  # approximate: half of the time leaves room for smaller batches and a slower first one
             n = max(1, min(most, int(self.left(kind) / 2 / predicted)))
-        while n * one <= (self.left() if n == 1 else end - time.perf_counter()):
+        while n * per_item <= (self.left() if n == 1 else end - time.perf_counter()):
             took = self._took(run_some, n)
-            if not one:
+            if not per_item:
                 self.until += took
                 end += took
-            one = took / n
-            larger = most if not one else min(most, int((end - time.perf_counter()) / one))
-            if larger < 2 * n:
-                # The first batch of a size takes longer: its memory is allocated.
-                return min(one, self._took(run_some, n) / n) if n <= larger else one
+            per_item = took / n
+            larger = most
+            if per_item:
+                larger = min(most, int((end - time.perf_counter()) / per_item))
+            if n <= larger < 2 * n:  # the first batch of a size takes longer: its memory is allocated
+                return min(per_item, self._took(run_some, n) / n)
+            if larger < n:
+                return per_item
             n = larger
-        return one
+        return per_item
 
     def _took(self, run_some: Callable[[int], Any], n: int) -> float:
         began = time.perf_counter()
@@ -270,7 +330,7 @@ def _integral(
     n_layers, settings = context.host.n_layers, context.settings
     overhead = whole + 2 * gradient  # the clean pass, and the gradients at the end of the path
     n_others = min(LAYERS, n_layers - 1)
-    others = [1 + (n_layers - 1) * (2 * place + 1) // (2 * n_others) for place in range(n_others)]
+    others = [1 + (n_layers - 1) * (2 * i + 1) // (2 * n_others) for i in range(n_others)]
 
     def time_layers(kind: str, layers: list[int], one_pass: float) -> tuple[float, float]:
         most = min(MOST_POINTS, int((timer.left(kind) - overhead) / one_pass / len(layers)))
@@ -290,13 +350,15 @@ def _integral(
             )
             points.append(float(attr.n_points[:, layers].double().mean()))
 
-        took = timer.seconds(kind, attribute_some, together, predicted=overhead + len(layers) * most * one_pass)
+        predicted = overhead + len(layers) * most * one_pass
+        took = timer.seconds(kind, attribute_some, together, predicted=predicted)
         return max(took - overhead, 0.0) / len(layers), points[-1]
 
-    found = [time_layers("bottom", [0], 2 * gradient)] + [time_layers("layers", others, gradient)] * (n_layers > 1)
-    weights = [1.0, n_layers - 1.0]
-    seconds, points = (
-        sum(weight * one for weight, one in zip(weights, ones, strict=False)) / n_layers
-        for ones in zip(*found, strict=True)
-    )
-    return seconds, points
+    seconds, points = time_layers("bottom", [0], 2 * gradient)
+    if n_layers == 1:
+        return seconds, points
+    seconds_above, points_above = time_layers("layers", others, gradient)
+    n_above = n_layers - 1
+    seconds += n_above * seconds_above
+    points += n_above * points_above
+    return seconds / n_layers, points / n_layers

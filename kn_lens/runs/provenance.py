@@ -61,4 +61,8 @@ def versions() -> dict[str, str]:
 
 def machine(host: Host) -> dict[str, Any]:
     """Return where the run was made; records do not depend on it."""
-    return {"device": str(host.device), "threads": torch.get_num_threads(), "machine": platform.platform()}
+    return {
+        "device": str(host.device),
+        "threads": torch.get_num_threads(),
+        "machine": platform.platform(),
+    }

@@ -3,13 +3,16 @@
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from kn_lens._core import defaults
 from kn_lens._core.atomic import read_whole
+from kn_lens._core.checks import is_list_of
 from kn_lens._core.toml import from_toml
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.runs.directory import ALL, CONFIG, PROVENANCE, RunDirectory, Shard, with_former_defaults
@@ -18,8 +21,22 @@ from kn_lens.runs.settings import PRESETS, Settings
 if TYPE_CHECKING:
     import pandas as pd
 
-OPTIONS = ("model", "facts", "format", "templates", "split", "preset", "seed", "limit", "relations")
+OPTIONS = (
+    "model",
+    "facts",
+    "format",
+    "templates",
+    "split",
+    "preset",
+    "seed",
+    "limit",
+    "relations",
+)
 """Settings with command-line options of their own; the others are given with ``--set``."""
+DEFAULT_OPTIONS = {"preset": Settings.preset, "split": defaults.SPLIT}
+"""Values of such settings that need no option."""
+DERIVED = ("texts_digest", "syntax_digest")
+"""Settings that follow from others."""
 LABELS = frozenset(
     "relation key text texts word why neuron_set scope statistic measure varied question end subject object".split()
 )
@@ -107,18 +124,13 @@ class RunRecords:
         """
         path = checked_path(path)
         if not (path / CONFIG).is_file() or not (path / PROVENANCE).is_file():
-            what = "is no run directory: it has no config.toml and provenance.json" if path.exists() else "is not there"
-            raise ArgumentError(f"{path} {what}. 'kn-lens reproduce --out {shlex.quote(str(path))}' makes one.")
-        read = []
-        for name, parse in ((CONFIG, _config), (PROVENANCE, _provenance)):
-            try:
-                read.append(parse(read_whole(path / name).decode()))
-            except (ValueError, RecursionError) as error:
-                raise DataError(
-                    f"{path / name} is damaged ({error}); 'kn-lens reproduce --force' with the settings of the run "
-                    "writes it anew and keeps the records."
-                ) from None
-        return cls(path, *read)
+            reason = "is not there"
+            if path.exists():
+                reason = "is no run directory: it has no config.toml and provenance.json"
+            raise ArgumentError(f"{path} {reason}. 'kn-lens reproduce --out {shlex.quote(str(path))}' makes one.")
+        config = _parsed(path / CONFIG, _config)
+        provenance = _parsed(path / PROVENANCE, _provenance)
+        return cls(path, config, provenance)
 
     def lacking(self) -> list[str]:
         """Return the dotted paths of provenance entries that a run on a model has and this one lacks."""
@@ -140,28 +152,23 @@ class RunRecords:
         """
         import pandas as pd
 
+        self._check_one_version(stage)
         parts = []
-        versions = self.versions(stage)
-        if len(set(versions.values())) > 1:
-            told = ", ".join(f"{relation}: {'unknown' if one is None else one}" for relation, one in versions.items())
-            raise DataError(
-                f"{self.path} holds records of more than one version of the stage {stage} ({told}), which may differ "
-                f"in what they mean; they are made alike by: {self.command(stage)} --force"
-            )
         for shard in self._run.shards(stage):
             path = self._run.record_path(stage, shard)
             if self._run.manifest(stage, shard) is not None:
                 part = read_records(path, stage)
-                if why := _foreign(part, stage, shard):
-                    raise DataError(f"{path} {why}; it is made again by: {self.command(stage)} --force")
+                reason = _foreign(part, stage, shard)
+                if reason:
+                    raise DataError(f"{path} {reason}; it is made again by: {self.command(stage)} --force")
                 parts.append(part)
             elif self._run.is_damaged(stage, shard):
                 raise DataError(f"{path} is damaged; it is made again by: {self.command(stage)}")
         if not parts:
             return None
         records = pd.concat(parts, ignore_index=True)
-        apart = RECORDS.get(stage, ("",))[0].split()
-        if apart and records.duplicated(apart).any():
+        keys, _ = RECORDS.get(stage, ("", ""))
+        if keys and records.duplicated(keys.split()).any():
             raise DataError(
                 f"{self.path}: the records of stage {stage} tell of some facts twice; some are of another run. "
                 f"They are made again by: {self.command(stage)} --force"
@@ -170,15 +177,41 @@ class RunRecords:
 
     def versions(self, stage: str) -> dict[str, int | None]:
         """Return the version of the stage that wrote each intact shard, by its name; None where none was recorded."""
-        noted = {shard.name: self._run.manifest(stage, shard) for shard in self._run.shards(stage)}
-        return {name: one.get("version") for name, one in noted.items() if one is not None}
+        versions = {}
+        for shard, manifest in self._intact_shards(stage):
+            versions[shard.name] = manifest.get("version")
+        return versions
 
     def is_complete(self, stage: str, relations: Sequence[str]) -> bool:
         """Return whether a stage has intact records of these relations, in all its parts."""
-        shards = [shard for shard in self._run.shards(stage) if self._run.manifest(stage, shard) is not None]
-        there = {(shard.relation, shard.part) for shard in shards}
-        parts = {shard.part for shard in shards}
-        return bool(shards) and ((ALL, "") in there or {(one, part) for one in relations for part in parts} <= there)
+        found = set()
+        parts = set()
+        for shard, _ in self._intact_shards(stage):
+            found.add((shard.relation, shard.part))
+            parts.add(shard.part)
+        if not found:
+            return False
+        return (ALL, "") in found or found.issuperset(product(relations, parts))
+
+    def _intact_shards(self, stage: str) -> Iterator[tuple[Shard, Mapping[str, Any]]]:
+        """Yield the shards of a stage whose records are intact, with their manifests."""
+        for shard in self._run.shards(stage):
+            manifest = self._run.manifest(stage, shard)
+            if manifest is not None:
+                yield shard, manifest
+
+    def _check_one_version(self, stage: str) -> None:
+        """Raise ``DataError`` where the records of a stage were written by several versions of it."""
+        versions = self.versions(stage)
+        if len(set(versions.values())) <= 1:
+            return
+        texts = []
+        for relation, version in versions.items():
+            texts.append(f"{relation}: {'unknown' if version is None else version}")
+        raise DataError(
+            f"{self.path} holds records of more than one version of the stage {stage} ({', '.join(texts)}), which may "
+            f"differ in what they mean; they are made alike by: {self.command(stage)} --force"
+        )
 
     def tables(self) -> "dict[str, pd.DataFrame]":
         """Return the run's tables by name.
@@ -203,22 +236,27 @@ class RunRecords:
     def command(self, *stages: str) -> str:
         """Return the command that resumes the run, for some of its stages."""
         config = self.config
-        if "neurons" in config:
-            files = [word for name in config["neurons"] for word in ("--neurons", name)]
-            return shlex.join(["kn-lens", "reproduce", *files, "--out", str(self.path)])
         words = ["kn-lens", "reproduce"]
+        if "neurons" in config:
+            for name in config["neurons"]:
+                words += ["--neurons", name]
+            return shlex.join([*words, "--out", str(self.path)])
         for name in OPTIONS:
             value = config.get(name)
-            if value and value != {"preset": "kn_lens", "split": "all"}.get(name):
-                words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
-        preset = config.get("preset", "kn_lens")
-        usual = Settings.of(preset).as_dict() if preset in PRESETS else {}
-        for name, value in usual.items():
-            here = config.get(name)
-            if name not in (*OPTIONS, "texts_digest", "syntax_digest") and here != value:
-                words += ["--set", f"{name}={here if isinstance(here, str) else json.dumps(here)}"]
+            if value and value != DEFAULT_OPTIONS.get(name):
+                text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+                words += [f"--{name}", text]
+        preset = config.get("preset", DEFAULT_OPTIONS["preset"])
+        settings = Settings.of(preset).as_dict() if preset in PRESETS else {}
+        for name, value in settings.items():
+            changed = config.get(name)
+            if name not in (*OPTIONS, *DERIVED) and changed != value:
+                text = changed if isinstance(changed, str) else json.dumps(changed)
+                words += ["--set", f"{name}={text}"]
         words += ["--out", str(self.path)]
-        return shlex.join(words + (["--stages", ",".join(stages)] if stages else []))
+        if stages:
+            words += ["--stages", ",".join(stages)]
+        return shlex.join(words)
 
 
 def _foreign(records: "pd.DataFrame", stage: str, shard: Shard) -> str:
@@ -226,9 +264,10 @@ def _foreign(records: "pd.DataFrame", stage: str, shard: Shard) -> str:
     missing = set(" ".join(RECORDS.get(stage, ())).split()) - set(records)
     if missing:
         return f"holds no records of stage {stage}: it lacks {', '.join(sorted(missing))}"
-    if shard.relation != ALL and "relation" in records and set(records["relation"]) - {shard.relation}:
-        return "holds records of another relation"
-    return ""
+    if shard.relation == ALL or "relation" not in records:
+        return ""
+    others = set(records["relation"]) - {shard.relation}
+    return "holds records of another relation" if others else ""
 
 
 def read_records(path: Path, stage: str) -> "pd.DataFrame":
@@ -291,13 +330,31 @@ def checked_path(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def _parsed(path: Path, parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """Return the content of a file of the run.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        return parse(read_whole(path).decode())
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path} is damaged ({error}); 'kn-lens reproduce --force' with the settings of the run writes it anew and "
+            "keeps the records."
+        ) from None
+
+
 def _config(text: str) -> dict[str, Any]:
     """Return the settings, once the types of those read here are checked."""
     config = with_former_defaults(from_toml(text))
     _check_depth(config)
-    for name, kind in (("model", str), ("facts", str), ("preset", str), ("neurons", list), ("relations", list)):
-        value = config.get(name, kind())
-        if not isinstance(value, kind) or not all(isinstance(one, str) for one in value):
+    for name in ("model", "facts", "preset"):
+        if not isinstance(config.get(name, ""), str):
+            raise ValueError(f"{name} is {_short(repr(config[name]))}")
+    for name in ("neurons", "relations"):
+        value = config.get(name, [])
+        if not is_list_of(str, value):
             raise ValueError(f"{name} is {_short(repr(value))}")
     return config
 
@@ -328,8 +385,15 @@ def _check_entries(value: Mapping[str, Any], kinds: Mapping[str, Any], path: str
             if not isinstance(inner, dict):
                 raise ValueError(f"{path}{name} is no object")
             _check_entries(inner, kind, f"{path}{name}.")
-        elif not (isinstance(inner, int) and inner in kind if isinstance(kind, range) else isinstance(inner, kind)):
+        elif not _fits(inner, kind):
             raise ValueError(f"{path}{name} is {_short(repr(inner))}")
+
+
+def _fits(value: object, kind: type | range) -> bool:
+    """Return whether a value is of a type, or a whole number in a range."""
+    if isinstance(kind, range):
+        return isinstance(value, int) and value in kind
+    return isinstance(value, kind)
 
 
 def _lacking(value: Mapping[str, Any], kinds: Mapping[str, Any], path: str = "") -> Iterator[str]:
@@ -344,8 +408,11 @@ def _check_depth(value: Any, levels: int = DEEPEST) -> None:
     """Raise ``ValueError`` where values are nested too deep for the recursive functions that read them."""
     if not levels:
         raise ValueError(f"it is nested more than {DEEPEST} deep")
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _check_depth(inner, levels - 1)
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            _check_depth(inner, levels - 1)
 
 
 def _short(value: object) -> str:

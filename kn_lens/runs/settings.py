@@ -25,7 +25,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from kn_lens._core import defaults
-from kn_lens._core.names import RULES, UPDATE_FORMS, Scaling
+from kn_lens._core.checks import is_list_of
+from kn_lens._core.names import QUADRATURES, UPDATE_FORMS, Scaling
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.runs.corpora import digest_of_texts
 from kn_lens.runs.minimal_pairs import digest_of_pairs
@@ -166,26 +167,47 @@ class Settings:
                 f"Unknown preset {preset!r}; expected one of {', '.join(PRESETS)}.{did_you_mean(preset, PRESETS)}"
             )
         known = [field.name for field in fields(cls)]
-        for name in changed:
+        values: dict[str, Any] = {"preset": preset, **PRESETS[preset]}
+        for name, value in changed.items():
             if name not in known:
                 raise ArgumentError(f"Unknown setting {name!r}.{did_you_mean(name, known)}")
+            values[name] = tuple(value) if isinstance(value, list) else value
         if texts := changed.get("texts"):
-            changed["texts_digest"] = digest_of_texts(texts)
+            values["texts_digest"] = digest_of_texts(texts)
         if syntax := changed.get("syntax"):
-            changed["syntax_digest"] = digest_of_pairs(syntax)
-        changed = {name: tuple(value) if isinstance(value, list) else value for name, value in changed.items()}
-        return cls(**{"preset": preset, **PRESETS[preset], **changed})
+            values["syntax_digest"] = digest_of_pairs(syntax)
+        return cls(**values)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON has them."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        settings = asdict(self)
+        for name, value in settings.items():
+            if isinstance(value, tuple):
+                settings[name] = list(value)
+        return settings
 
 
 COUNTS = {
-    **dict.fromkeys(("seed", "held_out", "max_moves", "across_samples"), 0),
-    **dict.fromkeys(("limit", "n_steps", "min_prompts", "n_resamples", "check_draws", "erase_top"), 1),
-    **dict.fromkeys(("dose_facts", "update_facts", "update_others", "erase_facts", "erase_others"), 1),
-    **dict.fromkeys(("text_sentences", "check_facts", "syntax_forms", "syntax_sentences", "syntax_facts"), 1),
+    "seed": 0,
+    "held_out": 0,
+    "max_moves": 0,
+    "across_samples": 0,
+    "limit": 1,
+    "n_steps": 1,
+    "min_prompts": 1,
+    "n_resamples": 1,
+    "check_draws": 1,
+    "erase_top": 1,
+    "dose_facts": 1,
+    "update_facts": 1,
+    "update_others": 1,
+    "erase_facts": 1,
+    "erase_others": 1,
+    "text_sentences": 1,
+    "check_facts": 1,
+    "syntax_forms": 1,
+    "syntax_sentences": 1,
+    "syntax_facts": 1,
 }
 """Smallest value of settings that are whole numbers."""
 SHARES = ("keep", "attr_threshold", "share_threshold", "baseline_threshold", "max_share")
@@ -194,36 +216,47 @@ NUMBERS = {"doses": None, "lambdas": 2}
 """Lists of numbers, and how many they hold."""
 TEXTS = ("relations", "inverses", "synonyms")
 FLAGS = ("update_signed",)
-CHOICES = {"quadrature": ("adaptive", *RULES), "baseline": get_args(Baseline), "update_scaling": get_args(Scaling)}
+CHOICES = {
+    "quadrature": QUADRATURES,
+    "baseline": get_args(Baseline),
+    "update_scaling": get_args(Scaling),
+}
 
 
 def _expected(name: str, value: Any) -> str:
     """Return a description of the values that a setting may have; empty if the value is one of them."""
     if name in COUNTS:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        return "" if whole and value >= COUNTS[name] else f"a whole number from {COUNTS[name]}."
+        smallest = COUNTS[name]
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        return "" if is_whole and value >= smallest else f"a whole number from {smallest}."
     if name in SHARES:
         return "" if _is_number(value) and 0 <= value <= 1 else "a share from 0 to 1."
     if name in POSITIVE:
         return "" if _is_number(value) and value > 0 else "a positive number."
     if name in NUMBERS:
         fitting = isinstance(value, tuple) and value and all(map(_is_number, value))
-        expected = f"{NUMBERS[name] or ''} numbers, such as [0.5, 2].".lstrip()
-        return "" if fitting and len(value) == (NUMBERS[name] or len(value)) else expected
+        n_numbers = NUMBERS[name]
+        if fitting and n_numbers in (None, len(value)):
+            return ""
+        return f"{n_numbers or ''} numbers, such as [0.5, 2].".lstrip()
     if name in TEXTS:
-        texts = isinstance(value, tuple) and all(isinstance(one, str) for one in value)
-        return "" if texts else "a list of texts."
+        fitting = isinstance(value, tuple) and is_list_of(str, value)
+        return "" if fitting else "a list of texts."
     if name in FLAGS:
         return "" if isinstance(value, bool) else "true or false."
     if name in CHOICES:
         known = CHOICES[name]
-        return "" if value in known else f"one of {', '.join(known)}.{did_you_mean(str(value), known)}"
+        if value in known:
+            return ""
+        return f"one of {', '.join(known)}.{did_you_mean(str(value), known)}"
     return "" if isinstance(value, str) else "a text."
 
 
 def _is_number(value: Any) -> bool:
     """Return whether a value is a number that a float holds."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def _updates(preset: str) -> dict[str, Any]:

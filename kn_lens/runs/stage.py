@@ -102,7 +102,7 @@ class Stage:
         return self.passes(context, shard).forwards()
 
 
-def write_records(path: Path, columns: Mapping[str, Any], schema: Any) -> None:
+def write_records(path: Path, columns: "Mapping[str, Any] | pd.DataFrame", schema: Any) -> None:
     """Write columns as Parquet with the column order and types of a ``pyarrow.schema``."""
     import pyarrow as pa
     import pyarrow.parquet as pq

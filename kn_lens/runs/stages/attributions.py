@@ -49,12 +49,14 @@ def _make_activations(context: RunContext, shard: Shard, path: Path, progress: P
 
 def read_scores(context: RunContext, stage: Stage, relation: str) -> Attribution:
     """Return the stored scores of the prompts of a relation; those below the stored threshold are 0."""
-    return read_attribution(context.run.record_path(stage.name, Shard(relation)), context.prompts(relation))
+    path = context.run.record_path(stage.name, Shard(relation))
+    return read_attribution(path, context.prompts(relation))
 
 
 def attribution_passes(context: RunContext, n_rows: float) -> Passes:
     """Return the passes that the attribution of so many rows takes with the quadrature of the settings."""
-    return integrated(n_rows, context.host.n_layers, context.settings.quadrature, context.settings.n_steps)
+    settings = context.settings
+    return integrated(n_rows, context.host.n_layers, settings.quadrature, settings.n_steps)
 
 
 def _tables(context: RunContext) -> "dict[str, pd.DataFrame]":
@@ -64,7 +66,8 @@ def _tables(context: RunContext) -> "dict[str, pd.DataFrame]":
     rows = []
     for shard in ATTRIBUTIONS.shards(context):
         columns = ["layer", "clean", "expected", "total", "tolerance", "n_points"]
-        records = pd.read_parquet(context.run.record_path("attributions", shard), columns=columns, partitioning=None)
+        path = context.run.record_path("attributions", shard)
+        records = pd.read_parquet(path, columns=columns, partitioning=None)
         output = records.loc[records["layer"] == 0, "clean"].to_numpy()
         gap = (records["total"] - records["expected"]).abs().to_numpy()
         rows.append(

@@ -62,9 +62,10 @@ def _make(context: RunContext, shard: Shard, path: Path, progress: Progress) -> 
     if not any(found.values()):
         write_rows(path, [], ERASE_SCHEMA)
         return
+    facts = [*_own_facts(context, relation), *_other_facts(context, relation)]
     effects = erase_effects(
         context.host,
-        context.make_prompts([*_own_facts(context, relation), *_other_facts(context, relation)]),
+        context.make_prompts(facts),
         found,
         context.neurons("activation", relation),
         top=settings.erase_top,
@@ -73,7 +74,7 @@ def _make(context: RunContext, shard: Shard, path: Path, progress: Progress) -> 
         memory_budget=context.memory_budget,
         progress=progress,
     )
-    write_records(path, {name: effects[name] for name in ERASE_SCHEMA.names}, ERASE_SCHEMA)
+    write_records(path, effects, ERASE_SCHEMA)
 
 
 def _own_facts(context: RunContext, relation: str) -> list[Fact]:
@@ -83,14 +84,16 @@ def _own_facts(context: RunContext, relation: str) -> list[Fact]:
 
 def _other_facts(context: RunContext, relation: str) -> list[Fact]:
     """Return the facts of other relations that the erasure is measured on."""
-    return context.sample_other_facts(relation, context.settings.erase_others, "edits", relation, "False")
+    n_facts = context.settings.erase_others
+    return context.sample_other_facts(relation, n_facts, "edits", relation, "False")
 
 
 def _tables(context: RunContext) -> "dict[str, pd.DataFrame]":
     import pandas as pd
 
     records = context.all_records(ERASURES)
-    n_neurons = records[records["neuron_set"] == "found"].groupby("relation")["n_neurons"].first().to_dict()
+    found = records[records["neuron_set"] == "found"]
+    n_neurons = found.groupby("relation")["n_neurons"].first().to_dict()
     rows = []
     for relation in context.relations():
         rows.append({"relation": relation, "n_neurons": int(n_neurons.get(relation, 0))})
@@ -120,8 +123,9 @@ def _passes(context: RunContext, shard: Shard) -> Passes:
     relation = shard.relation
     if not context.share_with_neurons(relation):
         return Passes()
-    n_rows = context.n_rows_of(_own_facts(context, relation)) + context.n_rows_of(_other_facts(context, relation))
-    return Passes(whole=(1 + N_COMPARED_KINDS) * n_rows)
+    n_own_rows = context.n_rows_of(_own_facts(context, relation))
+    n_other_rows = context.n_rows_of(_other_facts(context, relation))
+    return Passes(whole=(1 + N_COMPARED_KINDS) * (n_own_rows + n_other_rows))
 
 
 ERASURES = Stage(

@@ -97,7 +97,7 @@ def _make_predictions(context: RunContext, shard: Shard, path: Path, progress: P
         progress=progress,
     )
     effect = effect.assign(key=[fact.key for fact in facts])
-    write_records(path, {name: effect[name] for name in PREDICTIONS_SCHEMA.names}, PREDICTIONS_SCHEMA)
+    write_records(path, effect, PREDICTIONS_SCHEMA)
 
 
 def _prediction_passes(context: RunContext, shard: Shard) -> Passes:
@@ -124,7 +124,8 @@ def _make_scores(context: RunContext, shard: Shard, path: Path, progress: Progre
         fact_scores = attribution.scores.index_select(0, prompt_ids).to_dense()
         stored_scores = fact_scores[:, layers, indices]
         is_stored = stored_scores != 0  # a stored score of 0 is attributed again, and found to be 0
-        in_coarse_set = coarse_of(fact_scores, settings.attr_threshold)[:, layers, indices] & is_stored
+        coarse_set = coarse_of(fact_scores, settings.attr_threshold)
+        in_coarse_set = coarse_set[:, layers, indices] & is_stored
         scores[fact] = torch.where(is_stored, stored_scores, torch.nan).double()
         shares[fact] = in_coarse_set.double().mean(0).tolist()
     _attribute_missing(context, prompts, found, scores, progress)
@@ -203,7 +204,8 @@ def _score_tables(context: RunContext) -> "dict[str, pd.DataFrame]":
     records = records.rename(columns={"score": "mean score", "share": "share of prompts"})
     measures = ["mean score", "share of prompts", "interval above 0"]
     long = records.melt(["relation", "key"], measures, var_name="measure", value_name="mean")
-    facts = long.dropna().groupby(["relation", "key", "measure"], sort=False, as_index=False).agg({"mean": "mean"})
+    by_fact = long.dropna().groupby(["relation", "key", "measure"], sort=False, as_index=False)
+    facts = by_fact.agg({"mean": "mean"})
     return {
         "neuron_scores": _score_table(context, facts, by_relation=False),
         "neuron_scores_by_relation": _score_table(context, facts, by_relation=True),

@@ -89,7 +89,7 @@ def _measure(
     )
     effects = effects.rename(columns={"intervention": "factor"})
     effects = effects.replace({"neuron_set": {"activation": baseline}})
-    write_records(path, {name: effects[name] for name in EFFECTS_SCHEMA.names}, EFFECTS_SCHEMA)
+    write_records(path, effects, EFFECTS_SCHEMA)
 
 
 def _effect_tables(context: RunContext) -> "dict[str, pd.DataFrame]":
@@ -115,7 +115,8 @@ def _change_ratios(context: RunContext, effects: "pd.DataFrame", by_relation: bo
         table = effect_table(group, by_relation=by_relation, n_resamples=settings.n_resamples, seed=settings.seed)
         table.insert(0, "factor", factor)
         tables.append(table)
-    table = pd.concat(tables, ignore_index=True).rename(columns={"change_ratio": "value", "n_facts": "n"})
+    table = pd.concat(tables, ignore_index=True)
+    table = table.rename(columns={"change_ratio": "value", "n_facts": "n"})
     table = with_control(table)
     paper = []
     for factor, kind, scope in zip(table["factor"], table["neuron_set"], table["scope"], strict=True):
@@ -130,7 +131,8 @@ def _effect_passes(context: RunContext, shard: Shard) -> Passes:
 
 
 def _dose_passes(context: RunContext, shard: Shard) -> Passes:
-    return _passes(context, shard, _dose_facts(context, shard.relation), len(context.settings.doses))
+    facts = _dose_facts(context, shard.relation)
+    return _passes(context, shard, facts, len(context.settings.doses))
 
 
 def _passes(context: RunContext, shard: Shard, facts: Sequence[Fact], n_factors: int) -> Passes:
@@ -145,7 +147,8 @@ def _passes(context: RunContext, shard: Shard, facts: Sequence[Fact], n_factors:
     n_intervened = sum(n_rows[fact.key] for fact in intervened)
     # Each fact has one other fact, drawn at random from as many and assumed to have as many rows; draws can coincide.
     n_others = n_own * (1 - (1 - 1 / max(1, len(facts))) ** len(facts))
-    return Passes(whole=n_own + n_others, resumed=2 * n_intervened * N_COMPARED_KINDS * n_factors)
+    n_resumed = 2 * n_intervened * N_COMPARED_KINDS * n_factors
+    return Passes(whole=n_own + n_others, resumed=n_resumed)
 
 
 EFFECTS = Stage(

@@ -70,7 +70,10 @@ def _make(context: RunContext, shard: Shard, path: Path, progress: Progress) -> 
         "activation": _most_active(context, relation, found.neurons, progress),
         "random": random_controls(context, found.neurons),
     }
-    thresholds = {"found": found.share_threshold[relation], "baseline": baseline.share_threshold[relation]}
+    thresholds = {
+        "found": found.share_threshold[relation],
+        "baseline": baseline.share_threshold[relation],
+    }
     write_sets(path, sets, thresholds)
 
 

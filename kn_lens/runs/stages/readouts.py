@@ -91,7 +91,8 @@ def read_out(
     """
     rows_at_once = max(1, LOGITS_AT_ONCE // host.d_vocab)
     with torch.no_grad():
-        empty = at_least_float32(host.unembed(torch.zeros(1, host.d_model, device=host.device, dtype=host.dtype)))
+        zeros = torch.zeros(1, host.d_model, device=host.device, dtype=host.dtype)
+        empty = at_least_float32(host.unembed(zeros))
     for layer, layer_indices in neurons.by_layer().items():
         for indices in torch.tensor(layer_indices, device=host.device).split(rows_at_once):
             with torch.no_grad():

@@ -210,7 +210,8 @@ def _stability_tables(context: RunContext) -> "dict[str, pd.DataFrame]":
     if records.empty:
         return {}
     settings = context.settings
-    facts = records.groupby(["relation", "key", "varied"], sort=False, as_index=False).agg({"jaccard": "mean"})
+    by_fact = records.groupby(["relation", "key", "varied"], sort=False, as_index=False)
+    facts = by_fact.agg({"jaccard": "mean"})
     table = bootstrap_table(
         facts, ["varied"], fact_share("jaccard"), n_resamples=settings.n_resamples, seed=settings.seed
     )
@@ -238,8 +239,8 @@ def _make_methods(context: RunContext, shard: Shard, path: Path, progress: Progr
         write_rows(path, [], METHODS_SCHEMA)
         return
     prompts = context.make_prompts(facts)
-    sets = {"refined": found}
-    sets |= _neurons_by_method(context, prompts, {fact: found[fact] for fact in facts}, progress)
+    own = {fact: found[fact] for fact in facts}
+    sets = {"refined": found, **_neurons_by_method(context, prompts, own, progress)}
     sets["random"] = context.neurons("random", shard.relation)
     rows: list[dict[str, Any]] = []
     for method, method_sets in sets.items():
@@ -266,8 +267,11 @@ def _neurons_by_method(
 ) -> dict[str, dict[Fact, NeuronSet]]:
     """Return as many neurons as were found for each fact, of highest mean score by each other method."""
     host = context.host
-    n_found = {fact: len(neurons) for fact, neurons in found.items()}
-    n_candidates = {fact: min(CANDIDATES * n, host.n_layers * host.d_mlp) for fact, n in n_found.items()}
+    n_found = {}
+    n_candidates = {}
+    for fact, neurons in found.items():
+        n_found[fact] = len(neurons)
+        n_candidates[fact] = min(CANDIDATES * len(neurons), host.n_layers * host.d_mlp)
     n_steps = len(LAYERWISE_METHODS) + len(NEURON_BY_NEURON) * len(found) + 1
     candidates = dict(found)
     sets: dict[str, dict[Fact, NeuronSet]] = {}
@@ -278,7 +282,8 @@ def _neurons_by_method(
             candidates[fact] = candidates[fact] | neurons
         progress(n_done, n_steps)
     prompt_ids = prompts_by_fact(prompts)
-    for n_done, (method, fact) in enumerate(product(NEURON_BY_NEURON, found), start=1 + len(LAYERWISE_METHODS)):
+    n_done = len(LAYERWISE_METHODS)
+    for method, fact in product(NEURON_BY_NEURON, found):
         scores = attribute(
             host,
             prompts.select(prompt_ids[fact]),
@@ -286,7 +291,9 @@ def _neurons_by_method(
             neurons=candidates[fact],
             memory_budget=context.memory_budget,
         )
-        sets.setdefault(method, {}).update(highest_neurons(scores, {fact: n_found[fact]}))
+        highest = highest_neurons(scores, {fact: n_found[fact]})
+        sets.setdefault(method, {}).update(highest)
+        n_done += 1
         progress(n_done, n_steps)
     return sets
 

@@ -42,7 +42,7 @@ from kn_lens.hosts import Budget
 from kn_lens.interventions import Amplify, Change, Ticks, score_answers, score_answers_under
 from kn_lens.neurons import NeuronSet, prompts_by_fact
 from kn_lens.prompts import PromptBatch
-from kn_lens.runs.context import RunContext, neuron_sets
+from kn_lens.runs.context import RunContext, neuron_sets, sample_in_order
 from kn_lens.runs.directory import Shard
 from kn_lens.runs.minimal_pairs import wrong_form
 from kn_lens.runs.overlap_tables import table_2
@@ -121,7 +121,8 @@ def _neuron_tables(context: RunContext) -> "dict[str, pd.DataFrame]":
     if not sets["found"]:
         return {}
     tables = {}
-    for name, table in table_2(sets, n_resamples=context.settings.n_resamples, seed=context.settings.seed).items():
+    settings = context.settings
+    for name, table in table_2(sets, n_resamples=settings.n_resamples, seed=settings.seed).items():
         tables[f"syntax_{name}"] = table.drop(columns="paper")
     return tables
 
@@ -163,15 +164,19 @@ class _Queries:
             sizes.append(n_prompts)
             sets += [neurons] * n_prompts
             chosen.append(self.prompt_ids[fact])
+        host = context.host
         prompt_ids = torch.cat(chosen).to(self.prompts.tokens.device)
-        change = Change.of(context.host, prompt_ids, self.prompts.select(prompt_ids), Amplify(sets, factor=factor))
-        _, (log_prob,) = score_answers_under(context.host, self.prompts, [change], context.memory_budget, ticks)
+        prompts = self.prompts.select(prompt_ids)
+        change = Change.of(host, prompt_ids, prompts, Amplify(sets, factor=factor))
+        _, (log_prob,) = score_answers_under(host, self.prompts, [change], context.memory_budget, ticks)
         return np.split(np.exp(log_prob), np.cumsum(sizes)[:-1])
 
 
 def _make(context: RunContext, shard: Shard, path: Path, progress: Progress) -> None:
     forms = queried_forms(context, shard.part)
-    rows = list(_effects(context, shard, forms, compared_facts(context), progress)) if forms else []
+    rows: list[dict[str, Any]] = []
+    if forms:
+        rows = list(_effects(context, shard, forms, compared_facts(context), progress))
     write_rows(path, rows, SYNTAX_SCHEMA)
 
 
@@ -180,9 +185,7 @@ def compared_facts(context: RunContext) -> list[Fact]:
     facts: list[Fact] = []
     for relation in context.relations():
         facts += context.queried_facts(relation)
-    n_facts = min(len(facts), context.settings.syntax_facts)
-    chosen = context.generator("syntax", "facts").choice(len(facts), size=n_facts, replace=False)
-    return [facts[index] for index in sorted(chosen.tolist())]
+    return sample_in_order(facts, context.settings.syntax_facts, context.generator("syntax", "facts"))
 
 
 def _effects(
@@ -191,7 +194,8 @@ def _effects(
     """Yield the records of the effects between the forms of a phenomenon and the facts."""
     ticks = Ticks(progress, 0)
     right_words = _Queries.score(context, forms, forms, ticks)
-    wrong_words = _Queries.score(context, forms, [wrong_form(form) for form in forms], ticks)
+    wrong_forms = [wrong_form(form) for form in forms]
+    wrong_words = _Queries.score(context, forms, wrong_forms, ticks)
     answers = _Queries.score(context, facts, facts, ticks)
     queries = {OF_SYNTAX: (right_words, wrong_words), OF_FACTS: (answers,)}
     # Each reading takes one clean pass, and one pass of every row for each set of neurons.
@@ -208,11 +212,14 @@ def _effects(
                     owner = form if neurons_of == OF_SYNTAX else fact
                     read = form if read_on == OF_SYNTAX else fact
                     interventions.append((read, sets[owner]))
+                read_queries = queries[read_on]
                 after = []
-                for group in queries[read_on]:
+                for group in read_queries:
                     after.append(group.score_amplified(context, interventions, factor, ticks))
                 for number, (form, fact) in enumerate(pairs):
                     read, neurons = interventions[number]
+                    before_means = _means("before", [group.before[read] for group in read_queries])
+                    after_means = _means("after", [probabilities[number] for probabilities in after])
                     takes_part = fact is not form
                     yield {
                         "neurons_of": neurons_of,
@@ -224,9 +231,9 @@ def _effects(
                         "neuron_set": kind,
                         "factor": factor,
                         "n_neurons": len(neurons),
-                        "n_prompts": len(queries[read_on][0].before[read]),
-                        **_means("before", [group.before[read] for group in queries[read_on]]),
-                        **_means("after", [group_after[number] for group_after in after]),
+                        "n_prompts": len(read_queries[0].before[read]),
+                        **before_means,
+                        **after_means,
                     }
 
 
@@ -320,7 +327,9 @@ def _comparison_table(context: RunContext, records: "pd.DataFrame") -> "pd.DataF
 
     settings = context.settings
     effects = context.all_records(EFFECTS)
-    compared = pd.concat([_form_effects(records), _fact_effects(records, effects)], ignore_index=True)
+    of_forms = _form_effects(records)
+    of_facts = _fact_effects(records, effects)
+    compared = pd.concat([of_forms, of_facts], ignore_index=True)
     own = change_ratio(f"before_{OWN}", f"after_{OWN}", f"n_prompts_{OWN}")
     other = change_ratio(f"before_{OTHER}", f"after_{OTHER}", f"n_prompts_{OTHER}")
     parts = []
@@ -357,10 +366,13 @@ def _side_by_side(own: "pd.DataFrame", other: "pd.DataFrame") -> "pd.DataFrame":
     """Return the means of each fact's or form's own prompts beside those of the prompts of all others together."""
     labels = ["relation", "key", "neuron_set", "factor"]
     columns = [*labels, "before", "after", "n_prompts"]
-    weighted = other.assign(before=other["before"] * other["n_prompts"], after=other["after"] * other["n_prompts"])
-    totals = weighted.groupby(labels, sort=False).agg({"before": "sum", "after": "sum", "n_prompts": "sum"})
+    n_prompts = other["n_prompts"]
+    weighted = other.assign(before=other["before"] * n_prompts, after=other["after"] * n_prompts)
+    by_label = weighted.groupby(labels, sort=False)
+    totals = by_label.agg({"before": "sum", "after": "sum", "n_prompts": "sum"})
     means = totals.reset_index()
-    means = means.assign(before=means["before"] / means["n_prompts"], after=means["after"] / means["n_prompts"])
+    n_prompts = means["n_prompts"]
+    means = means.assign(before=means["before"] / n_prompts, after=means["after"] / n_prompts)
     return own.reindex(columns=columns).merge(
         means, on=labels, suffixes=(f"_{OWN}", f"_{OTHER}"), validate="one_to_one"
     )
@@ -403,10 +415,13 @@ def _passes(context: RunContext, shard: Shard) -> Passes:
     for kind in KINDS:
         rows_of_forms = _rows_of_forms_with_neurons(context, shard, kind, n_forms, n_form_rows)
         n_facts = _n_facts_with_neurons(context, kind, facts)
-        intervened += len(rows_of_forms) * n_fact_rows + sum(rows_of_forms) * 2 + n_facts * 2 * n_form_rows
+        intervened += len(rows_of_forms) * n_fact_rows
+        intervened += sum(rows_of_forms) * 2
+        intervened += n_facts * 2 * n_form_rows
     clean = 2 * n_form_rows + n_fact_rows
     n_times = len(KINDS) * len(FACTORS)
-    return Passes(whole=clean + n_times * (clean + 2 * n_form_rows), resumed=len(FACTORS) * intervened)
+    whole = clean + n_times * (clean + 2 * n_form_rows)
+    return Passes(whole=whole, resumed=len(FACTORS) * intervened)
 
 
 def _rows_of_forms_with_neurons(context: RunContext, shard: Shard, kind: str, n_forms: int, n_rows: int) -> list[float]:
@@ -424,11 +439,10 @@ def _rows_of_forms_with_neurons(context: RunContext, shard: Shard, kind: str, n_
 
 def _n_facts_with_neurons(context: RunContext, kind: str, facts: Sequence[Fact]) -> int:
     """Return the number of facts with neurons; of all facts until the neurons are known."""
-    relations = dict.fromkeys(fact.relation for fact in facts)
-    if any(context.run.manifest(NEURONS.name, Shard(relation)) is None for relation in relations):
-        return len(facts)
     sets: dict[Fact, NeuronSet] = {}
-    for relation in relations:
+    for relation in dict.fromkeys(fact.relation for fact in facts):
+        if context.run.manifest(NEURONS.name, Shard(relation)) is None:
+            return len(facts)
         sets |= context.neurons(kind, relation)
     return sum(bool(sets.get(fact)) for fact in facts)
 

@@ -82,7 +82,10 @@ def queried_forms(context: RunContext, phenomenon: str) -> list[Fact]:
 
 
 def _forms(phenomenon: str, templates: Mapping[Words, Sequence[str]]) -> list[Fact]:
-    return [form_of(phenomenon, right, wrong, sentences) for (right, wrong), sentences in templates.items()]
+    forms = []
+    for (right, wrong), sentences in templates.items():
+        forms.append(form_of(phenomenon, right, wrong, sentences))
+    return forms
 
 
 @lru_cache(maxsize=1)
@@ -114,7 +117,8 @@ def _make(context: RunContext, shard: Shard, path: Path, progress: Progress) -> 
 
     largest_first = sorted(_remaining_forms(cells, why).items(), key=lambda form: -len(form[1]))
     for rank, (words, pair_ids) in enumerate(largest_first):
-        order = context.generator("syntax", phenomenon, *words).permutation(len(pair_ids)).tolist()
+        generator = context.generator("syntax", phenomenon, *words)
+        order = generator.permutation(len(pair_ids)).tolist()
         n_queried = settings.syntax_sentences if rank < settings.syntax_forms else 0
         for index in order[n_queried:]:
             why[pair_ids[index]] = "not_drawn"
@@ -192,7 +196,11 @@ def _writable_cells(context: RunContext, forms: Sequence[Fact]) -> set[Cell]:
         n_wrong_tokens = _answer_lengths(context, forms, wrong_forms)
     except NoPromptError:
         return set()
-    return {cell for cell, n_tokens in n_right_tokens.items() if n_tokens == n_wrong_tokens.get(cell)}
+    writable = set()
+    for cell, n_tokens in n_right_tokens.items():
+        if n_wrong_tokens.get(cell) == n_tokens:
+            writable.add(cell)
+    return writable
 
 
 def _answer_lengths(context: RunContext, forms: Sequence[Fact], queries: Sequence[Fact]) -> dict[Cell, int]:

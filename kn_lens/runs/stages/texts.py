@@ -236,7 +236,8 @@ def _tables(context: RunContext) -> "dict[str, pd.DataFrame]":
         return {}
     labels = ["relation", "key", "texts"]
     sentences = records.melt(labels, list(KINDS), var_name="neuron_set", value_name="mean")
-    means = sentences.groupby([*labels, "neuron_set"], sort=False, as_index=False).agg({"mean": "mean"})
+    by_set = sentences.groupby([*labels, "neuron_set"], sort=False, as_index=False)
+    means = by_set.agg({"mean": "mean"})
     tables = {}
     for name, by_relation in (("activation_on_texts", False), ("activation_on_texts_by_relation", True)):
         table = bootstrap_table(

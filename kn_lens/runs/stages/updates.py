@@ -37,7 +37,7 @@ from kn_lens.errors import EditError, NoPromptError
 from kn_lens.facts import Fact
 from kn_lens.neurons import NeuronSet, activation_neurons, prompts_by_fact
 from kn_lens.prompts import PromptBatch
-from kn_lens.runs.context import RunContext
+from kn_lens.runs.context import RunContext, sample_in_order
 from kn_lens.runs.directory import Shard
 from kn_lens.runs.passes import Passes
 from kn_lens.runs.stage import Progress, Stage, TableDisplay, write_rows
@@ -196,9 +196,8 @@ def _plan(
 
 def _most_active(context: RunContext, neurons: Mapping[Fact, NeuronSet]) -> dict[Fact, NeuronSet]:
     """Return as many neurons of highest activation for each fact."""
-    activations = attribute(
-        context.host, context.make_prompts(neurons), method="activation", memory_budget=context.memory_budget
-    )
+    prompts = context.make_prompts(neurons)
+    activations = attribute(context.host, prompts, method="activation", memory_budget=context.memory_budget)
     return activation_neurons(activations, neurons)
 
 
@@ -206,9 +205,7 @@ def _other_facts(context: RunContext, relation: str) -> list[Fact]:
     """Return the facts that each update is measured on beside its own: of the relation, and of other relations."""
     n_facts = context.settings.update_others
     same_relation = [fact for fact in context.source if fact.relation == relation and fact.templates]
-    generator = context.generator("edits", relation, "True")
-    chosen = generator.choice(len(same_relation), size=min(n_facts, len(same_relation)), replace=False)
-    facts = [same_relation[index] for index in sorted(chosen.tolist())]
+    facts = sample_in_order(same_relation, n_facts, context.generator("edits", relation, "True"))
     facts += context.sample_other_facts(relation, n_facts, "edits", relation, "False")
     return facts
 
@@ -259,10 +256,15 @@ def _answerable(context: RunContext, questions: Questions) -> dict[Fact, Questio
         templates.setdefault(prompts.fact(prompt), set()).add(template)
     answerable: dict[Fact, Question] = {}
     for fact, question in questions.items():
-        in_both = templates.get(question.query, set()) & templates.get(with_new_answer[fact], set())
-        kept = tuple(template for template in question.query.templates if template in in_both)
+        takes_current = templates.get(question.query, set())
+        takes_new = templates.get(with_new_answer[fact], set())
+        kept = []
+        for template in question.query.templates:
+            if template in takes_current and template in takes_new:
+                kept.append(template)
         if kept:
-            answerable[fact] = Question(replace(question.query, templates=kept), question.answer)
+            query = replace(question.query, templates=tuple(kept))
+            answerable[fact] = Question(query, question.answer)
     return answerable
 
 
@@ -328,9 +330,9 @@ def _table_6(context: RunContext, records: "pd.DataFrame", by_relation: bool) ->
     table = pd.concat(parts, ignore_index=True).rename(columns={"n_facts": "n"})
     table = with_control(table)
     paper = []
-    for question, measure, kind in zip(table["question"], table["measure"], table["neuron_set"], strict=True):
-        values = {} if by_relation else TABLE_6.get((question, measure), {})
-        paper.append(values.get(kind, np.nan))
+    for row in table.to_dict("records"):
+        values = {} if by_relation else TABLE_6.get((row["question"], row["measure"]), {})
+        paper.append(values.get(row["neuron_set"], np.nan))
     table["paper"] = paper
     return table
 
@@ -345,7 +347,8 @@ def _passes(context: RunContext, shard: Shard) -> Passes:
     n_known = n_queried
     if context.run.manifest("answers", Shard(relation)) is not None:
         n_known = len(known_facts(context, relation))
-    n_updated = min(settings.update_facts, n_known, round(n_queried * context.share_with_neurons(relation)))
+    n_with_neurons = round(n_queried * context.share_with_neurons(relation))
+    n_updated = min(settings.update_facts, n_known, n_with_neurons)
     if not n_updated:
         return Passes()
     n_other_rows = context.n_rows_of(_other_facts(context, relation))

@@ -35,6 +35,7 @@ from typing import Any, TypeVar
 
 from kn_lens._core import defaults
 from kn_lens._core.atomic import read_whole
+from kn_lens._core.checks import is_list_of
 from kn_lens._core.names import DTYPES, OWN_TEMPLATES
 from kn_lens._core.redact import without_secrets
 from kn_lens._core.toml import toml_value
@@ -121,13 +122,20 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         """Check for duplicates, missing entries and values out of range."""
-        for what, entries in (("model", self.models), ("fact set", self.facts), ("seed", self.seeds)):
+        for kind, entries in (("model", self.models), ("fact set", self.facts), ("seed", self.seeds)):
             if not entries:
-                raise ArgumentError(f"A study needs a {what}; there is none.")
-        _once("model", [(one.name, one.name) for one in self.models])
-        _once("model", [(one.loaded_as, one.name) for one in self.models])
-        _once("fact set", [(one.name, one.name) for one in self.facts])
-        _once("seed", [(one, str(one)) for one in self.seeds])
+                raise ArgumentError(f"A study needs a {kind}; there is none.")
+        model_names = _Names("model")
+        models = _Names("model")
+        fact_sets = _Names("fact set")
+        seeds = _Names("seed")
+        for model in self.models:
+            model_names.add(model.name, model.name)
+            models.add(model.loaded_as, model.name)
+        for entry in self.facts:
+            fact_sets.add(entry.name, entry.name)
+        for seed in self.seeds:
+            seeds.add(seed, str(seed))
         if "seed" in self.settings or "preset" in self.settings:
             raise ArgumentError("seeds and preset stand beside the settings, not among them.")
         fitting = self.memory is None or 0 < self.memory <= MEMORY_AT_MOST
@@ -140,8 +148,7 @@ class StudyConfig:
 
     def settings_for(self, seed: int) -> Settings:
         """Return the settings of the runs with a seed."""
-        changed = {name: tuple(value) if isinstance(value, list) else value for name, value in self.settings.items()}
-        return Settings.of(self.preset, **changed, seed=seed)
+        return Settings.of(self.preset, **self.settings, seed=seed)
 
 
 def read_study(path: str | Path) -> StudyConfig:
@@ -166,14 +173,17 @@ def read_study(path: str | Path) -> StudyConfig:
         raise DataError(f"{path}: no TOML in UTF-8: {error}") from error
     try:
         _check("", table, _TOP)
-        models = [_model(path.parent, one) for one in _entries("models", table, _MODEL)]
-        given: dict[str, Any] = {**table, "models": models}
+        folder = path.parent
+        values: dict[str, Any] = {**table}
+        values["models"] = [_model(folder, entry) for entry in _entries("models", table, _MODEL)]
         if "facts" in table:
-            given["facts"] = [_facts(path.parent, one) for one in _entries("facts", table, _FACTS)]
-        settings = table.get("settings", {})
-        places = {name: _place(path.parent, str(settings[name])) for name in PATHS if name in settings}
-        given["settings"] = {**settings, **places}
-        config = StudyConfig(**given)
+            values["facts"] = [_facts(folder, entry) for entry in _entries("facts", table, _FACTS)]
+        settings = dict(table.get("settings", {}))
+        for name in PATHS:
+            if name in settings:
+                settings[name] = _resolved_path(folder, str(settings[name]))
+        values["settings"] = settings
+        config = StudyConfig(**values)
         if as_toml(config) != without_secrets(as_toml(config)):
             raise ArgumentError(
                 "it holds an address with a password or key, or a token, and would be copied into the results. "
@@ -197,59 +207,94 @@ def as_toml(config: StudyConfig) -> str:
     tags = {"seed" = 1}
     ...
     """
-    resolved = config.settings_for(config.seeds[0]).as_dict()
-    derived = ("preset", "seed", *(f"{name}_digest" for name in PATHS))
-    settings = {name: value for name, value in resolved.items() if name not in derived}
-    lines = _lines({name: getattr(config, name) for name in ("preset", "stages", "seeds", "threads", "memory")})
+    settings = config.settings_for(config.seeds[0]).as_dict()
+    for name in ("preset", "seed"):
+        del settings[name]
+    for name in PATHS:
+        del settings[f"{name}_digest"]
+    names = ("preset", "stages", "seeds", "threads", "memory")
+    lines = _lines(_values(config, names))
     lines += ["", "[settings]", *_lines(settings)]
     for heading, entries in (("models", config.models), ("facts", config.facts)):
         for entry in entries:
-            lines += ["", f"[[{heading}]]", *_lines({one.name: getattr(entry, one.name) for one in fields(entry)})]
+            lines += ["", f"[[{heading}]]", *_lines(_values(entry, _field_names(entry)))]
     return "\n".join(lines) + "\n"
 
 
-def differences(there: StudyConfig, now: StudyConfig) -> list[str]:
+def differences(earlier: StudyConfig, later: StudyConfig) -> list[str]:
     """Return what has changed in a study or is missing from it; models, fact sets, seeds and stages may be added.
 
     The paths of models and facts are not compared: their contents identify them.
     """
-    found = [
-        f"{name}: {getattr(there, name)}, now {getattr(now, name)}"
-        for name in ("preset", "threads")
-        if getattr(there, name) != getattr(now, name)
-    ]
-    old, new = (config.settings_for(0).as_dict() for config in (there, now))
-    found += [
-        f"{name}: {old.get(name)}, now {new[name]}" for name in new if name not in PATHS and old.get(name) != new[name]
-    ]
-    entries: Iterable[tuple[str, Sequence[Any], Sequence[Any], str]] = (
-        ("model", there.models, now.models, "model tags"),
-        ("facts", there.facts, now.facts, "source templates"),
-    )
-    for what, before, after, told in entries:
-        by_name = {entry.name: entry for entry in after}
-        for entry in before:
-            if entry.name not in by_name:
-                found.append(f"{what} {entry.name}: there, now missing")
-                continue
-            for one in fields(entry):
-                values = [getattr(side, one.name) for side in (entry, by_name[entry.name])]
-                if one.name not in told.split() and values[0] != values[1]:
-                    found.append(f"{one.name} of {what} {entry.name}: {values[0]}, now {values[1]}")
-    return found + [f"seed {seed}: there, now missing" for seed in there.seeds if seed not in now.seeds]
+    names = ("preset", "threads")
+    found = _changes(_values(earlier, names), _values(later, names))
+    earlier_settings = earlier.settings_for(0).as_dict()
+    later_settings = later.settings_for(0).as_dict()
+    for name in PATHS:
+        del later_settings[name]
+    found += _changes(earlier_settings, later_settings)
+    found += _entry_differences("model", earlier.models, later.models, not_compared=("model", "tags"))
+    found += _entry_differences("facts", earlier.facts, later.facts, not_compared=("source", "templates"))
+    for seed in earlier.seeds:
+        if seed not in later.seeds:
+            found.append(f"seed {seed}: there, now missing")
+    return found
+
+
+def _entry_differences(
+    kind: str, earlier: Sequence[Entry], later: Sequence[Entry], *, not_compared: tuple[str, ...]
+) -> list[str]:
+    """Return which entries are missing from the later ones, and the changed fields of the others."""
+    by_name: dict[str, Entry] = {}
+    for entry in later:
+        by_name[entry.name] = entry
+    found = []
+    for entry in earlier:
+        if entry.name not in by_name:
+            found.append(f"{kind} {entry.name}: there, now missing")
+            continue
+        for name in _field_names(entry):
+            before, after = getattr(entry, name), getattr(by_name[entry.name], name)
+            if name not in not_compared and before != after:
+                found.append(f"{name} of {kind} {entry.name}: {before}, now {after}")
+    return found
+
+
+def _changes(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> list[str]:
+    """Describe the values that have changed."""
+    found = []
+    for name, value in later.items():
+        if earlier.get(name) != value:
+            found.append(f"{name}: {earlier.get(name)}, now {value}")
+    return found
+
+
+def _values(value: object, names: Iterable[str]) -> dict[str, Any]:
+    """Return some attributes by name."""
+    return {name: getattr(value, name) for name in names}
+
+
+def _field_names(entry: ModelEntry | FactsEntry | type[FactsEntry]) -> list[str]:
+    return [field.name for field in fields(entry)]
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
 
 _TEXT, _COUNT, _NUMBER, _TABLE, _LIST = "a text", "a whole number", "a number", "a table", "a list"
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 _IS: Mapping[str, Callable[[Any], bool]] = {
     _TEXT: lambda value: isinstance(value, str) and bool(value.strip()),
-    _COUNT: lambda value: isinstance(value, int) and not isinstance(value, bool),
+    _COUNT: _is_count,
     _NUMBER: lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
     _TABLE: lambda value: isinstance(value, dict),
     _LIST: lambda value: isinstance(value, list),
-    f"{_LIST} of texts": lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
-    f"{_LIST} of whole numbers": lambda value: isinstance(value, list) and all(map(_IS[_COUNT], value)),
+    f"{_LIST} of texts": lambda value: is_list_of(str, value),
+    f"{_LIST} of whole numbers": lambda value: isinstance(value, list) and all(map(_is_count, value)),
 }
 _TOP = {
     "preset": _TEXT,
@@ -270,7 +315,7 @@ _MODEL = {
     "device": _TEXT,
     "tags": _TABLE,
 }
-_FACTS = {one.name: _TEXT for one in fields(FactsEntry)}
+_FACTS = dict.fromkeys(_field_names(FactsEntry), _TEXT)
 
 
 def _check(where: str, table: Mapping[str, Any], known: Mapping[str, str]) -> None:
@@ -294,17 +339,17 @@ def _entries(heading: str, table: Mapping[str, Any], known: Mapping[str, str]) -
 def _model(folder: Path, table: Mapping[str, Any]) -> ModelEntry:
     if "model" not in table:
         raise ArgumentError(f'[[models]] {dict(table)} names no model; expected model = "a name or a directory".')
-    given = dict(table)
-    step = given.pop("checkpoint", None)
-    if given.get("dtype", DTYPES[0]) not in DTYPES:
-        raise ArgumentError(
-            f"dtype is {given['dtype']!r}; expected one of {', '.join(DTYPES)}.{did_you_mean(given['dtype'], DTYPES)}"
-        )
-    for tag, value in given.get("tags", {}).items():
+    values = dict(table)
+    step = values.pop("checkpoint", None)
+    dtype = values.get("dtype", defaults.DTYPE)
+    if dtype not in DTYPES:
+        near = did_you_mean(dtype, DTYPES)
+        raise ArgumentError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.{near}")
+    for tag, value in values.get("tags", {}).items():
         if not (_IS[_NUMBER](value) or isinstance(value, str)):
             raise ArgumentError(f"tag {tag} is {value!r}; expected a text or a number.")
-    place = _place(folder, given["model"])
-    entry = ModelEntry(**{"name": Path(place).name, **given, "model": place})
+    path = _resolved_path(folder, values["model"])
+    entry = ModelEntry(**{"name": Path(path).name, **values, "model": path})
     return entry if step is None else _at_step(entry, step, named="name" in table)
 
 
@@ -319,44 +364,63 @@ def _at_step(entry: ModelEntry, step: int, *, named: bool) -> ModelEntry:
     )
     if not os.path.isdir(entry.model):  # unlike Path's, false for names that cannot be
         return replace(found, revision=f"step{step}")
-    places = [Path(entry.model, name.format(step)) for name in STEP_DIRECTORIES]
-    for place in places:
-        if place.is_dir():
-            return replace(found, model=str(place))
-    raise ArgumentError(f"{entry.name}: there is no checkpoint {step}; expected a directory {places[0]}.")
+    for name in STEP_DIRECTORIES:
+        path = Path(entry.model, name.format(step))
+        if path.is_dir():
+            return replace(found, model=str(path))
+    expected = Path(entry.model, STEP_DIRECTORIES[0].format(step))
+    raise ArgumentError(f"{entry.name}: there is no checkpoint {step}; expected a directory {expected}.")
 
 
 def _facts(folder: Path, table: Mapping[str, Any]) -> FactsEntry:
-    given = {"source": WORLD, **table}
+    values = {"source": WORLD, **table}
     for name in ("source", "templates"):
-        if name in given:
-            given[name] = _place(folder, given[name])
-    return FactsEntry(**{"name": Path(given["source"]).stem, **given})
+        if name in values:
+            values[name] = _resolved_path(folder, values[name])
+    return FactsEntry(**{"name": Path(values["source"]).stem, **values})
 
 
-def _place(folder: Path, name: str) -> str:
+def _resolved_path(folder: Path, name: str) -> str:
     """Return the absolute path of a name that exists relative to the file's folder; any other name unchanged."""
-    place = folder / os.path.expanduser(name)
-    return str(place.resolve()) if os.path.exists(place) and name not in (WORLD, OWN_TEMPLATES) else name
+    if name in (WORLD, OWN_TEMPLATES):
+        return name
+    path = folder / os.path.expanduser(name)
+    return str(path.resolve()) if os.path.exists(path) else name
 
 
-def _once(what: str, named: Iterable[tuple[Any, str]]) -> None:
-    names: dict[Any, str] = {}
-    for key, name in named:
-        if key in names:
-            both = name if names[key] == name else f"{names[key]} and {name}"
-            raise ArgumentError(f"a {what} twice: {both}.")
-        names[key] = name
+class _Names:
+    """The names of entries of a kind, by what identifies them."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._names: dict[Any, str] = {}
+
+    def add(self, key: Any, name: str) -> None:
+        """Add an entry.
+
+        Raises:
+            ArgumentError: there is one with this key.
+        """
+        if key in self._names:
+            earlier = self._names[key]
+            both = name if earlier == name else f"{earlier} and {name}"
+            raise ArgumentError(f"a {self._kind} twice: {both}.")
+        self._names[key] = name
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
 def _lines(table: Mapping[str, Any]) -> list[str]:
-    return [f"{key} = {_value(value)}" for key, value in table.items() if value is not None and value != {}]
+    lines = []
+    for key, value in table.items():
+        if value is not None and value != {}:
+            lines.append(f"{key} = {_value(value)}")
+    return lines
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{toml_value(key)} = {toml_value(one)}" for key, one in value.items()) + "}"
-    return toml_value(value)
+    if not isinstance(value, Mapping):
+        return toml_value(value)
+    entries = [f"{toml_value(key)} = {toml_value(inner)}" for key, inner in value.items()]
+    return "{" + ", ".join(entries) + "}"

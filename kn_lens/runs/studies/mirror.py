@@ -42,12 +42,22 @@ class Mirror:
         fs, root = self.store_at
         with _explained(fs, f"{root}/{name}", "read"):
             for stored in fs.find(f"{root}/{name}"):
-                place = self.local / str(stored).removeprefix("/").removeprefix(f"{root.removeprefix('/')}/")
-                if not place.resolve().is_relative_to(self.local.resolve()):  # keys of a store can be any text
-                    raise DataError(f"The name of {stored} leads out of {root}; expected files of a study alone.")
-                place.parent.mkdir(parents=True, exist_ok=True)
-                with fs.open(stored, "rb") as source, writing_whole(place) as target:
+                path = self._local_path(str(stored), root)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with fs.open(stored, "rb") as source, writing_whole(path) as target:
                     shutil.copyfileobj(source, target)
+
+    def _local_path(self, stored: str, root: str) -> Path:
+        """Return the path of a stored file in the local directory.
+
+        Raises:
+            DataError: it would lie outside.
+        """
+        name = stored.removeprefix("/").removeprefix(f"{root.removeprefix('/')}/")
+        path = self.local / name
+        if not path.resolve().is_relative_to(self.local.resolve()):  # keys of a store can be any text
+            raise DataError(f"The name of {stored} leads out of {root}; expected files of a study alone.")
+        return path
 
     def fetch_run(self, name: str) -> None:
         """Copy a run directory from the store, and mark it as a run."""

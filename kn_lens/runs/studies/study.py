@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -91,7 +92,8 @@ def run_study(
                 _check_same(directory.path, config, jobs)
             directory.write_text(STUDY, as_toml(config))
             ended: dict[str, Outcome] = {}
-            for outcome in (engine or InProcess()).run(jobs, _RunOpener(directory.path, mirror, force).open, watch):
+            opener = _RunOpener(directory.path, mirror, force)
+            for outcome in (engine or InProcess()).run(jobs, opener.open, watch):
                 ended[outcome.job.name] = outcome
                 _write_failure(directory, mirror, outcome)
             rows = _rows(jobs, ended)
@@ -107,43 +109,51 @@ def jobs_of(config: StudyConfig, facts: Mapping[str, FactSet], held_out: Mapping
         DataError: a fact set of a single relation.
     """
     stages = [stage.name for stage in stages_named(STAGES, config.stages)]
-    if missing := [entry.name for entry in config.facts if entry.name not in facts]:
+    missing = [entry.name for entry in config.facts if entry.name not in facts]
+    if missing:
         raise ArgumentError(f"facts holds {', '.join(facts) or 'nothing'}; the study has {', '.join(missing)} too.")
     settings = {seed: config.settings_for(seed) for seed in config.seeds}
-    data = {
-        (entry.name, seed): RunData.of(facts[entry.name], settings[seed], held_out.get(entry.name))
-        for entry in config.facts
-        for seed in config.seeds
-    }
-    jobs = [
-        Job(
-            name="+".join(quote(part, safe="") for part in (model.name, entry.name, str(seed))),
+    data: dict[tuple[str, int], RunData] = {}
+    for entry in config.facts:
+        for seed in config.seeds:
+            data[entry.name, seed] = RunData.of(facts[entry.name], settings[seed], held_out.get(entry.name))
+    jobs: list[Job] = []
+    for model, entry, seed in product(config.models, config.facts, config.seeds):
+        names = {
+            "model": model.model,
+            "facts": entry.source,
+            "format": entry.format,
+            "templates": entry.templates,
+            "split": entry.split,
+        }
+        job = Job(
+            name=_run_name(model.name, entry.name, str(seed)),
             model=model,
             fact_set=entry.name,
             data=data[entry.name, seed],
             settings=settings[seed],
             stages=stages,
-            names={
-                "model": model.model,
-                "facts": entry.source,
-                "format": entry.format,
-                "templates": entry.templates,
-                "split": entry.split,
-            },
+            names=names,
             threads=config.threads,
             memory_budget=None if config.memory is None else config.memory * 2**30,
         )
-        for model in config.models
-        for entry in config.facts
-        for seed in config.seeds
-    ]
-    for job in jobs:
-        if len(job.name) > LONGEST_NAME:
-            raise ArgumentError(
-                f"The run {job.name[:40]}... has a name of {len(job.name)} characters, more than {LONGEST_NAME}, which "
-                "no directory can have; give its model or fact set a shorter name."
-            )
+        jobs.append(job)
     return jobs
+
+
+def _run_name(*parts: str) -> str:
+    """Return the name of a run's directory.
+
+    Raises:
+        ArgumentError: it is too long for a directory.
+    """
+    name = "+".join(quote(part, safe="") for part in parts)
+    if len(name) > LONGEST_NAME:
+        raise ArgumentError(
+            f"The run {name[:40]}... has a name of {len(name)} characters, more than {LONGEST_NAME}, which no "
+            "directory can have; give its model or fact set a shorter name."
+        )
+    return name
 
 
 @dataclass(frozen=True)
@@ -209,18 +219,18 @@ def _rows(jobs: Sequence[Job], ended: Mapping[str, Outcome]) -> "pd.DataFrame":
     rows = []
     for job in jobs:
         failure = ended[job.name].failure
-        rows.append(
-            {
-                "run": job.name,
-                "model": job.model.name,
-                "fact_set": job.fact_set,
-                "seed": job.settings.seed,
-                "state": "done" if failure is None else "failed",
-                "where": "" if failure is None else failure.where,
-                "reason": "" if failure is None else failure.reason,
-                **{f"tag_{name}": value for name, value in job.model.tags.items()},
-            }
-        )
+        row = {
+            "run": job.name,
+            "model": job.model.name,
+            "fact_set": job.fact_set,
+            "seed": job.settings.seed,
+            "state": "done" if failure is None else "failed",
+            "where": "" if failure is None else failure.where,
+            "reason": "" if failure is None else failure.reason,
+        }
+        for name, value in job.model.tags.items():
+            row[f"tag_{name}"] = value
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -235,4 +245,5 @@ def _join_tables(directory: RunDirectory, rows: "pd.DataFrame") -> None:
             table.insert(0, "run", run)
             tables.setdefault(path.stem, []).append(table)
     for name, parts in tables.items():
-        directory.write_text(f"tables/{name}.csv", pd.concat(parts, ignore_index=True).to_csv(index=False))
+        joined = pd.concat(parts, ignore_index=True)
+        directory.write_text(f"tables/{name}.csv", joined.to_csv(index=False))
