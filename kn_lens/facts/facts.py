@@ -285,7 +285,7 @@ class FactSet(Sequence[Fact]):
             min_templates: the least number of templates of a relation (Dai et al. 2022: 4).
             templates: templates in place of ParaRel's: by relation, or where to read them (see ``from_lama``).
                 ``"kn_lens"`` takes the package's own, eight for each of the 34 relations, all of which end with the
-                object; of ParaRel's, made for masked models, many do not, and a causal model cannot be asked them.
+                object; of ParaRel's, made for masked models, many do not, and a causal model takes none of these.
 
         Raises:
             DataError: a file or a requested relation is missing or malformed, or has too few templates.

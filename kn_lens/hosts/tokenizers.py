@@ -106,10 +106,10 @@ def check_beginning(tokenizer: Any, unchanged: Any) -> None:
     if len(added) > len(_special_tokens_before(unchanged)):
         raise ArgumentError(
             f"The tokenizer puts {added[0]!r} before each text, which the checkpoint's own tokenizer does not: the "
-            "model would be asked with tokens that it was not trained on, and gives other answers. TransformerLens "
+            "model would be queried with tokens that it was not trained on, and gives other answers. TransformerLens "
             "sets its tokenizers up like this. Leave tokenizer= out, or pass "
-            "transformers.AutoTokenizer.from_pretrained(...) unchanged. To ask with that token all the same, make the "
-            "prompts with PromptBatch.from_tokens, for example of model.to_tokens(text)."
+            "transformers.AutoTokenizer.from_pretrained(...) unchanged. To query with that token all the same, make "
+            "the prompts with PromptBatch.from_tokens, for example of model.to_tokens(text)."
         )
 
 
