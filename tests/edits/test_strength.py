@@ -85,7 +85,7 @@ def test_the_measures_of_a_strength_are_means_over_the_facts():
     model = kn.load_model("world-gpt2")
     held_out = kn.FactSet.world("held_out")
     facts = [held_out.find(name, relation="P36") for name in ("Ireland", "Japan")]
-    found = dict(zip(facts, [kn.NeuronSet([(3, 11)]), kn.NeuronSet([(2, 5), (3, 11), (3, 40), (3, 41)])], strict=True))
+    found = {facts[0]: kn.NeuronSet([(3, 11)]), facts[1]: kn.NeuronSet((3, index) for index in range(100))}
     others = kn.make_prompts(model, held_out.of("P36", "P30").sample(20, seed=0), unknown_answers="leave_out")
 
     def measures(*chosen):
@@ -93,7 +93,7 @@ def test_the_measures_of_a_strength_are_means_over_the_facts():
         return table.loc[0, ["success", "disturbed"]].to_numpy(dtype=float)
 
     one, other = measures(facts[0]), measures(facts[1])
-    assert abs(one - other)[1] > 0.01
+    assert (one < other).all()  # a row changes nothing, and a hundred rows change everything
     assert measures(*facts) == pytest.approx((one + other) / 2)
 
 

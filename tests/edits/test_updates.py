@@ -8,7 +8,9 @@ import torch
 
 import kn_lens as kn
 from kn_lens._core import defaults
-from kn_lens.hosts import unwrap
+from kn_lens.edits.updates import ActivationRecorder
+from kn_lens.hosts import Budget, unwrap
+from kn_lens.interventions import Ticks, score_answers
 from tests.edit_cases import FACTS, IRELAND, NEURONS, UPDATE, bits, mean_embedding, same
 from tests.effects import CAPITAL
 from tests.tiny import D_MLP, N_LAYERS, loaded, tiny_model
@@ -57,6 +59,19 @@ def mean_activations(model, fact, neurons):
 def answer_tokens(model, answer):
     prompts = kn.make_prompts(model, kn.Fact("Ireland", "P36", answer, CAPITAL[:1]))
     return prompts.target_ids.tolist()
+
+
+def test_recorded_activations_are_means_over_the_rows_of_a_prompt_and_then_over_prompts():
+    model = loaded("BertForMaskedLM")
+    host, fact = kn.host_of(model), kn.Fact("France", "P36", "Paris and Rome", CAPITAL)
+    prompts = kn.make_prompts(model, fact)
+    assert prompts.n_rows > len(prompts) > 1
+    recorder = ActivationRecorder.of(NEURONS, prompts)
+    score_answers(host, prompts, [recorder], Budget.of(host, None), Ticks(None, 0))
+    expected = mean_activations(model, fact, NEURONS)
+    assert recorder.mean(NEURONS).tolist() == pytest.approx([expected[neuron] for neuron in NEURONS])
+    some = kn.NeuronSet([(1, 7), (0, 3)])
+    assert recorder.mean(some).tolist() == pytest.approx([expected[neuron] for neuron in some])
 
 
 @ANY_FAMILY

@@ -131,6 +131,24 @@ def test_refine_released_equals_refine(tmp_path_factory, attr, t, p):
     assert match_facts(stored, attr.prompts.facts) == kn.refine(attr, attr_threshold=t, share_threshold=p)
 
 
+def test_stored_attributions_of_each_metric_are_refined_alone(tmp_path):
+    path = tmp_path / "P36.rlt.jsonl"
+    scores = {"ig_gold": [[0, 1, 0.5], [0, 2, 0.05]], "ig_pred": [[1, 1, 0.5]], "base": [[2, 1, 3.0], [2, 2, 3.0]]}
+    path.write_text(json.dumps([[{"relation": "P36(capital)"}, scores]] * 3))
+    expected = {"ig_gold": [(0, 1)], "ig_pred": [(1, 1)], "base": [(2, 1), (2, 2)]}
+    for metric, pairs in expected.items():
+        assert refine_released(path, metric=metric) == {"P36[0]": kn.NeuronSet(pairs)}
+    assert refine_released(path) == refine_released(path, metric="ig_gold")
+    assert refine_released(path, attr_threshold=0.1) == {"P36[0]": kn.NeuronSet([(0, 1), (0, 2)])}
+
+
+def test_stored_prompts_without_a_positive_score_have_no_neurons(tmp_path):
+    path = tmp_path / "P36.rlt.jsonl"
+    for pairs in ([], [[0, 1, 0.0]], [[0, 1, -0.5], [0, 2, -0.1]]):
+        path.write_text(json.dumps([[{"relation": "P36"}, {"ig_gold": pairs}]] * 3))
+        assert refine_released(path) == {"P36[0]": kn.NeuronSet()}
+
+
 @pytest.mark.parametrize(
     "line, error, message",
     [

@@ -64,6 +64,16 @@ def test_unconverged_lists_the_pairs_above_the_tolerance(pair, prompts):
     assert len(attr.unconverged) == int((gap > attr.tolerance[:, None]).sum())
 
 
+def test_a_gap_is_judged_by_the_size_of_the_output_or_a_hundredth(pair, prompts):
+    for output, tolerance in (("prob", 0.02), ("logit", 1e-3)):
+        attr = kn.attribute(pair[1], prompts, output=output, quadrature="left", n_steps=4, tolerance=tolerance)
+        allowed = [tolerance * max(abs(clean), 0.01) for clean in attr.clean.tolist()]
+        assert attr.tolerance.tolist() == pytest.approx(allowed)
+        gaps = attr.completeness_gap.abs().tolist()
+        within = [[gap <= most for gap in of_prompt] for of_prompt, most in zip(gaps, allowed, strict=True)]
+        assert attr.converged.tolist() == within
+
+
 @pytest.mark.parametrize(("rule", "order"), [("left", 1), ("right", 1), ("midpoint", 2), ("trapezoid", 2)])
 def test_the_completeness_gap_falls_at_the_rules_rate(pair, prompts, rule, order):
     model = pair[1]

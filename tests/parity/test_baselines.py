@@ -58,6 +58,20 @@ def test_activation_is_the_clean_activation(pair, prompts):
     assert attr.completeness_gap.isnan().all() and attr.unconverged == []
 
 
+def test_the_points_of_a_layer_are_its_gradients_or_passes(pair, prompts):
+    chosen = {"neurons": kn.NeuronSet([kn.Neuron(0, 1), kn.Neuron(0, 7), kn.Neuron(2, 5)])}
+    expected = {
+        "ablation": [2, 0, 1],
+        "log_prob_gain": [3, 1, 2],  # one more with no neuron on
+        "single_path": [2 * 5, 0, 5],
+    }
+    for method, n_points in expected.items():
+        rule = {"quadrature": "gauss-legendre", "n_steps": 5} if method == "single_path" else {}
+        attr = kn.attribute(pair[1], prompts, method=method, **chosen, **rule)
+        assert attr.n_points.tolist() == [n_points] * len(prompts), method
+    assert (kn.attribute(pair[1], prompts, method="gradient_x_activation").n_points == 1).all()
+
+
 @pytest.mark.parametrize("layer", range(N_LAYERS))
 def test_log_prob_gain_is_a_difference_measured_in_the_model_cut_off_above_the_layer(pair, prompts, layer):
     """Read off the residual stream: with one neuron of the layer on against none, in a model of so many layers."""
