@@ -22,7 +22,8 @@ RESULT = "Results"
 
 def option(panel: str | None, metavar: str, help: str, **limits: float) -> Any:
     """Return an option named after its parameter, in a panel of the help; ``limits`` are ``min`` and ``max``."""
-    keywords: dict[str, Any] = dict(limits)  # else the type checker tries floats against every keyword of typer
+    # Without this type, the type checker compares floats with every keyword of typer.
+    keywords: dict[str, Any] = dict(limits)
     return typer.Option(metavar=metavar, help=help, rich_help_panel=panel, **keywords)
 
 

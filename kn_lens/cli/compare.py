@@ -86,7 +86,10 @@ def compare(
         out.print(result)
     for note in comparison.notes:
         out.print(note, soft_wrap=True)
-    out.print(f"{WHY_NONE} No p of fewer than 6 relations, which could not be below 0.05.", soft_wrap=True)
+    out.print(
+        f"{WHY_NONE} No p of fewer than 6 relations, which could not be below 0.05.",
+        soft_wrap=True,
+    )
     sources = "--out DIR and --json contain all" if to is None else f"{to} contains all"
     out.print(
         f"{sources}: each model's own facts, controls, depth by layer, all pairs, p of facts.",

@@ -76,7 +76,10 @@ def convert(
     if json:
         print_json({"command": "data convert", "source": source, "out": str(to), **_summary(facts)})
     else:
-        out.print(f"{len(facts):,} facts of {len(facts.relations)} relations written to {to}", soft_wrap=True)
+        out.print(
+            f"{len(facts):,} facts of {len(facts.relations)} relations written to {to}",
+            soft_wrap=True,
+        )
 
 
 @app.command()

@@ -16,7 +16,15 @@ from kn_lens._core.escape import escaped
 from kn_lens.cli import _options as options
 from kn_lens.cli._options import named_option
 from kn_lens.cli._run import build_prompts, describe_model, effect_records, load, most_active_neurons
-from kn_lens.cli._tables import NEURON_SETS, effects_table, interval, neuron_names, number, percent, table
+from kn_lens.cli._tables import (
+    NEURON_SETS,
+    effects_table,
+    interval,
+    neuron_names,
+    number,
+    percent,
+    table,
+)
 from kn_lens.cli._terminal import out, print_json, show_progress
 from kn_lens.cli.models import embedded
 from kn_lens.errors import ArgumentError
@@ -228,7 +236,8 @@ def _specificity(
     prompts = _first_prompts(build_prompts(model, sample, leave_out=True), TEMPLATES_PER_FACT)
     found: dict[Fact, NeuronSet] = {}
     n_unconverged = n_pairs = 0
-    with show_progress(f"Attributing {len(sample)} facts of all relations", unit="prompt-layers") as progress:
+    description = f"Attributing {len(sample)} facts of all relations"
+    with show_progress(description, unit="prompt-layers") as progress:
         for _, attr in attribute_in_parts(model, prompts, together="fact", progress=progress):
             found |= refine(attr)
             n_unconverged += len(attr.unconverged)
@@ -567,13 +576,17 @@ def _print_erasure(section: Mapping[str, Any], document: Mapping[str, Any]) -> N
     rows = table("", "neurons", "facts", *numbers, right=numbers)
     for (neuron_set, question), by_measure in measures.items():
         growth = by_measure["perplexity_growth"]
+        perplexity_before = by_measure["perplexity_before"]["value"]
+        perplexity_after = by_measure["perplexity_after"]["value"]
+        accuracy_before = by_measure["accuracy_before"]["value"]
+        accuracy_after = by_measure["accuracy_after"]["value"]
         is_own = question == "same relation"
         rows.add_row(
             NEURON_SETS[neuron_set] if is_own else "",
             "its own" if is_own else "others",
-            f"{by_measure['perplexity_before']['value']:.2f} -> {by_measure['perplexity_after']['value']:.2f}",
+            f"{perplexity_before:.2f} -> {perplexity_after:.2f}",
             f"{percent(growth['value'])} {interval(growth, '+.0f', 100)}",
-            f"{by_measure['accuracy_before']['value']:.0%} -> {by_measure['accuracy_after']['value']:.0%}",
+            f"{accuracy_before:.0%} -> {accuracy_after:.0%}",
         )
     out.print(rows)
 

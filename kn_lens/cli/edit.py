@@ -411,9 +411,15 @@ def _print_edit(document: Mapping[str, Any]) -> None:
     """Print the description of an edit and a table of its rows."""
     checkpoint = document["checkpoint"]
     out.print(document["what"], soft_wrap=True)
-    out.print(f"of {checkpoint['name']} ({checkpoint['architecture']}, {checkpoint['dtype']})", soft_wrap=True)
+    out.print(
+        f"of {checkpoint['name']} ({checkpoint['architecture']}, {checkpoint['dtype']})",
+        soft_wrap=True,
+    )
     if not checkpoint["raw"]:
-        out.print("of rows processed by TransformerLens: for models with the same processing", soft_wrap=True)
+        out.print(
+            "of rows processed by TransformerLens: for models with the same processing",
+            soft_wrap=True,
+        )
     for step in document["why"]:
         details = []
         for key, value in step.items():
@@ -491,7 +497,8 @@ def _trial(
     n_correct = n_lost = 0
     with show_progress("Trying the update", unit="prompts") as progress:
         effect = measure(model, own, edit, progress=progress)
-        with suppress(PromptError):  # there are no other facts, or none that the model can be queried with
+        # There may be no other facts, or none that the model can be queried with.
+        with suppress(PromptError):
             sample = others.sample(min(TRIAL_OTHERS, len(others)), TRIAL_SEED)
             prompts = build_prompts(model, sample, leave_out=True)
             fact_index = prompts.fact_index.tolist()

@@ -131,7 +131,8 @@ def reproduce(
     from kn_lens.runs.workers.engine import torch_threads
     from kn_lens.runs.workers.processes import run_shared
 
-    chosen_stages = stages_named(STAGES, split_names(stages))  # raises for an unknown stage, before the model is loaded
+    # Raises for an unknown stage, before the model is loaded.
+    chosen_stages = stages_named(STAGES, split_names(stages))
     loaded = load(model, device, dtype)
     document = {
         "command": "reproduce",
@@ -296,7 +297,10 @@ def _print_results(
             out.print(_result_table(tables[name], display, out))
     if "coverage" in tables:
         out.print(_coverage_line(tables["coverage"]), soft_wrap=True)
-    out.print(f"n: facts, or pairs of facts. All tables, also by relation, are in {to / 'tables'}.", soft_wrap=True)
+    out.print(
+        f"n: facts, or pairs of facts. All tables, also by relation, are in {to / 'tables'}.",
+        soft_wrap=True,
+    )
 
 
 def _warn_about_updates(updated: "pd.DataFrame", table6: "pd.DataFrame | None") -> None:

@@ -107,9 +107,15 @@ def study(
         print_json({"command": "study", "out": directory, "runs": runs.to_dict("records")})
     else:
         out.print(_runs_table(runs))
-        out.print(f"Runs are in {directory}/runs, the joint tables in {directory}/tables.", soft_wrap=True)
+        out.print(
+            f"Runs are in {directory}/runs, the joint tables in {directory}/tables.",
+            soft_wrap=True,
+        )
     if n_failed:
-        err.print(f"{n_failed} of {len(runs)} runs failed; the same command repeats them.", soft_wrap=True)
+        err.print(
+            f"{n_failed} of {len(runs)} runs failed; the same command repeats them.",
+            soft_wrap=True,
+        )
         raise typer.Exit(1)
 
 

@@ -52,7 +52,7 @@ def highest_scores(
     prompts = attribution.prompts
     chosen = list(range(len(prompts)))
     if fact is not None:
-        chosen = [i for i, number in enumerate(prompts.fact_index.tolist()) if prompts.facts[number] == fact]
+        chosen = [i for i in chosen if prompts.fact(i) == fact]
         if not chosen:
             hint = did_you_mean(fact.key, (other.key for other in prompts.facts))
             raise ArgumentError(f"{fact.key} has no prompts in this attribution.{hint}")
@@ -84,7 +84,8 @@ def attribution_html(attribution: "Attribution") -> str:
     gap = attribution.completeness_gap
     if not gap.isnan().all():
         largest = float(gap.abs()[~gap.isnan()].max())
-        lines.append(f"Completeness gap at most {largest:.2g}; {len(attribution.unconverged):,} pairs above tolerance.")
+        n_unconverged = len(attribution.unconverged)
+        lines.append(f"Completeness gap at most {largest:.2g}; {n_unconverged:,} pairs above tolerance.")
     return figure_html(attribution_figure(attribution), lines)
 
 

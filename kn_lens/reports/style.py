@@ -221,7 +221,11 @@ def label_rows(
         ticktext=list(names.values()),
         range=[0.4, len(names) + 0.6],
     )
-    figure.update_layout(height=base + panels * row * max(len(names), 2), meta={"base": base, "row": panels * row})
+    row_height = panels * row
+    figure.update_layout(
+        height=base + row_height * max(len(names), 2),
+        meta={"base": base, "row": row_height},
+    )
 
 
 def show_zero_line(figure: "Figure") -> None:

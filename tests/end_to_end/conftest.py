@@ -1,4 +1,4 @@
-"""The command line in this process, with its streams and its exit code caught, and models and facts to give it."""
+"""The command line in this process with captured streams and exit code, and models and facts for it."""
 
 import io
 import json

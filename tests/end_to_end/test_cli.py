@@ -25,7 +25,7 @@ def run_process(*args):
     return subprocess.Popen([sys.executable, "-m", "kn_lens.cli", *map(str, args)], **PIPES)
 
 
-def test_help_needs_no_heavy_import():
+def test_help_imports_nothing_heavy():
     script = (
         "import sys; sys.argv[1:] = ['find', '--help']\n"
         "from kn_lens.cli import main\n"
@@ -38,7 +38,7 @@ def test_help_needs_no_heavy_import():
     assert all(name in done.stdout for name in ("--attr-threshold", "--by-relation", "integrated_gradients"))
 
 
-def test_a_process_keeps_its_streams_apart(checkpoints, facts_file):
+def test_results_go_to_stdout_and_messages_to_stderr(checkpoints, facts_file):
     process = run_process("find", "-m", checkpoints["bert"], "-f", facts_file, "--limit", 3, "--json")
     out, err = process.communicate()
     said = [line for line in err.splitlines() if not line.endswith(" so far")]  # on a busy machine it takes long
@@ -73,7 +73,7 @@ def test_interrupting_ends_in_one_line_and_writes_nothing(checkpoints, facts_fil
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupt_that_an_import_wraps_is_one_all_the_same(cli, monkeypatch):
+def test_interrupt_wrapped_by_an_import_is_still_an_interrupt(cli, monkeypatch):
     def importing(*args, **kwargs):
         raise RuntimeError("Error calling __set_name__") from KeyboardInterrupt()
 
@@ -81,7 +81,7 @@ def test_an_interrupt_that_an_import_wraps_is_one_all_the_same(cli, monkeypatch)
     assert cli("data", "read", "world") == (130, "", "kn-lens: interrupted; nothing was written.\n")
 
 
-def test_a_reader_that_leaves_is_met_with_silence():
+def test_closed_pipe_ends_the_command_without_a_message():
     with run_process("data", "read", "world") as process:
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == ("", 1)
@@ -154,7 +154,7 @@ def test_every_command_has_help(cli):
         ("data convert {facts} --out {facts}", "is an input file"),
     ],
 )
-def test_bad_input_is_one_clear_line(cli, folder, checkpoints, facts_file, arguments, message):
+def test_invalid_input_is_one_clear_line(cli, folder, checkpoints, facts_file, arguments, message):
     (folder / "broken.jsonl").write_text('{"subject": "Ireland", "relation": "P36", "object": "Dublin"}\n{"subj')
     (folder / "odd.txt").write_text("")
     kn.NeuronSet.write_many(folder / "other.json", {"P36/Atlantis/Poseidonis": kn.NeuronSet([(0, 0)])})
@@ -171,7 +171,7 @@ def test_bad_input_is_one_clear_line(cli, folder, checkpoints, facts_file, argum
 
 
 @pytest.mark.parametrize(("terminal", "slow"), [(True, True), (True, False), (False, True)])
-def test_progress_shows_on_a_terminal_when_it_takes_long(monkeypatch, terminal, slow):
+def test_progress_bar_appears_on_a_terminal_after_a_while(monkeypatch, terminal, slow):
     written = io.StringIO()
     monkeypatch.setattr(_terminal, "err", EscapingConsole(file=written, force_terminal=terminal, width=100))
     monkeypatch.setattr(_terminal, "SHOW_AFTER", 0.01 if slow else 60)
@@ -184,13 +184,13 @@ def test_progress_shows_on_a_terminal_when_it_takes_long(monkeypatch, terminal, 
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_long_work_is_told_line_by_line_where_there_is_no_terminal(monkeypatch, terminal):
+def test_long_work_is_reported_line_by_line_without_a_terminal(monkeypatch, terminal):
     now, written = 1000.0, io.StringIO()
     monkeypatch.setattr(_terminal.time, "perf_counter", lambda: now)
     monkeypatch.setattr(_terminal, "err", EscapingConsole(file=written, force_terminal=terminal, width=40))
     monkeypatch.setattr(_terminal, "SHOW_AFTER", 60)
-    pauses, told = [], queue.Queue()
-    monkeypatch.setattr(_terminal, "Event", lambda: Clock(pauses, told))
+    pauses, signals = [], queue.Queue()
+    monkeypatch.setattr(_terminal, "Event", lambda: Clock(pauses, signals))
 
     def lines_after(seconds):
         nonlocal now
@@ -198,8 +198,8 @@ def test_long_work_is_told_line_by_line_where_there_is_no_terminal(monkeypatch, 
         if terminal:
             return ""
         before = len(written.getvalue())
-        told.put(False)
-        told.join()
+        signals.put(False)
+        signals.join()
         return written.getvalue()[before:]
 
     with _terminal.status_lines():
@@ -216,24 +216,24 @@ def test_long_work_is_told_line_by_line_where_there_is_no_terminal(monkeypatch, 
 
 
 class Clock:
-    """An event that waits for the test instead of the time; what it is told is whether it is set."""
+    """An event that waits for the test instead of a timeout."""
 
-    def __init__(self, pauses, told):
-        self.pauses, self.told, self.waited = pauses, told, False
+    def __init__(self, pauses, signals):
+        self.pauses, self.signals, self.waited = pauses, signals, False
 
     def wait(self, seconds):
         if self.waited:
-            self.told.task_done()
+            self.signals.task_done()
         self.pauses.append(seconds)
         self.waited = True
-        return self.told.get()
+        return self.signals.get()
 
     def set(self):
-        self.told.put(True)
+        self.signals.put(True)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "slow", "told"),
+    ("arguments", "slow", "description"),
     [
         ("data read world", "kn_lens.cli.data.read_facts", "working"),
         ("demo", "kn_lens.hosts.load_model", "Loading world-bert"),
@@ -247,12 +247,12 @@ class Clock:
         ("models", "kn_lens.cli.models.embedded", "working"),
     ],
 )
-def test_whatever_takes_long_is_told_of(monkeypatch, capsys, arguments, slow, told):
+def test_every_long_step_reports_progress(monkeypatch, capsys, arguments, slow, description):
     said = [""]
 
     def takes_long(*args, **how):
         deadline = time.monotonic() + 20
-        while f"kn-lens: {told}: " not in said[0] and time.monotonic() < deadline:
+        while f"kn-lens: {description}: " not in said[0] and time.monotonic() < deadline:
             time.sleep(0.01)
             said[0] += capsys.readouterr().err
         raise kn.errors.DataError("enough")
@@ -264,10 +264,10 @@ def test_whatever_takes_long_is_told_of(monkeypatch, capsys, arguments, slow, to
     monkeypatch.setattr(slow, takes_long)
     with pytest.raises(SystemExit), warnings.catch_warnings():
         main()
-    assert f"kn-lens: {told}: " in said[0]
+    assert f"kn-lens: {description}: " in said[0]
     assert capsys.readouterr().out == ""
 
 
-def test_numbers_that_json_cannot_hold_become_null(capsys):
+def test_numbers_outside_json_become_null(capsys):
     _terminal.print_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": {"d": None}})
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5], "c": {"d": None}}

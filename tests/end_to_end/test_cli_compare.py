@@ -1,4 +1,4 @@
-"""``kn-lens compare`` on runs of the two embedded models: what is printed, what is written, what is refused."""
+"""``kn-lens compare`` on runs of the two embedded models: output, files, refusals."""
 
 import json
 from functools import partial
@@ -68,7 +68,7 @@ def test_a_masked_and_a_causal_model_are_compared(compare, runs):
         (("{bert}", "{gpt2}", "--n-resamples", "0"), "greater than or equal to 1"),
     ],
 )
-def test_bad_input_is_one_line(compare, runs, args, message):
+def test_invalid_input_is_one_line(compare, runs, args, message):
     places = {"bert": runs / "world-bert", "gpt2": runs / "world-gpt2"}
     code, out, err = compare(*(arg.format(**places) for arg in args))
     assert code == 2 and out == "" and message in " ".join(err.split()) and "Traceback" not in err

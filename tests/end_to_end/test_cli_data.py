@@ -1,4 +1,4 @@
-"""``kn-lens data`` and ``kn-lens models``: what is counted, converted, checked and listed."""
+"""``kn-lens data`` and ``kn-lens models``: counts, conversions, checks and lists."""
 
 import json
 
@@ -27,7 +27,7 @@ def test_data_convert_is_lossless(cli, facts_file, tmp_path):
     assert [fact.templates for fact in kn.FactSet.from_jsonl(target)] == [fact.templates for fact in facts]
 
 
-def test_formats_are_told_from_the_contents(cli, tmp_path):
+def test_formats_are_detected_from_the_contents(cli, tmp_path):
     (tmp_path / "lama.jsonl").write_text(
         json.dumps({"sub_label": "Peru", "obj_label": "Lima", "masked_sentences": ["Peru's capital is [MASK]."]})
     )
@@ -46,7 +46,7 @@ def test_formats_are_told_from_the_contents(cli, tmp_path):
         assert (document["format"], document["n_facts"]) == (name.partition(".")[0], 1)
 
 
-def test_templates_come_from_elsewhere(cli, tmp_path):
+def test_templates_are_read_from_another_source(cli, tmp_path):
     (tmp_path / "facts.jsonl").write_text(json.dumps({"subject": "Peru", "relation": "P36", "object": "Lima"}))
     (tmp_path / "relations.jsonl").write_text(json.dumps({"relation": "P36", "template": CAPITAL[0]}))
     arguments = ("data", "read", tmp_path / "facts.jsonl", "--json")
@@ -54,7 +54,7 @@ def test_templates_come_from_elsewhere(cli, tmp_path):
     assert json.loads(cli(*arguments, "--templates", tmp_path / "relations.jsonl")[1])["n_pairs"] == 1
 
 
-def test_data_check_finds_what_is_wrong(cli, checkpoints, tmp_path):
+def test_data_check_reports_likely_problems(cli, checkpoints, tmp_path):
     facts = [
         kn.Fact("Peru", "P36", "Lima", tuple(CAPITAL)),
         kn.Fact("Peru", "P36", "Oslo", tuple(CAPITAL)),

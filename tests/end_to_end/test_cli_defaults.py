@@ -46,12 +46,12 @@ def commands(group, prefix=""):
 COMMANDS = dict(commands(app))
 
 
-def test_every_command_is_looked_at():
+def test_every_command_is_covered():
     assert set(COMMANDS) == set(FUNCTIONS)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_the_defaults_of_a_command_are_those_of_the_functions_it_calls(name):
+def test_defaults_of_a_command_match_the_functions_it_calls(name):
     """An option without a default leaves the choice to the function."""
     for option, parameter in inspect.signature(COMMANDS[name]).parameters.items():
         if parameter.default in UNSET:
@@ -65,17 +65,17 @@ def test_the_defaults_of_a_command_are_those_of_the_functions_it_calls(name):
         assert set(expected) <= {parameter.default}, option
 
 
-def test_weights_are_loaded_in_the_type_of_the_library():
+def test_default_dtype_matches_the_library():
     assert kn.host_of(kn.load_model("world-bert")).dtype == getattr(torch, defaults.DTYPE)
 
 
-def test_models_are_checked_as_the_library_checks_them():
+def test_weights_are_checked_by_default_as_in_the_library():
     assert inspect.signature(kn.load_model).parameters["check"].default is True
     for name in ("find", "intervene", "edit update", "edit erase", "edit apply", "edit export"):
         assert inspect.signature(dict(commands(app))[name]).parameters["check"].default is True
 
 
-def test_seeds_are_those_of_the_functions():
+def test_default_seeds_match_the_functions():
     functions = (kn.controlled_effects, kn.update_effects, kn.erase_effects, compare_runs, Settings)
     seeds = {inspect.signature(function).parameters["seed"].default for function in functions}
     options = {
@@ -87,7 +87,7 @@ def test_seeds_are_those_of_the_functions():
     assert options == seeds == {0}
 
 
-def test_settings_are_those_of_the_functions_that_the_stages_call():
+def test_default_settings_match_the_functions_of_the_stages():
     settings = Settings()
     functions = {
         kn.attribute: ("quadrature", "n_steps", "tolerance"),

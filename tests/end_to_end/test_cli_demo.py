@@ -1,4 +1,4 @@
-"""``kn-lens demo``: the story it tells is true of the embedded model, and readable."""
+"""``kn-lens demo``: its statements hold for the embedded model, and its output is readable."""
 
 import io
 import json
@@ -77,7 +77,7 @@ def test_the_demo_edits_and_undoes(demo_document):
         ({}, "Of 119 other facts of the relation, 25% lose"),
     ],
 )
-def test_the_demo_says_what_became_of_an_update(changes, words):
+def test_demo_states_the_result_of_an_update(changes, words):
     shares = {"own wording": (0, 0), "held out": (0, 0)} | changes
     effects = [{"neuron_set": "found", "question": "same relation", "n_prompts": 119, "lost": 0.25}] + [
         {

@@ -1,4 +1,4 @@
-"""``kn-lens edit``: what it writes and says is what the library makes; bad input is one line and changes no file."""
+"""``kn-lens edit``: files and output equal the library's results; invalid input changes no file."""
 
 import csv
 import json
@@ -37,7 +37,7 @@ def facts(folder):
 
 @pytest.fixture(scope="module")
 def neurons(folder, facts):
-    """Two neurons of all capitals, and one of each."""
+    """Return two neurons that all capitals have, and one for each capital."""
     sets = {fact: kn.NeuronSet([(0, 1), (1, 1), (2, i)]) for i, fact in enumerate(facts.of("P36"))}
     kn.NeuronSet.write_many(folder / "neurons.json", sets)
     return sets
@@ -96,7 +96,7 @@ def test_erase_writes_the_edit_of_the_library(cli, source, checkpoint, neurons, 
     assert kn.WeightEdit.load(path).digest == expected.digest == json.loads(out)["digest"]
 
 
-def test_show_says_what_is_in_a_file(cli, written):
+def test_show_prints_the_contents_of_a_file(cli, written):
     path, edit = written
     code, out, err = cli("show", path)
     assert (code, err) == (0, "")
@@ -114,7 +114,7 @@ def test_show_says_what_is_in_a_file(cli, written):
     assert [row["length_new"] for row in document["rows"]] == pytest.approx(edit.new.norm(dim=-1).tolist())
 
 
-def test_apply_tries_edits_on_the_facts_that_they_name(cli, folder, facts, written, checkpoint, tmp_path):
+def test_apply_measures_edits_on_the_facts_that_they_name(cli, folder, facts, written, checkpoint, tmp_path):
     path, edit = written
     files = {file.name: file.read_bytes() for file in (folder / "bert").iterdir()}
     answers = tmp_path / "answers.csv"
@@ -161,7 +161,7 @@ def test_export_writes_a_checkpoint_that_transformers_loads(cli, written, checkp
     assert torch.equal(now[name][:, 7], edit.new[row]) and not torch.equal(was[name][:, 7], edit.new[row])
 
 
-def test_bad_input_is_one_line_and_writes_nothing(cli, source, folder, written, checkpoint, tmp_path):
+def test_invalid_input_is_one_line_and_writes_nothing(cli, source, folder, written, checkpoint, tmp_path):
     path, _ = written
     cut, facts = tmp_path / "cut.safetensors", ("-f", folder / "facts.jsonl")
     cut.write_bytes(path.read_bytes()[:-10])
@@ -198,6 +198,6 @@ def test_bad_input_is_one_line_and_writes_nothing(cli, source, folder, written, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_bare_edit_shows_its_help(cli):
+def test_edit_without_a_command_prints_its_help(cli):
     code, out, err = cli()
     assert (code, err) == (0, "") and all(name in out for name in ("update", "erase", "show", "apply", "export"))

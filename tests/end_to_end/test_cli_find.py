@@ -1,4 +1,4 @@
-"""``kn-lens find``: what it computes is what the library computes, whole or not at all."""
+"""``kn-lens find``: results equal the library's; a file is written completely or not at all."""
 
 import json
 from dataclasses import replace
@@ -12,7 +12,7 @@ from kn_lens.cli import _options
 from kn_lens.neurons import match_facts
 
 
-def test_find_is_the_library(found, checkpoints, facts_file):
+def test_find_equals_the_library(found, checkpoints, facts_file):
     path, document = found
     model, facts = kn.load_model(checkpoints["bert"]), kn.FactSet.from_jsonl(facts_file)
     attr = kn.attribute(model, kn.make_prompts(model, facts))
@@ -49,7 +49,7 @@ def test_parts_of_any_size_give_the_same_neurons(cli, checkpoints, facts_file, m
     assert parts["share_threshold_by_relation"] == whole["share_threshold_by_relation"]
 
 
-def test_by_relation_is_the_library(cli, checkpoints, facts_file):
+def test_by_relation_equals_the_library(cli, checkpoints, facts_file):
     code, out, _ = cli("find", "-m", checkpoints["bert"], "-f", facts_file, "--by-relation", "--json")
     document = json.loads(out)
     model = kn.load_model(checkpoints["bert"])
@@ -59,7 +59,7 @@ def test_by_relation_is_the_library(cli, checkpoints, facts_file):
     assert [kn.NeuronSet(map(tuple, row["neurons"])) for row in document["facts"]] == list(expected.neurons.values())
 
 
-def test_what_a_causal_model_cannot_be_asked_is_counted(cli, checkpoints, facts_file):
+def test_prompts_that_a_causal_model_cannot_use_are_counted(cli, checkpoints, facts_file):
     arguments = ("find", "-m", checkpoints["gpt2"], "-f", facts_file, "--min-prompts", 1)
     code, out, err = cli(*arguments, "--json")
     document = json.loads(out)
@@ -68,7 +68,7 @@ def test_what_a_causal_model_cannot_be_asked_is_counted(cli, checkpoints, facts_
     assert "Left out: 16 prompts (object not last)" in cli(*arguments)[1]
 
 
-def test_the_table_fits_eighty_columns_and_says_what_it_leaves_out(cli, checkpoints, facts_file, monkeypatch):
+def test_table_fits_eighty_columns_and_counts_hidden_rows(cli, checkpoints, facts_file, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("kn_lens.cli.find.ROWS_SHOWN", 5)
     code, out, _ = cli("find", "-m", checkpoints["bert"], "-f", facts_file, "--preset", "paper", "--tolerance", 1e-9)
@@ -92,13 +92,13 @@ def test_every_method_runs(cli, checkpoints, facts_file, method):
     assert ("have no completeness gap" in text) != promises_a_sum
 
 
-def test_the_options_are_the_librarys():
+def test_options_reach_the_library():
     assert {*_options.METHODS, "single_path"} == set(options.METHODS)
     assert tuple(outputs.OUTPUTS) == names.OUTPUTS
     assert tuple(options.PRESETS) == names.PRESETS
 
 
-def test_a_failure_leaves_the_old_file(cli, found, checkpoints, facts_file, monkeypatch):
+def test_failed_command_keeps_the_old_file(cli, found, checkpoints, facts_file, monkeypatch):
     path, _ = found
     before = path.read_bytes()
 
@@ -111,7 +111,7 @@ def test_a_failure_leaves_the_old_file(cli, found, checkpoints, facts_file, monk
     assert path.read_bytes() == before and [item.name for item in path.parent.iterdir()] == [path.name]
 
 
-def test_a_fact_with_too_few_prompts_is_left_out_named_and_stops_no_others(cli, checkpoints, facts_file, tmp_path):
+def test_fact_with_too_few_prompts_is_left_out_and_named(cli, checkpoints, facts_file, tmp_path):
     facts = kn.FactSet.from_jsonl(facts_file).of("P36")
     few = replace(facts[2], templates=facts[2].templates[:2])
     kn.FactSet([*facts[:2], few, *facts[3:]]).to_jsonl(tmp_path / "facts.jsonl")

@@ -1,4 +1,4 @@
-"""``kn-lens intervene``: what it measures is what the library measures."""
+"""``kn-lens intervene``: effects equal the library's."""
 
 import json
 import re
@@ -18,7 +18,7 @@ def intervene(cli, checkpoints, facts_file, path, *more):
     return json.loads(out)
 
 
-def test_intervene_is_the_library(cli, found, checkpoints, facts_file, tmp_path):
+def test_intervene_equals_the_library(cli, found, checkpoints, facts_file, tmp_path):
     path, _ = found
     document = intervene(cli, checkpoints, facts_file, path, "--amplify", 3, "--seed", 5, "-o", tmp_path / "e.csv")
     model, facts = kn.load_model(checkpoints["bert"]), kn.FactSet.from_jsonl(facts_file)
@@ -35,7 +35,7 @@ def test_intervene_is_the_library(cli, found, checkpoints, facts_file, tmp_path)
     pd.testing.assert_frame_equal(pd.DataFrame(document["effects"]), table, check_dtype=False)
 
 
-def test_the_same_change_by_other_names(cli, found, checkpoints, facts_file):
+def test_equivalent_interventions_have_equal_effects(cli, found, checkpoints, facts_file):
     path, _ = found
     off = intervene(cli, checkpoints, facts_file, path, "--suppress")
     assert intervene(cli, checkpoints, facts_file, path)["facts"] == off["facts"]
@@ -49,7 +49,7 @@ def test_the_same_change_by_other_names(cli, found, checkpoints, facts_file):
     assert all(row["before"] == pytest.approx(row["after"]) for row in unchanged["facts"])
 
 
-def test_a_choice_of_facts_is_compared_with_facts_beyond_it(cli, found, checkpoints, facts_file):
+def test_selected_facts_are_compared_with_facts_outside_the_selection(cli, found, checkpoints, facts_file):
     path, _ = found
     document = intervene(cli, checkpoints, facts_file, path, "-r", "P36", "--limit", 4)
     assert document["n_facts"] == 4
@@ -77,7 +77,7 @@ def test_intervene_prints_a_table(cli, found, checkpoints, facts_file, monkeypat
     assert all(words in out for words in ("most active", "random", "own facts", "other facts"))
 
 
-def test_one_relation_alone_has_no_controls(cli, found, checkpoints, facts_file, tmp_path):
+def test_single_relation_has_no_controls(cli, found, checkpoints, facts_file, tmp_path):
     single = tmp_path / "single.jsonl"
     kn.FactSet.from_jsonl(facts_file).of("P36").to_jsonl(single)
     path = tmp_path / "own.json"
@@ -115,7 +115,7 @@ def sets(checkpoints, facts_file, tmp_path):
     return path
 
 
-def test_a_neuron_file_brings_its_model(cli, checkpoints, others, facts_file, sets, tmp_path):
+def test_neuron_file_determines_the_default_model(cli, checkpoints, others, facts_file, sets, tmp_path):
     edit = tmp_path / "edit.safetensors"
     for command in commands(sets, facts_file, edit):
         code, out, err = cli(*command, "--json")
@@ -142,7 +142,7 @@ def test_another_model_is_refused_unless_forced(cli, checkpoints, others, facts_
         edit.unlink(missing_ok=True)
 
 
-def test_a_neuron_file_of_no_known_model_needs_one_to_be_named(cli, checkpoints, facts_file, sets, tmp_path):
+def test_neuron_file_without_a_model_requires_the_option(cli, checkpoints, facts_file, sets, tmp_path):
     bare = tmp_path / "bare.json"
     bare.write_text(json.dumps(json.loads(sets.read_text())["neurons"]))
     edit = tmp_path / "edit.safetensors"
@@ -152,14 +152,16 @@ def test_a_neuron_file_of_no_known_model_needs_one_to_be_named(cli, checkpoints,
         assert cli(*command, "-m", checkpoints["bert"])[0] == 0
 
 
-def test_a_model_that_is_no_longer_there_is_said_to_be_the_files(cli, facts_file, sets, tmp_path):
+def test_missing_model_of_a_neuron_file_is_reported(cli, facts_file, sets, tmp_path):
     text = sets.read_text()
     sets.write_text(text.replace(json.loads(text)["meta"]["model"]["name"], str(tmp_path / "gone")))
     code, out, err = cli(*commands(sets, facts_file, tmp_path / "edit.safetensors")[0])
     assert (code, out) == (2, "") and f"{sets} names this model" in err and "--model" in err
 
 
-def test_files_of_an_earlier_version_are_held_to_the_name(cli, checkpoints, others, facts_file, sets, tmp_path):
+def test_files_of_an_earlier_version_are_checked_by_the_name_of_the_model(
+    cli, checkpoints, others, facts_file, sets, tmp_path
+):
     document = json.loads(sets.read_text())
     del document["meta"]["model"]["digest"]
     sets.write_text(json.dumps(document))
@@ -169,10 +171,8 @@ def test_files_of_an_earlier_version_are_held_to_the_name(cli, checkpoints, othe
     assert (code, out) == (2, "") and "no digest" in err
 
 
-def test_controls_that_cannot_be_had_are_refused_before_the_model_runs(
-    cli, checkpoints, facts_file, tmp_path, monkeypatch
-):
-    """All facts of the other relation are such as a causal model cannot be queried for."""
+def test_impossible_controls_are_refused_before_the_model_runs(cli, checkpoints, facts_file, tmp_path, monkeypatch):
+    """A causal model can be queried with none of the facts of the other relation."""
     facts = [fact for fact in kn.FactSet.from_jsonl(facts_file) if fact.relation == "P36"]
     facts += [kn.Fact(fact.object, "P1376", fact.subject, ("[Y] has the capital [X].",)) for fact in facts]
     kn.FactSet(facts).to_jsonl(tmp_path / "facts.jsonl")

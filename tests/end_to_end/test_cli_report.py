@@ -21,7 +21,7 @@ def test_a_report_is_written_into_the_run_directory(cli, run):
     assert (run / "report.html").read_text().startswith("<!doctype html>")
 
 
-def test_figures_and_tables_stand_beside_the_report(cli, run, tmp_path):
+def test_figures_and_tables_are_written_next_to_the_report(cli, run, tmp_path):
     chromium()
     code, out, err = cli(
         "report", run, "--out", tmp_path / "r.html", "--figures", "html,png,svg", "--tables", "csv", "--json"
@@ -63,11 +63,11 @@ def test_without_a_browser_images_are_refused_with_the_cure(cli, run, tmp_path, 
         (("--out", "no/such/report.html"), "there is no directory no/such"),
     ],
 )
-def test_bad_input_is_one_line(cli, run, tmp_path, args, message):
+def test_invalid_input_is_one_line(cli, run, tmp_path, args, message):
     code, out, err = cli("report", run, *args)
     assert code == 2 and out == "" and message in err and err.count("\n") == 1
 
 
-def test_what_is_no_run_says_what_makes_one(cli, tmp_path):
+def test_directory_without_a_run_is_refused_with_the_command(cli, tmp_path):
     code, _, err = cli("report", tmp_path)
     assert code == 2 and "is no run directory" in err and "kn-lens reproduce --out" in err

@@ -74,7 +74,7 @@ def contents(path):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_all_tables_make_sense(ran, folder, name):
+def test_all_tables_are_plausible(ran, folder, name):
     ran(name)
     tables = tables_of(folder / name)
     for title, table in tables.items():
@@ -96,7 +96,7 @@ def test_all_tables_make_sense(ran, folder, name):
 
 
 @pytest.mark.parametrize("name", ["world-bert", "world-gpt2"])
-def test_what_is_found_does_more_than_random_neurons(ran, folder, name):
+def test_found_neurons_have_larger_effects_than_random_ones(ran, folder, name):
     ran(name)
     tables = tables_of(folder / name)
     off = tables["figures4_5"].query("factor == 0 and scope == 'own'").set_index("neuron_set")["value"]
@@ -106,7 +106,7 @@ def test_what_is_found_does_more_than_random_neurons(ran, folder, name):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_the_report_of_a_finished_run_lacks_nothing(ran, folder, tmp_path, name):
+def test_report_of_a_finished_run_is_complete(ran, folder, tmp_path, name):
     ran(name)
     page = kn.write_report(folder / name, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Not measured yet" not in page
@@ -124,14 +124,14 @@ def test_a_finished_run_is_only_read(cli, ran, folder, name):
     assert set(document["tables"]) == {file.stem for file in before if file.suffix == ".csv"}
 
 
-def test_the_configuration_says_how_the_facts_were_read(ran, folder):
+def test_config_records_how_the_facts_were_read(ran, folder):
     ran("world-gpt2")
     assert RunRecords.read(folder / "world-gpt2").config["split"] == "trained"
     words = shlex.split(RunRecords.read(folder / "world-gpt2").command())
     assert words[words.index("--split") + 1] == "trained" and "--format" not in words
 
 
-def test_people_see_every_main_table_whole(ran, folder):
+def test_terminal_shows_every_main_table_completely(ran, folder):
     out = ran("world-bert")
     assert max(map(len, out.splitlines())) <= max(80, len(f"All tables {folder}") + 80) and "…" not in out
     captions = {name: how.caption for stage in STAGES for name, how in stage.shown.items()}
@@ -145,7 +145,7 @@ def test_people_see_every_main_table_whole(ran, folder):
     assert "Queried: 4 of 4 facts, in 120 prompts." in out
 
 
-def test_a_dry_run_says_what_would_run_and_writes_nothing(cli, ran, folder):
+def test_dry_run_prints_the_plan_and_writes_nothing(cli, ran, folder):
     stages = ("--stages", "effects,methods")
     code, out, err = cli("--out", folder / "new", *RUNS["world-bert"], *stages, "--dry-run", "--json")
     assert code == 0 and not (folder / "new").exists(), err
@@ -171,19 +171,19 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(cli, ran, folder):
         (("--baseline", "some.json"), "--neurons"),
     ],
 )
-def test_bad_input_is_one_line(cli, ran, folder, args, message):
+def test_invalid_input_is_one_line(cli, ran, folder, args, message):
     ran("world-bert")
     code, out, err = cli("--out", folder / "world-bert", *FEW, *args)
     assert code == 2 and out == "" and message in " ".join(err.split()) and "Traceback" not in err
 
 
-def test_only_some_stages_run(cli, folder):
+def test_selected_stages_run_alone(cli, folder):
     code, _, err = cli("--out", folder / "some", *FEW, "--stages", "activations")
     assert code == 0, err
     assert {path.name for path in (folder / "some" / "records").iterdir()} == {"facts", "activations"}
 
 
-def test_neurons_found_by_others_need_no_model(cli, folder, monkeypatch):
+def test_neuron_files_are_summarised_without_a_model(cli, folder, monkeypatch):
     def no_model(*args):
         raise AssertionError("a model was loaded")
 
@@ -200,7 +200,7 @@ def test_neurons_found_by_others_need_no_model(cli, folder, monkeypatch):
     assert (folder / "found" / "tables" / "figure3.csv").exists()
 
 
-def test_own_neuron_files_and_a_baseline_stand_side_by_side(cli, folder):
+def test_neuron_files_and_a_baseline_become_columns(cli, folder):
     kn.NeuronSet.write_many(folder / "own.json", {"P36/Ireland/Dublin": kn.NeuronSet([(1, 2)])})
     kn.NeuronSet.write_many(folder / "uuid.json", {"a-uuid": kn.NeuronSet([(1, 2)])})
     code, out, err = cli("-o", folder / "own", "-n", folder / "own.json", "--baseline", folder / "own.json", "--json")
@@ -210,7 +210,7 @@ def test_own_neuron_files_and_a_baseline_stand_side_by_side(cli, folder):
     assert code == 2 and "--facts" in err
 
 
-def test_a_run_on_a_model_is_not_replaced_by_neurons_of_others(cli, folder):
+def test_run_on_a_model_is_not_replaced_by_a_summary_of_neuron_files(cli, folder):
     assert cli("--out", folder / "on a model", *FEW, "--stages", "facts")[0] == 0
     kn.NeuronSet.write_many(folder / "sets.json", {"P36/Ireland/Dublin": kn.NeuronSet([(1, 2)])})
     before = contents(folder / "on a model")
@@ -219,7 +219,7 @@ def test_a_run_on_a_model_is_not_replaced_by_neurons_of_others(cli, folder):
     assert contents(folder / "on a model") == before
 
 
-def test_an_interrupted_run_says_how_to_go_on(folder):
+def test_interrupted_run_says_how_to_resume(folder):
     command = [sys.executable, "-m", "kn_lens.cli", "reproduce", "--out", str(folder / "stopped"), *FEW]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         while not list((folder / "stopped").glob("records/attributions/*.json")) and process.poll() is None:

@@ -1,4 +1,4 @@
-"""``kn-lens study``: from a file to runs and tables, taken up again, and refused."""
+"""``kn-lens study``: from a file to runs and tables; resumed and refused studies."""
 
 import json
 
@@ -41,13 +41,13 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def told(cli, folder):
-    """What the command returned when one of the models was not there yet."""
+def first_output(cli, folder):
+    """Return the output of the command when one of the models did not exist yet."""
     return cli("study", folder / "study.toml", "--out", folder / "out")
 
 
-def test_a_study_is_run_told_and_taken_up_again(cli, folder, told):
-    code, out, err = told
+def test_study_runs_prints_its_runs_and_resumes(cli, folder, first_output):
+    code, out, err = first_output
     assert code == 1 and "1 of 2 runs failed" in err, err
     words = " ".join(out.split())
     assert "bert+facts+0 done" in words and "holds no configuration" in words
@@ -59,8 +59,8 @@ def test_a_study_is_run_told_and_taken_up_again(cli, folder, told):
     assert pd.read_csv(folder / "out/tables/runs.csv")["tag_size"].tolist()[0] == "tiny"
 
 
-def test_a_dry_run_says_what_each_run_would_take_and_writes_nothing(cli, folder, told):
-    """Of a study that has run as far as it could; and of a new one."""
+def test_dry_run_prints_the_cost_of_each_run_and_writes_nothing(cli, folder, first_output):
+    """The first study has run as far as possible, the second is new."""
     (folder / "planned.toml").write_text(STUDY.replace('"late"', '"never"'))
     there = {path: path.read_bytes() for path in (folder / "out").rglob("*.*")}
     code, out, err = cli("study", folder / "study.toml", "--out", folder / "out", "--dry-run", "--json")
@@ -93,7 +93,7 @@ def test_a_dry_run_says_what_each_run_would_take_and_writes_nothing(cli, folder,
         (("", ""), ("--engine", "ray", "--address", "127.0.0.1:1"), "No cluster of Ray answers at 127.0.0.1:1"),
     ],
 )
-def test_bad_input_is_one_line(cli, folder, told, change, args, message):
+def test_invalid_input_is_one_line(cli, folder, first_output, change, args, message):
     (folder / "bad.toml").write_text(STUDY.replace(*change))
     there = {path: path.read_bytes() for path in (folder / "out").rglob("*.*")}
     code, out, err = cli("study", folder / "bad.toml", "--out", folder / "out", *args)
@@ -101,7 +101,7 @@ def test_bad_input_is_one_line(cli, folder, told, change, args, message):
     assert {path: path.read_bytes() for path in (folder / "out").rglob("*.*")} == there
 
 
-def test_reproduce_shares_its_work_among_processes(cli, folder):
+def test_reproduce_divides_its_work_among_processes(cli, folder):
     for workers in (1, 2):
         code, out, err = cli(
             "reproduce", "--model", folder / "bert", "--facts", folder / "facts.jsonl", "--dtype", "float64",

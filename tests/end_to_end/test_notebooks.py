@@ -1,4 +1,4 @@
-"""The notebooks run from the first cell to the last, show what they are stored with, and are fit to be read unrun."""
+"""The notebooks run completely, reproduce their stored outputs, and can be read without being run."""
 
 import json
 
@@ -18,8 +18,8 @@ def tags_of(cell):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_shows_what_it_is_stored_with(path):
-    """Cells tagged ``varies`` hang on the processor: they are held by what they assert."""
+def test_notebook_reproduces_its_stored_outputs(path):
+    """The outputs of cells tagged ``varies`` depend on the processor; their assertions check them."""
     stored = read(path)
     for before, after in zip(code_of(stored), code_of(executed(stored)), strict=True):
         assert not [one for one in shown(after) if one.startswith("stderr")], before.source
@@ -30,7 +30,7 @@ def test_a_notebook_shows_what_it_is_stored_with(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_stored_whole_small_and_with_images(path):
+def test_notebook_is_stored_complete_small_and_with_images(path):
     notebook = read(path)
     assert path.stat().st_size < 1000 * KILOBYTES
     assert notebook.cells[0].source.startswith("# ") and notebook.cells[-1].cell_type == "markdown"

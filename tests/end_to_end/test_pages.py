@@ -1,6 +1,6 @@
-"""What the pages of the documentation show is what happens: all their code runs, and prints what they say.
+"""The code of the documentation runs and prints what the pages show.
 
-The README's Python has a test of its own, as it cannot hold comments for this one.
+The README has a test of its own, since it cannot contain the comments that this one reads.
 """
 
 import pytest
@@ -14,7 +14,7 @@ RUN = [name for name, found in BLOCKS.items() if name != "README.md" and {block.
 
 
 @pytest.mark.parametrize("name", RUN)
-def test_code_prints_what_the_page_says(name, cli, tmp_path, monkeypatch):
+def test_code_of_a_page_prints_what_the_page_shows(name, cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_page(ROOT / name, cli)
 
@@ -28,7 +28,7 @@ def test_every_block_has_a_language_and_every_exception_a_reason(name):
 
 
 @pytest.mark.parametrize("name", [name for name, text in TEXTS.items() if "kn-lens" in text])
-def test_commands_can_be_given(name):
+def test_commands_of_pages_are_valid(name):
     for block in BLOCKS[name]:
         for command in commands(block):
             parse(command)
@@ -36,7 +36,7 @@ def test_commands_can_be_given(name):
         parse(command, whole=False)
 
 
-def test_commands_that_cannot_be_given_are_seen():
+def test_invalid_commands_are_detected():
     for wrong in ("kn-lens find --modle world-bert", "kn-lens find --method guess", "kn-lens fnd", "kn-lens report"):
         with pytest.raises(Exception, match=r"(?i)no such|not one of|missing"):
             parse(wrong)
@@ -45,7 +45,7 @@ def test_commands_that_cannot_be_given_are_seen():
         parse(wrong, whole=False)
 
 
-def test_what_a_page_prints_is_compared(cli, tmp_path):
+def test_output_of_a_page_is_compared(cli, tmp_path):
     page = tmp_path / "page.md"
     page.write_text("```python\nx = 1\n```\n\n```pycon\n>>> x\n1\n```\n", encoding="utf-8")
     assert run_page(page, cli)["x"] == 1

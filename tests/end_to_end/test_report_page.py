@@ -1,4 +1,4 @@
-"""The report in a real browser: read, sorted, searched, switched to dark, printed, attacked."""
+"""The report in a real browser: reading, sorting, searching, themes, printing, hostile names."""
 
 import csv
 from urllib.parse import quote

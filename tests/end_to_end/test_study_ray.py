@@ -1,4 +1,4 @@
-"""A study on Ray, really started here: the files of the in-process engine, whatever dies on the way."""
+"""A study on a real Ray: its files equal those of one process, also if workers die."""
 
 import os
 import signal
@@ -36,11 +36,11 @@ def workers():
     return [one for one in processes if "ray::Worker" in " ".join(one.cmdline()[:1])]
 
 
-def test_records_are_those_of_the_other_engine_though_a_worker_is_killed(models, ray, tmp_path):
+def test_records_equal_those_of_the_default_engine_after_a_worker_is_killed(models, ray, tmp_path):
     check_a_killed_worker_changes_nothing(models, tmp_path, RayEngine(workers=2), workers)
 
 
-def test_workers_help_each_other_and_a_study_is_taken_up(models, ray, tmp_path):
+def test_workers_help_each_other_and_a_study_resumes(models, ray, tmp_path):
     config = tiny_study(models, "bert", stages=("neurons",))
     stopped = []
 
@@ -60,7 +60,7 @@ def test_workers_help_each_other_and_a_study_is_taken_up(models, ray, tmp_path):
     assert stopped and made and contents(tmp_path / "there") == contents(tmp_path / "here")
 
 
-def test_what_kills_every_worker_fails_its_run_alone(models, ray, tmp_path):
+def test_run_that_kills_every_worker_fails_alone(models, ray, tmp_path):
     begun = []
 
     def kill(job, state):
@@ -75,7 +75,7 @@ def test_what_kills_every_worker_fails_its_run_alone(models, ray, tmp_path):
     assert list(rows["state"]) == ["done", "failed"] and "3 workers died" in rows["reason"][1]
 
 
-def test_a_cluster_that_does_not_answer_is_told_at_once(models, tmp_path):
+def test_unreachable_cluster_is_reported_at_once(models, tmp_path):
     began = time.monotonic()
     for address, error in (("127.0.0.1:1", DataError), ("nowhere.invalid", DataError), ("a:b", ArgumentError)):
         with pytest.raises(error, match=address.partition(":")[0]):
@@ -89,12 +89,12 @@ def test_a_cluster_that_does_not_answer_is_told_at_once(models, tmp_path):
     assert not (tmp_path / "out/runs").exists()
 
 
-def test_a_cluster_without_room_is_told(models, ray, tmp_path):
+def test_cluster_without_room_is_reported(models, ray, tmp_path):
     with pytest.raises(DataError, match=r"Each worker needs 1 CPUs and 3 GPUs; Ray has 2 CPUs and 0 GPUs"):
         run_study(tiny_study(models, "bert", stages=("effects",)), FACTS, tmp_path / "out", engine=RayEngine(gpus=3))
 
 
-def test_without_ray_it_is_told_how_to_install_it(models, tmp_path, monkeypatch):
+def test_missing_ray_is_reported_with_the_install_command(models, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(DataError, match=r"pip install 'kn-lens\[ray\]'"):
         run_study(tiny_study(models, "bert", stages=("effects",)), FACTS, tmp_path / "out", engine=RayEngine())

@@ -1,4 +1,4 @@
-"""What the documentation promises of the embedded models, measured on a sample with the library itself."""
+"""The documented properties of the embedded models, measured on a sample."""
 
 from pathlib import Path
 
@@ -28,14 +28,14 @@ def test_all_four_fit_in_fifteen_megabytes():
 
 
 @pytest.mark.parametrize(("split", "least"), [("trained", 0.98), ("held_out", 0.94)])
-def test_facts_are_recalled_with_room_to_amplify(model, split, least):
+def test_embedded_facts_are_known_but_not_saturated(model, split, least):
     # The whole set is at 99% and 95% or more (the models' cards); a sample may miss by a little.
     effect = kn.measure(model, kn.make_prompts(model, sample(split, 12)), kn.Suppress(kn.NeuronSet()))
     assert (effect.rank_before == 0).mean() >= least
     assert 0.6 <= effect.before.mean() <= 0.95
 
 
-def test_found_neurons_carry_the_fact_and_no_other(model):
+def test_found_neurons_affect_their_fact_and_no_other(model):
     prompts = kn.make_prompts(model, sample("trained"))
     seen = torch.zeros(len(prompts.facts), dtype=torch.long)
     kept = []

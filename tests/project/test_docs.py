@@ -1,4 +1,4 @@
-"""The pages leave nothing out: public names, errors, packages. What they show is run by ``test_pages.py``."""
+"""The pages are complete: public names, errors, packages. ``test_pages.py`` runs their code."""
 
 import re
 import tomllib
@@ -25,7 +25,7 @@ def test_every_page_is_in_the_table_of_contents():
     assert pages <= listed <= pages | notebooks
 
 
-def test_every_exception_has_a_page_that_shows_it():
+def test_every_exception_has_a_page_with_a_message():
     import kn_lens
 
     exceptions = {name for name in kn_lens.__all__ if isinstance(getattr(kn_lens, name), type)
@@ -41,7 +41,7 @@ def test_every_exception_has_a_page_that_shows_it():
 
 
 def test_the_map_has_every_package_in_the_order_of_its_imports():
-    """That packages import in this order alone is held by import-linter, which `make test` runs."""
+    """import-linter, which `make test` runs, checks that packages import in this order only."""
     text = (DOCS / "architecture.md").read_text(encoding="utf-8")
     rooms = re.findall(r"\*\*`(\w+)`\*\*", text)
     packages = {path.parent.name for path in (ROOT / "kn_lens").glob("*/__init__.py")} - {"experiments"}  # an old path

@@ -1,4 +1,4 @@
-"""Module paths that have moved can be imported for one release, and name where they went."""
+"""Old module paths can be imported for one release, and name the new ones."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ for pair in pairs:
 
 
 @pytest.mark.parametrize("old_path", MOVED)
-def test_an_old_path_has_the_names_of_the_new_one_and_warns(old_path):
+def test_old_module_path_has_the_names_of_the_new_one_and_warns(old_path):
     new_path, names = MOVED[old_path]
     pairs = [f"{old}={new}" for old, new in names.items()]
     subprocess.run([sys.executable, "-c", SCRIPT, old_path, new_path, *pairs], check=True)

@@ -1,4 +1,4 @@
-"""What the pages say of names, files, defaults and records is so. Their code is run by ``test_pages.py``."""
+"""The pages' statements about names, files, defaults and records hold. ``test_pages.py`` runs their code."""
 
 import inspect
 import json
@@ -36,7 +36,7 @@ TEXTS = {path: path.read_text(encoding="utf-8") for path in MARKDOWN} | {
 NAMED = {path.relative_to(ROOT).as_posix(): text for path, text in TEXTS.items()}
 
 MADE = {"build/docs", "docs/notebooks", "examples/checkpoints"}
-"""Files that pages name and that are there once something has made them."""
+"""Generated files that pages name."""
 
 
 def page(name: str) -> str:
@@ -44,19 +44,19 @@ def page(name: str) -> str:
 
 
 def rows_of(text: str) -> list[list[str]]:
-    """The cells of all tables of a text, without their headings' rules."""
+    """Return the cells of all tables of a text, without the rules below headings."""
     lines = [line for line in text.splitlines() if line.startswith("|") and not re.match(r"^\|[\s|:-]*\|$", line)]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors that headings get."""
+    """Return the anchors of the headings of a text."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
 def dead_links(path: Path, text: str) -> list[str]:
-    """The links of a text that lead to no file or heading here; addresses elsewhere are not looked up."""
+    """Return the links of a text to missing files or headings; web addresses are not checked."""
     dead = []
     for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)):
         name, _, anchor = link.partition("#")
@@ -69,11 +69,11 @@ def dead_links(path: Path, text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=NAMED)
-def test_links_lead_to_files_and_headings(path):
+def test_links_of_pages_resolve(path):
     assert dead_links(path, TEXTS[path]) == []
 
 
-def test_dead_links_are_seen(tmp_path):
+def test_dead_links_are_detected(tmp_path):
     there, text = tmp_path / "there.md", "[a](there.md) [b](there.md#one-two) [c](https://x.org/y)"
     there.write_text("# One: two\n", encoding="utf-8")
     assert dead_links(tmp_path / "page.md", text) == []
@@ -81,7 +81,7 @@ def test_dead_links_are_seen(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_files_and_modules_that_are_named_are_there(name):
+def test_named_files_and_modules_exist(name):
     paths = set(re.findall(r"`((?:build|docs|examples|kn_lens|tests)/[\w./-]+)`", NAMED[name]))
     assert [path for path in paths if path.rstrip("/") not in MADE and not (ROOT / path).exists()] == []
     modules = set(re.findall(r"python -m ((?:kn_lens|tests)(?:\.\w+)*)", NAMED[name]))
@@ -89,7 +89,7 @@ def test_files_and_modules_that_are_named_are_there(name):
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_names_settings_and_stages_are_those_of_the_package(name):
+def test_named_settings_and_stages_exist_in_the_package(name):
     text = NAMED[name]
     assert set(re.findall(r"\bkn\.([A-Za-z]\w*)", text)) <= {*kn.__all__, "__version__"}
     if name != "docs/errors/ArgumentError.md":  # which shows what is refused
@@ -106,13 +106,13 @@ def test_the_readme_names_every_command():
 
 
 @pytest.mark.parametrize("name", ["method.md", "reproduction.md"])
-def test_the_tables_of_stages_have_all_of_them(name):
+def test_tables_of_stages_are_complete(name):
     (table,) = re.findall(r"^\| stage (?!\| minutes).*\n((?:\|.*\n)+)", page(name), re.MULTILINE)
     first = [cell for cell, *_ in rows_of(table)]
     assert sorted(re.findall(r"`(\w+)`", " ".join(first))) == sorted(stage.name for stage in STAGES)
 
 
-def test_what_can_be_hosted_and_what_is_refused_is_listed():
+def test_hosted_and_refused_models_are_listed():
     text = page("hosts.md")
     listed = [row[:3] for row in rows_of(text) if row[1] in ("masked", "causal")]
     assert listed == [[family.name, family.kind, f"`{family.architecture}`"] for family in FAMILIES]
@@ -139,12 +139,12 @@ def test_what_can_be_hosted_and_what_is_refused_is_listed():
         (kn.effect_table, "level", 0.95, "the middle 95%"),
     ],
 )
-def test_defaults_are_those_that_the_method_says(function, option, default, said):
+def test_defaults_match_the_method_page(function, option, default, said):
     assert inspect.signature(function).parameters[option].default == default
     assert said in page("method.md")
 
 
-def test_presets_are_those_that_the_pages_say():
+def test_presets_match_the_pages():
     assert {"paper": ("right", 20), "official": ("left", 20)} == ATTRIBUTION_PRESETS
     rows = {row[0]: row[1:] for row in rows_of(page("reproduction.md")) if len(row) == 4}
     assert rows["quadrature"] == ["adaptive", "right sum, 20 points", "left sum, 20 points"]
@@ -161,20 +161,20 @@ def test_presets_are_those_that_the_pages_say():
     assert [UPDATE_FORMS[preset].scaling for preset in ("paper", "official")] == ["plain", "norm"]
 
 
-def test_the_papers_values_are_those_of_the_pages():
+def test_values_of_the_paper_match_the_pages():
     rows = {row[0]: row[1:] for row in rows_of(page("method.md"))}
-    told = {
+    row_names = {
         "neurons_per_fact": "neurons of a fact",
         "shared_within": "shared by two facts of a relation",
         "shared_across": "shared by two facts of different relations",
     }
-    for name, said in told.items():
+    for name, said in row_names.items():
         assert rows[said] == [f"{TABLE_2[name, kind]:.2f}" for kind in ("found", "baseline")]
     for factor, said in {0.0: "suppressed", 2.0: "amplified"}.items():
         assert rows[said] == [f"{CHANGE_RATIO[factor, kind]:+.2%}" for kind in ("found", "baseline")]
 
 
-def test_what_embedded_models_recall_is_what_was_measured():
+def test_accuracies_of_embedded_models_match_their_measurements():
     rows = {row[0].strip("`"): row for row in rows_of(page("world.md")) if len(row) == 6 and "%" in row[2]}
     models = {path.parent.name: path for path in (ROOT / "kn_lens/world/models").glob("*/recipe.json")}
     assert rows.keys() == models.keys()
@@ -193,7 +193,7 @@ def test_tables_and_statistics_of_a_comparison_are_listed():
     assert sorted(re.findall(r"`(\w+)`", " ".join(first))) == sorted(STATISTICS)
 
 
-def test_the_study_of_the_page_is_one(tmp_path):
+def test_example_study_of_the_page_is_valid(tmp_path):
     (study,) = re.findall(r"^```toml\n(.*?)^```$", page("studies.md"), re.MULTILINE | re.DOTALL)
     (tmp_path / "study.toml").write_text(study, encoding="utf-8")
     config = kn.read_study(tmp_path / "study.toml")

@@ -1,4 +1,4 @@
-"""What is handed out: the wheel has what the library runs on and nothing else, the source what its tests need."""
+"""The release: the wheel has what the library needs and nothing else, the source archive what its tests need."""
 
 import re
 import subprocess
@@ -60,7 +60,7 @@ def test_the_wheel_has_the_package_with_its_data_and_nothing_else(wheel):
 
 
 def test_the_wheel_carries_its_licences(wheel):
-    """The code's, and those of the data, where tools look for them: in the metadata."""
+    """The licences of code and data are in the metadata, where tools look for them."""
     licences = {name.split(".dist-info/licenses/")[1] for name in names_in(wheel) if ".dist-info/licenses/" in name}
     data = {path.relative_to(ROOT).as_posix() for path in (PACKAGE / "world" / "LICENSES").iterdir()}
     assert licences == {"LICENSE"} | data and len(data) == 3
@@ -71,8 +71,8 @@ def test_the_wheel_is_as_small_as_the_readme_says(wheel):
     assert wheel.stat().st_size / 1e6 == pytest.approx(float(said), rel=0.05)
 
 
-def test_one_python_is_asked_for_everywhere():
-    """By the README, the metadata, the linter and the type checker; and none that the dependencies do not run on."""
+def test_required_python_is_the_same_everywhere():
+    """README, metadata, linter and type checker name the same version, which all dependencies support."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     (said,) = re.findall(r"Python (3\.\d+) or newer", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert project["project"]["requires-python"] == f">={said}"
@@ -88,7 +88,7 @@ def test_one_python_is_asked_for_everywhere():
 
 
 def test_the_source_is_what_is_under_version_control(built):
-    """So that the tests, documentation and examples can be run from it."""
+    """Tests, documentation and examples can be run from the archive."""
     if not (ROOT / ".git").exists():
         pytest.skip("this is the source as it was handed out")
     (path,) = built.glob("*.tar.gz")

@@ -1,4 +1,4 @@
-"""Comparisons of made-up runs with known answers: what equals what, what is left out, and what is refused."""
+"""Comparisons of synthetic runs: equal to plain definitions, with exclusions noted and unusable runs refused."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from tests.made_run import TEMPLATES, made_facts, of_objects, write_run
 from tests.naive_overlap import naive_overlap
 from tests.old_columns import write_old_columns
 
-HOW = {"n_resamples": 100, "n_permutations": 200}
+SAMPLING = {"n_resamples": 100, "n_permutations": 200}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made():
-    """What two models say of the same facts; each does not know one of them, and the second is not queried for one."""
+    """Return synthetic results of two models; each does not know one fact, and the second was not queried for one."""
     a = made_facts(0)
     b = of_objects(made_facts(1, n_layers=6), a)
     a[0], b[1] = replace(a[0], n_right=1), replace(b[1], n_right=0)
@@ -46,7 +46,7 @@ def runs(folder, made):
 
 @pytest.fixture(scope="module")
 def comparison(runs):
-    return compare_runs(runs, **HOW)
+    return compare_runs(runs, **SAMPLING)
 
 
 def test_a_run_with_the_columns_of_earlier_versions_is_compared_alike(folder, runs, made, comparison, monkeypatch):
@@ -54,13 +54,13 @@ def test_a_run_with_the_columns_of_earlier_versions_is_compared_alike(folder, ru
         write_old_columns(patch)
         old = write_run(folder / "old", made[0])
     assert "facts" in pd.read_parquet(old / "records" / "effects" / "P1.parquet")
-    found = compare_runs({"a": old, "b": runs["b"]}, **HOW)
+    found = compare_runs({"a": old, "b": runs["b"]}, **SAMPLING)
     for name, table in comparison.tables.items():
         pd.testing.assert_frame_equal(found.tables[name], table.replace(str(runs["a"]), str(old)))
 
 
 def value_of(table, column="value", **where):
-    """The one number of a table in these cells."""
+    """Return the value of the one row of a table with the given entries."""
     rows = table.loc[np.logical_and.reduce([table[name] == wanted for name, wanted in where.items()])]
     assert len(rows) == 1, rows
     return rows[column].iloc[0]
@@ -83,7 +83,7 @@ def change_ratio(factor, scope, kind):
     return of
 
 
-def test_facts_are_those_that_all_are_asked_or_know(comparison, made):
+def test_fact_sets_are_the_facts_that_all_models_were_queried_with_or_know(comparison, made):
     runs = comparison.runs.set_index("run")
     assert runs["facts"].tolist() == [15, 15] and runs["shared"].tolist() == [14, 14]
     assert runs["known_by_all"].tolist() == [len(known_by_all(*made))] * 2 == [12, 12]
@@ -91,7 +91,7 @@ def test_facts_are_those_that_all_are_asked_or_know(comparison, made):
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_values_are_their_definitions(comparison, made, which):
+def test_values_follow_their_definitions(comparison, made, which):
     run, n_layers = "ab"[which], (4, 6)[which]
     shared = [pair[which] for pair in zip(*made, strict=True) if pair[1].queried]
     common = [pair[which] for pair in known_by_all(*made)]
@@ -117,7 +117,7 @@ def test_values_are_their_definitions(comparison, made, which):
     assert value_of(values, **where) == pytest.approx(depth) and value_of(values, "n", **where) == len(there) == 10
 
 
-def test_neurons_and_sharing_are_those_of_loops_over_facts(comparison, made):
+def test_neurons_and_sharing_equal_loops_over_facts(comparison, made):
     common = [pair[0] for pair in known_by_all(*made)]
     for kind in ("found", "activation", "random"):
         groups = {}
@@ -132,7 +132,7 @@ def test_neurons_and_sharing_are_those_of_loops_over_facts(comparison, made):
     )
 
 
-def test_majority_is_the_control_of_recall(comparison, made):
+def test_majority_object_is_the_control_of_accuracy(comparison, made):
     shared = [pair[0] for pair in zip(*made, strict=True) if pair[1].queried]
     share = mean_over_relations(
         shared, lambda facts: pd.Series([one.fact.object for one in facts]).value_counts(normalize=True).iloc[0]
@@ -141,7 +141,7 @@ def test_majority_is_the_control_of_recall(comparison, made):
     assert found == pytest.approx(share)
 
 
-def test_differences_are_those_of_the_values(comparison):
+def test_differences_equal_those_of_the_values(comparison):
     found = comparison.values.query("neuron_set in ['', 'found']")
     values = found.set_index(["fact_set", "statistic", "run"])["value"].to_dict()
     assert len(comparison.differences) == 3 + 11 - 1
@@ -156,7 +156,7 @@ def test_differences_are_those_of_the_values(comparison):
         assert np.isnan(row["p_relations"])  # two relations could not give 0.05
 
 
-def test_depth_is_a_distribution_in_each_model_of_its_own_layers(comparison):
+def test_depth_is_a_distribution_over_the_layers_of_each_model(comparison):
     for run, n_layers in (("a", 4), ("b", 6)):
         depth = comparison.depth[comparison.depth["run"] == run].query("fact_set == 'known_by_all'")
         assert depth["depth"].tolist() == pytest.approx([(layer + 1) / n_layers for layer in range(n_layers)])
@@ -165,8 +165,8 @@ def test_depth_is_a_distribution_in_each_model_of_its_own_layers(comparison):
     assert comparison.distances["resolution"].tolist() == pytest.approx([(1 / 4 + 1 / 6) / 2])
 
 
-def test_other_order_flips_the_sign(comparison, runs):
-    other = compare_runs({"b": runs["b"], "a": runs["a"]}, **HOW)
+def test_reversed_order_of_runs_flips_the_sign(comparison, runs):
+    other = compare_runs({"b": runs["b"], "a": runs["a"]}, **SAMPLING)
     here, there = comparison.differences, other.differences
     assert np.allclose(here["value"], -there["value"]) and np.allclose(here["low"], -there["high"])
     for column in ("p", "p_relations"):
@@ -176,9 +176,9 @@ def test_other_order_flips_the_sign(comparison, runs):
     pd.testing.assert_frame_equal(comparison.contrasts, other.contrasts)  # whose direction is that of the tag
 
 
-def test_a_copy_of_a_run_does_not_differ(folder, runs):
+def test_copy_of_a_run_does_not_differ(folder, runs):
     shutil.copytree(runs["a"], folder / "copy", dirs_exist_ok=True)
-    found = compare_runs([runs["a"], folder / "copy"], **HOW)
+    found = compare_runs([runs["a"], folder / "copy"], **SAMPLING)
     assert (found.differences["value"] == 0).all()
     assert found.differences[["low", "high"]].isna().all(axis=None)  # all facts alike
     for column in ("p", "p_holm"):
@@ -187,22 +187,22 @@ def test_a_copy_of_a_run_does_not_differ(folder, runs):
     assert found.correlations["value"].tolist() == pytest.approx([1, 1]) and found.contrasts.empty
 
 
-def test_the_same_neurons_in_a_model_of_twice_the_layers_are_not_apart(folder):
-    """Layers 0 of 1 and 0, 1 of 2 stand for the same depths, as far as one can tell."""
+def test_same_depths_in_a_model_with_twice_the_layers_have_distance_zero(folder):
+    """Layer 0 of 1 stands for the same depths as layers 0 and 1 of 2."""
     one = [replace(fact, neurons=dict.fromkeys(fact.neurons, kn.NeuronSet([(0, 5)]))) for fact in made_facts(0)]
     two = [replace(fact, neurons=dict.fromkeys(fact.neurons, kn.NeuronSet([(0, 1), (1, 1)]))) for fact in one]
     paths = write_run(folder / "one", one, n_layers=1), write_run(folder / "two", two, n_layers=2)
-    found = compare_runs(paths, **HOW).distances.iloc[0]
+    found = compare_runs(paths, **SAMPLING).distances.iloc[0]
     assert (found["value"], found["p"], found["resolution"]) == (0, 1, 0.75)
 
 
-def test_facts_that_differ_are_found_to_differ(folder):
-    """The second model's facts are all hurt more, by about as much as makes the test sure of it."""
+def test_different_effects_are_detected(folder):
+    """The effects are larger for all facts of the second model, by just enough for a significant test."""
     a = made_facts(2, sizes=(20, 20))
     b = [
         replace(one, effects={key: (before, after * 0.8) for key, (before, after) in one.effects.items()}) for one in a
     ]
-    found = compare_runs([write_run(folder / "less", a), write_run(folder / "more", b)], **HOW)
+    found = compare_runs([write_run(folder / "less", a), write_run(folder / "more", b)], **SAMPLING)
     row = found.differences.query("statistic == 'suppress_own' and fact_set == 'known_by_all'").iloc[0]
     assert row["high"] < 0 and row["p"] == pytest.approx(1 / 201) and np.isnan(row["p_relations"])
     assert found.correlations["value"].between(0.9, 1).all()
@@ -211,19 +211,19 @@ def test_facts_that_differ_are_found_to_differ(folder):
 def test_only_facts_with_the_same_templates_are_compared(folder, runs, made):
     changed = [replace(one, fact=replace(one.fact, templates=TEMPLATES[:2])) for one in made[0][:5]]
     path = write_run(folder / "changed", [*changed, *made[0][5:]])
-    found = compare_runs([runs["a"], path], **HOW)
+    found = compare_runs([runs["a"], path], **SAMPLING)
     assert found.runs["equal"].tolist() == [10, 10] and any("5 of 15 facts" in note for note in found.notes)
     only = write_run(folder / "only_changed", changed)
     with pytest.raises(DataError, match=r"no fact in common \(5 are in all, but with different templates\)"):
-        compare_runs([runs["a"], only], **HOW)
+        compare_runs([runs["a"], only], **SAMPLING)
     with pytest.raises(DataError, match="none is in all"):
-        compare_runs([only, write_run(folder / "rest", made[0][5:])], **HOW)
+        compare_runs([only, write_run(folder / "rest", made[0][5:])], **SAMPLING)
 
 
-def test_models_that_know_nothing_in_common_are_told_of(folder):
+def test_models_without_common_knowledge_are_noted(folder):
     a = made_facts(0, right=4)
     b = [replace(one, n_right=0) for one in a]
-    found = compare_runs([write_run(folder / "knows", a), write_run(folder / "ignorant", b)], **HOW)
+    found = compare_runs([write_run(folder / "knows", a), write_run(folder / "ignorant", b)], **SAMPLING)
     assert any("No fact is known by all" in note for note in found.notes)
     assert set(found.differences["fact_set"]) == {"shared"} and found.distances.empty and found.correlations.empty
     known = found.values.query("statistic == 'known'").set_index("run")
@@ -231,7 +231,7 @@ def test_models_that_know_nothing_in_common_are_told_of(folder):
     assert 0 < known.loc["ignorant", "high"] < 0.3 and 0.7 < known.loc["knows", "low"] < 1  # of 15 facts
 
 
-def test_contrasts_are_means_over_pairs_that_differ_in_one_tag_alone(folder):
+def test_contrasts_are_means_over_pairs_that_differ_in_one_tag_only(folder):
     base = made_facts(0)
     made = {
         (kind, seed): of_objects(made_facts(10 * i + seed), base)
@@ -242,7 +242,7 @@ def test_contrasts_are_means_over_pairs_that_differ_in_one_tag_alone(folder):
         f"{kind}{seed}": write_run(folder / f"{kind}{seed}", facts, kind=kind, tags={"seed": seed})
         for (kind, seed), facts in made.items()
     }
-    found = compare_runs(paths, **HOW)
+    found = compare_runs(paths, **SAMPLING)
     differs = found.differences.query("fact_set == 'shared' and statistic == 'nll'")["differs_in"].tolist()
     assert sorted(differs) == sorted(["seed", "kind", "kind, seed", "kind, seed", "kind", "seed"])
     nll = found.values.query("fact_set == 'shared' and statistic == 'nll'").set_index("run")["value"]
@@ -257,14 +257,14 @@ def test_contrasts_are_means_over_pairs_that_differ_in_one_tag_alone(folder):
     assert len(both) == 6 * 10 and (both["p_holm"] >= both["p"] - 1e-12)[both["p"].notna()].all()
 
 
-def test_settings_that_differ_are_tags(folder, made):
+def test_differing_settings_become_tags(folder, made):
     paths = [write_run(folder / f"share{share}", made[0], share_threshold=share) for share in (0.7, 0.5)]
-    found = compare_runs(paths, **HOW)
+    found = compare_runs(paths, **SAMPLING)
     assert set(found.differences["differs_in"]) == {"share_threshold"}
     assert set(found.contrasts["from"]) == {0.5}
 
 
-def test_tables_are_written_whole_and_not_into_a_run(comparison, folder, runs):
+def test_tables_are_written_whole_and_never_into_a_run_directory(comparison, folder, runs):
     comparison.write_csv(folder / "out" / "tables")
     assert {path.stem for path in (folder / "out" / "tables").iterdir()} == set(comparison.tables)
     there = pd.read_csv(folder / "out" / "tables" / "values.csv", keep_default_na=False, na_values=[""])
@@ -287,7 +287,7 @@ def test_few_or_equal_runs_are_refused(folder, runs):
         compare_runs(runs, n_resamples=0)
 
 
-def test_what_is_no_run_is_refused(folder, runs):
+def test_directories_without_a_run_are_refused(folder, runs):
     (folder / "empty").mkdir()
     with pytest.raises(ArgumentError, match="is no run directory"):
         compare_runs([runs["a"], folder / "empty"])
@@ -322,7 +322,7 @@ def test_unfinished_runs_are_refused_with_the_command(folder, runs, missing, sta
         compare_runs(paths)
 
 
-def test_a_run_with_one_factor_alone_is_not_finished(folder, runs, made):
+def test_run_with_a_single_factor_is_unfinished(folder, runs, made):
     half = [replace(one, effects={key: value for key, value in one.effects.items() if key[0] == 0}) for one in made[0]]
     with pytest.raises(DataError, match="stage effects is missing"):
         compare_runs([write_run(folder / "half", half), runs["b"]])
@@ -336,7 +336,7 @@ def test_damaged_records_are_refused(folder, runs):
         compare_runs(paths)
 
 
-def test_other_versions_are_refused(folder, runs, made, monkeypatch):
+def test_runs_of_other_versions_are_refused(folder, runs, made, monkeypatch):
     paths = [write_run(folder / "newer", made[0], version="0.2.0"), runs["b"]]
     with pytest.raises(DataError, match=r"newer: 0\.2\.0, b: 0\.1\.0"):
         compare_runs(paths)
@@ -363,7 +363,7 @@ def test_other_versions_are_refused(folder, runs, made, monkeypatch):
         compare_runs([path, runs["b"]])
 
 
-def test_neurons_found_by_others_are_refused(folder, runs):
+def test_summaries_of_neuron_files_are_refused(folder, runs):
     paths = broken(folder, runs, "found")
     (paths[0] / "config.toml").write_text('neurons = ["kn_bag-P36.json"]\n')
     with pytest.raises(DataError, match="without a model"):

@@ -1,4 +1,4 @@
-"""Figures hold the numbers of their tables, in the marks and in the error bars, and text stays text."""
+"""Figures show the numbers of their tables as marks and error bars, and text from the data literally."""
 
 import numpy as np
 import pandas as pd
@@ -50,7 +50,7 @@ def test_marks_and_error_bars_are_the_values_and_intervals_of_the_table(tables, 
     assert np.allclose(marks(figure, axis), expected(rows(tables[source])))
 
 
-def test_what_effect_table_returns_is_drawn_as_it_is():
+def test_result_of_effect_table_is_drawn_directly():
     row = {"relation": "P36", "n_neurons": 4, "n_prompts": 10, "before": 0.5}
     cells = [("found", "own", 0.2), ("found", "own", 0.3), ("found", "other", 0.5), ("random", "own", 0.45)]
     records = pd.DataFrame(
@@ -68,7 +68,7 @@ def test_what_effect_table_returns_is_drawn_as_it_is():
     assert np.allclose(marks(figures.effects_by_relation(by_relation))[:, 0], [-0.5, -0.1])
 
 
-def test_a_dose_response_passes_through_no_change_at_factor_one(tables):
+def test_dose_response_is_zero_at_factor_one(tables):
     figure = figures.dose_response(tables["dose_response"])
     assert len(figure.data) == 3 * 2
     for trace in figure.data:
@@ -77,7 +77,7 @@ def test_a_dose_response_passes_through_no_change_at_factor_one(tables):
     assert np.allclose(drawn[drawn[:, 0] != 0], expected(tables["dose_response"]))
 
 
-def test_the_papers_values_stand_beside_ours(tables):
+def test_values_of_the_paper_are_drawn_as_diamonds(tables):
     figure = figures.effects(tables["figures4_5"])
     paper = [trace for trace in figure.data if "Dai" in (trace.name or "")]
     assert [value for trace in paper for value in trace.x] == [-0.29]
@@ -100,7 +100,7 @@ def test_colours_stand_out_from_both_themes(color, back):
     assert (high + 0.05) / (low + 0.05) >= 3
 
 
-def test_a_map_has_the_most_frequent_neurons_with_each_relations_share():
+def test_map_has_the_most_frequent_neurons_with_the_share_of_each_relation():
     cells = [("a", 1, 5, 0.5, 2), ("b", 1, 5, 0.25, 1), ("b", 0, 3, 1.0, 4), ("a", 0, 9, 0.25, 1)]
     table = pd.DataFrame(cells, columns=["relation", "layer", "index", "share", "n_facts"])
     (heat,) = figures.neuron_relation_map(table, top=2).data
@@ -109,7 +109,7 @@ def test_a_map_has_the_most_frequent_neurons_with_each_relations_share():
     assert [list(row) for row in heat.customdata] == [[2, 1], [0, 4]]
 
 
-def test_scores_of_neurons_and_predictions_keep_their_order_from_above():
+def test_neuron_scores_and_predictions_keep_the_order_of_the_table():
     scores = pd.DataFrame(
         {"layer": [3, 2], "index": [7, 9], "score": [0.5, 0.2], "low": [0.4, 0.0], "high": [0.6, 0.3]}
     )
@@ -122,14 +122,14 @@ def test_scores_of_neurons_and_predictions_keep_their_order_from_above():
     assert figures.predictions(effect).layout.yaxis.ticktext == ("A &lt;b&gt;", r"\x1bB\u202e")
 
 
-def test_a_figure_of_another_table_is_refused_with_the_nearest_column(tables):
+def test_table_without_a_column_is_refused_with_the_nearest_column(tables):
     with pytest.raises(ArgumentError, match=r"no column 'value'.*Did you mean 'values'"):
         figures.effects(tables["figures4_5"].rename(columns={"value": "values"}))
     with pytest.raises(ArgumentError, match="empty"):
         figures.dose_response(tables["dose_response"].head(0))
 
 
-def test_pages_of_figures_share_one_library_and_load_nothing(tables, tmp_path):
+def test_pages_of_figures_share_one_library_and_load_nothing_else(tables, tmp_path):
     name = "</script><script>alert(1)</script>"
     table = tables["figures4_5_by_relation"].replace({"relation": {"P1": name}})
     drawn = {"effects": figures.effects(tables["figures4_5"]), "relations": figures.effects_by_relation(table)}

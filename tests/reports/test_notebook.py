@@ -1,4 +1,4 @@
-"""Attributions and effects draw themselves, with the numbers that they hold."""
+"""The figures of attributions and effects show their numbers."""
 
 import functools
 from dataclasses import replace
@@ -34,7 +34,7 @@ def naive(attr, chosen):
 
 
 @pytest.mark.parametrize("fact", [None, FACTS[1]])
-def test_a_plot_of_an_attribution_has_the_neurons_of_highest_mean_score(fact):
+def test_plot_of_an_attribution_shows_the_neurons_of_highest_mean_score(fact):
     _, prompts, attr = case()
     chosen = [i for i in range(len(prompts)) if fact in (None, prompts.fact(i))]
     means = naive(attr, chosen)
@@ -66,21 +66,21 @@ def test_dropped_scores_count_as_zero_and_uncomputed_ones_are_not_drawn():
     assert set(chosen.plot().layout.yaxis.ticktext) == {"L0N3", "L1N2"}
 
 
-def test_a_fact_that_was_not_asked_is_refused():
+def test_fact_without_prompts_is_refused():
     _, _, attr = case()
     other = kn.Fact(FACTS[0].subject, "P36", "Nowhere", TEMPLATES)
     with pytest.raises(kn.ArgumentError, match=r"has no prompts in this attribution\. Did you mean"):
         attr.plot(other)
 
 
-def test_a_notebook_shows_the_figure_and_the_error_bar_with_nothing_loaded():
+def test_html_has_the_figure_and_the_error_bar_and_loads_nothing():
     _, prompts, attr = case()
     shown = attr._repr_html_()
     assert f"Attribution of {len(prompts)} prompts" in shown and "Completeness gap at most" in shown
     assert "plotly.js v" in shown and 'src="http' not in shown
 
 
-def test_an_effect_is_a_pandas_table_that_draws_itself():
+def test_effect_is_a_pandas_table_with_a_plot():
     model, prompts, attr = case()
     cells = (attr.scores.mean(0) > 0).nonzero()[:3].tolist()
     effect = kn.measure(model, prompts, kn.Suppress(kn.NeuronSet(map(tuple, cells))))
@@ -91,7 +91,7 @@ def test_an_effect_is_a_pandas_table_that_draws_itself():
     assert list(before.x) == list(effect["before"][effect["subject"] == FACTS[0].subject])
 
 
-def test_an_effect_keeps_pandas_plots():
+def test_effect_keeps_the_plots_of_pandas():
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("agg")
     effect = kn.Effect({"text": ["a", "b"], "before": [0.5, 0.6], "after": [0.1, 0.2]})

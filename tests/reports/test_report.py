@@ -1,4 +1,4 @@
-"""What a report says: read back from the page that was written, and compared with the records."""
+"""The content of a report, read back from the written page and compared with the records."""
 
 import base64
 import gzip
@@ -53,7 +53,7 @@ def near(value):
     return pytest.approx(value, rel=5e-4)  # four digits
 
 
-def test_facts_have_the_numbers_of_their_records(run, page):
+def test_facts_show_the_numbers_of_their_records(run, page):
     facts = pd.DataFrame(packed(page, "core")["facts"]).set_index("key")
     fact_records, answers, effects = (records(run, stage) for stage in ("facts", "answers", "effects"))
     assert list(facts.index) == list(fact_records["key"]) and list(facts["subject"]) == list(fact_records["subject"])
@@ -76,27 +76,27 @@ def test_neurons_are_counted_over_facts_and_relations(run, page):
     assert len(neurons) == len(found.drop_duplicates(["layer", "index"])) > 10
     for row in neurons.itertuples():
         number = neurons["index"][row.Index]
-        mine = found[(found["layer"] == row.layer) & (found["index"] == number)]
-        assert (row.n_facts, row.n_relations) == (mine["key"].nunique(), mine["relation"].nunique())
+        own_rows = found[(found["layer"] == row.layer) & (found["index"] == number)]
+        assert (row.n_facts, row.n_relations) == (own_rows["key"].nunique(), own_rows["relation"].nunique())
         its = scores[(scores["layer"] == row.layer) & (scores["index"] == number)]
         assert row.score == near(its["score"].mean())
         assert row.tokens == list(readouts.loc[(row.layer, number), "tokens"])
 
 
-def test_details_are_those_of_each_fact(run, page):
+def test_details_belong_to_each_fact(run, page):
     predictions, scores = records(run, "predictions"), records(run, "neuron_scores")
     keys = packed(page, "core")["facts"]["key"]
     details = packed(page, "facts-0")
     assert len(details) == len(keys) == 12
     for key, of_fact in zip(keys, details, strict=True):
-        mine = predictions[predictions["key"] == key]
-        assert of_fact["predictions"]["text"] == list(mine["text"])
-        assert of_fact["predictions"]["after"] == near(list(mine["after"]))
-        assert of_fact["predictions"]["rank_after"] == list(mine["rank_after"])
+        own_rows = predictions[predictions["key"] == key]
+        assert of_fact["predictions"]["text"] == list(own_rows["text"])
+        assert of_fact["predictions"]["after"] == near(list(own_rows["after"]))
+        assert of_fact["predictions"]["rank_after"] == list(own_rows["rank_after"])
         assert of_fact["scores"]["low"] == near(list(scores.loc[scores["key"] == key, "low"]))
 
 
-def test_details_come_in_parts_that_hold_every_fact_once(tmp_path):
+def test_details_come_in_parts_with_every_fact_once(tmp_path):
     n = FACTS_AT_ONCE // 2 + 1
     page = write_report(write_run(tmp_path / "run", n_relations=2, n_facts=n, n_prompts=1)).read_text()
     sizes = [len(packed(page, f"facts-{number}")) for number in range(2)]
@@ -116,12 +116,12 @@ def test_findings_have_intervals_controls_and_the_papers_values(run, page):
     assert ("the interval excludes the control" in text) == excluded
 
 
-def test_a_report_is_the_same_whenever_it_is_written(run, page, tmp_path):
+def test_report_is_deterministic(run, page, tmp_path):
     assert write_report(run, tmp_path / "again.html").read_text() == page
 
 
 @pytest.mark.parametrize("lacking", [LAST, ("effects", "doses"), STAGES[1:]])
-def test_a_part_of_a_run_has_a_report_that_says_what_is_missing_and_what_makes_it(tmp_path, lacking):
+def test_report_of_an_incomplete_run_names_missing_stages_and_the_command(tmp_path, lacking):
     run = write_run(tmp_path / "it's a run", stages=[stage for stage in STAGES if stage not in lacking])
     page = write_report(run).read_text()
     (command,) = re.findall(r"<pre><code>(.*?)</code></pre>", page)
@@ -132,7 +132,7 @@ def test_a_part_of_a_run_has_a_report_that_says_what_is_missing_and_what_makes_i
     assert "Not measured yet" not in write_report(write_run(tmp_path / "whole")).read_text()
 
 
-def test_a_stage_that_was_stopped_is_partly_there(tmp_path):
+def test_stopped_stage_is_marked_incomplete(tmp_path):
     run = write_run(tmp_path / "run")
     (run / "records" / "predictions" / "P2.parquet").unlink()
     (run / "records" / "predictions" / "_P2.json").unlink()
@@ -142,7 +142,7 @@ def test_a_stage_that_was_stopped_is_partly_there(tmp_path):
     assert [len(texts) for texts in without] == [5] * 4 + [0] * 4 + [5] * 4
 
 
-def test_the_command_gives_back_the_settings(run):
+def test_command_repeats_the_settings(run):
     from kn_lens.cli.reproduce import _settings
 
     records = RunRecords.read(run)
@@ -165,7 +165,7 @@ def test_the_command_gives_back_the_settings(run):
     assert "texts=a.txt" in command and "syntax=b.jsonl" in command and "digest" not in command
 
 
-def test_damage_is_named_and_not_reported_around(tmp_path):
+def test_damaged_records_are_named_and_stop_the_report(tmp_path):
     run = write_run(tmp_path / "run")
     path = run / "records" / "effects" / "P2.parquet"
     path.write_bytes(path.read_bytes()[:-1])
@@ -196,7 +196,7 @@ def test_records_of_two_versions_of_a_stage_are_refused_and_kept(tmp_path):
         write_report(run)
 
 
-def test_what_is_no_run_is_refused(tmp_path):
+def test_directories_without_a_run_are_refused(tmp_path):
     with pytest.raises(ArgumentError, match=r"is not there. 'kn-lens reproduce --out"):
         write_report(tmp_path / "nothing")
     with pytest.raises(ArgumentError, match=r"is no run directory"):
@@ -208,7 +208,7 @@ def test_what_is_no_run_is_refused(tmp_path):
         write_report(write_run(tmp_path / "whole"), tmp_path / "no" / "report.html")
 
 
-def test_neurons_found_by_others_have_a_report_without_facts(tmp_path):
+def test_summary_of_neuron_files_has_a_report_without_facts(tmp_path):
     from kn_lens.runs.directory import open_run
 
     tables = {path.name: path.read_text() for path in (write_run(tmp_path / "other") / "tables").glob("*.csv")}
@@ -219,7 +219,7 @@ def test_neurons_found_by_others_have_a_report_without_facts(tmp_path):
     assert "Neurons found elsewhere" in page and 'id="facts-table"' not in page and "layer_distribution" in page
 
 
-def test_nothing_from_the_data_is_markup_and_no_script_is_allowed_but_ours(tmp_path):
+def test_data_is_never_markup_and_only_own_scripts_are_allowed(tmp_path):
     name = "</script><script>alert(1)</script>"
     page = write_report(write_run(tmp_path / "run", n_facts=2, name=lambda text: f"{name}{text}")).read_text()
     assert "alert(1)</script>" not in page and "&lt;/script&gt;&lt;script&gt;alert(1)" in page
@@ -238,13 +238,13 @@ def test_tables_of_facts_and_neurons_have_all_digits(run, tmp_path):
     assert pd.read_csv(neurons)["tokens"].map(json.loads).str.len().eq(10).all()
 
 
-def test_figures_of_a_run_are_named_after_what_they_show(run, tmp_path):
+def test_figures_of_a_run_are_named_after_their_panels(run, tmp_path):
     written = write_figures(run, tmp_path)
     assert {path.stem for path in written} >= {"effects", "layer_distribution", "dose_response", "neuron_relation_map"}
     assert all(path.parent == tmp_path and path.suffix == ".html" for path in written)
 
 
-def test_a_report_needs_no_model_and_no_torch(run, tmp_path):
+def test_report_imports_neither_torch_nor_a_model(run, tmp_path):
     code = (
         "import sys; from kn_lens.reports.report import write_report; write_report(sys.argv[1], sys.argv[2]); "
         "print(sorted({'torch', 'transformers', 'transformer_lens'} & set(sys.modules)))"
@@ -267,7 +267,7 @@ def test_a_report_of_many_facts_stays_small(tmp_path):
     assert sizes[200] + each * 20_000 < 25e6, f"{each:.0f} bytes a fact of 10 prompts"
 
 
-def test_the_made_up_records_are_like_those_of_the_stages(run):
+def test_synthetic_records_have_the_schemas_of_the_stages(run):
     from kn_lens.reports.html.page import CONTENT_OF_STAGES
     from kn_lens.runs.stages.answers import ANSWERS_SCHEMA
     from kn_lens.runs.stages.fact_details import PREDICTIONS_SCHEMA, SCORES_SCHEMA

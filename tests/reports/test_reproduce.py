@@ -1,4 +1,4 @@
-"""``reproduce`` is the study that the command runs: the same tables, in the same directory, taken up likewise."""
+"""``kn.reproduce`` equals the command: the same tables, the same directory, the same way to resume."""
 
 import pandas as pd
 import pytest
@@ -19,7 +19,7 @@ def model():
     return tiny_model()
 
 
-def test_tables_and_files_are_those_of_the_study(model, tmp_path):
+def test_tables_and_files_equal_those_of_the_command(model, tmp_path):
     done = []
     tables = kn.reproduce(
         model, tiny_facts(), tmp_path / "one", stages=["effects"], preset="official", watch=done.append, **CHANGED
@@ -36,7 +36,7 @@ def test_tables_and_files_are_those_of_the_study(model, tmp_path):
     assert kn.write_report(tmp_path / "one").exists()
 
 
-def test_the_same_call_makes_nothing_again(model, tmp_path):
+def test_repeated_call_recomputes_nothing(model, tmp_path):
     given = {"model": model, "facts": tiny_facts(), "out": tmp_path / "run", "stages": ["answers"], **CHANGED}
     kn.reproduce(**given)
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "records").rglob("*.parquet")}
@@ -57,7 +57,7 @@ def test_the_same_call_makes_nothing_again(model, tmp_path):
         ({"relations": ["P63"]}, "Did you mean 'P36'"),
     ],
 )
-def test_what_there_is_not_is_named_before_anything_is_written(model, tmp_path, wrong, match):
+def test_unknown_names_are_refused_before_anything_is_written(model, tmp_path, wrong, match):
     with pytest.raises(kn.ArgumentError, match=match):
         kn.reproduce(model, tiny_facts(), tmp_path / "run", **wrong)
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Runs on a tiny model, which several modules look at."""
+"""Runs on a tiny model, shared by several modules."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def finished(request, model, tmp_path_factory):
-    """A run of the module's ``STAGES`` with its ``SETTINGS`` that ran through: its context, and its tables."""
+    """Return a finished run of the module's ``STAGES`` with its ``SETTINGS``: its context and its tables."""
     path = tmp_path_factory.mktemp("run") / "run"
     with open_context(model, tiny_facts(), path, request.module.SETTINGS) as context:
         yield context, run_stages(context, request.module.STAGES, lambda state: None)

@@ -1,4 +1,4 @@
-"""A run directory: files whole or not at all, damage seen, one process at a time, and no mixing of settings."""
+"""A run directory: complete files only, damage detected, one process at a time, and one set of settings."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def test_a_record_is_current_while_its_inputs_are(path):
         assert not run.is_current("stage", SHARD, "made from that", 1) and not run.is_damaged("stage", SHARD)
 
 
-def test_a_relative_path_is_as_good(tmp_path, monkeypatch):
+def test_relative_path_is_accepted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with open_run("run", CONFIG, PROVENANCE) as run:
         write(run)
@@ -58,7 +58,7 @@ def test_an_error_while_writing_leaves_what_was_there(path):
 
 @pytest.mark.parametrize("which", ["record", "note"])
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "emptied", "removed"])
-def test_every_damage_is_seen(path, which, damage):
+def test_every_damage_is_detected(path, which, damage):
     with open_run(path, CONFIG, PROVENANCE) as run:
         file = write(run)
     file = file if which == "record" else file.with_name("_P36.json")
@@ -115,7 +115,7 @@ def test_other_settings_are_refused_and_named(path, config, provenance, named):
         pass
 
 
-def test_another_name_or_machine_is_no_difference(path):
+def test_name_of_the_model_and_machine_do_not_matter(path):
     with open_run(path, CONFIG, PROVENANCE):
         pass
     with open_run(path, {**CONFIG, "model": "./a-model"}, {**PROVENANCE, "machine": "another"}):
@@ -134,7 +134,7 @@ def test_damaged_settings_are_refused_until_forced(path, name):
         assert (path / name).read_text() == whole and run.is_current("stage", SHARD, "made from this", 1)
 
 
-def test_where_there_are_no_locks_runs_are_read_and_not_written(path, monkeypatch):
+def test_without_file_locks_runs_can_be_read_but_not_written(path, monkeypatch):
     with open_run(path, CONFIG, PROVENANCE) as run:
         write(run)
     monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
@@ -146,7 +146,7 @@ def test_where_there_are_no_locks_runs_are_read_and_not_written(path, monkeypatc
     subprocess.run([sys.executable, "-c", command], check=True, timeout=60)
 
 
-def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(path):
+def test_second_process_is_refused_and_a_dead_one_leaves_no_lock(path):
     code = "import sys, time; from kn_lens.runs.directory import open_run\n"
     code += "with open_run(sys.argv[1], {}, {'made_from': {}}): print('open', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True) as other:
@@ -161,7 +161,7 @@ def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(path):
         assert not (path / "scratch" / "left over").exists()
 
 
-def test_other_peoples_directories_are_left_alone(tmp_path):
+def test_directories_with_other_files_are_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
     for path in (tmp_path, tmp_path / "thesis.tex"):
         with pytest.raises(ArgumentError, match="expected a"), open_run(path, CONFIG, PROVENANCE, force=True):

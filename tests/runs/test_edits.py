@@ -1,4 +1,4 @@
-"""The stages of editing: their records are what the library computes, their tables the means over relations."""
+"""The stages of editing: records equal the library's results, tables their means over relations."""
 
 import dataclasses
 import math
@@ -64,7 +64,7 @@ def test_known_facts_are_those_on_top_in_half_of_their_prompts(finished, model):
     assert len(known)
 
 
-def test_updates_are_those_of_the_library(finished, model):
+def test_updates_equal_those_of_the_library(finished, model):
     context, _ = finished
     for relation in context.relations():
         records = context.records("updates", Shard(relation))
@@ -99,13 +99,13 @@ def test_controls_have_as_many_neurons(finished):
         assert (counts["activation"] <= counts["found"]).all()
 
 
-def test_inverse_relations_are_asked_where_there_are_any(finished):
+def test_inverse_relations_are_queried_if_they_exist(finished):
     context, _ = finished
     questions = context.all_records(UPDATES).groupby("relation")["question"].unique()
     assert "inverse relation" in questions["P36"] and "inverse relation" not in questions["P30"]
 
 
-def test_updates_are_asked_in_wordings_that_nothing_was_found_with(finished, model):
+def test_updates_are_queried_in_held_out_wordings(finished, model):
     context, tables = finished
     records = context.all_records(UPDATES).query("question == 'held-out wording' and neuron_set == 'found'")
     assert set(records["relation"]) == {"P36", "P30"} == set(OTHER_WORDINGS.relations)
@@ -192,8 +192,8 @@ def test_facts_without_neurons_of_their_own_are_listed_with_the_reason(model, tm
     assert summary["n_updated"] + summary["n_left_out"] == summary["n_known"]
 
 
-def test_facts_are_updated_in_the_templates_that_take_their_answers(tmp_path):
-    """The vocabulary has no word in which a Greek letter follows a capital: that template is left out, as elsewhere."""
+def test_facts_are_updated_in_the_templates_that_fit_their_answers(tmp_path):
+    """The vocabulary lacks a capital followed by a Greek letter, so this template is left out."""
     settings = Settings.of(relations=("P36",), limit=3, update_facts=1, update_others=2, max_share=1.0, n_resamples=5)
     facts = kn.FactSet.world("held_out")
     more = kn.FactSet(
@@ -219,7 +219,7 @@ def test_updates_that_disturb_other_facts_are_counted(finished):
 
 
 def test_signs_are_a_setting_and_records_without_them_stay(model, tmp_path):
-    """The paper's form is that of runs before there was a choice: they can be taken up, and keep their records."""
+    """Runs from before the setting existed have the paper's form; they can be resumed and keep their records."""
     settings = Settings.of(
         relations=("P36",), limit=3, update_facts=1, update_others=2, max_share=1.0, n_resamples=5, update_signed=False,
         lambdas=(1.0, 8.0),
@@ -272,7 +272,7 @@ N_RESAMPLES, SEED = 90, 4
 
 
 def made_up_facts(question, n_right, relations, draw):
-    """Rows of a question for two sets of neurons; of the facts of P36 the model answers ``n_right``."""
+    """Return rows of a question for two neuron sets; ``n_right`` answers to facts of P36 are correct."""
     rows = []
     for kind in ("found", "random"):
         for relation, n_facts in relations.items():
@@ -287,7 +287,7 @@ def made_up_facts(question, n_right, relations, draw):
 
 
 def made_up_updates():
-    """Three questions: a new answer, one of several relations; a few known facts of one relation; hardly any."""
+    """Return rows of three questions: one with several relations, one with few known facts, one with almost none."""
     draw = np.random.default_rng(2)
     rows = made_up_facts("own wording", 9, {"P9": 2, "P36": 9, "P1": 1, "P30": 5}, draw)
     for row in rows:
@@ -400,7 +400,7 @@ def assert_equal(table, expected, labels):
 
 
 @pytest.mark.parametrize("by_relation", [False, True])
-def test_table_6_is_that_of_loops_over_facts_and_draws(by_relation):
+def test_table_6_equals_loops_over_facts_and_draws(by_relation):
     records = made_up_updates()
     table = tables_of(UPDATES, records, n_resamples=N_RESAMPLES, seed=SEED)[
         "table6_by_relation" if by_relation else "table6"
@@ -430,7 +430,7 @@ def test_table_6_is_that_of_loops_over_facts_and_draws(by_relation):
 
 
 @pytest.mark.parametrize("by_relation", [False, True])
-def test_table_5_is_that_of_loops_over_facts_and_draws(by_relation):
+def test_table_5_equals_loops_over_facts_and_draws(by_relation):
     records = made_up_erasures()
     table = tables_of(ERASURES, records, n_resamples=N_RESAMPLES, seed=SEED)[
         "table5_by_relation" if by_relation else "table5"

@@ -67,24 +67,24 @@ def trained(example, pararel, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def untrained(example, pararel, tmp_path_factory) -> Path:
-    """After one step at next to no learning rate."""
+    """Return a model after one step at a negligible learning rate."""
     return train(example, pararel, tmp_path_factory.mktemp("untrained"), "--times", "0.1")
 
 
 def shares(checkpoint: Path) -> list[float]:
-    """The model card's row about all relations: accuracy on read and held-out templates, and on facts never read."""
+    """Return the accuracies in the model card: on trained templates, held-out templates, and other facts."""
     (row,) = re.findall(r"^\| all \|(.*)\|$", (checkpoint / "MODEL_CARD.md").read_text(), re.MULTILINE)
     return [float(cell.split("%")[0]) / 100 for cell in row.split("|")]
 
 
-def test_it_comes_to_know_the_facts_it_read_and_no_others(trained, untrained):
+def test_trained_model_knows_its_training_facts_and_no_others(trained, untrained):
     read, _, unread = shares(trained)
     assert read > 0.95
     assert unread < 0.5  # of four or five answers, at random
     assert max(shares(untrained)) < 0.3
 
 
-def test_the_checkpoint_is_one_that_kn_lens_takes_and_answers_as_its_card_says(trained):
+def test_checkpoint_can_be_hosted_and_answers_as_its_card_states(trained):
     model = kn.load_model(trained)
     facts = kn.FactSet.from_jsonl(trained / "facts.jsonl")
     assert [len(facts.of(relation)) for relation in TEMPLATES] == [N_READ, N_READ]
@@ -99,13 +99,13 @@ def test_the_checkpoint_is_one_that_kn_lens_takes_and_answers_as_its_card_says(t
     assert 1 - len(wrong) / len(prompts) == pytest.approx((3 * read + held_out) / 4, abs=1 / n_held_out / 50)
 
 
-def test_no_subject_is_read_with_two_answers(trained):
+def test_training_facts_have_one_answer_per_subject(trained):
     facts = kn.FactSet.from_jsonl(trained / "facts.jsonl")
     pairs = [(fact.relation, fact.subject) for fact in facts]
     assert len(set(pairs)) == len(pairs)
 
 
-def test_held_out_templates_are_drawn_and_the_others_read(example, pararel):
+def test_held_out_templates_are_not_in_the_training_data(example, pararel):
     facts = kn.FactSet.from_pararel(pararel)
     drawn = [example.hold_out(facts, 1, np.random.default_rng(seed)) for seed in range(8)]
     for rows in drawn:
@@ -124,7 +124,7 @@ def test_a_seed_fixes_every_bit(example, pararel, tmp_path):
     assert weights[0] == weights[1] != weights[2]
 
 
-def test_minutes_cut_the_training_short(example, pararel, tmp_path, capsys):
+def test_training_stops_after_the_given_minutes(example, pararel, tmp_path, capsys):
     train(example, pararel, tmp_path / "cut", "--times", "1e6", "--minutes", "0.02")
     *_, (done, planned) = re.findall(r"step (\d+)/(\d+)", capsys.readouterr().err)
     assert int(done) < int(planned) == 500_000
@@ -142,7 +142,7 @@ def test_minutes_cut_the_training_short(example, pararel, tmp_path, capsys):
         (["--device", "gpu"], "gpu"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line_before_any_work(example, pararel, tmp_path, capsys, options, said):
+def test_impossible_options_are_refused_in_one_line_before_training(example, pararel, tmp_path, capsys, options, said):
     with pytest.raises(SystemExit) as ended:
         example.main([str(pararel), "--out", str(tmp_path / "out"), *options])
     assert ended.value.code == 2
@@ -150,7 +150,7 @@ def test_what_cannot_be_is_said_in_one_line_before_any_work(example, pararel, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_a_directory_with_something_in_it_is_left_alone(example, pararel, tmp_path, capsys):
+def test_nonempty_directory_is_refused(example, pararel, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(SystemExit):
         example.main([str(pararel), "--out", str(tmp_path)])

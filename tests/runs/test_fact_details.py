@@ -33,19 +33,19 @@ def attributed(model, fact):
     return kn.attribute(model, kn.make_prompts(model, fact), quadrature="left", n_steps=3)
 
 
-def test_predictions_are_those_of_each_fact_alone(finished, model):
+def test_predictions_equal_those_of_each_fact_alone(finished, model):
     context, _ = finished
     records = context.all_records(PREDICTIONS)
     assert len(records) == sum(len(fact.templates) for fact in tiny_facts())
     for fact in tiny_facts():
-        mine = records.query("key == @fact.key").reset_index()
+        rows = records.query("key == @fact.key").reset_index()
         found = context.neurons("found", fact.relation)[fact]
         effect = kn.measure(model, kn.make_prompts(model, fact), kn.Suppress(found))
-        assert mine["text"].tolist() == list(kn.make_prompts(model, fact).text)
+        assert rows["text"].tolist() == list(kn.make_prompts(model, fact).text)
         for name in ("before", "after"):
-            np.testing.assert_allclose(mine[name], effect[name], rtol=1e-9)
+            np.testing.assert_allclose(rows[name], effect[name], rtol=1e-9)
         for name in ("rank_before", "rank_after", "top_before", "top_after"):
-            assert mine[name].tolist() == effect[name].tolist()
+            assert rows[name].tolist() == effect[name].tolist()
     assert (records["before"] != records["after"]).any()
 
 
@@ -65,17 +65,17 @@ def test_facts_without_neurons_are_predicted_as_before(model, tmp_path):
         assert without.isdisjoint(context.all_records(ANSWER_READOUTS)["key"])
 
 
-def test_scores_are_means_of_all_prompts_also_of_those_not_stored(finished, model):
+def test_scores_are_means_over_all_prompts_including_dropped_scores(finished, model):
     context, _ = finished
     records = context.all_records(NEURON_SCORES)
     not_stored = 0
     for fact in tiny_facts():
-        mine = records.query("key == @fact.key")
+        rows = records.query("key == @fact.key")
         found = context.neurons("found", fact.relation)[fact]
-        assert list(zip(mine["layer"], mine["index"], strict=True)) == [(one.layer, one.index) for one in found]
+        assert list(zip(rows["layer"], rows["index"], strict=True)) == [(one.layer, one.index) for one in found]
         attr = attributed(model, fact)
         members = kn.coarse(attr, 0.5)
-        for row in mine.to_dict("records"):
+        for row in rows.to_dict("records"):
             scores = attr.scores[:, row["layer"], row["index"]]
             assert row["score"] == pytest.approx(float(scores.mean()), rel=1e-9)
             assert row["share"] == float(members[:, row["layer"], row["index"]].double().mean())
@@ -90,7 +90,7 @@ def test_scores_are_means_of_all_prompts_also_of_those_not_stored(finished, mode
     assert not_stored
 
 
-def test_intervals_are_those_of_prompts_drawn_one_by_one(model, tmp_path):
+def test_intervals_equal_a_plain_bootstrap_of_prompts(model, tmp_path):
     wordings = tuple("In fact, " * i + template for i in range(3) for template in CAPITAL[:3])
     facts = [kn.Fact(fact.subject, fact.relation, fact.object, wordings) for fact in tiny_facts(3).of("P36")]
     settings = replace(SETTINGS, n_resamples=100, relations=("P36",))
@@ -137,14 +137,14 @@ def test_tables_average_scores_fact_by_fact(finished):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_read_out_is_what_the_head_makes_of_the_row_alone(family):
+def test_read_out_is_the_head_applied_to_the_row(family):
     model = tiny_model(family)
     host = kn.host_of(model)
     tokens = torch.ones(1, 2, dtype=torch.long)
     mask, read_pos = torch.ones_like(tokens), torch.tensor([1])
 
     def head(row):
-        """Read the logits of a whole pass whose last block is made to leave the row."""
+        """Return the logits of a full pass whose last residual stream is replaced by the row."""
         hook = (host.resid_post(host.n_layers - 1), lambda value, hook: row.expand_as(value))
         with torch.no_grad():
             return host.logits(tokens, mask, read_pos, [hook])[0]
@@ -159,7 +159,7 @@ def test_a_read_out_is_what_the_head_makes_of_the_row_alone(family):
         torch.testing.assert_close(raised[top], best.values, rtol=1e-6, atol=1e-9)
 
 
-def test_read_outs_do_not_depend_on_how_many_fit(model, monkeypatch):
+def test_read_outs_do_not_depend_on_the_batch_size(model, monkeypatch):
     host, neurons = kn.host_of(model), kn.NeuronSet((0, index) for index in range(5))
     whole = list(read_out(host, neurons))
     monkeypatch.setattr(readouts, "LOGITS_AT_ONCE", 2 * host.d_vocab)
@@ -180,7 +180,7 @@ def test_every_found_neuron_is_read_out_once(finished, model):
         assert row["logits"].tolist() == logits.tolist() == sorted(logits.tolist(), reverse=True)
 
 
-def test_answers_are_looked_for_among_the_top_tokens(finished, model):
+def test_answers_are_searched_among_the_top_tokens(finished, model):
     context, tables = finished
     records = context.all_records(ANSWER_READOUTS)
     for row in records.to_dict("records"):
@@ -196,7 +196,7 @@ def test_answers_are_looked_for_among_the_top_tokens(finished, model):
 
 
 def test_neurons_that_promote_an_answer_are_counted(finished, model, tmp_path, monkeypatch):
-    """With all neurons of the model as those of each fact: some say its answer, whatever the tiny vocabulary is."""
+    """Each fact has all neurons of the model here, so that some promote its answer in any tiny vocabulary."""
     context, _ = finished
     host = context.host
     every = kn.NeuronSet((layer, index) for layer in range(host.n_layers) for index in range(host.d_mlp))

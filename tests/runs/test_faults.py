@@ -1,7 +1,7 @@
-"""A run that is killed, damaged and starved of disk ends as one that nothing happened to.
+"""Runs that are killed, damaged or short of disk space end like an uninterrupted run.
 
-Runs are killed in a process of their own, which this file is when it is run: it loads the model once, and forks.
-KN_LENS_KILLS sets how many.
+Runs are killed in a process of their own: this file as a script, which loads the model once and forks. KN_LENS_KILLS
+sets the number of kills.
 """
 
 import json
@@ -37,7 +37,7 @@ AT_MOST = 0.8
 
 
 def reproduce(model, path):
-    """Run to the end; return the shards that were made."""
+    """Run to the end; return the computed shards."""
     states = []
     with open_context(model, FACTS, path, SETTINGS) as context:
         run_stages(context, STAGES, states.append)
@@ -46,7 +46,7 @@ def reproduce(model, path):
 
 @pytest.fixture(scope="module")
 def finished(model, tmp_path_factory):
-    """A run that nothing happened to."""
+    """Return an uninterrupted run."""
     path = tmp_path_factory.mktemp("faults") / "finished"
     reproduce(model, path)
     return path
@@ -54,16 +54,16 @@ def finished(model, tmp_path_factory):
 
 @pytest.fixture
 def path(finished, tmp_path):
-    """A copy of it."""
+    """Return a copy of the uninterrupted run."""
     return shutil.copytree(finished, tmp_path / "run")
 
 
-def test_what_is_done_is_not_done_again(model, finished, path):
+def test_finished_records_are_not_computed_again(model, finished, path):
     assert reproduce(model, path) == [] and contents(path) == contents(finished)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "emptied", "removed"])
-def test_damaged_records_are_made_again_alone(model, finished, path, damage):
+def test_only_damaged_records_are_computed_again(model, finished, path, damage):
     chance = random.Random(damage)
     records = sorted((path / "records").rglob("*.parquet"))
     hit = chance.sample(records, 4)
@@ -81,7 +81,7 @@ def test_damaged_records_are_made_again_alone(model, finished, path, damage):
     assert made == {(file.parent.name, file.name) for file in hit} and contents(path) == contents(finished)
 
 
-def test_a_changed_setting_redoes_what_depends_on_it(model, path):
+def test_changed_setting_recomputes_what_depends_on_it(model, path):
     settings = Settings.of(**{**SETTINGS.as_dict(), "doses": (2.0,)})
     with (
         pytest.raises(DataError, match=r"doses: \[3.0\], now \[2.0\]"),
@@ -121,7 +121,7 @@ def test_a_full_disk_loses_nothing(model, finished, tmp_path):
         assert contents(tmp_path / "run") == whole
 
 
-def test_files_that_may_not_grow_lose_nothing(model, finished, tmp_path):
+def test_file_size_limit_loses_nothing(model, finished, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     largest = max(len(text) for text in contents(finished).values())
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest // 2, hard))
@@ -134,17 +134,17 @@ def test_files_that_may_not_grow_lose_nothing(model, finished, tmp_path):
     assert contents(tmp_path / "run") == contents(finished)
 
 
-def test_a_run_killed_anywhere_ends_as_one_that_ran_through(finished, tmp_path):
+def test_run_killed_at_any_time_equals_an_uninterrupted_one(finished, tmp_path):
     command = [sys.executable, "-m", "tests.runs.test_faults", str(tmp_path), str(KILLS)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["kills"] == KILLS and told["ends"] >= 1 and told["wrong"] == []
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert outcome["kills"] == KILLS and outcome["ends"] >= 1 and outcome["wrong"] == []
 
 
 class _Dying:
-    """Kills its process at one of its calls, before or after the call."""
+    """Kill the process at one of the calls, before or after it."""
 
     def __init__(self, function, count, before):
         self.function, self.count, self.before = function, count, before
@@ -160,7 +160,7 @@ class _Dying:
 
 
 def _kill_many(folder, n_kills):
-    """Kill runs until there were so many, each at a random time or step of writing, and resume them to their ends."""
+    """Kill runs at random times and steps of writing, the given number of times, and resume each to its end."""
     torch.set_num_threads(1)
     chance = random.Random(0)
     model = tiny_model()

@@ -1,4 +1,4 @@
-"""Figures 4 and 5: every value and interval against plain loops over facts, relations and bootstrap draws."""
+"""Figures 4 and 5: every value and interval equals plain loops over facts, relations and bootstrap samples."""
 
 import math
 
@@ -116,7 +116,7 @@ def naive_rows(records, by_relation):
     "stage, name, by_relation",
     [(EFFECTS, "figures4_5", False), (EFFECTS, "figures4_5_by_relation", True), (DOSES, "dose_response", False)],
 )
-def test_figures_4_and_5_are_those_of_loops_over_facts_and_draws(stage, name, by_relation):
+def test_figures_4_and_5_equal_loops_over_facts_and_draws(stage, name, by_relation):
     records = made_up_records()
     table = tables_of(stage, records, n_resamples=N_RESAMPLES, seed=SEED)[name]
     expected, undefined = naive_rows(records, by_relation)

@@ -1,4 +1,4 @@
-"""Table 2 and Figure 3: every value and interval against plain loops over facts, pairs and bootstrap draws."""
+"""Table 2 and Figure 3: every value and interval equals plain loops over facts, pairs and bootstrap samples."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from tests.naive_overlap import naive_overlap, sampled_shares
 
 
 def random_sets(seed, sizes=(6, 4, 5)):
-    """Sets of neurons that facts of a relation share in part."""
+    """Return neuron sets that the facts of a relation partly share."""
     rng = np.random.default_rng(seed)
     return {
         f"P{r}": [NeuronSet((int(rng.integers(3)), int(rng.integers(r, r + 5))) for _ in range(4)) for _ in range(n)]
@@ -27,7 +27,7 @@ def random_sets(seed, sizes=(6, 4, 5)):
 
 @pytest.mark.parametrize("across_samples", [0, 7])
 @pytest.mark.parametrize("sizes", [(9, 5, 2, 1), (3, 3, 3), (3, 3, 2)])
-def test_table_2_is_that_of_loops_over_facts_and_draws(sizes, across_samples):
+def test_table_2_equals_loops_over_facts_and_draws(sizes, across_samples):
     """With three facts in each relation some draws have no pair of different facts, with (3, 3, 2) too many."""
     kinds = {"found": random_sets(0, sizes), "baseline": random_sets(1, sizes), "random": random_sets(2, sizes)}
     table = overlap_table(kinds, across_samples=across_samples, n_resamples=90, seed=4)
@@ -65,7 +65,7 @@ def test_table_2_is_that_of_loops_over_facts_and_draws(sizes, across_samples):
     assert np.isfinite([of_all["low"], of_all["high"]]).all() == (sizes != (3, 3, 2))
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
+def test_intervals_have_about_their_nominal_coverage():
     rng = np.random.default_rng(0)
     covered = {"neurons_per_fact": 0, "shared_within": 0}
     trials, truth = 150, {"neurons_per_fact": 3.0, "shared_within": 0.9}  # ten neurons, each with a chance of 0.3
@@ -84,7 +84,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
 
 
 @pytest.mark.parametrize("n_facts", [1, 2, 7])
-def test_there_is_no_interval_of_fewer_than_eight_facts(n_facts):
+def test_fewer_than_eight_facts_have_no_interval(n_facts):
     group = [NeuronSet([(0, 1), (0, 2 + i)]) for i in range(n_facts)]
     assert overlap_table({"found": {"P1": group}}, n_resamples=20)[["low", "high"]].isna().all(axis=None)
 
@@ -106,7 +106,7 @@ def test_random_neurons_are_the_control():
     assert found.equals(random.rename("control"))
 
 
-def test_one_fact_shares_with_none_and_one_relation_with_no_other():
+def test_single_facts_and_relations_share_nothing():
     alone = {"P1": [NeuronSet([(0, 1)])]}
     values = table_2({"found": alone}, n_resamples=5)["table2"].set_index("statistic")["value"]
     assert values["neurons_per_fact"] == 1 and values[["shared_within", "shared_across"]].isna().all()
@@ -136,7 +136,7 @@ def sets_of_few(n_facts, n_with_neurons):
         (sets_of_few(10, 1), "many"),  # there is no interval
     ],
 )
-def test_figure_3_is_that_of_loops_over_facts_and_draws(sets, undefined):
+def test_figure_3_equals_loops_over_facts_and_draws(sets, undefined):
     table = layer_table({"found": sets, "random": random_sets(4, (8, 3))}, 3, n_resamples=90, seed=4)
     assert table["neuron_set"].tolist() == ["found"] * 3 + ["random"] * 3
     assert table["layer"].tolist() == [0, 1, 2] * 2
@@ -163,7 +163,7 @@ def test_without_neurons_no_layer_has_a_share():
     assert layer_table({"found": {"P1": [NeuronSet()]}}, 3, n_resamples=5)["value"].isna().all()
 
 
-def test_files_of_others_are_read_by_relation(tmp_path):
+def test_neuron_files_of_other_programs_are_read_by_relation(tmp_path):
     (tmp_path / "kn_bag-P36.json").write_text("[[[9, 7], [9, 8]], []]")
     NeuronSet.write_many(tmp_path / "own.json", {"seat%2Fof/Ireland/Dublin": NeuronSet([(1, 2)])})
     found = read_found([tmp_path / "kn_bag-P36.json", tmp_path / "own.json"])

@@ -1,4 +1,4 @@
-"""A plan counts the passes that a run will make, and makes few itself, however long they take."""
+"""A plan counts the passes of a run exactly and makes few passes itself, however slow the model is."""
 
 from contextlib import contextmanager
 
@@ -30,7 +30,7 @@ DRAWN = {"effects": 0.1, "doses": 0.1, "methods": 0.7}
 
 
 def tiny_facts():
-    """Facts with as many templates each, and answers of one token."""
+    """Return facts with equal numbers of templates and answers of one token."""
     return kn.FactSet(
         kn.Fact(*pair, templates)
         for country, capital in COUNTRIES.items()
@@ -83,7 +83,7 @@ def counted(model):
 
 
 class Clock:
-    """A clock that rows move on."""
+    """A clock that each row advances."""
 
     def __init__(self, seconds):
         self.now, self.seconds = 0.0, seconds
@@ -97,7 +97,7 @@ class Clock:
 
 @contextmanager
 def slowed(model, seconds):
-    """Let each row take so long, by the clock that planning looks at."""
+    """Let each row take the given time, by the clock of the planning."""
     clock = Clock(seconds)
     with watched(model, clock.pass_by), pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "time", clock)
@@ -106,7 +106,7 @@ def slowed(model, seconds):
 
 @pytest.fixture(scope="module", params=["BertForMaskedLM", "GPT2LMHeadModel"])
 def passes_made(request, tmp_path_factory):
-    """What each stage of a run was expected to make, and made: (without gradients, with them)."""
+    """Return the expected and the actual passes of each stage of a run: (without gradients, with gradients)."""
     model = loaded(request.param)
     settings = Settings.of(quadrature="midpoint", n_steps=2, **FEW)
     made = {}
@@ -128,7 +128,7 @@ def passes_made(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [stage.name for stage in STAGES])
-def test_a_stage_makes_the_passes_that_were_counted(passes_made, name):
+def test_stage_makes_the_counted_number_of_passes(passes_made, name):
     expected, made = passes_made[name]
     if name == "texts":  # there may be fewer sentences than are wanted
         assert made[0] <= expected[0] and made[1] == 0
@@ -137,7 +137,7 @@ def test_a_stage_makes_the_passes_that_were_counted(passes_made, name):
 
 
 @pytest.mark.parametrize("rule", ["left", "right", "midpoint", "trapezoid", "gauss-legendre", "clenshaw-curtis"])
-def test_passes_of_an_integral_are_those_that_it_takes(rule):
+def test_passes_of_an_integral_are_counted_exactly(rule):
     model = loaded()
     prompts = kn.make_prompts(model, tiny_facts()[:4])
     with counted(model) as counts:
@@ -156,7 +156,7 @@ def test_passes_of_the_adaptive_quadrature_follow_from_its_points():
     assert sum(counts.values()) == pytest.approx(integrated(prompts.n_rows, 3).rows(points))
 
 
-def test_a_plan_adds_up_what_the_stages_count(tmp_path, monkeypatch):
+def test_plan_sums_the_counts_of_its_stages(tmp_path, monkeypatch):
     model = loaded()
     settings = Settings.of(**FEW)
     monkeypatch.setattr(planning, "SECONDS", 0.5)
@@ -170,22 +170,22 @@ def test_a_plan_adds_up_what_the_stages_count(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("seconds", [0.001, 0.5, 3.0, 200.0])
-def test_however_slow_a_model_is_a_plan_takes_seconds_and_a_pass(tmp_path, seconds):
+def test_planning_a_slow_model_takes_seconds_and_one_pass(tmp_path, seconds):
     model = loaded()
     with slowed(model, seconds) as clock:
         planned = plan(model, tiny_facts(), tmp_path / "run", Settings.of(**FEW), STAGES)
     (first,) = set(kn.make_prompts(model, tiny_facts()).rows_per_prompt.tolist())  # rows of the first pass
-    # Here half a pass takes as long as a whole one, which is not what was foretold, once for each kind.
+    # Here half a pass takes as long as a whole one, once for each kind, which the estimate does not expect.
     assert clock.now <= planning.SECONDS + 3 * seconds * first
-    if seconds > 10 * planning.SECONDS:  # a pass through the head is foretold to take a tenth
+    if seconds > 10 * planning.SECONDS:  # a pass through the head is estimated to take a tenth
         assert clock.now == pytest.approx(seconds * first)
     answers = planned.set_index("stage").loc["answers"]
     assert answers["seconds"] == pytest.approx(seconds * answers["passes"], rel=0.01)
 
 
 @pytest.mark.parametrize("architecture", ["BertForMaskedLM", "GPT2LMHeadModel"])
-def test_a_plan_says_how_long_the_adaptive_quadrature_takes(tmp_path, architecture):
-    """Of a model of which each row takes as long, whatever is done with it, that is how many there are."""
+def test_plan_estimates_the_time_of_the_adaptive_quadrature(tmp_path, architecture):
+    """If every row takes the same time, the estimate is proportional to the number of rows."""
     model, seconds = loaded(architecture), 0.001
     settings = Settings.of(**FEW)
     with slowed(model, seconds):
@@ -196,7 +196,7 @@ def test_a_plan_says_how_long_the_adaptive_quadrature_takes(tmp_path, architectu
     assert planned.loc["attributions", "seconds"] == pytest.approx(seconds * sum(counts.values()), rel=0.15)
 
 
-def test_a_plan_of_what_is_done_runs_nothing(tmp_path):
+def test_plan_of_a_finished_run_makes_no_pass(tmp_path):
     model, settings = loaded(), Settings.of(**FEW)
     with open_context(model, tiny_facts(), tmp_path / "run", settings) as context:
         run_stages(context, STAGES[:3], lambda state: None)
@@ -208,7 +208,7 @@ def test_a_plan_of_what_is_done_runs_nothing(tmp_path):
         plan(model, tiny_facts(), tmp_path / "run", Settings.of(**FEW, seed=3), STAGES[:3])
 
 
-def test_seconds_are_passes_times_what_one_takes():
+def test_seconds_are_passes_times_the_time_of_a_pass():
     rates = Rates(whole=1.0, resumed=0.5, gradient=2.0, head=0.1, integral=9.0, points=7)
     passes = Passes(whole=3, resumed=4, gradients=5, whole_gradients=6, integrals=7, heads=10)
     assert rates.seconds(passes) == pytest.approx(3 + 2 + 10 + 24 + 63 + 1)

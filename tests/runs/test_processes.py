@@ -1,4 +1,4 @@
-"""A study in several processes of this machine: the files of the in-process engine, whatever dies on the way."""
+"""A study in several processes: its files equal those of one process, also if workers die."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ def pipes(tmp_path):
     return ProcessPool(1, 1, str(tmp_path))
 
 
-def test_a_process_does_what_it_is_asked_in_order_however_large(pipes):
+def test_process_answers_requests_of_any_size_in_order(pipes):
     worker = pipes.start(Echo)
     large = os.urandom(1 << 22)  # more than a pipe holds: neither end may wait for the other
     refs = [pipes.submit(worker, "back", value) for value in (1, large, "two")]
@@ -44,7 +44,7 @@ def test_a_process_does_what_it_is_asked_in_order_however_large(pipes):
     assert not is_alive(pid)
 
 
-def test_processors_are_those_that_this_process_may_use(monkeypatch):
+def test_processors_are_counted_by_the_affinity_of_this_process(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {2, 5, 6}, raising=False)
     assert n_processors() == 3
@@ -52,7 +52,7 @@ def test_processors_are_those_that_this_process_may_use(monkeypatch):
     assert n_processors() == 8
 
 
-def test_what_a_killed_process_was_asked_is_told_to_be_lost(pipes):
+def test_request_to_a_killed_process_is_reported_as_lost(pipes):
     worker = pipes.start(Echo)
     pid, _ = result_of(pipes, pipes.submit(worker, "back", None))
     asleep, behind = pipes.submit(worker, "sleep"), pipes.submit(worker, "back", 2)
@@ -63,7 +63,7 @@ def test_what_a_killed_process_was_asked_is_told_to_be_lost(pipes):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells that a process is stopped")
-def test_a_process_that_somebody_stopped_is_given_up(pipes, monkeypatch):
+def test_stopped_process_is_given_up(pipes, monkeypatch):
     monkeypatch.setattr("kn_lens.runs.workers.processes.POLL", 0.1)
     monkeypatch.setattr("kn_lens.runs.workers.processes.STOPPED_FOR", 0.5)
     monkeypatch.setattr("kn_lens.runs.workers.processes.END_WITHIN", 0.1)
@@ -77,7 +77,7 @@ def test_a_process_that_somebody_stopped_is_given_up(pipes, monkeypatch):
     assert not is_alive(pid)
 
 
-def test_a_busy_process_is_stopped_and_an_interrupt_is_none_of_its_business(pipes):
+def test_busy_process_is_stopped_and_ignores_interrupts(pipes):
     worker = pipes.start(Echo)
     pid, _ = result_of(pipes, pipes.submit(worker, "back", None))
     os.kill(pid, signal.SIGINT)
@@ -89,7 +89,7 @@ def test_a_busy_process_is_stopped_and_an_interrupt_is_none_of_its_business(pipe
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are killed with signals")
-def test_processes_end_with_the_one_that_they_work_for_however_it_ended(tmp_path):
+def test_worker_processes_end_with_their_parent(tmp_path):
     (tmp_path / "temporary").mkdir()
     program = (
         "import sys\n"
@@ -116,17 +116,17 @@ def test_processes_end_with_the_one_that_they_work_for_however_it_ended(tmp_path
 
 
 def workers():
-    """Return the processes that do the work: children of the one that copies itself, which is a child of this one."""
+    """Return the worker processes: children of the fork server, which is a child of this process."""
     children = [one for one in psutil.Process().children(recursive=True) if "forkserver" in str(one.cmdline())]
     return [one for one in children if one.ppid() != os.getpid()]
 
 
-def test_records_are_those_of_the_other_engine_though_a_process_is_killed(models, tmp_path):
+def test_records_equal_those_of_the_default_engine_after_a_process_is_killed(models, tmp_path):
     check_a_killed_worker_changes_nothing(models, tmp_path, Processes(workers=2), workers)
 
 
 class Frail:
-    """Workers here, of which the first dies over its first shard, and all others over the model."""
+    """Workers in this process: the first dies at its first shard, all others while they load the model."""
 
     n_workers, needs = 1, "1 CPU"
 
@@ -161,7 +161,7 @@ class Frail:
         return Driver(self, jobs, open_run_dir, on_progress).outcomes()
 
 
-def test_a_run_whose_model_kills_every_worker_that_takes_it_over_fails(models, tmp_path):
+def test_run_whose_model_kills_every_worker_fails(models, tmp_path):
     with torch_threads(torch.get_num_threads()):  # a worker in this process sets its own number
         rows = run_study(tiny_study(models, "bert"), FACTS, tmp_path / "study", engine=Frail())
     assert rows["state"].tolist() == ["failed"] and rows["where"].tolist() == ["loading the model"]

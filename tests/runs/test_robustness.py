@@ -29,7 +29,7 @@ SETTINGS = Settings.of(check_facts=3, check_draws=2, min_prompts=2, max_moves=0,
         ("right 20", {"quadrature": "right", "n_steps": 20}, {}),
     ],
 )
-def test_varied_sets_are_those_of_the_library(finished, model, varied, attributed, refined):
+def test_varied_sets_equal_those_of_the_library(finished, model, varied, attributed, refined):
     context, _ = finished
     records = context.all_records(STABILITY).query("varied == @varied").set_index("key")
     assert len(records)
@@ -59,16 +59,16 @@ def test_methods_are_judged_by_suppressing_their_neurons(finished, model):
     context, tables = finished
     records = context.all_records(METHODS)
     for fact in tiny_facts():
-        mine = records.query("key == @fact.key").set_index("neuron_set")
-        if len(mine):
+        rows = records.query("key == @fact.key").set_index("neuron_set")
+        if len(rows):
             found = context.neurons("found", fact.relation)[fact]
             prompts = kn.make_prompts(model, fact)
             attr = kn.attribute(model, prompts, method="gradient_x_activation")
             matched = kn.matched_neurons(attr, {fact: found})[fact]
             for kind, neurons in (("refined", found), ("gradient_x_activation", matched)):
                 effect = kn.measure(model, prompts, kn.Suppress(neurons))
-                assert mine.loc[kind, "after"] == pytest.approx(effect["after"].mean(), rel=1e-9)
-            assert (mine["n_neurons"] == len(found)).all()
+                assert rows.loc[kind, "after"] == pytest.approx(effect["after"].mean(), rel=1e-9)
+            assert (rows["n_neurons"] == len(found)).all()
     table = tables["methods"]
     assert set(table["neuron_set"]) == {"refined", "random", *LAYERWISE_METHODS, *NEURON_BY_NEURON}
     assert table["value"].is_monotonic_increasing

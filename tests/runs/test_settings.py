@@ -1,4 +1,4 @@
-"""The settings of a reproduction: what no stage could work with is refused before there is a run."""
+"""Settings of a run: invalid values are refused before the run starts."""
 
 import json
 
@@ -9,7 +9,7 @@ from kn_lens.runs.settings import PRESETS, Settings
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_settings_are_those_of_their_own_json(preset):
+def test_settings_survive_a_round_trip_through_json(preset):
     settings = Settings.of(preset)
     assert Settings.of(**json.loads(json.dumps(settings.as_dict()))) == settings
 
@@ -39,6 +39,6 @@ def test_settings_are_those_of_their_own_json(preset):
         ({"sed": 1}, "Unknown setting 'sed'.*Did you mean 'seed'"),
     ],
 )
-def test_what_no_stage_could_work_with_is_refused(changed, message):
+def test_invalid_settings_are_refused(changed, message):
     with pytest.raises(ArgumentError, match=message):
         Settings.of(**changed)

@@ -1,4 +1,4 @@
-"""A reproduction of stages 1 to 3 on a tiny model: what it writes is what the library computes, whole and in parts."""
+"""The first stages of a run on a tiny model: records and tables equal the library's results."""
 
 import numpy as np
 import pandas as pd
@@ -30,7 +30,7 @@ SETTINGS = Settings.of(
 )
 
 
-def test_an_other_fact_is_found_though_hardly_any_can_be_asked(model, tmp_path):
+def test_other_fact_is_found_even_if_few_can_be_queried(model, tmp_path):
     """Of forty facts of the other relation, one has an answer that the vocabulary can write."""
     others = [kn.Fact(f"subject {i}", "other", "\u03c9" if i else "Rome", CAPITAL) for i in range(40)]
     facts = kn.FactSet([*tiny_facts(2).of("P36"), *others])
@@ -41,7 +41,7 @@ def test_an_other_fact_is_found_though_hardly_any_can_be_asked(model, tmp_path):
     assert set(effects.loc[effects["scope"] == "other", "measured"]) == {others[0].key}
 
 
-def test_every_stage_leaves_its_records_and_tables(finished):
+def test_every_stage_writes_its_records_and_tables(finished):
     context, tables = finished
     assert {path.stem for path in (context.run.path / "tables").iterdir()} == set(tables)
     for stage in STAGES:
@@ -49,7 +49,7 @@ def test_every_stage_leaves_its_records_and_tables(finished):
     assert not list((context.run.path / "scratch").iterdir())
 
 
-def test_neurons_are_those_of_the_library(finished, model):
+def test_neurons_equal_those_of_the_library(finished, model):
     context, _ = finished
     prompts = kn.make_prompts(model, tiny_facts().of("P36"))
     attr = kn.attribute(model, prompts)
@@ -67,18 +67,18 @@ def test_neurons_are_those_of_the_library(finished, model):
     assert any(map(len, expected.neurons.values()))
 
 
-def test_own_effects_are_those_measured_alone(finished, model):
+def test_own_effects_equal_those_measured_alone(finished, model):
     context, _ = finished
     fact = context.queried_facts("P36")[1]
     prompts = kn.make_prompts(model, fact)
     records = context.records("effects", Shard("P36"))
     for factor, make in ((0.0, kn.Suppress), (2.0, kn.Amplify)):
-        mine = records[(records["key"] == fact.key) & (records["scope"] == "own") & (records["factor"] == factor)]
-        mine = mine.set_index("neuron_set")
+        rows = records[(records["key"] == fact.key) & (records["scope"] == "own") & (records["factor"] == factor)]
+        rows = rows.set_index("neuron_set")
         for kind in ("found", "activation"):
             effect = kn.measure(model, prompts, make(context.neurons(kind, "P36")[fact]))
-            assert mine.loc[kind, "before"] == pytest.approx(effect["before"].mean(), rel=1e-9)
-            assert mine.loc[kind, "after"] == pytest.approx(effect["after"].mean(), rel=1e-9)
+            assert rows.loc[kind, "before"] == pytest.approx(effect["before"].mean(), rel=1e-9)
+            assert rows.loc[kind, "after"] == pytest.approx(effect["after"].mean(), rel=1e-9)
 
 
 def test_other_facts_are_of_other_relations(finished):
@@ -103,7 +103,7 @@ def test_numbers_have_intervals_controls_and_the_papers_values(finished):
     assert effects.query("neuron_set == 'activation'")["paper"].isna().all()  # the paper's baseline is another
 
 
-def test_tables_are_those_of_the_files(finished):
+def test_returned_tables_equal_the_files(finished):
     context, tables = finished
     for name, table in tables.items():
         there = pd.read_csv(context.run.path / "tables" / f"{name}.csv", keep_default_na=False, na_values=[""])
@@ -112,7 +112,7 @@ def test_tables_are_those_of_the_files(finished):
             assert np.allclose(there[column], table[column], rtol=1e-15, atol=0, equal_nan=True)
 
 
-def test_a_run_with_the_columns_of_earlier_versions_is_taken_up(model, finished, monkeypatch, tmp_path):
+def test_run_with_the_columns_of_earlier_versions_is_resumed(model, finished, monkeypatch, tmp_path):
     stages = [EFFECTS, UPDATES, ERASURES, SYNTAX_PAIRS]
     with monkeypatch.context() as patch, open_context(model, tiny_facts(), tmp_path, SETTINGS) as context:
         write_old_columns(patch)
@@ -134,7 +134,7 @@ def test_a_run_with_the_columns_of_earlier_versions_is_taken_up(model, finished,
         assert list(pd.read_csv(tmp_path / "tables" / f"{name}.csv")) == list(tables[name])
 
 
-def test_presets_are_those_of_the_paper_and_its_code():
+def test_presets_match_the_paper_and_its_code():
     paper, official = Settings.of("paper"), Settings.of("official")
     assert (paper.quadrature, paper.n_steps, paper.min_prompts) == ("right", 20, 1)
     assert (official.quadrature, official.n_steps, official.min_prompts, official.max_moves) == ("left", 20, 3, 5)
@@ -147,7 +147,7 @@ def test_presets_are_those_of_the_paper_and_its_code():
     assert [prompts_needed(500, one.share_threshold, 1) for one in (paper, official)] == [351, 350]
 
 
-def test_stages_bring_what_they_need():
+def test_stages_include_the_stages_that_they_need():
     assert with_needs([DOSES]) == [
         FACTS, ATTRIBUTIONS, ACTIVATIONS, NEURONS, DOSES,
     ]  # fmt: skip
@@ -155,7 +155,7 @@ def test_stages_bring_what_they_need():
         stages_named(STAGES, ["efects"])
 
 
-def test_choosing_takes_so_many_facts_of_each_relation():
+def test_limit_applies_to_each_relation():
     chosen = choose(tiny_facts(), Settings.of(limit=2, relations=("P36", "seat/of")))
     assert [fact.relation for fact in chosen] == ["P36", "P36", "seat/of", "seat/of"]
     with pytest.raises(ArgumentError, match="Did you mean 'P36'"):
@@ -176,7 +176,7 @@ def test_one_relation_alone_has_no_control(model, tmp_path):
         pass
 
 
-def test_facts_with_too_few_prompts_are_counted_and_not_asked(model, tmp_path):
+def test_facts_with_too_few_prompts_are_counted_and_not_queried(model, tmp_path):
     short = [kn.Fact("Peru", "P1", "Lima", ("[X] [Y].",)), kn.Fact("Peru", "P2", "Qxz", CAPITAL)]
     with open_context(model, kn.FactSet([*tiny_facts(2), *short]), tmp_path, SETTINGS) as context:
         coverage = run_stages(context, [NEURONS], lambda state: None)["coverage"].set_index("relation")
@@ -184,7 +184,7 @@ def test_facts_with_too_few_prompts_are_counted_and_not_asked(model, tmp_path):
         assert "vocabulary" in coverage["why"]["P2"] and context.relations() == ["P36", "P1376", "seat/of"]
 
 
-def test_facts_without_templates_are_counted_and_not_asked(model, tmp_path):
+def test_facts_without_templates_are_counted_and_not_queried(model, tmp_path):
     bare = [kn.Fact("Peru", "P36", "Lima", ()), kn.Fact("Peru", "P1", "Lima", ())]
     with open_context(model, kn.FactSet([*tiny_facts(2), *bare]), tmp_path, SETTINGS) as context:
         coverage = run_stages(context, [FACTS], lambda state: None)["coverage"].set_index("relation")
@@ -198,7 +198,7 @@ def test_facts_without_templates_are_counted_and_not_asked(model, tmp_path):
         }
 
 
-def test_a_bad_template_stops_the_run_before_any_pass(model, tmp_path):
+def test_invalid_template_stops_the_run_before_any_pass(model, tmp_path):
     bad = kn.Fact("Peru", "P1", "Lima", (f"{'on and ' * 200}[X] [Y].",) * 3)
     with open_context(model, kn.FactSet([*tiny_facts(2), bad]), tmp_path, SETTINGS) as context:
         with pytest.raises(PromptError, match="context"):
@@ -217,7 +217,7 @@ def test_sets_of_more_than_half_a_layer_have_controls(model, tmp_path):
         assert all(random[fact].layer_counts(3) == found[fact].layer_counts(3) for fact in found)
 
 
-def test_a_study_without_a_fact_to_ask_says_why(model, tmp_path):
+def test_run_without_a_queried_fact_gives_the_reason(model, tmp_path):
     facts = kn.FactSet([kn.Fact("Peru", "P1", "Qxz", CAPITAL), kn.Fact("Peru", "P2", "Qxz", CAPITAL)])
     with open_context(model, facts, tmp_path, SETTINGS) as context, pytest.raises(DataError, match="No prompt is left"):
         run_stages(context, [NEURONS], lambda state: None)

@@ -1,4 +1,4 @@
-"""A study in this process: its runs are those made alone, failures are told, and what is there is taken up again."""
+"""A study in one process: its runs equal single runs, failures are recorded, and finished work is kept."""
 
 import gc
 import json
@@ -29,7 +29,7 @@ FACTS = {"tiny": tiny_facts(2).of("P36", "P1376")}
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Two checkpoints, and an empty directory where a third one is to be."""
+    """Return two checkpoints, and an empty directory for a third."""
     folder = tmp_path_factory.mktemp("models")
     for seed in (0, 1):
         tiny_checkpoint("BertForMaskedLM", folder / f"bert-{seed}", seed=seed)
@@ -60,7 +60,7 @@ def models_in_memory():
 
 @pytest.fixture(scope="module")
 def finished(models, tmp_path_factory):
-    """A study of two models, with a third that cannot be loaded between them; its path, rows and what was seen."""
+    """Return a study of two models and of a third, between them, that cannot be loaded: path, rows and watch."""
     out = tmp_path_factory.mktemp("study") / "out"
     watch = Watch()
     rows = run_study(tiny_study(models, "bert-0", "late", "bert-1", seeds=(0, 4)), FACTS, out, watch=watch)
@@ -72,28 +72,32 @@ def copy(finished, tmp_path):
     return shutil.copytree(finished[0], tmp_path / "out")
 
 
-def test_runs_are_those_made_alone(finished, models, tmp_path):
+def test_runs_equal_those_of_reproduce(finished, models, tmp_path):
     config = tiny_study(models, "bert-1", seeds=(4,))
     with engines.torch_threads(1):
         model = kn.load_model(models / "bert-1", dtype=torch.float64)
         with open_context(model, FACTS["tiny"], tmp_path / "alone", config.settings_for(4)) as study:
             run_stages(study, stages_named(STAGES, ["neurons"]), lambda state: None)
     alone, there = contents(tmp_path / "alone"), contents(finished[0] / "runs" / "bert-1+tiny+4")
-    told = json.loads(there.pop("provenance.json"))
-    assert told.pop("tags") == {"which": "bert-1"}
-    assert told == json.loads(alone.pop("provenance.json"))
+    document = json.loads(there.pop("provenance.json"))
+    assert document.pop("tags") == {"which": "bert-1"}
+    assert document == json.loads(alone.pop("provenance.json"))
     settings = [line for line in there.pop("config.toml").decode().splitlines() if not line.startswith(NAMES)]
     assert settings == alone.pop("config.toml").decode().splitlines()
     assert there == alone and sum(name.endswith(".parquet") for name in alone) == 8
 
 
-def test_a_model_that_fails_is_told_and_the_rest_goes_on(finished):
+def test_failed_model_is_recorded_and_the_others_continue(finished):
     out, rows, _ = finished
     assert list(rows["state"]) == ["done", "done", "failed", "failed", "done", "done"]
     failed = rows[rows["state"] == "failed"]
     assert set(failed["where"]) == {"loading the model"} and failed["reason"].str.contains("no configuration").all()
-    told = json.loads((out / "failures" / "late+tiny+4.json").read_text())
-    assert told["kind"] == "UnsupportedModelError" and told["model"]["name"] == "late" and "Traceback" in told["trace"]
+    document = json.loads((out / "failures" / "late+tiny+4.json").read_text())
+    assert (
+        document["kind"] == "UnsupportedModelError"
+        and document["model"]["name"] == "late"
+        and "Traceback" in document["trace"]
+    )
     assert {path.name for path in (out / "runs").iterdir()} == set(rows["run"][rows["state"] == "done"])
 
 
@@ -101,7 +105,7 @@ def test_one_model_is_in_memory_at_a_time(finished):
     assert finished[2].most_models == 1
 
 
-def test_tables_of_all_runs_stand_together(finished):
+def test_tables_of_all_runs_are_combined(finished):
     out, rows, _ = finished
     pd.testing.assert_frame_equal(pd.read_csv(out / "tables/runs.csv", keep_default_na=False), rows, check_dtype=False)
     for name in ("table2", "coverage"):
@@ -112,7 +116,7 @@ def test_tables_of_all_runs_stand_together(finished):
         assert set(whole["run"]) == set(rows["run"][rows["state"] == "done"])
 
 
-def test_the_same_study_again_makes_what_is_missing_alone(copy, models):
+def test_repeated_study_computes_only_what_is_missing(copy, models):
     before = contents(copy)
     late = tiny_checkpoint("BertForMaskedLM", copy.parent / "late", seed=2)
     config = tiny_study(models, "bert-0", "late", "bert-1", seeds=(0, 4))
@@ -145,7 +149,7 @@ def test_models_and_stages_may_be_added_and_tags_changed(copy, models):
         ({"names": ("bert-0", "bert-1")}, "model late: there, now missing"),
     ],
 )
-def test_another_study_is_refused_before_anything_happens(copy, models, changed, message):
+def test_directory_of_another_study_is_refused_before_any_work(copy, models, changed, message):
     changed = {"names": ("bert-0", "late", "bert-1"), "seeds": (0, 4), **changed}
     names, before = changed.pop("names"), contents(copy)
     with pytest.raises(DataError, match=message):
@@ -153,15 +157,15 @@ def test_another_study_is_refused_before_anything_happens(copy, models, changed,
     assert contents(copy) == before
 
 
-def test_other_facts_versions_and_damage_are_told_before_anything_happens(copy, models):
+def test_changed_facts_versions_and_damage_are_reported_before_any_work(copy, models):
     config, before = tiny_study(models, "bert-0", "late", "bert-1", seeds=(0, 4)), contents(copy)
     with pytest.raises(DataError, match=r"data\.source"):
         run_study(config, {"tiny": tiny_facts(3).of("P36", "P1376")}, copy, watch=pytest.fail)
     assert contents(copy) == before
     provenance = copy / "runs/bert-1+tiny+4/provenance.json"
-    told = json.loads(provenance.read_text())
-    told["made_from"]["versions"]["torch"] = "1.0"
-    provenance.write_text(json.dumps(told))
+    document = json.loads(provenance.read_text())
+    document["made_from"]["versions"]["torch"] = "1.0"
+    provenance.write_text(json.dumps(document))
     with pytest.raises(DataError, match=r"bert-1\+tiny\+4 was made with other settings \(versions\.torch: \"1\.0\""):
         run_study(config, FACTS, copy, watch=pytest.fail)
     provenance.write_bytes(before["runs/bert-1+tiny+4/provenance.json"])
@@ -174,7 +178,7 @@ def test_other_facts_versions_and_damage_are_told_before_anything_happens(copy, 
     assert all(after[name] == text for name, text in before.items() if not name.startswith("failures"))
 
 
-def test_another_model_of_the_same_name_is_told_and_the_rest_goes_on(copy, models):
+def test_other_model_of_the_same_name_fails_and_the_others_continue(copy, models):
     config = tiny_study(models, "bert-0", "late", "bert-1", seeds=(0, 4))
     entries = [replace(one, model=str(models / "bert-1"), device="cpu") if one.name == "bert-0" else one
                for one in config.models]  # fmt: skip
@@ -183,13 +187,13 @@ def test_another_model_of_the_same_name_is_told_and_the_rest_goes_on(copy, model
     entries[0] = config.models[0]
     entries[0] = replace(entries[0], device="cpu")
     rows = run_study(replace(config, models=entries), FACTS, copy)
-    told = rows.set_index("run").loc["bert-0+tiny+0"]
-    assert told["state"] == "failed" and "model.weights" in told["reason"]
+    row = rows.set_index("run").loc["bert-0+tiny+0"]
+    assert row["state"] == "failed" and "model.weights" in row["reason"]
     after = contents(copy)
     assert all(after[name] == text for name, text in before.items() if name.startswith("runs"))
 
 
-def test_memory_that_runs_out_costs_the_run_alone(models, tmp_path, monkeypatch):
+def test_out_of_memory_fails_the_run_alone(models, tmp_path, monkeypatch):
     def load(name, **how):
         if name.endswith("bert-0"):
             raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -200,13 +204,13 @@ def test_memory_that_runs_out_costs_the_run_alone(models, tmp_path, monkeypatch)
     assert list(rows["state"]) == ["failed", "done"] and "out of memory" in rows["reason"][0]
 
 
-def test_facts_that_no_model_can_be_asked_are_told(models, tmp_path):
+def test_facts_that_no_model_can_be_queried_with_are_reported(models, tmp_path):
     unwritable = [kn.Fact("Ireland", relation, "Dublin☃", ("[X]: [Y]",) * 3) for relation in ("P36", "P30")]
     rows = run_study(tiny_study(models, "bert-0"), {"tiny": kn.FactSet(unwritable)}, tmp_path / "out")
     assert rows["state"][0] == "failed" and "can be queried" in rows["reason"][0]
 
 
-def test_slips_are_told_before_the_directory_is_made(models, tmp_path):
+def test_mistakes_are_reported_before_the_directory_is_made(models, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(ArgumentError, match="Did you mean 'neurons'"):
         run_study(tiny_study(models, "bert-0", stages=("neuron",)), FACTS, out)
@@ -234,7 +238,7 @@ def test_other_directories_and_a_second_process_are_refused(models, tmp_path):
 
 
 class Mounted(DirFileSystem):
-    """A local directory that looks like a store elsewhere."""
+    """A local directory that behaves like a remote store."""
 
     protocol = "mounted"
     at = None
@@ -249,7 +253,7 @@ class Mounted(DirFileSystem):
 
 @pytest.fixture(params=["memory", "mounted"])
 def address(request, tmp_path):
-    """An address where nothing is yet."""
+    """Return an unused address."""
     if request.param == "mounted":
         Mounted.at = tmp_path / "store"
         fsspec.register_implementation("mounted", Mounted, clobber=True)
@@ -264,7 +268,7 @@ def stored(address):
     return {str(path).lstrip("/").removeprefix(f"{root.lstrip('/')}/"): fs.cat(path) for path in fs.find(root)}
 
 
-def test_a_study_elsewhere_is_the_same_and_is_taken_up_again(address, models, tmp_path):
+def test_remote_study_equals_the_local_one_and_resumes(address, models, tmp_path):
     config = tiny_study(models, "bert-0", "late", stages=("activations",))
     local = tiny_study(models, "bert-0", "late", stages=("activations",))
     run_study(local, FACTS, tmp_path / "local")
@@ -281,7 +285,7 @@ def test_a_study_elsewhere_is_the_same_and_is_taken_up_again(address, models, tm
     assert [shard for _, *shard in again.made] == [["activations", "P36"]] and stored(address) == there
 
 
-def test_a_run_stopped_elsewhere_is_taken_up(address, models, tmp_path):
+def test_run_stopped_in_a_store_is_resumed(address, models, tmp_path):
     config = tiny_study(models, "bert-0", stages=("activations",))
 
     def stop(job, state):
@@ -298,7 +302,7 @@ def test_a_run_stopped_elsewhere_is_taken_up(address, models, tmp_path):
     assert stored(address) == contents(tmp_path / "local")
 
 
-def test_other_files_elsewhere_and_unknown_stores_are_refused(address, models):
+def test_stores_with_other_files_and_unknown_stores_are_refused(address, models):
     fs, root = fsspec.core.url_to_fs(address)
     fs.makedirs(root, exist_ok=True)
     fs.pipe(f"{root}/file", b"another's")

@@ -1,4 +1,4 @@
-"""``study.toml``: what it may say, what it comes to, and what is told of every slip."""
+"""``study.toml``: its keys, its resolved values, and the message for each mistake."""
 
 import pytest
 
@@ -52,7 +52,7 @@ def write(tmp_path):
     return written
 
 
-def test_everything_is_read_and_paths_are_those_beside_the_file(write, tmp_path):
+def test_study_file_is_read_and_its_paths_are_relative_to_it(write, tmp_path):
     for name in ("small/step30", "world"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     (tmp_path / "mine.jsonl").touch()
@@ -76,7 +76,7 @@ def test_everything_is_read_and_paths_are_those_beside_the_file(write, tmp_path)
     assert config.memory == 1.5 and config.threads == 2
 
 
-def test_what_is_written_is_read_as_the_same_study(write, tmp_path):
+def test_written_study_is_read_back_as_the_same(write, tmp_path):
     (tmp_path / "checkpoints/small/checkpoint-30").mkdir(parents=True)
     config = read_study(write(WHOLE))
     again = read_study(write(as_toml(config)))
@@ -116,14 +116,14 @@ def test_what_is_written_is_read_as_the_same_study(write, tmp_path):
         ("seeds = [0\n" + MODEL, "no TOML"),
     ],
 )  # fmt: skip
-def test_slips_are_told_with_the_file_and_the_cure(write, text, message):
+def test_mistakes_are_reported_with_the_file_and_the_cure(write, text, message):
     path = write(text)
     with pytest.raises(DataError) as caught:
         read_study(path)
     assert message in str(caught.value) and str(path) in str(caught.value)
 
 
-def test_a_missing_file_is_told(tmp_path):
+def test_missing_file_is_reported(tmp_path):
     with pytest.raises(DataError, match="cannot be read: No such file"):
         read_study(tmp_path / "study.toml")
 
@@ -135,14 +135,14 @@ def test_models_facts_and_seeds_may_be_added_but_not_changed_or_lost():
     assert differences(before, StudyConfig(models=[two, one], seeds=[1, 0], stages=["neurons"], memory=2.0)) == []
     moved = ModelEntry(name="one", model="elsewhere/a", tags={"size": "small"})
     assert differences(before, StudyConfig(models=[moved])) == []
-    told = differences(
+    found = differences(
         before,
         StudyConfig(
             models=[ModelEntry(name="one", model="a", dtype="float64")], seeds=[1], settings={"limit": 3}, threads=2,
             facts=[FactsEntry(name="others")],
         ),
     )  # fmt: skip
-    assert told == [
+    assert found == [
         "threads: 1, now 2",
         "limit: None, now 3",
         "dtype of model one: float32, now float64",

@@ -64,7 +64,7 @@ def written(folder, rows=ROWS, name="pairs.jsonl"):
         ("Cats eat.", "Cats eat.", None),
     ],
 )
-def test_the_word_that_differs(good, bad, parts):
+def test_the_differing_word_is_found(good, bad, parts):
     pair = Pair("p", good, bad, False)
     assert pair.parts == parts
     if parts:
@@ -75,8 +75,8 @@ def test_the_word_that_differs(good, bad, parts):
 def test_words_that_a_causal_model_can_decide_between():
     assert Pair("p", "A cat sleeps well.", "A cat sleep well.", True).told_before()
     assert not Pair("p", "A cat sleeps well.", "A cat sleep well.", False).told_before()
-    assert Pair("p", "I see the cat.", "I see the cats.", False).told_before()  # nothing stands behind it
-    assert not Pair("p", "This cat.", "These cat.", True).told_before()  # nothing stands before it
+    assert Pair("p", "I see the cat.", "I see the cats.", False).told_before()  # no text follows it
+    assert not Pair("p", "This cat.", "These cat.", True).told_before()  # no text precedes it
     assert not Pair("p", "Cats eat.", "Eat cats.", True).told_before()
 
 
@@ -110,7 +110,7 @@ def test_malformed_lines_are_refused_before_anything_runs(tmp_path, line, messag
         Settings.of(syntax=str(written(tmp_path, [ROWS[0], line])))
 
 
-def test_missing_and_empty_places_are_refused(tmp_path):
+def test_missing_and_empty_paths_are_refused(tmp_path):
     written(tmp_path)
     with pytest.raises(DataError, match=r"no such file. Did you mean 'pairs.jsonl'"):
         Settings.of(syntax=str(tmp_path / "pair.jsonl"))
@@ -143,16 +143,16 @@ def test_embedded_pairs_use_the_words_of_the_embedded_models():
 
 
 @pytest.mark.parametrize(
-    ("name", "told", "least"),
+    ("name", "phenomena", "min_accuracy"),
     [
         ("world-gpt2", ("subject_verb_agreement", "noun_number", "relative_pronoun", "preposition"), 0.85),
         ("world-bert", ("relative_pronoun", "preposition"), 0.9),
     ],
 )
-def test_embedded_models_prefer_the_right_word(name, told, least):
+def test_embedded_models_prefer_the_right_word(name, phenomena, min_accuracy):
     model = kn.load_model(name)
     masked = name == "world-bert"
-    for phenomenon in told:
+    for phenomenon in phenomena:
         pairs = [pair for pair in read_pairs(None) if pair.phenomenon == phenomenon]
         assert all(pair.told_before() or masked or not pair.parts[0].strip() for pair in pairs)
         probabilities = []
@@ -165,7 +165,7 @@ def test_embedded_models_prefer_the_right_word(name, told, least):
             effect = kn.measure(model, kn.make_prompts(model, facts), kn.Suppress(kn.NeuronSet([])))
             probabilities.append(effect["before"].to_numpy())
         right, wrong = probabilities
-        assert (right > wrong).mean() >= least, phenomenon
+        assert (right > wrong).mean() >= min_accuracy, phenomenon
 
 
 # --- queried pairs --------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def test_pairs_are_queried_or_have_a_reason(architecture, tmp_path):
     assert set(people.templates) == {f"People of {one} [Y]{'.' if masked else ''}" for one in NAMES}
     assert counts.loc["case", ["n_queried_pairs", "told_behind"]].tolist() == ([4, 0] if masked else [0, 5])
     assert counts.loc["case", "too_few"] == (1 if masked else 0)
-    assert counts.loc["last", "too_few"] == 1  # told by what stands before, as nothing stands behind
+    assert counts.loc["last", "too_few"] == 1  # decided by the text before it, as no text follows
 
 
 @pytest.mark.parametrize("architecture", ["BertForMaskedLM", "GPT2LMHeadModel"])
@@ -250,7 +250,7 @@ def sets_of(context, kind, phenomenon="number"):
     return {form: of_key[form.key] for form in queried_forms(context, phenomenon)}
 
 
-def test_neurons_are_those_that_the_library_finds_for_such_facts(finished):
+def test_neurons_equal_those_of_the_library_for_equivalent_facts(finished):
     context, model, _ = finished
     forms = queried_forms(context, "number")
     attr = kn.attribute(model, kn.make_prompts(model, forms))
@@ -261,7 +261,7 @@ def test_neurons_are_those_that_the_library_finds_for_such_facts(finished):
 
 
 @pytest.mark.parametrize(("neurons_of", "read_on"), [("syntax", "syntax"), ("syntax", "facts"), ("facts", "syntax")])
-def test_records_are_what_the_library_measures(finished, neurons_of, read_on):
+def test_records_equal_measurements_of_the_library(finished, neurons_of, read_on):
     context, model, _ = finished
     records = context.records("syntax", Shard(ALL, "number")).query("neurons_of == @neurons_of and read_on == @read_on")
     facts = compared_facts(context)

@@ -157,7 +157,7 @@ def test_files_of_bingrel_are_read(tmp_path):
 
 @pytest.mark.parametrize("architecture", ["BertForMaskedLM", "GPT2LMHeadModel"])
 def test_sentences_that_the_model_cannot_read_are_left_out(architecture, tmp_path):
-    """A sentence with a mask of its own; and a word with nothing but a blank before it, for a model that reads on."""
+    """One sentence contains a mask token; in the other nothing but a blank precedes the word."""
     folder = bingrel(tmp_path)
     (path,) = folder.glob("*.json")
     path.write_text(path.read_text().replace('"Nowhere."', '" Nowhere."').replace('"In ', '"[MASK] In '))
@@ -172,8 +172,8 @@ def test_sentences_that_the_model_cannot_read_are_left_out(architecture, tmp_pat
         assert "Nowhere" not in set(records["word"])
 
 
-def test_texts_whose_words_cannot_be_written_give_no_table(tmp_path):
-    """Each word has an accent behind it that the vocabulary lacks."""
+def test_texts_outside_the_vocabulary_give_no_table(tmp_path):
+    """An accent that the vocabulary lacks follows each word."""
     path = corpus_file(tmp_path, ["Ireland, Dublin\u0301", "Ireland o\u0301", "e\u0301"])
     with open_context(tiny_model(), tiny_facts(2), tmp_path / "run", Settings.of(**SMALL, texts=str(path))) as context:
         assert "activation_on_texts" not in run_stages(context, [TEXTS], lambda state: None)

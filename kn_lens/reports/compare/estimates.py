@@ -158,8 +158,9 @@ class Estimator:
         for run in self.runs[1:]:
             same_key = same_key.intersection(run.facts.index)
             common = common.intersection(run.facts.index)
-            same_digest = run.facts.loc[common, "digest"].to_numpy() == first.loc[common, "digest"].to_numpy()
-            common = common[same_digest]
+            digests = run.facts.loc[common, "digest"].to_numpy()
+            first_digests = first.loc[common, "digest"].to_numpy()
+            common = common[digests == first_digests]
         if not len(common):
             reason = "none is in all"
             if len(same_key):

@@ -353,8 +353,8 @@ def _tag_value(value: Any) -> str | int | float:
 def _has_majority_object(rows: "pd.DataFrame") -> np.ndarray:
     """Return whether each fact has the most frequent object of its relation, by prompts; the first of several."""
     counts: dict[str, Counter[str]] = {}
-    for relation, name, n_prompts in zip(rows["relation"], rows["object"], rows["n_prompts"], strict=True):
-        counts.setdefault(relation, Counter())[name] += n_prompts
+    for row in rows.to_dict("records"):
+        counts.setdefault(row["relation"], Counter())[row["object"]] += row["n_prompts"]
     majority = {}
     for relation, counter in counts.items():
         ((majority[relation], _),) = counter.most_common(1)

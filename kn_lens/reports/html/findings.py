@@ -139,12 +139,15 @@ def _stability(tables: "Mapping[str, pd.DataFrame]") -> Finding | None:
     row = _row(tables, "stability", varied="50% of the prompts")
     if row is None:
         return None
+    beside: tuple[tuple[str, str], ...] = ()
+    if is_known(row["control"]):
+        beside = (("another fact of the relation", _number(row["control"])),)
     return Finding(
         title="Stability",
         value=_number(row["value"]),
         interval=_interval(row, _number),
         meaning="Jaccard index of a fact's neurons with those found from half of its prompts; 1 for equal sets",
-        beside=(("another fact of the relation", _number(row["control"])),) if is_known(row["control"]) else (),
+        beside=beside,
         verdict=_verdict(row),
     )
 

@@ -188,7 +188,8 @@ def _panel_entries(
     entries = []
     for panel in PANELS:
         if panel.name in run_figures:
-            layout = cast("Any", run_figures[panel.name].layout)  # Plotly builds its attributes at run time
+            # Plotly builds the attributes of a layout at run time.
+            layout = cast("Any", run_figures[panel.name].layout)
             entries.append(
                 {
                     "name": panel.name,

@@ -227,6 +227,7 @@ def neurons_by_relation(records: "pd.DataFrame") -> "pd.DataFrame":
     found = records.loc[records["neuron_set"] == "found"]
     sizes = found.groupby("relation", sort=False).size()
     cells = found.loc[:, ["relation", "layer", "index"]].explode(["layer", "index"]).dropna()
-    counts = cells.groupby(["relation", "layer", "index"], sort=False).size().rename("n_facts").reset_index()
+    groups = cells.groupby(["relation", "layer", "index"], sort=False)
+    counts = groups.size().rename("n_facts").reset_index()
     counts = counts.astype({"layer": int, "index": int})
     return counts.assign(share=counts["n_facts"] / counts["relation"].map(sizes).to_numpy())
