@@ -99,20 +99,20 @@ def measure(
     host = checked_host(model)
     prompts.check_for(host)
     budget = Budget.of(host, memory_budget)
-    given = interventions if isinstance(interventions, Sequence) else [interventions]
-    given = cast("list[Intervention]", list(given))
-    _check_hooks(host, prompts, given)
+    if not isinstance(interventions, Sequence):
+        interventions = [interventions]
+    applied = cast("list[Intervention]", list(interventions))
+    _check_hooks(host, prompts, applied)
     tick = Ticks(progress, 2 * prompts.n_rows)
     before = score_answers(host, prompts, [], budget, tick)
     check_numbers(host, prompts, torch.from_numpy(before.log_prob))
-    after = score_answers(host, prompts, given, budget, tick)
-    tokenizer = host.tokenizer if tokenizer is None else tokenizer
+    after = score_answers(host, prompts, applied, budget, tick)
+    if tokenizer is None:
+        tokenizer = host.tokenizer
     facts = [prompts.fact(prompt) for prompt in range(len(prompts))]
     return Effect(
         {
-            "relation": [fact.relation for fact in facts],
-            "subject": [fact.subject for fact in facts],
-            "object": [fact.object for fact in facts],
+            **_fact_columns(facts),
             "text": prompts.text,
             "before": before.prob,
             "after": after.prob,
@@ -171,7 +171,8 @@ def controlled_effects(
     Example:
         >>> import kn_lens as kn
         >>> model = kn.load_model("world-bert")
-        >>> facts = [kn.FactSet.world().find("Ireland", relation=one) for one in ("P36", "P30")]
+        >>> world = kn.FactSet.world()
+        >>> facts = [world.find("Ireland", relation="P36"), world.find("Ireland", relation="P30")]
         >>> prompts = kn.make_prompts(model, facts)
         >>> effects = kn.controlled_effects(model, prompts, {facts[0]: kn.NeuronSet([(2, 5), (3, 17)])})
         >>> effects[["neuron_set", "scope", "measured"]].values.tolist()[1:3]
@@ -187,8 +188,9 @@ def controlled_effects(
     makers = intervene if isinstance(intervene, Mapping) else {"": intervene}
     if not makers:
         raise ArgumentError("intervene is empty; expected an intervention, or some by name: {'off': Suppress}.")
-    other_of = pool.paired_with_other_relations(seed)
-    others = dict(zip(pool, (pool[number] for number in other_of), strict=True))
+    others: dict[Fact, Fact] = {}
+    for fact, other in zip(pool, pool.paired_with_other_relations(seed), strict=True):
+        others[fact] = pool[other]
     sets_by_kind: dict[str, Mapping[Fact, NeuronSet]] = {"found": neurons_by_fact}
     if activation_neurons is not None:
         sets_by_kind["activation"] = activation_neurons
@@ -196,13 +198,17 @@ def controlled_effects(
     measured_facts = {"own": facts, "other": [others[fact] for fact in facts]}
 
     readings: list[_Reading] = []
+    changes: list[Change] = []
     for scope, measured in measured_facts.items():
-        chosen = torch.cat([prompts_of[fact] for fact in measured]).to(prompts.tokens.device)
-        owner = np.repeat(np.arange(len(facts)), [len(prompts_of[fact]) for fact in measured])
+        indices = [prompts_of[fact] for fact in measured]
+        chosen = torch.cat(indices).to(prompts.tokens.device)
+        owner = np.repeat(np.arange(len(facts)), list(map(len, indices)))
         part = prompts.select(chosen)
         for (name, make), (kind, sets) in product(makers.items(), sets_by_kind.items()):
             intervention = make([sets[facts[number]] for number in owner])
             _check_hooks(host, part, [intervention])
+            change = Change.of(host, chosen, part, intervention)
+            changes.append(change)
             reading = _Reading(
                 intervention=name,
                 neuron_set=kind,
@@ -210,13 +216,15 @@ def controlled_effects(
                 measured=measured,
                 sets=sets,
                 owner=owner,
-                change=Change.of(host, chosen, part, intervention),
+                change=change,
             )
             readings.append(reading)
 
-    changes = [reading.change for reading in readings]
-    n_clean = len(prompts.rows_of(torch.cat([change.chosen for change in changes]).unique()))
-    tick = Ticks(progress, n_clean + sum(change.prompts.n_rows for change in changes))
+    covered = torch.cat([change.chosen for change in changes]).unique()
+    n_rows = len(prompts.rows_of(covered))
+    for change in changes:
+        n_rows += change.prompts.n_rows
+    tick = Ticks(progress, n_rows)
     clean, after = score_answers_under(host, prompts, changes, memory_budget, tick)
     tables = []
     for reading, log_prob_after in zip(readings, after, strict=True):
@@ -250,7 +258,10 @@ class _Reading:
     change: Change
 
     def table(
-        self, facts: Sequence[Fact], clean: Float[np.ndarray, " batch"], after: Float[np.ndarray, " item"]
+        self,
+        facts: Sequence[Fact],
+        clean: Float[np.ndarray, " batch"],
+        after: Float[np.ndarray, " item"],
     ) -> pd.DataFrame:
         """Return one row for each fact, from the log-probabilities of all prompts and of those that were read."""
         n_prompts = np.bincount(self.owner)
@@ -258,9 +269,7 @@ class _Reading:
         return pd.DataFrame(
             {
                 "intervention": self.intervention,
-                "relation": [fact.relation for fact in facts],
-                "subject": [fact.subject for fact in facts],
-                "object": [fact.object for fact in facts],
+                **_fact_columns(facts),
                 "key": [fact.key for fact in facts],
                 "neuron_set": self.neuron_set,
                 "scope": self.scope,
@@ -273,22 +282,41 @@ class _Reading:
         )
 
 
-def _random_controls(host: Host, neurons_by_fact: Mapping[Fact, NeuronSet], seed: int) -> dict[Fact, NeuronSet]:
+def _fact_columns(facts: Sequence[Fact]) -> dict[str, list[str]]:
+    """Return the columns that name the fact of each row."""
+    columns = {}
+    for name in ("relation", "subject", "object"):
+        columns[name] = [getattr(fact, name) for fact in facts]
+    return columns
+
+
+def _random_controls(
+    host: Host,
+    neurons_by_fact: Mapping[Fact, NeuronSet],
+    seed: int,
+) -> dict[Fact, NeuronSet]:
     """Return random neurons for each fact, which depend on the seed and on this fact alone."""
     controls = {}
     for fact, neurons in neurons_by_fact.items():
-        controls[fact] = random_neurons(neurons, host, [seed, zlib.crc32(fact.key.encode())])
+        fact_seed = [seed, zlib.crc32(fact.key.encode())]
+        controls[fact] = random_neurons(neurons, host, fact_seed)
     return controls
 
 
-def _check_hooks(host: Host, prompts: PromptBatch, interventions: Iterable[Intervention]) -> None:
+def _check_hooks(
+    host: Host,
+    prompts: PromptBatch,
+    interventions: Iterable[Intervention],
+) -> None:
     """Make the hooks for all prompts at once, so that any error is raised before the model runs."""
     for intervention in interventions:
         host.check_hooks(name for name, _ in intervention.hooks(host.model, prompts))
 
 
 def _check_facts(
-    facts: Sequence[Fact], prompts_of: Mapping[Fact, Any], activation_neurons: Mapping[Fact, NeuronSet] | None
+    facts: Sequence[Fact],
+    prompts_of: Mapping[Fact, Any],
+    activation_neurons: Mapping[Fact, NeuronSet] | None,
 ) -> None:
     if not facts:
         raise ArgumentError("There are no facts with neurons to measure.")

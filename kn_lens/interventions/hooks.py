@@ -38,7 +38,7 @@ Value = float | Float[Tensor, ""] | Float[Tensor, "n_layers d_mlp"] | Float[Tens
 Position = Literal["read", "all"]
 """The changed positions: the read position of each row, or every position."""
 
-Places = dict[int, tuple[Int[Tensor, "..."], Int[Tensor, "..."]]]
+Cells = dict[int, tuple[Int[Tensor, "..."], Int[Tensor, "..."]]]
 """For each layer with neurons, the rows and the neuron indices to change, which broadcast against each other."""
 
 
@@ -46,11 +46,19 @@ Places = dict[int, tuple[Int[Tensor, "..."], Int[Tensor, "..."]]]
 class Intervention(Protocol):
     """An intervention that ``measure`` can apply: any object with these two methods."""
 
-    def hooks(self, model: HookedModel | Host, prompts: PromptBatch) -> list[tuple[str, HookFn]]:
+    def hooks(
+        self,
+        model: HookedModel | Host,
+        prompts: PromptBatch,
+    ) -> list[tuple[str, HookFn]]:
         """Return TransformerLens hooks for forward passes over the rows of ``prompts``."""
         ...
 
-    def select(self, prompts: PromptBatch, chosen: Int[Tensor, " chosen"]) -> "Intervention":
+    def select(
+        self,
+        prompts: PromptBatch,
+        chosen: Int[Tensor, " chosen"],
+    ) -> "Intervention":
         """Return the intervention on ``prompts.select(chosen)``; the same object unless it holds values per prompt."""
         ...
 
@@ -59,7 +67,11 @@ class Intervention(Protocol):
 class Resumable(Intervention, Protocol):
     """An intervention whose passes may start at the lowest layer that it changes; ``hooks`` also takes a ``Host``."""
 
-    def lowest_layers(self, model: HookedModel | Host, prompts: PromptBatch) -> Int[Tensor, " batch"] | None:
+    def lowest_layers(
+        self,
+        model: HookedModel | Host,
+        prompts: PromptBatch,
+    ) -> Int[Tensor, " batch"] | None:
         """Return the lowest changed layer for each prompt, ``n_layers`` where no layer is changed; or None.
 
         A tensor of layers guarantees that every hook is on ``hook_post``, changes and reads the read position only, and
@@ -83,11 +95,16 @@ class _NeuronIntervention:
             )
         if not _is_neurons(self.neurons):
             raise ArgumentError(
-                f"Got neurons of type {type(self.neurons).__name__}; expected a NeuronSet, a mapping from facts to "
-                "NeuronSets, or a sequence with one NeuronSet for each prompt."
+                f"Got neurons of type {type(self.neurons).__name__}; "
+                "expected a NeuronSet, a mapping from facts to NeuronSets, "
+                "or a sequence with one NeuronSet for each prompt."
             )
 
-    def hooks(self, model: HookedModel | Host, prompts: PromptBatch) -> list[tuple[str, HookFn]]:
+    def hooks(
+        self,
+        model: HookedModel | Host,
+        prompts: PromptBatch,
+    ) -> list[tuple[str, HookFn]]:
         """Return one hook for each layer with neurons, for forward passes over the rows of ``prompts``.
 
         Args:
@@ -102,14 +119,19 @@ class _NeuronIntervention:
         """
         host = host_of(model)
         prompts.check_for(host)
-        places = _places(_resolve(self.neurons, host, prompts), prompts)
-        self._check(host, prompts, places)
+        cells = _cells(_resolve(self.neurons, host, prompts), prompts)
+        self._check(host, prompts, cells)
         hooks: list[tuple[str, HookFn]] = []
-        for layer, (rows, index) in places.items():
-            hooks.append((host.hook_post(layer), self._hook(layer, rows, index, host, prompts)))
+        for layer, (rows, index) in cells.items():
+            hook_fn = self._hook(layer, rows, index, host, prompts)
+            hooks.append((host.hook_post(layer), hook_fn))
         return hooks
 
-    def lowest_layers(self, model: HookedModel | Host, prompts: PromptBatch) -> Int[Tensor, " batch"] | None:
+    def lowest_layers(
+        self,
+        model: HookedModel | Host,
+        prompts: PromptBatch,
+    ) -> Int[Tensor, " batch"] | None:
         """Return the lowest layer with neurons for each prompt, ``n_layers`` where it has none; None for ``"all"``."""
         if self.position == "all":
             return None
@@ -123,46 +145,61 @@ class _NeuronIntervention:
             lowest.append(host.n_layers if first is None else first.layer)
         return torch.tensor(lowest, device=prompts.tokens.device)
 
-    def select(self, prompts: PromptBatch, chosen: Int[Tensor, " chosen"]) -> "_NeuronIntervention":
+    def select(
+        self,
+        prompts: PromptBatch,
+        chosen: Int[Tensor, " chosen"],
+    ) -> "_NeuronIntervention":
         """Return the intervention on ``prompts.select(chosen)``."""
         if isinstance(self.neurons, (NeuronSet, Mapping)):
             return self
         return replace(self, neurons=[self.neurons[prompt] for prompt in chosen.tolist()])
 
     def _hook(
-        self, layer: int, rows: Int[Tensor, "..."], index: Int[Tensor, "..."], host: Host, prompts: PromptBatch
+        self,
+        layer: int,
+        rows: Int[Tensor, "..."],
+        index: Int[Tensor, "..."],
+        host: Host,
+        prompts: PromptBatch,
     ) -> HookFn:
-        at_read = self.position == "read"
-        position = prompts.read_pos[rows] if at_read else slice(None)
+        only_read_pos = self.position == "read"
+        position = prompts.read_pos[rows] if only_read_pos else slice(None)
         location = (rows, position, index)
-        expected = f"[{prompts.n_rows}, {int(prompts.read_pos.max()) + 1} or more, {host.d_mlp}]"
+        last_read_pos = int(prompts.read_pos.max())
 
-        def hook_fn(post: Float[Tensor, "row pos d_mlp"], hook: object = None) -> Float[Tensor, "row pos d_mlp"]:
-            if (
-                post.ndim != 3
-                or post.shape[::2] != (prompts.n_rows, host.d_mlp)
-                or post.shape[1] <= int(prompts.read_pos.max())
-            ):
+        def hook_fn(
+            post: Float[Tensor, "row pos d_mlp"],
+            hook: object = None,
+        ) -> Float[Tensor, "row pos d_mlp"]:
+            is_of_batch = post.ndim == 3 and post.shape[::2] == (prompts.n_rows, host.d_mlp)
+            if not is_of_batch or post.shape[1] <= last_read_pos:
                 raise HookError(
-                    f"{type(self).__name__} met activations of shape {list(post.shape)} in layer {layer}; expected "
-                    f"{expected} (row, pos, d_mlp): these hooks are for the rows of one batch, and fit no others. In "
-                    "model.hooks(...) run the model on that batch, whole and in its order. kn_lens' own functions run "
-                    "a batch in parts, attribute runs each many times: pass interventions to measure, and to attribute "
-                    "with neurons off erase them: with erase_neurons(model, neurons).applied(model): ..."
+                    f"{type(self).__name__} met activations of shape {list(post.shape)} in layer {layer}; "
+                    f"expected [{prompts.n_rows}, {last_read_pos + 1} or more, {host.d_mlp}] "
+                    "(row, pos, d_mlp): these hooks are for the rows of one batch, and fit no others. "
+                    "In model.hooks(...) run the model on that batch, whole and in its order. "
+                    "kn_lens' own functions run a batch in parts, attribute runs each many times: "
+                    "pass interventions to measure, and to attribute with neurons off erase them: "
+                    "with erase_neurons(model, neurons).applied(model): ..."
                 )
             changed = post.clone()
             changed[location] = self._changed(post[location], layer, rows, index)
             return changed
 
         # One set at every position fits any batch with this number of rows, in any order.
-        setattr(hook_fn, FOR_ONE_BATCH, at_read or not isinstance(self.neurons, NeuronSet))
+        setattr(hook_fn, FOR_ONE_BATCH, only_read_pos or not isinstance(self.neurons, NeuronSet))
         return hook_fn
 
-    def _check(self, host: Host, prompts: PromptBatch, places: Places) -> None:
+    def _check(self, host: Host, prompts: PromptBatch, cells: Cells) -> None:
         """Raise if the values of the subclass do not fit the model, the prompts or the neurons."""
 
     def _changed(
-        self, old: Float[Tensor, "..."], layer: int, rows: Int[Tensor, "..."], index: Int[Tensor, "..."]
+        self,
+        old: Float[Tensor, "..."],
+        layer: int,
+        rows: Int[Tensor, "..."],
+        index: Int[Tensor, "..."],
     ) -> Float[Tensor, "..."]:
         """Return the new activations.
 
@@ -184,7 +221,11 @@ class Suppress(_NeuronIntervention):
     """
 
     def _changed(
-        self, old: Float[Tensor, "..."], layer: int, rows: Int[Tensor, "..."], index: Int[Tensor, "..."]
+        self,
+        old: Float[Tensor, "..."],
+        layer: int,
+        rows: Int[Tensor, "..."],
+        index: Int[Tensor, "..."],
     ) -> Float[Tensor, "..."]:
         return torch.zeros_like(old)
 
@@ -220,7 +261,11 @@ class Amplify(_NeuronIntervention):
             raise ArgumentError(f"factor={self.factor}; expected a finite number, such as 2.0.")
 
     def _changed(
-        self, old: Float[Tensor, "..."], layer: int, rows: Int[Tensor, "..."], index: Int[Tensor, "..."]
+        self,
+        old: Float[Tensor, "..."],
+        layer: int,
+        rows: Int[Tensor, "..."],
+        index: Int[Tensor, "..."],
     ) -> Float[Tensor, "..."]:
         return self.factor * old
 
@@ -258,13 +303,14 @@ class SetTo(_NeuronIntervention):
         if isinstance(self.value, Tensor) and self.value.ndim:
             if self.value.ndim not in (2, 3):
                 raise ArgumentError(
-                    f"value has the shape {list(self.value.shape)}; expected one number, [n_layers, d_mlp] or "
-                    "[row, n_layers, d_mlp]."
+                    f"value has the shape {list(self.value.shape)}; "
+                    "expected one number, [n_layers, d_mlp] or [row, n_layers, d_mlp]."
                 )
             if self.value.is_sparse:
                 raise ArgumentError(
-                    "value is a sparse tensor, which lacks the scores that were dropped; expected an activation for "
-                    "every neuron, as of attribute(..., method='activation', keep=None)."
+                    "value is a sparse tensor, which lacks the scores that were dropped; "
+                    "expected an activation for every neuron, "
+                    "as of attribute(..., method='activation', keep=None)."
                 )
             return
         try:
@@ -275,30 +321,39 @@ class SetTo(_NeuronIntervention):
             raise ArgumentError(f"value={number}; expected a finite number.")
         object.__setattr__(self, "value", number)  # a tensor without axes becomes a float
 
-    def select(self, prompts: PromptBatch, chosen: Int[Tensor, " chosen"]) -> "_NeuronIntervention":
+    def select(
+        self,
+        prompts: PromptBatch,
+        chosen: Int[Tensor, " chosen"],
+    ) -> "_NeuronIntervention":
         """Return the intervention on ``prompts.select(chosen)``."""
-        narrowed = super().select(prompts, chosen)
+        selected = super().select(prompts, chosen)
         if isinstance(self.value, Tensor) and self.value.ndim == 3:
-            return replace(narrowed, value=self.value[prompts.rows_of(chosen)])
-        return narrowed
+            return replace(selected, value=self.value[prompts.rows_of(chosen)])
+        return selected
 
-    def _check(self, host: Host, prompts: PromptBatch, places: Places) -> None:
+    def _check(self, host: Host, prompts: PromptBatch, cells: Cells) -> None:
         if not isinstance(self.value, Tensor):
             return
         expected = [prompts.n_rows, host.n_layers, host.d_mlp][-self.value.ndim :]
         if list(self.value.shape) != expected or self.value.device != host.device:
             raise ArgumentError(
-                f"value has the shape {list(self.value.shape)}, on {self.value.device}; expected {expected}, on "
-                f"{host.device}."
+                f"value has the shape {list(self.value.shape)}, on {self.value.device}; "
+                f"expected {expected}, on {host.device}."
             )
-        for layer, (rows, index) in places.items():
+        for layer, (rows, index) in cells.items():
             if not bool(self._values(layer, rows, index).isfinite().all()):
                 raise ArgumentError(
-                    f"value holds NaN or infinity for a neuron of layer {layer}; expected finite activations. Scores "
-                    "that were not computed are NaN."
+                    f"value holds NaN or infinity for a neuron of layer {layer}; "
+                    "expected finite activations. Scores that were not computed are NaN."
                 )
 
-    def _values(self, layer: int, rows: Int[Tensor, "..."], index: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def _values(
+        self,
+        layer: int,
+        rows: Int[Tensor, "..."],
+        index: Int[Tensor, "..."],
+    ) -> Float[Tensor, "..."]:
         """Return the values of neurons of a layer in ``rows``, or, where all rows share them, without the row axis."""
         assert isinstance(self.value, Tensor)
         if self.value.ndim == 3:
@@ -306,7 +361,11 @@ class SetTo(_NeuronIntervention):
         return self.value[layer, index]
 
     def _changed(
-        self, old: Float[Tensor, "..."], layer: int, rows: Int[Tensor, "..."], index: Int[Tensor, "..."]
+        self,
+        old: Float[Tensor, "..."],
+        layer: int,
+        rows: Int[Tensor, "..."],
+        index: Int[Tensor, "..."],
     ) -> Float[Tensor, "..."]:
         if not isinstance(self.value, Tensor):
             return torch.full_like(old, self.value)
@@ -319,11 +378,19 @@ def _is_neurons(neurons: object) -> bool:
     if isinstance(neurons, NeuronSet):
         return True
     if isinstance(neurons, Mapping):
-        return all(isinstance(neuron_set, NeuronSet) for neuron_set in neurons.values())
-    return isinstance(neurons, Sequence) and all(isinstance(neuron_set, NeuronSet) for neuron_set in neurons)
+        sets = neurons.values()
+    elif isinstance(neurons, Sequence):
+        sets = neurons
+    else:
+        return False
+    return all(isinstance(neuron_set, NeuronSet) for neuron_set in sets)
 
 
-def _resolve(neurons: Neurons, host: Host, prompts: PromptBatch) -> NeuronSet | list[NeuronSet]:
+def _resolve(
+    neurons: Neurons,
+    host: Host,
+    prompts: PromptBatch,
+) -> NeuronSet | list[NeuronSet]:
     """Return one set for all prompts or a list with the set of each prompt; raise if the model lacks a neuron."""
     if isinstance(neurons, NeuronSet):
         neurons.check(host)
@@ -333,9 +400,10 @@ def _resolve(neurons: Neurons, host: Host, prompts: PromptBatch) -> NeuronSet | 
         for fact_index in prompts.fact_index.unique().tolist():
             fact = prompts.facts[fact_index]
             if fact not in neurons:
+                near = did_you_mean(fact.key, (other.key for other in neurons))
                 raise ArgumentError(
-                    f"There is no set of neurons for {fact.key}, which some of the prompts ask for; give it one, if "
-                    f"need be an empty NeuronSet().{did_you_mean(fact.key, (other.key for other in neurons))}"
+                    f"There is no set of neurons for {fact.key}, which some of the prompts ask for; "
+                    f"give it one, if need be an empty NeuronSet().{near}"
                 )
             set_by_fact[fact_index] = neurons[fact]
         sets = [set_by_fact[fact_index] for fact_index in prompts.fact_index.tolist()]
@@ -348,15 +416,15 @@ def _resolve(neurons: Neurons, host: Host, prompts: PromptBatch) -> NeuronSet | 
     return sets
 
 
-def _places(sets: NeuronSet | list[NeuronSet], prompts: PromptBatch) -> Places:
+def _cells(sets: NeuronSet | list[NeuronSet], prompts: PromptBatch) -> Cells:
     """Return the rows and neuron indices to change in each layer, in order of the layers."""
     device = prompts.tokens.device
-    places: Places = {}
+    cells: Cells = {}
     if isinstance(sets, NeuronSet):
         rows = rearrange(torch.arange(prompts.n_rows, device=device), "row -> row 1")
         for layer, index in sets.by_layer().items():
-            places[layer] = (rows, torch.tensor(index, device=device))
-        return places
+            cells[layer] = (rows, torch.tensor(index, device=device))
+        return cells
     by_layer = {neuron_set: neuron_set.by_layer() for neuron_set in set(sets)}
     lists: dict[int, tuple[list[int], list[int]]] = {}
     for row, prompt in enumerate(prompts.prompt_index.tolist()):
@@ -365,5 +433,8 @@ def _places(sets: NeuronSet | list[NeuronSet], prompts: PromptBatch) -> Places:
             layer_rows += [row] * len(index)
             layer_index += index
     for layer, (layer_rows, layer_index) in sorted(lists.items()):
-        places[layer] = (torch.tensor(layer_rows, device=device), torch.tensor(layer_index, device=device))
-    return places
+        cells[layer] = (
+            torch.tensor(layer_rows, device=device),
+            torch.tensor(layer_index, device=device),
+        )
+    return cells

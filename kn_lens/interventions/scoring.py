@@ -16,7 +16,15 @@ from torch import Tensor
 
 from kn_lens._core.precision import at_least_float32
 from kn_lens.attribution import check_numbers, chunk_by_rows, target_log_probs, target_logits
-from kn_lens.hosts import Budget, CleanState, HookFn, Host, last_block_hooks, recomputes_last_token_only, run_clean
+from kn_lens.hosts import (
+    Budget,
+    CleanState,
+    HookFn,
+    Host,
+    last_block_hooks,
+    recomputes_last_token_only,
+    run_clean,
+)
 from kn_lens.interventions.hooks import Intervention, Resumable
 from kn_lens.prompts import PromptBatch
 
@@ -49,9 +57,13 @@ class AnswerScores:
 
     def top_text(self, tokenizer: Any) -> list[str]:
         """Return the top tokens of each prompt as text, or as token ids where there is no tokenizer."""
-        if tokenizer is None:
-            return [" ".join(map(str, ids)) for ids in self.top]
-        return [tokenizer.decode(ids).strip() for ids in self.top]
+        texts = []
+        for ids in self.top:
+            if tokenizer is None:
+                texts.append(" ".join(map(str, ids)))
+            else:
+                texts.append(tokenizer.decode(ids).strip())
+        return texts
 
 
 def is_known(n_right: Any, n_prompts: Any) -> Any:
@@ -85,7 +97,11 @@ class Ticks:
 
 
 def score_answers(
-    host: Host, prompts: PromptBatch, interventions: Iterable[Intervention], budget: Budget, tick: Ticks
+    host: Host,
+    prompts: PromptBatch,
+    interventions: Iterable[Intervention],
+    budget: Budget,
+    tick: Ticks,
 ) -> AnswerScores:
     """Score the answer of every prompt under some interventions. Cost: one forward pass per row."""
     interventions = list(interventions)
@@ -93,7 +109,9 @@ def score_answers(
     rank = np.zeros(len(prompts), dtype=np.int64)
     top: list[list[int]] = [[] for _ in range(len(prompts))]
 
-    def run(chosen: Int[Tensor, " chunk"]) -> tuple[PromptBatch, Tensor, Tensor, Tensor]:
+    def run(
+        chosen: Int[Tensor, " chunk"],
+    ) -> tuple[PromptBatch, Tensor, Tensor, Tensor]:
         chunk = prompts.select(chosen)
         hooks: list[tuple[str, HookFn]] = []
         for intervention in interventions:
@@ -108,7 +126,12 @@ def score_answers(
         row_log_prob, row_rank = _target_scores(at_least_float32(logits), chunk.target_ids)
         return chunk, row_log_prob, row_rank, logits.argmax(-1)
 
-    for chosen, result in budget.map_chunks(prompts.rows_per_prompt, prompts.length, budget.rows_per_pass, run):
+    for chosen, result in budget.map_chunks(
+        prompts.rows_per_prompt,
+        prompts.length,
+        budget.rows_per_pass,
+        run,
+    ):
         chunk, row_log_prob, row_rank, row_top = result
         index = chosen.cpu().numpy()
         owner = chunk.prompt_index
@@ -140,7 +163,13 @@ class Change:
     lowest: Int[Tensor, " item"] | None
 
     @classmethod
-    def of(cls, host: Host, chosen: Int[Tensor, " item"], prompts: PromptBatch, intervention: Intervention) -> "Change":
+    def of(
+        cls,
+        host: Host,
+        chosen: Int[Tensor, " item"],
+        prompts: PromptBatch,
+        intervention: Intervention,
+    ) -> "Change":
         """Return the change of ``prompts``, which is ``batch.select(chosen)`` and may be shared between changes."""
         lowest = None
         if isinstance(intervention, Resumable):
@@ -149,7 +178,11 @@ class Change:
 
 
 def score_answers_under(
-    host: Host, prompts: PromptBatch, changes: Sequence[Change], memory: float | None, tick: Ticks
+    host: Host,
+    prompts: PromptBatch,
+    changes: Sequence[Change],
+    memory: float | None,
+    tick: Ticks,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Return the log-probabilities of the answers without and with each change.
 
@@ -190,16 +223,23 @@ def score_answers_under(
     resumable: list[tuple[int, Change]] = []
     for number, change in enumerate(changes):
         if change.lowest is None:
-            after.append(score_answers(host, change.prompts, [change.intervention], whole, tick).log_prob)
+            scores = score_answers(host, change.prompts, [change.intervention], whole, tick)
+            after.append(scores.log_prob)
         else:
             after.append(np.full(len(change.chosen), np.nan))
             resumable.append((number, change))
     covered = torch.cat([change.chosen for change in changes]).unique()
     covered_prompts = prompts.select(covered)
-    last_token_only = recomputes_last_token_only(host, covered_prompts.attention_mask, covered_prompts.read_pos)
+    last_token_only = recomputes_last_token_only(
+        host,
+        covered_prompts.attention_mask,
+        covered_prompts.read_pos,
+    )
     budget = replace(whole, last_token_only=last_token_only)
 
-    def run(index: Int[Tensor, " chunk"]) -> tuple[PromptBatch, Tensor, list[tuple[Tensor, Tensor]]]:
+    def run(
+        index: Int[Tensor, " chunk"],
+    ) -> tuple[PromptBatch, Tensor, list[tuple[Tensor, Tensor]]]:
         chunk_changes = [change for _, change in resumable]
         chunk = _Chunk.of(host, prompts, covered[index], chunk_changes)
         changed: list[tuple[Tensor, Tensor]] = []
@@ -210,7 +250,10 @@ def score_answers_under(
 
     before = np.full(len(prompts), np.nan)
     for index, result in budget.map_chunks(
-        covered_prompts.rows_per_prompt, covered_prompts.length, budget.rows_per_chunk, run
+        covered_prompts.rows_per_prompt,
+        covered_prompts.length,
+        budget.rows_per_chunk,
+        run,
     ):
         chunk_prompts, clean, changed = result
         before[covered[index].cpu().numpy()] = clean.cpu().numpy()
@@ -240,7 +283,13 @@ class _Chunk:
     before: Float[Tensor, " chunk"]
 
     @classmethod
-    def of(cls, host: Host, batch: PromptBatch, chosen: Int[Tensor, " chunk"], changes: Sequence[Change]) -> "_Chunk":
+    def of(
+        cls,
+        host: Host,
+        batch: PromptBatch,
+        chosen: Int[Tensor, " chunk"],
+        changes: Sequence[Change],
+    ) -> "_Chunk":
         """Run the chosen prompts of a batch and keep the state at the layers where the changes start."""
         prompts = batch.select(chosen)
         position = chosen.new_full((len(batch),), -1)
@@ -249,14 +298,22 @@ class _Chunk:
         for change in changes:
             in_chunk = position[change.chosen] >= 0
             starts.update(_lowest(change)[in_chunk].unique().tolist())
-        layers = [layer for layer in range(host.n_layers) if layer in starts]
-        state = run_clean(host, prompts.tokens, prompts.attention_mask, prompts.read_pos, layers)
+        layers = sorted(starts - {host.n_layers})  # n_layers: nothing changes
+        state = run_clean(
+            host,
+            prompts.tokens,
+            prompts.attention_mask,
+            prompts.read_pos,
+            layers,
+        )
         before = _log_prob(state.logits, prompts)
         check_numbers(host, prompts, before)
         return cls(host=host, prompts=prompts, position=position, state=state, before=before)
 
     def after(
-        self, changes: Sequence[Change], rows_per_pass: int
+        self,
+        changes: Sequence[Change],
+        rows_per_pass: int,
     ) -> list[tuple[Int[Tensor, " _"], Float[Tensor, " _"]]]:
         """Return for each change its items in this chunk and their log-probabilities under the change.
 
@@ -271,7 +328,8 @@ class _Chunk:
         lowest: list[Tensor] = []
         for number, change in enumerate(changes):
             items = self._items(change)
-            results.append((items, self.before[self.position[change.chosen[items]]]))
+            clean = self.before[self.position[change.chosen[items]]]
+            results.append((items, clean))
             owners.append(torch.full_like(items, number))
             indices.append(torch.arange(len(items), device=items.device))
             rows.append(change.prompts.rows_per_prompt[items])
@@ -286,15 +344,16 @@ class _Chunk:
             entries = (start == layer).nonzero().squeeze(1)
             for selected in chunk_by_rows(n_rows[entries], rows_per_pass):
                 chosen = entries[selected]
-                numbers = owner[chosen].unique().tolist()
-                targets = [index[chosen[owner[chosen] == number]] for number in numbers]
                 parts: list[tuple[Change, Tensor]] = []
-                for number, target in zip(numbers, targets, strict=True):
-                    items, _ = results[number]
-                    parts.append((changes[number], items[target]))
-                log_probs = self._changed(layer, parts)
-                for number, target, values in zip(numbers, targets, log_probs, strict=True):
-                    results[number][1][target] = values
+                targets: list[tuple[Tensor, Tensor]] = []
+                for number in owner[chosen].unique().tolist():
+                    items, log_probs = results[number]
+                    part = index[chosen[owner[chosen] == number]]
+                    parts.append((changes[number], items[part]))
+                    targets.append((log_probs, part))
+                changed = self._changed(layer, parts)
+                for (log_probs, part), values in zip(targets, changed, strict=True):
+                    log_probs[part] = values
         return results
 
     def _items(self, change: Change) -> Int[Tensor, " item"]:
@@ -303,7 +362,11 @@ class _Chunk:
         items = (position >= 0).nonzero().squeeze(1)
         return items[position[items].argsort()]
 
-    def _changed(self, layer: int, parts: Sequence[tuple[Change, Int[Tensor, " _"]]]) -> list[Float[Tensor, " _"]]:
+    def _changed(
+        self,
+        layer: int,
+        parts: Sequence[tuple[Change, Int[Tensor, " _"]]],
+    ) -> list[Float[Tensor, " _"]]:
         """Return the log-probabilities of some items of several changes, from one pass that starts at ``layer``."""
         clean_rows: list[Tensor] = []
         slices: list[tuple[slice, PromptBatch]] = []
@@ -319,10 +382,15 @@ class _Chunk:
                 hooks_by_name.setdefault(name, []).append((rows, hook_fn))
             slices.append((rows, prompts))
             n_rows = rows.stop
-        hooks = [(name, _combined_hook(row_hooks)) for name, row_hooks in hooks_by_name.items()]
+        hooks: list[tuple[str, HookFn]] = []
+        for name, row_hooks in hooks_by_name.items():
+            hooks.append((name, _combined_hook(row_hooks)))
+        log_probs = []
         with torch.no_grad():
             logits = self.state.logits_with_hooks(layer, torch.cat(clean_rows), hooks)
-            return [_log_prob(logits[rows], prompts) for rows, prompts in slices]
+            for rows, prompts in slices:
+                log_probs.append(_log_prob(logits[rows], prompts))
+        return log_probs
 
 
 def _lowest(change: Change) -> Int[Tensor, " item"]:
@@ -333,7 +401,10 @@ def _lowest(change: Change) -> Int[Tensor, " item"]:
 def _combined_hook(row_hooks: Sequence[tuple[slice, HookFn]]) -> HookFn:
     """Return one hook that applies each of several hooks to its own rows."""
 
-    def hook_fn(value: Float[Tensor, "row 1 d_mlp"], hook: object) -> Float[Tensor, "row 1 d_mlp"]:
+    def hook_fn(
+        value: Float[Tensor, "row 1 d_mlp"],
+        hook: object,
+    ) -> Float[Tensor, "row 1 d_mlp"]:
         value = value.clone()
         for rows, row_hook in row_hooks:
             changed = row_hook(value[rows], hook)
@@ -348,10 +419,18 @@ def _read_tokens_only(prompts: PromptBatch) -> PromptBatch:
     """Return the prompts with one token in each row, the one at the read position."""
     tokens = prompts.tokens.gather(1, prompts.read_pos[:, None])
     read_pos = torch.zeros_like(prompts.read_pos)
-    return replace(prompts, tokens=tokens, attention_mask=torch.ones_like(tokens), read_pos=read_pos)
+    return replace(
+        prompts,
+        tokens=tokens,
+        attention_mask=torch.ones_like(tokens),
+        read_pos=read_pos,
+    )
 
 
-def _log_prob(logits: Float[Tensor, "row d_vocab"], prompts: PromptBatch) -> Float[Tensor, " batch"]:
+def _log_prob(
+    logits: Float[Tensor, "row d_vocab"],
+    prompts: PromptBatch,
+) -> Float[Tensor, " batch"]:
     """Return the log-probability of each prompt's answer."""
     row_log_prob = target_log_probs(at_least_float32(logits), prompts.target_ids).double()
     zeros = row_log_prob.new_zeros(len(prompts))
@@ -359,9 +438,13 @@ def _log_prob(logits: Float[Tensor, "row d_vocab"], prompts: PromptBatch) -> Flo
 
 
 def _target_scores(
-    logits: Float[Tensor, "row d_vocab"], target_ids: Int[Tensor, " row"]
+    logits: Float[Tensor, "row d_vocab"],
+    target_ids: Int[Tensor, " row"],
 ) -> tuple[Float[Tensor, " row"], Int[Tensor, " row"]]:
-    """Return the log-probability of each target and the number of more probable tokens; NaN counts as more probable."""
+    """Return the log-probability of each target and the number of more probable tokens.
+
+    NaN counts as more probable.
+    """
     target = target_logits(logits, target_ids)
     log_prob = target - logits.logsumexp(-1)
     # Not ``logits > target``: where all logits are NaN, as after an overflow, the target would have rank 0.

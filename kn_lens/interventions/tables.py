@@ -94,7 +94,8 @@ def effect_table(
             relations.append(means)
             if by_relation:
                 labels = {"neuron_set": kind, "scope": scope, "relation": relation}
-                rows.append({**labels, **_row([means], ends.get((kind, scope, str(relation)), {}))})
+                row = _row([means], ends.get((kind, scope, str(relation)), {}))
+                rows.append({**labels, **row})
         if not by_relation:
             row = _row(relations, ends.get((kind, scope, None), {}))
             rows.append({"neuron_set": kind, "scope": scope, **row})
@@ -132,7 +133,9 @@ class _RelationMeans(NamedTuple):
 
     @property
     def change_ratio(self) -> float:
-        return self.change / self.before if self.before != 0 else np.nan
+        if self.before == 0:
+            return np.nan
+        return self.change / self.before
 
 
 def _relation_means(group: "pd.DataFrame") -> _RelationMeans:
@@ -147,20 +150,26 @@ def _relation_means(group: "pd.DataFrame") -> _RelationMeans:
     )
 
 
-def _row(relations: Sequence[_RelationMeans], ends: Mapping[str, float]) -> dict[str, float]:
+def _row(
+    relations: Sequence[_RelationMeans],
+    ends: Mapping[str, float],
+) -> dict[str, float]:
     """Return the means over the relations that have a ratio, or over all of them where none has."""
-    known = [one for one in relations if one.before != 0] or relations
-    n_facts = sum(one.n_facts for one in known)
-    n_neurons = sum(one.n_neurons * one.n_facts for one in known)
-    ratio = float(np.mean([one.change_ratio for one in known]))
+    counted = [means for means in relations if means.before != 0] or relations
+    n_facts = 0
+    n_neurons = 0.0
+    for means in counted:
+        n_facts += means.n_facts
+        n_neurons += means.n_neurons * means.n_facts
+    ratio = float(np.mean([means.change_ratio for means in counted]))
     # A relation with a NaN has no draws; the draws of the others are no draws of all relations.
     has_ends = not np.isnan(ratio)
     return {
         "change_ratio": ratio,
         "low": ends["low"] if has_ends else np.nan,
         "high": ends["high"] if has_ends else np.nan,
-        "change": float(np.mean([one.change for one in known])),
-        "before": float(np.mean([one.before for one in known])),
+        "change": float(np.mean([means.change for means in counted])),
+        "before": float(np.mean([means.before for means in counted])),
         "n_neurons": n_neurons / n_facts,
         "n_facts": n_facts,
     }
