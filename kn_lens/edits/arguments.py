@@ -63,18 +63,24 @@ def check_neurons_by_fact(neurons_by_fact: Any, name: str = "neurons_by_fact") -
     """
     if not isinstance(neurons_by_fact, Mapping):
         raise ArgumentError(
-            f"Got {name} of type {type(neurons_by_fact).__name__}; expected a mapping from facts to NeuronSets, such "
-            "as {fact: neurons}."
+            f"Got {name} of type {type(neurons_by_fact).__name__}; "
+            "expected a mapping from facts to NeuronSets, such as {fact: neurons}."
         )
     for fact, neurons in neurons_by_fact.items():
         if not isinstance(fact, Fact) or not isinstance(neurons, NeuronSet):
             raise ArgumentError(
-                f"{name} maps a {type(fact).__name__} to a {type(neurons).__name__}; expected a Fact and a NeuronSet. "
+                f"{name} maps a {type(fact).__name__} to a {type(neurons).__name__}; "
+                "expected a Fact and a NeuronSet. "
                 "kn_lens.match_facts(sets, facts) finds the facts of a neuron file's keys."
             )
 
 
-def check_each_has_neurons(facts: Iterable[Fact], neurons_by_fact: Any, name: str, what: str) -> None:
+def check_each_has_neurons(
+    facts: Iterable[Fact],
+    neurons_by_fact: Any,
+    name: str,
+    what: str,
+) -> None:
     """Raise unless there is at least one fact and a set of neurons for each.
 
     Args:
@@ -102,11 +108,11 @@ def check_new_objects(new_objects: Any) -> None:
     Raises:
         ArgumentError: another kind of argument, such as one fact.
     """
-    valid = isinstance(new_objects, Mapping) and all(isinstance(fact, Fact) for fact in new_objects)
-    if not valid:
+    is_mapping = isinstance(new_objects, Mapping)
+    if not is_mapping or not all(isinstance(fact, Fact) for fact in new_objects):
         raise ArgumentError(
-            f"Got new_objects of type {type(new_objects).__name__}; expected a mapping from facts to new objects, such "
-            "as {fact: 'Tokyo'}."
+            f"Got new_objects of type {type(new_objects).__name__}; "
+            "expected a mapping from facts to new objects, such as {fact: 'Tokyo'}."
         )
 
 

@@ -153,15 +153,21 @@ def update_effects(
     check_new_objects(new_objects)
     check_each_has_neurons(new_objects, neurons_by_fact, "neurons_by_fact", "neurons")
     if activation_neurons is not None:
-        check_each_has_neurons(new_objects, activation_neurons, "activation_neurons", "activation neurons")
+        check_each_has_neurons(
+            new_objects,
+            activation_neurons,
+            "activation_neurons",
+            "activation neurons",
+        )
     check_share("max_disturbed", max_disturbed)
     form = resolve_form(lambdas, preset, scaling, signed)
     trials = {}
     for fact in new_objects:
+        found = neurons_by_fact[fact]
         active = None if activation_neurons is None else activation_neurons[fact]
-        controls = _controls(host, neurons_by_fact[fact], active, fact.key, seed)
-        neuron_sets = {"found": neurons_by_fact[fact], **controls}
-        trials[fact] = [UpdateTrial({"neuron_set": name}, neurons, form) for name, neurons in neuron_sets.items()]
+        trials[fact] = [UpdateTrial({"neuron_set": "found"}, found, form)]
+        for name, neurons in _controls(host, found, active, fact.key, seed).items():
+            trials[fact].append(UpdateTrial({"neuron_set": name}, neurons, form))
     measurement = UpdateMeasurement(
         questions={} if questions is None else questions,
         others=others,
@@ -227,7 +233,9 @@ def measure_updates(
     """
     import pandas as pd
 
-    budget, others = measurement.budget, measurement.others
+    budget = measurement.budget
+    others = measurement.others
+    tokenizer = measurement.tokenizer
     doses = _checked_doses(measurement.doses)
     own_questions = {fact: Question(fact, new_object) for fact, new_object in new_objects.items()}
     groups = checked_groups(own_questions, measurement.questions)
@@ -235,30 +243,41 @@ def measure_updates(
     for fact, new_object in new_objects.items():
         updates[fact] = []
         for trial in trials[fact]:
-            update = FactUpdate.of(host, fact, new_object, trial.neurons, trial.form, tokenizer=measurement.tokenizer)
+            update = FactUpdate.of(
+                host,
+                fact,
+                new_object,
+                trial.neurons,
+                trial.form,
+                tokenizer=tokenizer,
+            )
             for dose in doses:
                 update.unsigned.scaled(dose)  # raises for a dose that gives no finite rows
             updates[fact].append(update)
     if others is not None:
         check_prompts(others, "others")
         others.check_for(host)
-    group_prompts = {
-        name: QuestionPrompts.of(host, name, group, measurement.tokenizer) for name, group in groups.items()
-    }
+    group_prompts: dict[str, QuestionPrompts] = {}
+    for name, group in groups.items():
+        group_prompts[name] = QuestionPrompts.of(host, name, group, tokenizer)
 
-    n_rows = 0 if others is None else others.n_rows
-    n_rows += sum(prompts.n_rows for prompts in group_prompts.values())
+    n_other_rows = 0 if others is None else others.n_rows
+    n_rows = n_other_rows
+    for prompts in group_prompts.values():
+        n_rows += prompts.n_rows
     for fact in new_objects:
+        n_rows_per_trial = n_other_rows
+        for prompts in group_prompts.values():
+            n_rows_per_trial += prompts.n_rows_of(fact)
         n_trials = len(doses) * len(trials[fact])
-        n_rows_each = sum(prompts.n_rows_of(fact) for prompts in group_prompts.values())
-        n_rows_each += 0 if others is None else others.n_rows
-        n_rows += updates[fact][0].prompts.n_rows + n_trials * n_rows_each
+        n_rows += updates[fact][0].prompts.n_rows + n_trials * n_rows_per_trial
     tick = Ticks(measurement.progress, n_rows)
 
-    tokenizer = host.tokenizer if measurement.tokenizer is None else measurement.tokenizer
-    scored_groups = {
-        name: _ScoredQuestions.of(host, prompts, budget, tick, tokenizer) for name, prompts in group_prompts.items()
-    }
+    if tokenizer is None:
+        tokenizer = host.tokenizer
+    scored_groups: dict[str, _ScoredQuestions] = {}
+    for name, prompts in group_prompts.items():
+        scored_groups[name] = _ScoredQuestions.of(host, prompts, budget, tick, tokenizer)
     others_before = None if others is None else score_answers(host, others, [], budget, tick)
     records = []
     for fact, new_object in new_objects.items():
@@ -284,11 +303,14 @@ def measure_updates(
                     if others is not None and others_before is not None:
                         others_after = score_answers(host, others, [], budget, tick)
                         for name, chosen in group_other_facts(others, fact, new_object).items():
-                            row = _current_answer_columns(_select(others_before, chosen), _select(others_after, chosen))
+                            before = _select(others_before, chosen)
+                            after = _select(others_after, chosen)
+                            row = _current_answer_columns(before, after)
                             rows.append({**labels, "question": name, **row})
                 disturbed = disturbed_share(rows)
+                disturbs = disturbed > measurement.max_disturbed
                 for row in rows:
-                    records.append({**row, "disturbed": disturbed, "disturbs": disturbed > measurement.max_disturbed})
+                    records.append({**row, "disturbed": disturbed, "disturbs": disturbs})
     return pd.DataFrame(records)
 
 
@@ -310,18 +332,35 @@ class _ScoredQuestions:
 
     @classmethod
     def of(
-        cls, host: Host, prompts: QuestionPrompts, budget: Budget, tick: Ticks, tokenizer: Any
+        cls,
+        host: Host,
+        prompts: QuestionPrompts,
+        budget: Budget,
+        tick: Ticks,
+        tokenizer: Any,
     ) -> "_ScoredQuestions":
         """Score the answers without an edit."""
         current = score_answers(host, prompts.current, [], budget, tick)
         new = score_answers(host, prompts.new, [], budget, tick)
         return cls(prompts=prompts, current=current, new=new, tokenizer=tokenizer)
 
-    def effect_on(self, host: Host, fact: Fact, budget: Budget, tick: Ticks) -> dict[str, Any]:
+    def effect_on(
+        self,
+        host: Host,
+        fact: Fact,
+        budget: Budget,
+        tick: Ticks,
+    ) -> dict[str, Any]:
         """Score the answers to the question of an updated fact again, with an edit applied, and compare."""
         chosen_current, chosen_new = self.prompts.prompts_of(fact)
         current_before = _select(self.current, _numpy(chosen_current))
-        current_after = score_answers(host, self.prompts.current.select(chosen_current), [], budget, tick)
+        current_after = score_answers(
+            host,
+            self.prompts.current.select(chosen_current),
+            [],
+            budget,
+            tick,
+        )
         new_before = _select(self.new, _numpy(chosen_new))
         new_after = score_answers(host, self.prompts.new.select(chosen_new), [], budget, tick)
         return {
@@ -347,7 +386,9 @@ def disturbed_share(rows: Iterable[Mapping[str, Any]]) -> float:
         if row["question"] in (SAME_RELATION, OTHER_RELATIONS):  # these two groups hold every other fact once
             n_lost += row["n_prompts"] * row["lost"]
             n_right += row["n_prompts"] * row["right_before"]
-    return float(n_lost / n_right) if n_right else math.nan
+    if not n_right:
+        return math.nan
+    return float(n_lost / n_right)
 
 
 # --- erasures ---------------------------------------------------------------------------------------------
@@ -415,11 +456,23 @@ def erase_effects(
     prompts.check_for(host)
     check_neurons_by_fact(neurons_by_fact)
     if activation_neurons is not None:
-        check_each_has_neurons(neurons_by_fact, activation_neurons, "activation_neurons", "activation neurons")
+        check_each_has_neurons(
+            neurons_by_fact,
+            activation_neurons,
+            "activation_neurons",
+            "activation neurons",
+        )
     prompts_of = {fact: _numpy(chosen) for fact, chosen in prompts_by_fact(prompts).items()}
     erasures: list[tuple[str, str, WeightEdit]] = []
     for relation, sets in _by_relation(neurons_by_fact, prompts_of).items():
-        edit = erase_relation(model, sets, top=top, min_facts=min_facts, value=value, tokenizer=tokenizer)
+        edit = erase_relation(
+            model,
+            sets,
+            top=top,
+            min_facts=min_facts,
+            value=value,
+            tokenizer=tokenizer,
+        )
         active = None
         if activation_neurons is not None:
             active_sets = {fact: activation_neurons[fact] for fact in sets}
@@ -451,7 +504,8 @@ def erase_effects(
 
 
 def _by_relation(
-    neurons_by_fact: Mapping[Fact, NeuronSet], prompts_of: Mapping[Fact, Any]
+    neurons_by_fact: Mapping[Fact, NeuronSet],
+    prompts_of: Mapping[Fact, Any],
 ) -> dict[str, dict[Fact, NeuronSet]]:
     """Return the sets of each relation, after a check that there are prompts of it and of others."""
     groups: dict[str, dict[Fact, NeuronSet]] = {}
@@ -464,8 +518,8 @@ def _by_relation(
         if relation not in known or len(known) == 1:
             near = did_you_mean(relation, known - {relation})
             raise ArgumentError(
-                f"The prompts are of {', '.join(sorted(known))}; expected some of {relation}, which is to be erased, "
-                f"and some of other relations.{near}"
+                f"The prompts are of {', '.join(sorted(known))}; "
+                f"expected some of {relation}, which is to be erased, and some of other relations.{near}"
             )
     return groups
 
@@ -473,9 +527,13 @@ def _by_relation(
 # --- columns ----------------------------------------------------------------------------------------------
 
 
-def _current_answer_columns(before: AnswerScores, after: AnswerScores) -> dict[str, float]:
+def _current_answer_columns(
+    before: AnswerScores,
+    after: AnswerScores,
+) -> dict[str, float]:
     """Return the columns of the current answers."""
-    right_before, right_after = before.rank == 0, after.rank == 0
+    right_before = before.rank == 0
+    right_after = after.rank == 0
     return {
         "n_prompts": len(right_before),
         "right_before": float(right_before.mean()),
@@ -515,7 +573,13 @@ def _most_frequent(texts: Sequence[str]) -> str:
 # --- controls and checks ----------------------------------------------------------------------------------
 
 
-def _controls(host: Host, found: NeuronSet, active: NeuronSet | None, name: str, seed: int) -> dict[str, NeuronSet]:
+def _controls(
+    host: Host,
+    found: NeuronSet,
+    active: NeuronSet | None,
+    name: str,
+    seed: int,
+) -> dict[str, NeuronSet]:
     """Return the control neurons by the name of their set.
 
     Args:

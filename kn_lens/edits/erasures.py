@@ -65,7 +65,8 @@ def erase_relation(
     relations = sorted({fact.relation for fact in neurons_by_fact})
     if len(relations) != 1:
         raise EditError(
-            f"Got the neurons of facts of {len(relations)} relations ({', '.join(relations)}); expected one relation: "
+            f"Got the neurons of facts of {len(relations)} relations ({', '.join(relations)}); "
+            "expected one relation: "
             "{fact: found for fact, found in neurons_by_fact.items() if fact.relation == 'P36'}."
         )
     (relation,) = relations
@@ -81,13 +82,22 @@ def erase_relation(
         lack = f"share a neuron {min_facts} times; lower min_facts"
     if not neurons:
         raise EditError(f"There is nothing to erase: the {len(neurons_by_fact)} facts of {relation} do not {lack}.")
-    rule = {"relation": relation, "n_facts": len(neurons_by_fact), "top": top, "min_facts": min_facts}
+    rule = {
+        "relation": relation,
+        "n_facts": len(neurons_by_fact),
+        "top": top,
+        "min_facts": min_facts,
+    }
     return _erase(host_of(model), neurons, value, tokenizer, rule)
 
 
 @exclusive
 def erase_neurons(
-    model: HookedModel | Host, neurons: NeuronSet, *, value: str | int = defaults.ERASED_VALUE, tokenizer: Any = None
+    model: HookedModel | Host,
+    neurons: NeuronSet,
+    *,
+    value: str | int = defaults.ERASED_VALUE,
+    tokenizer: Any = None,
 ) -> WeightEdit:
     """Return the edit that sets the rows of neurons to one value; with zero it is their suppression at all positions.
 
@@ -115,7 +125,13 @@ def erase_neurons(
     return _erase(host_of(model), neurons, value, tokenizer, {"relation": None})
 
 
-def _erase(host: Host, neurons: NeuronSet, value: str | int, tokenizer: Any, rule: Mapping[str, Any]) -> WeightEdit:
+def _erase(
+    host: Host,
+    neurons: NeuronSet,
+    value: str | int,
+    tokenizer: Any,
+    rule: Mapping[str, Any],
+) -> WeightEdit:
     check_neurons(neurons)
     neurons.check(host)
     if tokenizer is None:
@@ -153,7 +169,7 @@ def _token_id(host: Host, value: str | int, tokenizer: Any) -> int | None:
     if value not in vocabulary:
         near = did_you_mean(value, vocabulary)
         raise EditError(
-            f"value={value!r} is no token of {host.name}; expected 'zero', 'unk', or a token as its vocabulary has it."
-            f"{near}"
+            f"value={value!r} is no token of {host.name}; "
+            f"expected 'zero', 'unk', or a token as its vocabulary has it.{near}"
         )
     return vocabulary[value]

@@ -20,7 +20,11 @@ RECORD = "kn_lens_edits.json"
 
 @exclusive
 def export(
-    model: HookedModel | Host, edits: WeightEdit | Sequence[WeightEdit], directory: str | Path, *, tokenizer: Any = None
+    model: HookedModel | Host,
+    edits: WeightEdit | Sequence[WeightEdit],
+    directory: str | Path,
+    *,
+    tokenizer: Any = None,
 ) -> Path:
     """Write a model with edits as a Hugging Face checkpoint. The model in memory comes out as it went in.
 
@@ -59,14 +63,18 @@ def export(
     check_new(directory)
     if tokenizer is None:
         tokenizer = host.tokenizer
-    record = [{"checkpoint": asdict(edit.checkpoint), "why": edit.why, "digest": edit.digest} for edit in edits]
+    record = []
+    for edit in edits:
+        entry = {"checkpoint": asdict(edit.checkpoint), "why": edit.why, "digest": edit.digest}
+        record.append(entry)
     try:
         with writing_folder(directory) as part:
             with _all_applied(edits, host):
                 unwrap_model(host.model).save_pretrained(part)
             if tokenizer is not None:
                 tokenizer.save_pretrained(part)
-            (part / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+            (part / RECORD).write_text(text, encoding="utf-8")
     except OSError as error:
         raise EditError(f"{directory} cannot be written: {error.strerror or error}.") from error
     return directory
@@ -89,7 +97,10 @@ def _checked_edits(edits: Any) -> list[WeightEdit]:
     return edits
 
 
-def _all_applied(edits: Sequence[WeightEdit], host: Host) -> AbstractContextManager[None]:
+def _all_applied(
+    edits: Sequence[WeightEdit],
+    host: Host,
+) -> AbstractContextManager[None]:
     """Apply edits in their order for the time of a ``with`` block, and undo them last first."""
     stack = ExitStack()
 

@@ -35,7 +35,13 @@ def canonical(document: Any) -> str:
     Raises:
         TypeError, ValueError: the document is no JSON, or holds NaN.
     """
-    return json.dumps(document, sort_keys=True, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return json.dumps(
+        document,
+        sort_keys=True,
+        ensure_ascii=True,
+        allow_nan=False,
+        separators=(",", ":"),
+    )
 
 
 def digest_of(tensors: Mapping[str, Tensor], document: Any = None) -> str:
@@ -47,7 +53,11 @@ def digest_of(tensors: Mapping[str, Tensor], document: Any = None) -> str:
     return digest.hexdigest()
 
 
-def write_edit(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
+def write_edit(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    document: Mapping[str, Any],
+) -> None:
     """Write an edit. The same edit gives the same bytes, and the file appears whole or not at all.
 
     Raises:
@@ -55,13 +65,15 @@ def write_edit(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str,
     """
     from safetensors.torch import save
 
-    header = {"format": FORMAT, "version": VERSION, **document, "digest": digest_of(tensors, document)}
+    digest = digest_of(tensors, document)
+    header = {"format": FORMAT, "version": VERSION, **document, "digest": digest}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     content = save(contiguous, {_ENTRY: canonical(header)})
     try:
         write_whole(path, content)
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        raise DataError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} cannot be written: {reason}.") from error
 
 
 def read_edit(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -80,11 +92,12 @@ def read_edit(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise DataError(f"{path} holds no edit; expected a file written by WeightEdit.save.") from None
     if file_format != FORMAT or version != VERSION:
         raise DataError(
-            f"{path} is {file_format!r} version {version!r}; this version of kn_lens reads {FORMAT!r} version "
-            f"{VERSION}."
+            f"{path} is {file_format!r} version {version!r}; "
+            f"this version of kn_lens reads {FORMAT!r} version {VERSION}."
         )
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    if tuple(sorted(shapes)) != TENSORS or any(len(shape) != 2 for shape in shapes.values()):
+    are_tables = all(len(shape) == 2 for shape in shapes.values())
+    if tuple(sorted(shapes)) != TENSORS or not are_tables:
         raise DataError(f"{path} holds tensors of the shapes {shapes}; expected neurons, new and old, each a table.")
     try:
         intact = digest == digest_of(tensors, document)
@@ -92,8 +105,8 @@ def read_edit(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         intact = False
     if not intact:
         raise DataError(
-            f"{path} is not as it was written: its contents do not have the digest that it names. It was damaged or "
-            "changed; make the edit again, or fetch the file again."
+            f"{path} is not as it was written: its contents do not have the digest that it names. "
+            "It was damaged or changed; make the edit again, or fetch the file again."
         )
     return tensors, document
 
@@ -103,12 +116,16 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import safe_open
 
     if not os.path.isfile(path):  # unlike Path's method, False for impossible names
-        neighbours = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"There is no file {path}.{did_you_mean(path.name, neighbours)}")
+        names = []
+        if path.parent.is_dir():
+            names = [sibling.name for sibling in path.parent.iterdir()]
+        raise DataError(f"There is no file {path}.{did_you_mean(path.name, names)}")
+    tensors = {}
     try:
         with safe_open(path, framework="pt") as file:
-            # Cloned, because the file may change or disappear while the edit is used.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+            for name in file.keys():  # not a mapping: it has no __iter__
+                # Cloned, because the file may change or disappear while the edit is used.
+                tensors[name] = file.get_tensor(name).clone()
             return tensors, file.metadata() or {}
     except Exception as error:  # safetensors raises many types for damaged files
         reason = next(iter(str(error).splitlines()), type(error).__name__)

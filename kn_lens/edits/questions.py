@@ -48,7 +48,10 @@ Questions = Mapping[Fact, Question]
 """For each updated fact, one question whose answer its update should change."""
 
 
-def reworded(facts: Iterable[Fact], new_objects: Mapping[Fact, str]) -> dict[Fact, Question]:
+def reworded(
+    facts: Iterable[Fact],
+    new_objects: Mapping[Fact, str],
+) -> dict[Fact, Question]:
     """Return questions about the updated facts in the templates of equal facts: held-out wordings.
 
     Args:
@@ -66,15 +69,19 @@ def reworded(facts: Iterable[Fact], new_objects: Mapping[Fact, str]) -> dict[Fac
     """
     check_new_objects(new_objects)
     wordings = {fact: fact for fact in checked_facts(facts)}
-    for fact in new_objects:
+    questions = {}
+    for fact, answer in new_objects.items():
         if fact not in wordings:
             near = did_you_mean(fact.key, (other.key for other in wordings))
             raise ArgumentError(f"There is no other wording of {fact.key}; expected one of each updated fact.{near}")
-    return {fact: Question(wordings[fact], answer) for fact, answer in new_objects.items()}
+        questions[fact] = Question(wordings[fact], answer)
+    return questions
 
 
 def inverse_questions(
-    facts: Iterable[Fact], new_objects: Mapping[Fact, str], inverse: Mapping[str, str]
+    facts: Iterable[Fact],
+    new_objects: Mapping[Fact, str],
+    inverse: Mapping[str, str],
 ) -> dict[Fact, Question]:
     """Return the updates as questions in the inverse relation.
 
@@ -106,7 +113,8 @@ def inverse_questions(
         facts_about.setdefault((fact.relation, fact.subject), []).append(fact)
     questions = {}
     for fact, new_object in new_objects.items():
-        inverse_facts = facts_about.get((inverse.get(fact.relation, ""), new_object), [])
+        inverse_relation = inverse.get(fact.relation, "")
+        inverse_facts = facts_about.get((inverse_relation, new_object), [])
         if len(inverse_facts) == 1:
             questions[fact] = Question(inverse_facts[0], fact.subject)
     return questions
@@ -121,8 +129,8 @@ def checked_groups(own: Questions, groups: Any) -> dict[str, Questions]:
     """
     if not isinstance(groups, Mapping):
         raise ArgumentError(
-            f"Got questions of type {type(groups).__name__}; expected groups by name, such as "
-            "{'held out': kn_lens.reworded(facts, new_objects)}."
+            f"Got questions of type {type(groups).__name__}; "
+            "expected groups by name, such as {'held out': kn_lens.reworded(facts, new_objects)}."
         )
     checked = {OWN: own}
     for name, group in groups.items():
@@ -135,10 +143,11 @@ def checked_groups(own: Questions, groups: Any) -> dict[str, Questions]:
 def _check_group(own: Questions, name: Any, group: Any) -> None:
     if name == OWN or name in OTHER_FACTS:
         raise ArgumentError(f"The questions {name!r} have a name that the table needs; expected another.")
-    if not isinstance(group, Mapping) or not all(isinstance(question, Question) for question in group.values()):
+    is_mapping = isinstance(group, Mapping)
+    if not is_mapping or not all(isinstance(question, Question) for question in group.values()):
         raise ArgumentError(
-            "questions maps a key to another kind than questions; expected groups by name, such as "
-            "{'synonym': {fact: kn_lens.Question(fact, 'Edo')}}."
+            "questions maps a key to another kind than questions; "
+            "expected groups by name, such as {'synonym': {fact: kn_lens.Question(fact, 'Edo')}}."
         )
     for fact, question in group.items():
         if fact not in own:
@@ -171,24 +180,34 @@ class QuestionPrompts:
     new_prompts: Mapping[Fact, Int[Tensor, " prompt"]]
 
     @classmethod
-    def of(cls, host: Host, name: str, questions: Questions, tokenizer: Any) -> "QuestionPrompts":
+    def of(
+        cls,
+        host: Host,
+        name: str,
+        questions: Questions,
+        tokenizer: Any,
+    ) -> "QuestionPrompts":
         """Build the prompts of a group.
 
         Raises:
             ArgumentError: a question without a prompt.
             PromptError: see ``make_prompts``.
         """
-        current_facts = dict.fromkeys(question.query for question in questions.values())
-        new_facts = dict.fromkeys(question.answered for question in questions.values())
+        current_facts: dict[Fact, None] = {}  # in order, each once
+        new_facts: dict[Fact, None] = {}
+        for question in questions.values():
+            current_facts[question.query] = None
+            new_facts[question.answered] = None
         current = make_prompts(host, current_facts, tokenizer=tokenizer)
         new = make_prompts(host, new_facts, tokenizer=tokenizer)
-        current_prompts, new_prompts = prompts_by_fact(current), prompts_by_fact(new)
+        current_prompts = prompts_by_fact(current)
+        new_prompts = prompts_by_fact(new)
         for question in questions.values():
             if question.query not in current_prompts or question.answered not in new_prompts:
                 raise ArgumentError(
-                    f"{host.name} cannot be queried with the question {question.query.key} of {name!r} in any of its "
-                    "templates; expected one that ends with [Y], as causal models need. Leave the fact out of this "
-                    "group."
+                    f"{host.name} cannot be queried with the question {question.query.key} of {name!r} "
+                    "in any of its templates; expected one that ends with [Y], as causal models need. "
+                    "Leave the fact out of this group."
                 )
         current.check_for(host)
         new.check_for(host)
@@ -220,15 +239,20 @@ class QuestionPrompts:
         return int(n_current + n_new)
 
 
-def group_other_facts(others: PromptBatch, fact: Fact, new_object: str) -> dict[str, Int[np.ndarray, " prompt"]]:
+def group_other_facts(
+    others: PromptBatch,
+    fact: Fact,
+    new_object: str,
+) -> dict[str, Int[np.ndarray, " prompt"]]:
     """Return the prompts of each group of other facts, without those of the updated fact and without empty groups."""
-    facts = [others.facts[i] for i in others.fact_index.tolist()]
-    relations = np.array([other.relation for other in facts], dtype=object)
-    subjects = np.array([other.subject for other in facts], dtype=object)
-    objects = np.array([other.object for other in facts], dtype=object)
+    fields: list[tuple[str, str, str, bool]] = []
+    for number in others.fact_index.tolist():
+        other = others.facts[number]
+        fields.append((other.relation, other.subject, other.object, other == fact))
+    relations, subjects, objects, is_fact = np.array(fields, dtype=object).reshape(-1, 4).T
     same_relation = relations == fact.relation
     same_subject = (subjects == fact.subject) & (subjects != "")
-    updated = same_relation & same_subject | np.array([other == fact for other in facts])
+    updated = same_relation & same_subject | is_fact.astype(bool)
     members = {
         SAME_RELATION: same_relation,
         OTHER_RELATIONS: ~same_relation,

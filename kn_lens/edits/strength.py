@@ -59,7 +59,11 @@ class LambdaChoice:
     table: "pd.DataFrame" = field(repr=False)
 
     @classmethod
-    def of(cls, table: "pd.DataFrame", max_disturbed: float = MAX_DISTURBED) -> "LambdaChoice":
+    def of(
+        cls,
+        table: "pd.DataFrame",
+        max_disturbed: float = MAX_DISTURBED,
+    ) -> "LambdaChoice":
         """Apply the rule to ``lambda_old``, ``lambda_new``, ``success`` and ``disturbed`` of each strength.
 
         >>> import pandas as pd

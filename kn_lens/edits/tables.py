@@ -51,7 +51,10 @@ MEASURES = {
     "perplexity_before": perplexity("nll_before"),
     "perplexity_after": perplexity("nll_after"),
     "perplexity_growth": Statistic(
-        _means("nll_before", "nll_after"), lambda before, after: after - before, pooled=True, transform=np.expm1
+        _means("nll_before", "nll_after"),
+        lambda before, after: after - before,
+        pooled=True,
+        transform=np.expm1,
     ),
     "perplexity_rise": perplexity("nll_after") - perplexity("nll_before"),
 }

@@ -121,21 +121,37 @@ def update_fact(
     check_fact(fact)
     check_neurons(neurons)
     neurons.check(host)
-    own = neurons if neurons_by_fact is None else _own_neurons(fact, neurons, neurons_by_fact, max_share)
-    update = FactUpdate.of(host, fact, new_object, own, form, n_shared=len(neurons) - len(own), tokenizer=tokenizer)
+    own = neurons
+    if neurons_by_fact is not None:
+        own = _own_neurons(fact, neurons, neurons_by_fact, max_share)
+    update = FactUpdate.of(
+        host,
+        fact,
+        new_object,
+        own,
+        form,
+        n_shared=len(neurons) - len(own),
+        tokenizer=tokenizer,
+    )
     if allow_unknown and not form.signed:
         return update.unsigned
     (edit,), scores = make_edits([update], Budget.of(host, None), Ticks(None, 0))
     n_right = scores.n_right
     if not allow_unknown and not is_known(n_right, len(update.prompts)):
         raise EditError(
-            f"{host.name} does not know {fact.key}: it answers {fact.object!r} to {n_right} of {len(update.prompts)} "
-            "prompts; expected at least half. Pass allow_unknown=True to edit it all the same."
+            f"{host.name} does not know {fact.key}: it answers {fact.object!r} to {n_right} "
+            f"of {len(update.prompts)} prompts; expected at least half. "
+            "Pass allow_unknown=True to edit it all the same."
         )
     return edit
 
 
-def resolve_form(lambdas: Any, preset: str | None, scaling: Scaling, signed: bool) -> UpdateForm:
+def resolve_form(
+    lambdas: Any,
+    preset: str | None,
+    scaling: Scaling,
+    signed: bool,
+) -> UpdateForm:
     """Return the form of an update: a preset's if one is given, with other lambdas if they are given too.
 
     Raises:
@@ -148,7 +164,8 @@ def resolve_form(lambdas: Any, preset: str | None, scaling: Scaling, signed: boo
     """
     scalings = get_args(Scaling)
     if scaling not in scalings:
-        raise ArgumentError(f"scaling={scaling!r}; expected 'norm' or 'plain'.{did_you_mean(str(scaling), scalings)}")
+        near = did_you_mean(str(scaling), scalings)
+        raise ArgumentError(f"scaling={scaling!r}; expected 'norm' or 'plain'.{near}")
     if not isinstance(signed, bool):
         raise ArgumentError(f"signed={signed!r}; expected True or False.")
     if preset is None:
@@ -160,7 +177,9 @@ def resolve_form(lambdas: Any, preset: str | None, scaling: Scaling, signed: boo
         raise ArgumentError(f"preset={preset!r} fixes the form: leave scaling and signed out, or the preset.")
     else:
         form = UPDATE_FORMS[preset]
-    return form if lambdas is None else form._replace(lambdas=checked_lambdas(lambdas))
+    if lambdas is None:
+        return form
+    return form._replace(lambdas=checked_lambdas(lambdas))
 
 
 def checked_lambdas(lambdas: Any) -> tuple[float, float]:
@@ -238,8 +257,9 @@ class FactUpdate:
         if form.scaling == "norm":
             if not rows.any():
                 raise EditError(
-                    f"All {len(rows)} rows to update for {fact.key} are zero, as after an erasure, and scaling='norm' "
-                    "counts lengths of rows: nothing would change. Pass scaling='plain', or undo the erasure first."
+                    f"All {len(rows)} rows to update for {fact.key} are zero, as after an erasure, "
+                    "and scaling='norm' counts lengths of rows: nothing would change. "
+                    "Pass scaling='plain', or undo the erasure first."
                 )
             lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
             old_embedding = lengths * (old_embedding / old_embedding.norm())
@@ -279,12 +299,18 @@ class FactUpdate:
         sign = torch.where(mean_activation < 0, -1.0, 1.0).to(self.rows)
         sign = rearrange(sign, "neuron -> neuron 1")
         lambda_old, lambda_new = self.form.lambdas
-        new = self.rows - lambda_old * (sign * self.old_embedding) + lambda_new * (sign * self.new_embedding)
+        old_term = lambda_old * (sign * self.old_embedding)
+        new_term = lambda_new * (sign * self.new_embedding)
+        new = self.rows - old_term + new_term
         record = {**self.record, "n_negative": int((mean_activation < 0).sum())}
         return WeightEdit.of(self.host, self.neurons, new, [record])
 
 
-def make_edits(updates: Sequence[FactUpdate], budget: Budget, tick: Ticks) -> tuple[list[WeightEdit], AnswerScores]:
+def make_edits(
+    updates: Sequence[FactUpdate],
+    budget: Budget,
+    tick: Ticks,
+) -> tuple[list[WeightEdit], AnswerScores]:
     """Return the edits of updates of one fact, and the model's scores of its old answer without them.
 
     Cost: a forward pass for each row of the fact's prompts, however many updates there are.
@@ -296,7 +322,8 @@ def make_edits(updates: Sequence[FactUpdate], budget: Budget, tick: Ticks) -> tu
     host, prompts = updates[0].host, updates[0].prompts
     neurons = NeuronSet(chain.from_iterable(update.neurons for update in updates))
     recorder = ActivationRecorder.of(neurons, prompts)
-    interventions = [recorder] if any(update.form.signed for update in updates) else []
+    needs_signs = any(update.form.signed for update in updates)
+    interventions = [recorder] if needs_signs else []
     scores = score_answers(host, prompts, interventions, budget, tick)
     check_numbers(host, prompts, torch.from_numpy(scores.log_prob))
     edits = []
@@ -329,11 +356,19 @@ class ActivationRecorder:
         values = torch.full((len(prompts), len(neurons)), torch.nan, dtype=torch.float64)
         return cls(neurons, values, torch.arange(len(prompts)))
 
-    def select(self, prompts: PromptBatch, chosen: Int[Tensor, " prompt"]) -> "ActivationRecorder":
+    def select(
+        self,
+        prompts: PromptBatch,
+        chosen: Int[Tensor, " prompt"],
+    ) -> "ActivationRecorder":
         """Return the recorder of ``prompts.select(chosen)``, which writes to the same values."""
         return replace(self, numbers=self.numbers[chosen.cpu()])
 
-    def hooks(self, model: HookedModel | Host, prompts: PromptBatch) -> list[tuple[str, HookFn]]:
+    def hooks(
+        self,
+        model: HookedModel | Host,
+        prompts: PromptBatch,
+    ) -> list[tuple[str, HookFn]]:
         """Return one hook for each layer with neurons."""
         host = host_of(model)
         hooks = []
@@ -346,28 +381,43 @@ class ActivationRecorder:
 
     def mean(self, neurons: NeuronSet) -> Float[Tensor, " neuron"]:
         """Return the mean activation over prompts of some of the neurons, in the order in which their set iterates."""
-        columns = {neuron: column for column, neuron in enumerate(self.neurons)}
-        return self.values[:, [columns[neuron] for neuron in neurons]].mean(0)
+        column_of = {neuron: column for column, neuron in enumerate(self.neurons)}
+        columns = [column_of[neuron] for neuron in neurons]
+        return self.values[:, columns].mean(0)
 
-    def _hook(self, prompts: PromptBatch, indices: Sequence[int], columns: slice) -> HookFn:
+    def _hook(
+        self,
+        prompts: PromptBatch,
+        indices: Sequence[int],
+        columns: slice,
+    ) -> HookFn:
         def hook_fn(post: Float[Tensor, "row pos d_mlp"], hook: object = None) -> None:
             rows = torch.arange(prompts.n_rows, device=post.device)
             at_read_pos = post.detach()[rows, prompts.read_pos]
             activations = at_read_pos[:, list(indices)].double()
-            sums = activations.new_zeros(len(prompts), len(indices)).index_add(0, prompts.prompt_index, activations)
+            zeros = activations.new_zeros(len(prompts), len(indices))
+            sums = zeros.index_add(0, prompts.prompt_index, activations)
             n_rows = rearrange(prompts.rows_per_prompt, "prompt -> prompt 1")
             self.values[self.numbers, columns] = (sums / n_rows).cpu()
 
         return hook_fn
 
 
-def _own_neurons(fact: Fact, neurons: NeuronSet, neurons_by_fact: Any, max_share: float) -> NeuronSet:
+def _own_neurons(
+    fact: Fact,
+    neurons: NeuronSet,
+    neurons_by_fact: Any,
+    max_share: float,
+) -> NeuronSet:
     """Return the neurons of a fact that are not those of its whole relation.
 
     A neuron of one fact alone is not the relation's, however few facts there are.
     """
     check_neurons_by_fact(neurons_by_fact)
-    relation_sets = [found for other, found in neurons_by_fact.items() if other.relation == fact.relation]
+    relation_sets = []
+    for other, other_neurons in neurons_by_fact.items():
+        if other.relation == fact.relation:
+            relation_sets.append(other_neurons)
     if not relation_sets:
         near = did_you_mean(fact.relation, {other.relation for other in neurons_by_fact})
         raise ArgumentError(f"neurons_by_fact has no facts of {fact.relation}, the relation of {fact.key}.{near}")
@@ -376,15 +426,18 @@ def _own_neurons(fact: Fact, neurons: NeuronSet, neurons_by_fact: Any, max_share
     own = NeuronSet(neuron for neuron in neurons if n_facts[neuron] <= max_facts)
     if not own:
         raise EditError(
-            f"All {len(neurons)} neurons of {fact.key} are in more than {max_share:.0%} of the {len(relation_sets)} "
-            f"facts of {fact.relation}, and so belong to the relation; expected some of its own. Raise max_share, or "
-            "leave neurons_by_fact out."
+            f"All {len(neurons)} neurons of {fact.key} are in more than {max_share:.0%} "
+            f"of the {len(relation_sets)} facts of {fact.relation}, and so belong to the relation; "
+            "expected some of its own. Raise max_share, or leave neurons_by_fact out."
         )
     return own
 
 
 def _answer_tokens_of(
-    host: Host, fact: Fact, new_object: str, tokenizer: Any
+    host: Host,
+    fact: Fact,
+    new_object: str,
+    tokenizer: Any,
 ) -> tuple[PromptBatch, tuple[int, ...], tuple[int, ...]]:
     """Return the prompts of a fact, and the tokens of its old and of its new answer."""
     new_fact = replace(fact, object=new_object)
@@ -394,9 +447,11 @@ def _answer_tokens_of(
     try:
         new_prompts = make_prompts(host, new_fact, tokenizer=tokenizer, unknown_answers="leave_out")
     except NoPromptError as error:
-        near = did_you_mean(new_object, _words(host.tokenizer if tokenizer is None else tokenizer))
+        words = _words(host.tokenizer if tokenizer is None else tokenizer)
+        near = did_you_mean(new_object, words)
         raise EditError(f"The new object {new_object!r} cannot be an answer of {host.name}.{near} ({error})") from error
-    old_tokens, new_tokens = _answer_tokens(prompts), _answer_tokens(new_prompts)
+    old_tokens = _answer_tokens(prompts)
+    new_tokens = _answer_tokens(new_prompts)
     if old_tokens == new_tokens:
         raise EditError(
             f"The new object {new_object!r} of {fact.key} has the tokens of the old one, {list(old_tokens)}; "

@@ -50,7 +50,12 @@ class ValueRows:
         """Return a copy of the rows on the CPU."""
         return torch.cat([W_out[indices].cpu() for W_out, indices in self.layers])
 
-    def write(self, values: Float[Tensor, "neuron d_model"], *, rollback: Float[Tensor, "neuron d_model"]) -> None:
+    def write(
+        self,
+        values: Float[Tensor, "neuron d_model"],
+        *,
+        rollback: Float[Tensor, "neuron d_model"],
+    ) -> None:
         """Write values to the rows while signals wait.
 
         Args:
@@ -66,9 +71,11 @@ class ValueRows:
             raise
 
     def _assign(self, values: Float[Tensor, "neuron d_model"]) -> None:
-        sizes = [len(indices) for _, indices in self.layers]
-        for (W_out, indices), part in zip(self.layers, values.split(sizes), strict=True):
-            W_out[indices] = part.to(W_out.device)
+        start = 0
+        for W_out, indices in self.layers:
+            stop = start + len(indices)
+            W_out[indices] = values[start:stop].to(W_out.device)
+            start = stop
 
 
 def mean_embedding(host: Host, token_ids: Sequence[int]) -> Float[Tensor, " d_model"]:
@@ -92,6 +99,7 @@ def check_raw(host: Host, consequence: str) -> None:
     """
     if not host.raw:
         raise EditError(
-            f"The weights of {host.name} were processed by TransformerLens (norms folded, rows centred), so its W_out "
-            f"no longer holds the checkpoint's rows. {consequence} kn_lens.load_model keeps weights as they are."
+            f"The weights of {host.name} were processed by TransformerLens (norms folded, rows centred), "
+            f"so its W_out no longer holds the checkpoint's rows. {consequence} "
+            "kn_lens.load_model keeps weights as they are."
         )

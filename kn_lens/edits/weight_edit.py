@@ -148,7 +148,11 @@ class WeightEdit:
             raise ArgumentError(f"why cannot be written as JSON objects: {error}.") from error
         object.__setattr__(self, "why", tuple(why))
 
-    def _checked_rows(self, name: str, rows: Float[Tensor, "neuron d_model"]) -> Float[Tensor, "neuron d_model"]:
+    def _checked_rows(
+        self,
+        name: str,
+        rows: Float[Tensor, "neuron d_model"],
+    ) -> Float[Tensor, "neuron d_model"]:
         """Return a copy of rows on the CPU, after a check of their shape, type and values."""
         dtype = self.checkpoint.dtype
         expected = f"{[len(self.neurons), self.checkpoint.d_model]} of {dtype}"
@@ -158,8 +162,8 @@ class WeightEdit:
         finite = rows.isfinite().all(-1)
         if not finite.all():
             raise EditError(
-                f"The {name} row of {self._first_neuron(~finite)} is not finite in {dtype}; expected numbers. Smaller "
-                "lambdas, or a model loaded with a wider dtype, keep them finite."
+                f"The {name} row of {self._first_neuron(~finite)} is not finite in {dtype}; expected numbers. "
+                "Smaller lambdas, or a model loaded with a wider dtype, keep them finite."
             )
         return rows.detach().cpu().clone()
 
@@ -189,7 +193,13 @@ class WeightEdit:
             raise ArgumentError(f"Got new rows of type {type(new).__name__}; expected a tensor: torch.tensor(rows).")
         host.check_rows_editable(neurons.by_layer())
         old = rows.read()
-        return cls(neurons=neurons, old=old, new=new.to(old), checkpoint=Checkpoint.of(host), why=tuple(why))
+        return cls(
+            neurons=neurons,
+            old=old,
+            new=new.to(old),
+            checkpoint=Checkpoint.of(host),
+            why=tuple(why),
+        )
 
     @property
     def row_hash(self) -> str:
@@ -233,7 +243,12 @@ class WeightEdit:
         if not self._undo(host_of(model)):
             raise EditError(f"The edit {self} is not applied to this model: the rows hold their old values.")
 
-    def applied(self, model: HookedModel | Host, *, force: bool = False) -> AbstractContextManager["WeightEdit"]:
+    def applied(
+        self,
+        model: HookedModel | Host,
+        *,
+        force: bool = False,
+    ) -> AbstractContextManager["WeightEdit"]:
         """Apply the edit for the time of a ``with`` block, and undo it also after an exception or an interrupt.
 
         The block gets what ``apply_`` returns. It may undo the edit itself.
@@ -264,8 +279,8 @@ class WeightEdit:
         if not same_shape or (target.kind != self.checkpoint.kind and not force):
             cure = " Pass force=True to write the rows all the same." if same_shape else ""
             raise EditError(
-                f"The edit {self} is for {self.checkpoint.name} ({self.checkpoint.kind}); {host.name} has "
-                f"{target.kind}.{cure}"
+                f"The edit {self} is for {self.checkpoint.name} ({self.checkpoint.kind}); "
+                f"{host.name} has {target.kind}.{cure}"
             )
         rows = ValueRows.of(host, self.neurons)
         host.check_rows_editable(self.neurons.by_layer())
@@ -278,9 +293,11 @@ class WeightEdit:
         if _same_bits(current, self.new).all():
             raise EditError(f"The edit {self} is applied to this model already.")
         raise EditError(
-            f"The edit {self} was made for other rows: {self._count(~unchanged)} of {host.name} differ from those of "
-            f"{self.checkpoint.name}. The model is another checkpoint, or another edit of these rows is applied: undo "
-            "that one, or make this edit while it is applied. Pass force=True to overwrite the rows all the same."
+            f"The edit {self} was made for other rows: {self._count(~unchanged)} of {host.name} "
+            f"differ from those of {self.checkpoint.name}. "
+            "The model is another checkpoint, or another edit of these rows is applied: "
+            "undo that one, or make this edit while it is applied. "
+            "Pass force=True to overwrite the rows all the same."
         )
 
     def _undo(self, host: Host) -> bool:
@@ -295,8 +312,10 @@ class WeightEdit:
         if _same_bits(current, self.old).all():
             return False
         raise EditError(
-            f"The edit {self} cannot be undone: {self._count(~written)} of {host.name} no longer hold its new values. "
-            "Edits of the same rows are undone last first, by the edit that apply_ returned; or load the model again."
+            f"The edit {self} cannot be undone: {self._count(~written)} of {host.name} "
+            "no longer hold its new values. "
+            "Edits of the same rows are undone last first, by the edit that apply_ returned; "
+            "or load the model again."
         )
 
     def _check_same_processing(self, host: Host) -> None:
@@ -309,13 +328,18 @@ class WeightEdit:
             check_raw(host, f"The edit {self} is of those; to erase neurons here, make the edit of this model.")
         elif host.raw:
             raise EditError(
-                f"The edit {self} was made of weights that TransformerLens had processed, and those of {host.name} are "
-                "raw. Make it of this model: kn_lens.erase_neurons(model, edit.neurons)."
+                f"The edit {self} was made of weights that TransformerLens had processed, "
+                f"and those of {host.name} are raw. "
+                "Make it of this model: kn_lens.erase_neurons(model, edit.neurons)."
             )
 
     # --- the same without a write ---------------------------------------------------------------------
 
-    def hooks(self, model: HookedModel | Host, prompts: PromptBatch | None = None) -> list[tuple[str, HookFn]]:
+    def hooks(
+        self,
+        model: HookedModel | Host,
+        prompts: PromptBatch | None = None,
+    ) -> list[tuple[str, HookFn]]:
         """Return hooks with the effect of the edit, equal to rounding. The weights stay as they are.
 
         Each layer has two hooks. The first reads the activations of the neurons from ``hook_post``. The second adds
@@ -333,7 +357,7 @@ class WeightEdit:
         self._prepare(host, force=False)
         change = (at_least_float32(self.new) - at_least_float32(self.old)).to(host.device)
         by_layer = self.neurons.by_layer()
-        sizes = [len(indices) for indices in by_layer.values()]
+        sizes = list(map(len, by_layer.values()))
         hooks: list[tuple[str, HookFn]] = []
         for (layer, indices), layer_change in zip(by_layer.items(), change.split(sizes), strict=True):
             read, add = _layer_hooks(layer, torch.tensor(indices, device=host.device), layer_change)
@@ -341,7 +365,11 @@ class WeightEdit:
             hooks.append((host.hook_mlp_out(layer), add))
         return hooks
 
-    def select(self, prompts: PromptBatch, chosen: Int[Tensor, " prompt"]) -> "WeightEdit":
+    def select(
+        self,
+        prompts: PromptBatch,
+        chosen: Int[Tensor, " prompt"],
+    ) -> "WeightEdit":
         """Return the edit itself, which is the same for all prompts."""
         return self
 
@@ -358,16 +386,18 @@ class WeightEdit:
             return NotImplemented
         if self.checkpoint.kind != other.checkpoint.kind:
             raise EditError(
-                f"The edits are for different models: {self.checkpoint.name} ({self.checkpoint.kind}) and "
-                f"{other.checkpoint.name} ({other.checkpoint.kind})."
+                "The edits are for different models: "
+                f"{self.checkpoint.name} ({self.checkpoint.kind}) "
+                f"and {other.checkpoint.name} ({other.checkpoint.kind})."
             )
         old = dict(zip(self.neurons, self.old, strict=True))
         new = dict(zip(self.neurons, self.new, strict=True))
         for neuron, next_old, next_new in zip(other.neurons, other.old, other.new, strict=True):
             if neuron in new and not _same_bits(new[neuron][None], next_old[None]).all():
                 raise EditError(
-                    f"Both edits change the row {neuron}, and the second does not start from the new value of the "
-                    "first. Make the second while the first is applied: with first.applied(model): ..."
+                    f"Both edits change the row {neuron}, "
+                    "and the second does not start from the new value of the first. "
+                    "Make the second while the first is applied: with first.applied(model): ..."
                 )
             old.setdefault(neuron, next_old)
             new[neuron] = next_new
@@ -389,7 +419,8 @@ class WeightEdit:
             ArgumentError: the factor is not a finite number.
             EditError: the rows would not be finite.
         """
-        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not math.isfinite(factor):
+        is_number = isinstance(factor, (int, float)) and not isinstance(factor, bool)
+        if not is_number or not math.isfinite(factor):
             raise ArgumentError(f"factor={factor!r}; expected a finite number, such as 0.5.")
         new = torch.lerp(self.old, self.new, float(factor))
         return replace(self, new=new, why=(*self.why, {"kind": "scale", "factor": factor}))
@@ -475,7 +506,9 @@ class WeightEdit:
 
 
 def _layer_hooks(
-    layer: int, indices: Int[Tensor, " neuron"], change: Float[Tensor, "neuron d_model"]
+    layer: int,
+    indices: Int[Tensor, " neuron"],
+    change: Float[Tensor, "neuron d_model"],
 ) -> tuple[HookFn, HookFn]:
     """Return the hooks on ``hook_post`` and ``mlp_out`` of a layer."""
     activations: list[Tensor] = []  # from the first hook to the second, within one pass
@@ -483,16 +516,21 @@ def _layer_hooks(
     def read(post: Float[Tensor, "row pos d_mlp"], hook: object = None) -> None:
         activations[:] = [post[..., indices]]
 
-    def add(mlp_out: Float[Tensor, "row pos d_model"], hook: object = None) -> Float[Tensor, "row pos d_model"]:
+    def add(
+        mlp_out: Float[Tensor, "row pos d_model"],
+        hook: object = None,
+    ) -> Float[Tensor, "row pos d_model"]:
         if not activations:
             raise HookError(f"The hooks of an edit come in pairs; that on hook_post of layer {layer} did not run.")
-        return (mlp_out + at_least_float32(activations.pop()) @ change).to(mlp_out.dtype)
+        added = at_least_float32(activations.pop()) @ change
+        return (mlp_out + added).to(mlp_out.dtype)
 
     return read, add
 
 
 def _same_bits(
-    rows: Float[Tensor, "neuron d_model"], other_rows: Float[Tensor, "neuron d_model"]
+    rows: Float[Tensor, "neuron d_model"],
+    other_rows: Float[Tensor, "neuron d_model"],
 ) -> Bool[Tensor, " neuron"]:
     """Return for each row whether the two agree bit for bit (0.0 and -0.0 differ)."""
     if rows.shape != other_rows.shape or rows.dtype != other_rows.dtype:
@@ -502,7 +540,8 @@ def _same_bits(
 
 
 def _pairs(neurons: NeuronSet) -> Int[Tensor, "neuron 2"]:
-    return torch.tensor([(neuron.layer, neuron.index) for neuron in neurons], dtype=torch.int64).reshape(-1, 2)
+    pairs = [tuple(neuron) for neuron in neurons]
+    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
