@@ -126,12 +126,13 @@ def score_answers(
         row_log_prob, row_rank = _target_scores(at_least_float32(logits), chunk.target_ids)
         return chunk, row_log_prob, row_rank, logits.argmax(-1)
 
-    for chosen, result in budget.map_chunks(
+    chunks = budget.map_chunks(
         prompts.rows_per_prompt,
         prompts.length,
         budget.rows_per_pass,
         run,
-    ):
+    )
+    for chosen, result in chunks:
         chunk, row_log_prob, row_rank, row_top = result
         index = chosen.cpu().numpy()
         owner = chunk.prompt_index
@@ -249,12 +250,13 @@ def score_answers_under(
         return chunk.prompts, chunk.before, changed
 
     before = np.full(len(prompts), np.nan)
-    for index, result in budget.map_chunks(
+    chunks = budget.map_chunks(
         covered_prompts.rows_per_prompt,
         covered_prompts.length,
         budget.rows_per_chunk,
         run,
-    ):
+    )
+    for index, result in chunks:
         chunk_prompts, clean, changed = result
         before[covered[index].cpu().numpy()] = clean.cpu().numpy()
         tick(chunk_prompts.n_rows)
