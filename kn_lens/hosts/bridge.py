@@ -19,10 +19,22 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kn_lens._core.interrupts import Undone, entered
-from kn_lens.errors import ArgumentError, EditError, HookError, UnsupportedModelError, did_you_mean
+from kn_lens.errors import (
+    ArgumentError,
+    EditError,
+    HookError,
+    UnsupportedModelError,
+    did_you_mean,
+)
 from kn_lens.hosts.checkpoints import check_finite, check_state, origin_of
 from kn_lens.hosts.exclusive import leave_caller_modes
-from kn_lens.hosts.families import Kind, architecture_of, check_config, needs_whole_passes, text_config
+from kn_lens.hosts.families import (
+    Kind,
+    architecture_of,
+    check_config,
+    needs_whole_passes,
+    text_config,
+)
 from kn_lens.hosts.kv_prefix import KVPrefix
 from kn_lens.hosts.model_protocol import HookFn, PostFn
 from kn_lens.hosts.overrides import (
@@ -197,7 +209,10 @@ class Host:
             return self.model.blocks[self._checked(layer)].mlp.out.original_component(post.to(self.dtype))
 
     def is_W_out_product(
-        self, layer: int, post: Float[Tensor, "row d_mlp"], mlp_out: Float[Tensor, "row d_model"]
+        self,
+        layer: int,
+        post: Float[Tensor, "row d_mlp"],
+        mlp_out: Float[Tensor, "row d_model"],
     ) -> bool:
         """Return whether ``mlp_out`` equals ``post @ W_out + b_out`` to rounding, in every row.
 
@@ -284,10 +299,17 @@ class Host:
         for factor in (0.0, 1.0, 2.0):
             output = factor * mlp_out
             hooks = [
-                (self.hook_mlp_out(layer), lambda value, hook, output=output: output.view_as(value)),
+                (
+                    self.hook_mlp_out(layer),
+                    lambda value, hook, output=output: output.view_as(value),
+                ),
                 (self.resid_post(layer), keep),
             ]
-            with torch.no_grad(), self.skip_blocks_below(layer, resid), self.skip_blocks_above(layer):
+            with (
+                torch.no_grad(),
+                self.skip_blocks_below(layer, resid),
+                self.skip_blocks_above(layer),
+            ):
                 self.logits(tokens, torch.ones_like(tokens), fwd_hooks=hooks)
         nothing, once, twice = leaving
         return bool((twice - once).norm() < 0.1 * (once - nothing).norm())
@@ -323,7 +345,10 @@ class Host:
         self.check_hooks(name for name, _ in hooks)
         if read_pos is not None:
             hooks.append((self._head_entry, select_position(read_pos)))
-        with entered(self.model.hooks(fwd_hooks=hooks)), override_forwards(native_norm_forwards(self._norms)):
+        with (
+            entered(self.model.hooks(fwd_hooks=hooks)),
+            override_forwards(native_norm_forwards(self._norms)),
+        ):
             logits = self._run(tokens, attention_mask, prefix)
         return logits if read_pos is None else logits.squeeze(1)
 
@@ -447,7 +472,10 @@ class Host:
         return override_forwards(forwards)
 
     def _run(
-        self, tokens: Int[Tensor, "row pos"], attention_mask: Int[Tensor, "row prefix_and_pos"], prefix: KVPrefix | None
+        self,
+        tokens: Int[Tensor, "row pos"],
+        attention_mask: Int[Tensor, "row prefix_and_pos"],
+        prefix: KVPrefix | None,
     ) -> Float[Tensor, "row _ d_vocab"]:
         if self.kind == "masked":
             return self.model(tokens, attention_mask=attention_mask)

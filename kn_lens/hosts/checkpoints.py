@@ -41,7 +41,11 @@ from kn_lens.hosts.gguf import (
     reading_options,
 )
 from kn_lens.hosts.peft_adapters import ADAPTER_CONFIG, base_of_adapter, merge_adapter
-from kn_lens.hosts.tokenizers import adds_special_tokens_before, check_beginning, copy_for_transformer_lens
+from kn_lens.hosts.tokenizers import (
+    adds_special_tokens_before,
+    check_beginning,
+    copy_for_transformer_lens,
+)
 
 EMBEDDED_DIR = Path(__file__).parents[1] / "world" / "models"
 _ORIGIN_ATTRIBUTE = "_kn_lens_origin"
@@ -264,7 +268,11 @@ def _auto_class(config: Any, kind: Kind) -> Any:
     Of a model of text and images that is the language model alone, where transformers can read it alone.
     """
     with quiet_imports():
-        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMaskedLM
+        from transformers import (
+            AutoModelForCausalLM,
+            AutoModelForImageTextToText,
+            AutoModelForMaskedLM,
+        )
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if kind == "masked":
@@ -346,7 +354,8 @@ def check_placed(model: nn.Module, name: str) -> None:
             raise UnsupportedModelError(
                 f"{name} is quantised: {_checkpoint_name(path)!r} is {weight.dtype}; load {INSTEAD_OF_QUANTISED}."
             )
-        if type(weight) not in (nn.Parameter, torch.Tensor):  # torchao's say that they are float32
+        # Those of torchao have classes of their own, and say that they are float32.
+        if type(weight) not in (nn.Parameter, torch.Tensor):
             raise UnsupportedModelError(
                 f"{name} is quantised or sharded: {_checkpoint_name(path)!r} is a {type(weight).__name__}, no plain "
                 f"tensor; load {INSTEAD_OF_QUANTISED}."
@@ -466,7 +475,11 @@ def _map_dense_mlps(adapter: Any) -> None:
     parts = getattr(mlp, "submodules", {})
     if "dense_gate" not in parts or "out" in parts:
         return
-    dense = {"gate": parts["dense_gate"], "in": parts["dense_in"], "out": parts["dense_out"]}
+    dense = {
+        "gate": parts["dense_gate"],
+        "in": parts["dense_in"],
+        "out": parts["dense_out"],
+    }
     blocks.submodules["mlp"] = GatedMLPBridge(name=mlp.name, config=adapter.cfg, submodules=dense)
 
 
@@ -521,7 +534,14 @@ def _check_index(path: Path) -> None:
     """
     try:
         names = json.loads(read_whole(path))["weight_map"].values()
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise UnsupportedModelError(
             f"{str(path)!r} is damaged: expected the files of the weights by name ({error})."
         ) from error

@@ -118,16 +118,51 @@ _HYBRID = {"gated": True, "whole_passes": True}
 
 FAMILIES: tuple[Family, ...] = (
     _masked("BERT", "bert", "BertForMaskedLM", "google-bert/bert-base-cased"),
-    _masked("RoBERTa", "roberta", "RobertaForMaskedLM", "FacebookAI/roberta-base", paths=_ROBERTA),
-    _masked("XLM-R", "xlm-roberta", "XLMRobertaForMaskedLM", "FacebookAI/xlm-roberta-base", paths=_ROBERTA),
-    _masked("CamemBERT", "camembert", "CamembertForMaskedLM", "almanach/camembert-base", paths=_ROBERTA),
-    _masked("DistilBERT", "distilbert", "DistilBertForMaskedLM", "distilbert/distilbert-base-cased", paths=_DISTILBERT),
-    _masked("ELECTRA (generator)", "electra", "ElectraForMaskedLM", "google/electra-base-generator", paths=_ELECTRA),
+    _masked(
+        "RoBERTa",
+        "roberta",
+        "RobertaForMaskedLM",
+        "FacebookAI/roberta-base",
+        paths=_ROBERTA,
+    ),
+    _masked(
+        "XLM-R",
+        "xlm-roberta",
+        "XLMRobertaForMaskedLM",
+        "FacebookAI/xlm-roberta-base",
+        paths=_ROBERTA,
+    ),
+    _masked(
+        "CamemBERT",
+        "camembert",
+        "CamembertForMaskedLM",
+        "almanach/camembert-base",
+        paths=_ROBERTA,
+    ),
+    _masked(
+        "DistilBERT",
+        "distilbert",
+        "DistilBertForMaskedLM",
+        "distilbert/distilbert-base-cased",
+        paths=_DISTILBERT,
+    ),
+    _masked(
+        "ELECTRA (generator)",
+        "electra",
+        "ElectraForMaskedLM",
+        "google/electra-base-generator",
+        paths=_ELECTRA,
+    ),
     _causal("GPT-2", "gpt2", "GPT2LMHeadModel", "openai-community/gpt2"),
     _causal("GPT-Neo", "gpt_neo", "GPTNeoForCausalLM", "EleutherAI/gpt-neo-125m"),
     _causal("GPT-NeoX / Pythia", "gpt_neox", "GPTNeoXForCausalLM", "EleutherAI/pythia-160m"),
     _causal("GPT-J", "gptj", "GPTJForCausalLM", "EleutherAI/gpt-j-6b"),
-    _causal("GPT-BigCode", "gpt_bigcode", "GPTBigCodeForCausalLM", "bigcode/gpt_bigcode-santacoder"),
+    _causal(
+        "GPT-BigCode",
+        "gpt_bigcode",
+        "GPTBigCodeForCausalLM",
+        "bigcode/gpt_bigcode-santacoder",
+    ),
     _causal("CodeGen", "codegen", "CodeGenForCausalLM", "Salesforce/codegen-350M-mono"),
     _causal("OPT", "opt", "OPTForCausalLM", "facebook/opt-125m"),
     _causal("XGLM", "xglm", "XGLMForCausalLM", "facebook/xglm-564M"),
@@ -138,29 +173,81 @@ FAMILIES: tuple[Family, ...] = (
     _causal("Phi-3", "phi3", "Phi3ForCausalLM", "microsoft/Phi-3-mini-4k-instruct", **_GATED),
     _causal("Llama", "llama", "LlamaForCausalLM", "meta-llama/Llama-3.2-1B", **_GATED),
     _causal("Mistral", "mistral", "MistralForCausalLM", "mistralai/Mistral-7B-v0.3", **_GATED),
-    _causal("Ministral 3", "ministral3", "Ministral3ForCausalLM", "mistralai/Ministral-3-3B-Base-2512", **_GATED),
+    _causal(
+        "Ministral 3",
+        "ministral3",
+        "Ministral3ForCausalLM",
+        "mistralai/Ministral-3-3B-Base-2512",
+        **_GATED,
+    ),
     _causal("Qwen 2", "qwen2", "Qwen2ForCausalLM", "Qwen/Qwen2.5-0.5B", **_GATED),
     _causal("Qwen 3", "qwen3", "Qwen3ForCausalLM", "Qwen/Qwen3-0.6B", **_GATED),
     _causal("Gemma", "gemma", "GemmaForCausalLM", "google/gemma-2b", **_GATED),
     _causal("Gemma 2", "gemma2", "Gemma2ForCausalLM", "google/gemma-2-2b", **_POST_NORM),
-    _causal("Gemma 3 (text)", "gemma3_text", "Gemma3ForCausalLM", "google/gemma-3-1b-pt", **_POST_NORM),
-    _causal("VaultGemma", "vaultgemma", "VaultGemmaForCausalLM", "google/vaultgemma-1b", **_GATED),
+    _causal(
+        "Gemma 3 (text)",
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        "google/gemma-3-1b-pt",
+        **_POST_NORM,
+    ),
+    _causal(
+        "VaultGemma",
+        "vaultgemma",
+        "VaultGemmaForCausalLM",
+        "google/vaultgemma-1b",
+        **_GATED,
+    ),
     _causal("OLMo", "olmo", "OlmoForCausalLM", "allenai/OLMo-1B-hf", **_GATED),
     _causal("OLMo 2", "olmo2", "Olmo2ForCausalLM", "allenai/OLMo-2-0425-1B", **_POST_NORM),
     _causal("OLMo 3", "olmo3", "Olmo3ForCausalLM", "allenai/Olmo-3-1025-7B", **_POST_NORM),
-    _causal("StableLM", "stablelm", "StableLmForCausalLM", "stabilityai/stablelm-2-1_6b", **_GATED),
-    _causal("Granite", "granite", "GraniteForCausalLM", "ibm-granite/granite-3.1-2b-base", **_GATED),
+    _causal(
+        "StableLM",
+        "stablelm",
+        "StableLmForCausalLM",
+        "stabilityai/stablelm-2-1_6b",
+        **_GATED,
+    ),
+    _causal(
+        "Granite",
+        "granite",
+        "GraniteForCausalLM",
+        "ibm-granite/granite-3.1-2b-base",
+        **_GATED,
+    ),
     _causal("SmolLM3", "smollm3", "SmolLM3ForCausalLM", "HuggingFaceTB/SmolLM3-3B", **_GATED),
     _causal("GLM", "glm", "GlmForCausalLM", "zai-org/glm-4-9b-hf", **_GATED),
     _causal("GLM-4", "glm4", "Glm4ForCausalLM", "zai-org/GLM-4-9B-0414", **_POST_NORM),
     _causal("Cohere", "cohere", "CohereForCausalLM", "CohereLabs/aya-23-8B", **_GATED),
-    _causal("Cohere 2", "cohere2", "Cohere2ForCausalLM", "CohereLabs/c4ai-command-r7b-12-2024", **_GATED),
+    _causal(
+        "Cohere 2",
+        "cohere2",
+        "Cohere2ForCausalLM",
+        "CohereLabs/c4ai-command-r7b-12-2024",
+        **_GATED,
+    ),
     _causal("Apertus", "apertus", "ApertusForCausalLM", "swiss-ai/Apertus-8B-2509"),
     _causal("Ernie 4.5", "ernie4_5", "Ernie4_5ForCausalLM", "baidu/ERNIE-4.5-0.3B-PT", **_GATED),
-    _causal("Exaone 4", "exaone4", "Exaone4ForCausalLM", "LGAI-EXAONE/EXAONE-4.0-1.2B", **_POST_NORM),
-    _causal("Seed-OSS", "seed_oss", "SeedOssForCausalLM", "ByteDance-Seed/Seed-OSS-36B-Base", **_GATED),
     _causal(
-        "HunYuan (dense)", "hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", "tencent/Hunyuan-0.5B-Instruct", **_GATED
+        "Exaone 4",
+        "exaone4",
+        "Exaone4ForCausalLM",
+        "LGAI-EXAONE/EXAONE-4.0-1.2B",
+        **_POST_NORM,
+    ),
+    _causal(
+        "Seed-OSS",
+        "seed_oss",
+        "SeedOssForCausalLM",
+        "ByteDance-Seed/Seed-OSS-36B-Base",
+        **_GATED,
+    ),
+    _causal(
+        "HunYuan (dense)",
+        "hunyuan_v1_dense",
+        "HunYuanDenseV1ForCausalLM",
+        "tencent/Hunyuan-0.5B-Instruct",
+        **_GATED,
     ),
     _causal("Arcee", "arcee", "ArceeForCausalLM", "arcee-ai/AFM-4.5B"),
     _causal("Nemotron", "nemotron", "NemotronForCausalLM", "nvidia/Minitron-4B-Base"),
@@ -171,13 +258,49 @@ FAMILIES: tuple[Family, ...] = (
         "jhu-clsp/ettin-decoder-150m",
         **_GATED,
     ),
-    _causal("Gemma 4 (text)", "gemma4_text", "Gemma4ForCausalLM", "google/gemma-4-31B", **_POST_NORM),
-    _causal("Qwen 3.5 (text)", "qwen3_5_text", "Qwen3_5ForCausalLM", "Qwen/Qwen3.5-0.8B-Base", **_HYBRID),
+    _causal(
+        "Gemma 4 (text)",
+        "gemma4_text",
+        "Gemma4ForCausalLM",
+        "google/gemma-4-31B",
+        **_POST_NORM,
+    ),
+    _causal(
+        "Qwen 3.5 (text)",
+        "qwen3_5_text",
+        "Qwen3_5ForCausalLM",
+        "Qwen/Qwen3.5-0.8B-Base",
+        **_HYBRID,
+    ),
     _causal("LFM2", "lfm2", "Lfm2ForCausalLM", "LiquidAI/LFM2-350M", **_HYBRID),
-    _causal("Falcon-H1", "falcon_h1", "FalconH1ForCausalLM", "tiiuae/Falcon-H1-0.5B-Base", **_HYBRID),
-    _causal("Llama 4 (dense text)", "llama4_text", "Llama4ForCausalLM", "meta-llama/Llama-4-Scout-17B-16E", **_GATED),
-    _causal("Gemma 3", "gemma3", "Gemma3ForConditionalGeneration", "google/gemma-3-4b-pt", **_POST_NORM),
-    _causal("Gemma 4", "gemma4", "Gemma4ForConditionalGeneration", "google/gemma-4-31B", **_POST_NORM),
+    _causal(
+        "Falcon-H1",
+        "falcon_h1",
+        "FalconH1ForCausalLM",
+        "tiiuae/Falcon-H1-0.5B-Base",
+        **_HYBRID,
+    ),
+    _causal(
+        "Llama 4 (dense text)",
+        "llama4_text",
+        "Llama4ForCausalLM",
+        "meta-llama/Llama-4-Scout-17B-16E",
+        **_GATED,
+    ),
+    _causal(
+        "Gemma 3",
+        "gemma3",
+        "Gemma3ForConditionalGeneration",
+        "google/gemma-3-4b-pt",
+        **_POST_NORM,
+    ),
+    _causal(
+        "Gemma 4",
+        "gemma4",
+        "Gemma4ForConditionalGeneration",
+        "google/gemma-4-31B",
+        **_POST_NORM,
+    ),
     _causal(
         "Mistral 3",
         "mistral3",
@@ -185,9 +308,19 @@ FAMILIES: tuple[Family, ...] = (
         "mistralai/Mistral-Small-3.1-24B-Base-2503",
         **_GATED,
     ),
-    _causal("Qwen 3.5", "qwen3_5", "Qwen3_5ForConditionalGeneration", "Qwen/Qwen3.5-0.8B-Base", **_HYBRID),
     _causal(
-        "Llama 4 (dense)", "llama4", "Llama4ForConditionalGeneration", "meta-llama/Llama-4-Scout-17B-16E", **_GATED
+        "Qwen 3.5",
+        "qwen3_5",
+        "Qwen3_5ForConditionalGeneration",
+        "Qwen/Qwen3.5-0.8B-Base",
+        **_HYBRID,
+    ),
+    _causal(
+        "Llama 4 (dense)",
+        "llama4",
+        "Llama4ForConditionalGeneration",
+        "meta-llama/Llama-4-Scout-17B-16E",
+        **_GATED,
     ),
 )
 BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES}
@@ -212,13 +345,21 @@ INSTEAD_OF_QUANTISED = (
     "load_model dequantises"
 )
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
-_KIND_BY_ENDING: Mapping[str, Kind] = {"ForMaskedLM": "masked", "ForCausalLM": "causal", "LMHeadModel": "causal"}
+_KIND_BY_ENDING: Mapping[str, Kind] = {
+    "ForMaskedLM": "masked",
+    "ForCausalLM": "causal",
+    "LMHeadModel": "causal",
+}
 
 Setting = tuple[str, Callable[[Any], bool], str]
 """A model type, a condition on its configuration, and a description of what holds then."""
 
 _SETTINGS: tuple[Setting, ...] = (
-    ("falcon", lambda config: config.alibi, "alibi=True, which TransformerLens adds to attention scores twice"),
+    (
+        "falcon",
+        lambda config: config.alibi,
+        "alibi=True, which TransformerLens adds to attention scores twice",
+    ),
     (
         "falcon",
         lambda config: config.new_decoder_architecture or config.num_ln_in_parallel_attn == 2,
@@ -361,7 +502,10 @@ def _quantisation_of(config: Any) -> str | None:
 
 def _setting_against(config: Any) -> str | None:
     """Return the setting of a configuration for which the model cannot be hosted, with the cure, or None."""
-    for setting, nothing in (("num_hidden_layers", "layers, and so no neurons"), ("num_attention_heads", "attention")):
+    for setting, nothing in (
+        ("num_hidden_layers", "layers, and so no neurons"),
+        ("num_attention_heads", "attention"),
+    ):
         if getattr(config, setting, None) == 0:
             return f"it has no {nothing} ({setting}=0); take a checkpoint with some"
     if getattr(config, "use_bidirectional_attention", None) in (True, "all"):
@@ -390,7 +534,9 @@ def needs_whole_passes(config: Any) -> bool:
 def adapters() -> Mapping[str, Any]:
     """Return the adapters in TransformerLens' registry, by architecture: its own, and those of packages and users."""
     with quiet_imports():
-        from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+        from transformer_lens.factories.architecture_adapter_factory import (
+            ArchitectureAdapterFactory,
+        )
 
         ArchitectureAdapterFactory.discover_entry_points()
     return ArchitectureAdapterFactory._adapters
@@ -399,7 +545,9 @@ def adapters() -> Mapping[str, Any]:
 def registered_by_user() -> set[str]:
     """Return the architectures whose adapter does not come with TransformerLens."""
     with quiet_imports():
-        from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+        from transformer_lens.factories.architecture_adapter_factory import (
+            SUPPORTED_ARCHITECTURES,
+        )
 
     names = set()
     for name, adapter in adapters().items():

@@ -82,7 +82,10 @@ class HookedHost(Host):
         return None
 
     def _run(
-        self, tokens: Int[Tensor, "row pos"], attention_mask: Int[Tensor, "row pos"], prefix: KVPrefix | None
+        self,
+        tokens: Int[Tensor, "row pos"],
+        attention_mask: Int[Tensor, "row pos"],
+        prefix: KVPrefix | None,
     ) -> Float[Tensor, "row _ d_vocab"]:
         if self.kind == "masked":
             return self.model(tokens, one_zero_attention_mask=attention_mask)
@@ -187,7 +190,10 @@ def _gpt2(hf_model: Any, name: str) -> Any:
         use_attn_scale=config.scale_attn_weights,
         scale_attn_by_inverse_layer_idx=config.scale_attn_by_inverse_layer_idx,
     )
-    return _filled(classes.HookedTransformer(cfg, move_to_device=False), classes.convert_gpt2_weights(hf_model, cfg))
+    return _filled(
+        classes.HookedTransformer(cfg, move_to_device=False),
+        classes.convert_gpt2_weights(hf_model, cfg),
+    )
 
 
 def _bert(hf_model: Any, name: str) -> Any:
@@ -215,7 +221,10 @@ def _bert(hf_model: Any, name: str) -> Any:
         ),
         cls=SimpleNamespace(predictions=hf_model.cls.predictions, seq_relationship=_zero(cfg.d_model, 2)),
     )
-    return _filled(classes.HookedEncoder(cfg, move_to_device=False), classes.convert_bert_weights(heads, cfg))
+    return _filled(
+        classes.HookedEncoder(cfg, move_to_device=False),
+        classes.convert_bert_weights(heads, cfg),
+    )
 
 
 def _filled(model: Any, weights: Mapping[str, Tensor]) -> Any:

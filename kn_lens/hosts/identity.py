@@ -19,7 +19,14 @@ from kn_lens.hosts.hooked import is_hooked
 from kn_lens.hosts.loading import host_of
 from kn_lens.hosts.model_protocol import HookedModel
 
-_FIELD_TYPES = {"architecture": str, "n_layers": int, "d_mlp": int, "d_model": int, "dtype": str, "digest": str}
+_FIELD_TYPES = {
+    "architecture": str,
+    "n_layers": int,
+    "d_mlp": int,
+    "d_model": int,
+    "dtype": str,
+    "digest": str,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,12 @@ class KVPrefix:
 
         cache = DynamicCache(config=model.original_model.config)
         with torch.no_grad():
-            model(tokens, attention_mask=torch.ones_like(tokens), past_key_values=cache, use_cache=True)
+            model(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                past_key_values=cache,
+                use_cache=True,
+            )
         # TransformerLens 3.9 runs MPT without filling the cache.
         return cls(cache) if cache.get_seq_length() == tokens.shape[1] else None
 

@@ -120,7 +120,13 @@ def load_model(
         raise ArgumentError(f"host={host!r}; expected one of {', '.join(HOSTS)}.{did_you_mean(host, HOSTS)}")
     check_tokenizer(tokenizer)
     if isinstance(name_or_model, (str, Path)):
-        checkpoint = read_checkpoint(name_or_model, tokenizer=tokenizer, device=device, dtype=dtype, revision=revision)
+        checkpoint = read_checkpoint(
+            name_or_model,
+            tokenizer=tokenizer,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+        )
         tokenizer = checkpoint.tokenizer
         model = _host_model(checkpoint.hf_model, host, str(name_or_model), tokenizer, check=check)
         attach_origin(model, checkpoint.origin)
@@ -163,7 +169,12 @@ def _host_model(hf_model: Any, host: str, name: str, tokenizer: Any, *, check: b
 
 def _reference_logits(hf_model: Any, name: str, tokenizer: Any) -> ReferenceLogits:
     kind = check_config(hf_model.config, architecture_of(hf_model), name)
-    return ReferenceLogits.of(hf_model, name=name, kind=kind, mask_token_id=getattr(tokenizer, "mask_token_id", None))
+    return ReferenceLogits.of(
+        hf_model,
+        name=name,
+        kind=kind,
+        mask_token_id=getattr(tokenizer, "mask_token_id", None),
+    )
 
 
 @exclusive
@@ -204,7 +215,10 @@ def check_host(model: HookedModel, reference: Any = None) -> LogitCheck:
                 f"{host.name} does not hold the weights of its checkpoint; expected reference=, the name, the "
                 "directory or the Hugging Face model that it was made from."
             )
-        plain, name = unwrap_model(model), f"the same weights in a plain {host.architecture}"
+        plain, name = (
+            unwrap_model(model),
+            f"the same weights in a plain {host.architecture}",
+        )
     elif isinstance(reference, (str, Path)):
         checkpoint = read_checkpoint(
             reference,

@@ -55,7 +55,14 @@ class Budget:
     divisor: int = field(default=1, init=False)
 
     @classmethod
-    def of(cls, host: Host, memory: float | None, *, last_token_only: bool = False, gradient: bool = False) -> "Budget":
+    def of(
+        cls,
+        host: Host,
+        memory: float | None,
+        *,
+        last_token_only: bool = False,
+        gradient: bool = False,
+    ) -> "Budget":
         """Return a budget of ``memory`` bytes, by default a share of the free memory of the model's device.
 
         Raises:
@@ -65,7 +72,12 @@ class Budget:
             memory = SHARE_OF_FREE * free_memory(host.device)
         elif isinstance(memory, bool) or not isinstance(memory, Real) or not memory > 0:
             raise ArgumentError(f"memory_budget={memory!r}; expected a positive number of bytes, such as 2 * 2**30.")
-        return cls(host=host, memory=float(memory), last_token_only=last_token_only, gradient=gradient)
+        return cls(
+            host=host,
+            memory=float(memory),
+            last_token_only=last_token_only,
+            gradient=gradient,
+        )
 
     def rows_per_pass(self, length: int) -> int:
         """Return how many rows of ``length`` tokens go into one pass."""
@@ -190,7 +202,13 @@ def ran_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     # The last one is oneDNN's, when there is no room for the code that it generates.
-    texts = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "could not create a primitive")
+    texts = (
+        "out of memory",
+        "can't allocate memory",
+        "not enough memory",
+        "bad_alloc",
+        "could not create a primitive",
+    )
     message = str(error)
     return any(text in message for text in texts)
 

@@ -13,7 +13,9 @@ HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backwa
 """The attributes in which PyTorch keeps the hooks of a module."""
 
 
-def override_forwards(forwards: Mapping[Any, Callable[..., Any]]) -> AbstractContextManager[None]:
+def override_forwards(
+    forwards: Mapping[Any, Callable[..., Any]],
+) -> AbstractContextManager[None]:
     """Replace the ``forward`` of modules, for the time of a ``with`` block."""
     originals: dict[Any, Callable[..., Any]] = {}
 
@@ -48,7 +50,9 @@ def repack_like(output: Any) -> Callable[[Tensor], Any]:
 
 def norm_bridges(model: nn.Module) -> list[Any]:
     """Return the modules of TransformerLens that wrap the norms of the checkpoint."""
-    from transformer_lens.model_bridge.generalized_components.normalization import NormalizationBridge
+    from transformer_lens.model_bridge.generalized_components.normalization import (
+        NormalizationBridge,
+    )
 
     return [module for module in model.modules() if isinstance(module, NormalizationBridge)]
 
@@ -62,7 +66,12 @@ def native_norm_forwards(norms: Iterable[Any]) -> dict[Any, Callable[..., Any]]:
     """
     forwards = {}
     for module in norms:
-        points = (module.hook_in, module.hook_scale, module.hook_normalized, module.hook_out)
+        points = (
+            module.hook_in,
+            module.hook_scale,
+            module.hook_normalized,
+            module.hook_out,
+        )
         listening = (module, module.original_component, *points)
         if module.use_native_layernorm_autograd and not any(map(is_changed, listening)):
             forwards[module] = module.original_component.forward

@@ -102,7 +102,10 @@ class CleanState(Protocol):
         ...
 
     def logits_with_hooks(
-        self, layer: int, rows: Int[Tensor, " selected"], hooks: Sequence[tuple[str, HookFn]]
+        self,
+        layer: int,
+        rows: Int[Tensor, " selected"],
+        hooks: Sequence[tuple[str, HookFn]],
     ) -> Float[Tensor, "selected d_vocab"]:
         """Return the logits of selected rows with activations changed by hooks, at the read position, from a layer on.
 
@@ -150,7 +153,10 @@ def run_clean(
             prefix = host.kv_prefix(tokens[rows, : length - 1]) if length > 1 else None
             if length > 1 and prefix is None:
                 return _ResumedState.run(host, tokens, attention_mask, read_pos, layers)
-            last_token, mask = tokens[rows, length - 1 : length], attention_mask[rows, :length]
+            last_token, mask = (
+                tokens[rows, length - 1 : length],
+                attention_mask[rows, :length],
+            )
             states.append(_ResumedState.run(host, last_token, mask, torch.zeros_like(rows), layers, prefix))
             index[rows] = torch.arange(len(rows), device=rows.device)
     return _GroupedState.of(states, group, index)
@@ -192,7 +198,10 @@ class _SinglePassState:
         return self._pass(min(additions), rows, functions, hooks)
 
     def logits_with_hooks(
-        self, layer: int, rows: Int[Tensor, " selected"], hooks: Sequence[tuple[str, HookFn]]
+        self,
+        layer: int,
+        rows: Int[Tensor, " selected"],
+        hooks: Sequence[tuple[str, HookFn]],
     ) -> Float[Tensor, "selected d_vocab"]:
         read_pos = self.read_pos[rows]
         at_read = [(name, _hook_at(hook_fn, read_pos)) for name, hook_fn in hooks]
@@ -309,7 +318,12 @@ class _ResumedState(_SinglePassState):
             n_pos = int(attention_mask.any(0).nonzero().max()) + 1  # beyond it, all of these rows are padding
             tokens, attention_mask = tokens[:, :n_pos], attention_mask[:, :n_pos]
         if next_resid_pre is not None:
-            hooks.append((host.resid_post(layer), scatter_position(next_resid_pre[rows, :n_pos], read_pos)))
+            hooks.append(
+                (
+                    host.resid_post(layer),
+                    scatter_position(next_resid_pre[rows, :n_pos], read_pos),
+                )
+            )
             hooks += self._reuse_kv_hooks(layer, rows, n_pos)
         prefix = None if self.prefix is None else self.prefix.select(rows, first_layer=layer)
         with (
@@ -398,7 +412,12 @@ class _GroupedState:
     has_user_hooks: bool = False
 
     @classmethod
-    def of(cls, states: list[_ResumedState], group: Int[Tensor, " row"], index: Int[Tensor, " row"]) -> "_GroupedState":
+    def of(
+        cls,
+        states: list[_ResumedState],
+        group: Int[Tensor, " row"],
+        index: Int[Tensor, " row"],
+    ) -> "_GroupedState":
         layers = list(states[0].post)
         return cls(
             states=tuple(states),
@@ -422,10 +441,17 @@ class _GroupedState:
         logits = []
         for number in group.unique().tolist():
             in_group = group == number
-            state, additions_in_group = self.states[number], _select_rows(additions or {}, in_group)
+            state, additions_in_group = (
+                self.states[number],
+                _select_rows(additions or {}, in_group),
+            )
             logits.append(
                 state.logits_with_post(
-                    layer, index[in_group], post[in_group], additions_in_group, early_exit=early_exit
+                    layer,
+                    index[in_group],
+                    post[in_group],
+                    additions_in_group,
+                    early_exit=early_exit,
                 )
             )
         return self._in_order(logits, group)
@@ -437,12 +463,18 @@ class _GroupedState:
         logits = []
         for number in group.unique().tolist():
             in_group = group == number
-            state, additions_in_group = self.states[number], _select_rows(additions, in_group)
+            state, additions_in_group = (
+                self.states[number],
+                _select_rows(additions, in_group),
+            )
             logits.append(state.logits_with_additions(index[in_group], additions_in_group))
         return self._in_order(logits, group)
 
     def logits_with_hooks(
-        self, layer: int, rows: Int[Tensor, " selected"], hooks: Sequence[tuple[str, HookFn]]
+        self,
+        layer: int,
+        rows: Int[Tensor, " selected"],
+        hooks: Sequence[tuple[str, HookFn]],
     ) -> Float[Tensor, "selected d_vocab"]:
         group, index = self.group[rows], self.index[rows]
         logits = []
@@ -469,7 +501,10 @@ def last_block_hooks(host: Host, read_pos: Int[Tensor, " row"], n_pos: int) -> H
         return []
     last, select = host.n_layers - 1, select_position(read_pos)
     before, after = host.linear_hooks(last, "attn.q")
-    hooks: Hooks = [(before, select), (after, lambda query, hook: _repeat_query(query, n_pos))]
+    hooks: Hooks = [
+        (before, select),
+        (after, lambda query, hook: _repeat_query(query, n_pos)),
+    ]
     maps: tuple[LinearMap, ...] = ("attn.o", "mlp.in")
     for linear_map in maps:
         hooks.append((host.linear_hooks(last, linear_map)[0], select))

@@ -70,7 +70,11 @@ def copy_for_transformer_lens(tokenizer: Any) -> Any:
     does, and prepends BOS itself in ``to_tokens``.
     """
     own = copy.deepcopy(tokenizer)
-    own.init_kwargs = {**own.init_kwargs, "name_or_path": tokenizer.name_or_path, "add_bos_token": True}
+    own.init_kwargs = {
+        **own.init_kwargs,
+        "name_or_path": tokenizer.name_or_path,
+        "add_bos_token": True,
+    }
     return own
 
 
@@ -130,7 +134,12 @@ def fingerprint(tokenizer: Any) -> str | None:
     n_tokens = tokenizer.vocab_size
     ids = list(range(0, n_tokens, max(1, n_tokens // _TOKENS_PROBED)))
     encoded = tokenizer.encode(_PROBE, padding=False, truncation=False)
-    seen = [n_tokens, tokenizer.convert_ids_to_tokens(ids), encoded, tokenizer.mask_token_id]
+    seen = [
+        n_tokens,
+        tokenizer.convert_ids_to_tokens(ids),
+        encoded,
+        tokenizer.mask_token_id,
+    ]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 

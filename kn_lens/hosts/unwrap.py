@@ -12,7 +12,10 @@ from kn_lens.hosts.bridge import Host
 from kn_lens.hosts.hooked import is_hooked
 from kn_lens.hosts.model_protocol import HookedModel
 
-_PROJECTIONS = ("embeddings_project.weight", "project_in.weight")  # from d_embed to d_model, in ELECTRA and OPT
+_PROJECTIONS = (
+    "embeddings_project.weight",
+    "project_in.weight",
+)  # from d_embed to d_model, in ELECTRA and OPT
 
 
 def token_embeddings(host: Host, ids: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
@@ -28,7 +31,10 @@ def token_embeddings(host: Host, ids: Int[Tensor, " token"]) -> Float[Tensor, "t
     if rows.shape[-1] == host.d_model:
         return rows
     for name, weight in host.checkpoint.named_parameters():
-        if _checkpoint_name(name).endswith(_PROJECTIONS) and weight.shape == (host.d_model, rows.shape[-1]):
+        if _checkpoint_name(name).endswith(_PROJECTIONS) and weight.shape == (
+            host.d_model,
+            rows.shape[-1],
+        ):
             return rows @ weight.detach().T
     raise EditError(
         f"The word embeddings of {host.name} have {rows.shape[-1]} numbers and the rows of W_out {host.d_model}; "
