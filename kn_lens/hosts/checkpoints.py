@@ -165,7 +165,7 @@ def read_checkpoint(
     try:
         config = AutoConfig.from_pretrained(path_or_name, trust_remote_code=False, **options)
     except Exception as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         message = f"{name!r} cannot be loaded: {reason}" if location.is_local else _not_found(name, reason)
         raise UnsupportedModelError(message) from error
     kind = check_config(config, None, name)
@@ -193,7 +193,7 @@ def read_checkpoint(
             **weight_options,
         )
     except Exception as error:  # damaged files fail in as many ways as there are readers
-        raise UnsupportedModelError(f"{name!r} cannot be loaded: {_first_line(error)}") from error
+        raise UnsupportedModelError(f"{name!r} cannot be loaded: {first_line(error)}") from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise UnsupportedModelError(
@@ -438,7 +438,7 @@ def wrap_in_bridge(hf_model: Any, *, name: str, tokenizer: Any) -> Any:
         except KNLensError:
             raise
         except Exception as error:
-            raise UnsupportedModelError(f"TransformerLens cannot host {name!r}: {_first_line(error)}") from error
+            raise UnsupportedModelError(f"TransformerLens cannot host {name!r}: {first_line(error)}") from error
     bridge.requires_grad_(False)  # after building: families with joint QKV get new parameters then
     return bridge
 
@@ -563,7 +563,8 @@ def _not_found(name: str, reason: str = "") -> str:
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of the message of an error, or the name of its class."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 

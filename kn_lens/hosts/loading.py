@@ -8,13 +8,20 @@ from typing import Any
 
 import torch
 
-from kn_lens.errors import ArgumentError, HookError, UnsupportedModelError, did_you_mean
+from kn_lens.errors import (
+    ArgumentError,
+    HookError,
+    KNLensError,
+    UnsupportedModelError,
+    did_you_mean,
+)
 from kn_lens.hosts.bridge import Host, bridge_host
 from kn_lens.hosts.checkpoints import (
     attach_origin,
     check_finite,
     check_in_memory,
     check_state,
+    first_line,
     is_bridge,
     read_checkpoint,
     restored_on_error,
@@ -24,6 +31,7 @@ from kn_lens.hosts.exclusive import exclusive
 from kn_lens.hosts.families import architecture_of, check_config
 from kn_lens.hosts.hooked import hooked_from, hooked_host, is_hooked
 from kn_lens.hosts.logit_check import LogitCheck, ReferenceLogits
+from kn_lens.hosts.memory import ran_out_of_memory
 from kn_lens.hosts.model_protocol import HookedModel
 from kn_lens.hosts.tokenizers import (
     adds_special_tokens_before,
@@ -162,8 +170,17 @@ def _host_model(hf_model: Any, host: str, name: str, tokenizer: Any, *, check: b
     build = wrap_in_bridge if host == "bridge" else hooked_from
     model = build(hf_model, name=name, tokenizer=tokenizer)
     described = host_of(model)
-    if reference is not None:
+    if reference is None:
+        return model
+    try:
         reference.compare(described, name="transformers")
+    except Exception as error:
+        if isinstance(error, KNLensError) or ran_out_of_memory(error):
+            raise
+        raise UnsupportedModelError(
+            f"TransformerLens cannot run {name!r} in {described.dtype}: {first_line(error)}. Load it in torch.float32, "
+            "or another model."
+        ) from error
     return model
 
 

@@ -27,7 +27,9 @@ from torch import Tensor, nn
 
 from kn_lens.errors import UnsupportedModelError
 from kn_lens.hosts.bridge import CONTEXT_LENGTHS, Host
+from kn_lens.hosts.checkpoints import first_line
 from kn_lens.hosts.families import Kind, text_config
+from kn_lens.hosts.memory import ran_out_of_memory
 from kn_lens.hosts.partial_forward import run_clean
 
 PROMPT_LENGTHS = (8, 5)
@@ -75,12 +77,14 @@ class ReferenceLogits:
         try:
             return cls(prompts=prompts, logits=_plain_logits(hf_model, prompts))
         except Exception as error:  # of as many kinds as there are models
+            if ran_out_of_memory(error):
+                raise
             # A GPT-2 with reorder_and_upcast_attn runs in float64 in its fused attention alone.
             with suppress(Exception):
                 hf_model.set_attn_implementation("sdpa")
                 return cls(prompts=prompts, logits=_plain_logits(hf_model, prompts))
             raise UnsupportedModelError(
-                f"transformers cannot run {name!r} in {hf_model.dtype}: {_first_line(error)}. Load it in another dtype."
+                f"transformers cannot run {name!r} in {hf_model.dtype}: {first_line(error)}. Load it in another dtype."
             ) from error
         finally:
             if hf_model.config._attn_implementation != attention:
@@ -94,16 +98,10 @@ class ReferenceLogits:
             name: what the reference is, for messages.
 
         Raises:
-            UnsupportedModelError: TransformerLens cannot run the model, or computes other logits.
+            UnsupportedModelError: TransformerLens computes other logits.
         """
-        try:
-            with torch.no_grad():
-                found = _host_logits(host, self.prompts)
-        except Exception as error:
-            raise UnsupportedModelError(
-                f"TransformerLens cannot run {host.name!r} in {host.dtype}: {_first_line(error)}. Load it in "
-                "torch.float32, or another model."
-            ) from error
+        with torch.no_grad():
+            found = _host_logits(host, self.prompts)
         expected = torch.cat([*self.logits, self.logits[0][-1:]])
         found = _widened(found).to(expected)
         if not host.raw:  # processed weights leave out the mean, which no probability depends on
@@ -199,7 +197,3 @@ def _centred(logits: Float[Tensor, "pos d_vocab"]) -> Float[Tensor, "pos d_vocab
 
 def _widened(logits: Float[Tensor, "pos d_vocab"]) -> Float[Tensor, "pos d_vocab"]:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

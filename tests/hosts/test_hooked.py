@@ -116,7 +116,7 @@ def case_of(model):
     return Case(model=model, prompts=prompts, edit=kn.WeightEdit.of(model, SOME, rows), folder=None)
 
 
-ELSEWHERE = ("host_of", "load_model", "export", "reproduce", "reference_attribution")
+ELSEWHERE = ("check_host", "host_of", "load_model", "export", "reproduce", "reference_attribution")
 """Tested apart, as attribution and hooks are; the reference does not take a ``HookedEncoder``."""
 
 
@@ -209,5 +209,6 @@ def test_what_cannot_be_mapped_is_refused():
     with pytest.raises(UnsupportedModelError, match="computes other logits than transformers: they differ by"):
         kn.load_model(tiny_hf_model("BertForMaskedLM", hidden_act="relu"), host="hooked")
     model = kn.load_model(tiny_hf_model("GPT2LMHeadModel"), host="hooked")
+    assert kn.check_host(model, tiny_hf_model("GPT2LMHeadModel")).difference < 1e-5
     with pytest.raises(EditError, match="does not hold the checkpoint"):
         kn.export(model, kn.erase_neurons(model, kn.NeuronSet([(0, 3)])), "nowhere")
