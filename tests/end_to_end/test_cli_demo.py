@@ -2,11 +2,15 @@
 
 import io
 import json
+import shutil
 
 import pytest
 from rich.console import Console
 
 from kn_lens.cli import _terminal, demo
+from kn_lens.errors import DataError
+from kn_lens.facts import WORLD, FactSet
+from kn_lens.hosts import host_of, load_model
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +117,27 @@ def test_the_demo_is_readable_at_eighty_columns(demo_document, monkeypatch):
             "kn-lens find",
         )
     )
+
+
+def test_a_model_that_is_not_embedded_is_shown_on_the_facts_that_it_knows(tmp_path):
+    shutil.copytree(WORLD / "models" / "world-gpt2", tmp_path / "model")
+    document = dict(demo.sections(str(tmp_path / "model")))
+    described, known = document["model"], document["specificity"]
+    assert described["constructed"] is None
+    assert described["n_asked"] == 66 and 40 < described["n_facts"] <= 66
+    fact = document["question"]["fact"]
+    assert all(answer["tokens"][0].startswith(fact["object"][:3]) for answer in document["question"]["answers"])
+    assert document["neurons"]["n_prompts"] == demo.PRETRAINED.templates_of_one_fact
+    assert known["n_facts"] == demo.PRETRAINED.n_facts
+    assert known["n_prompts"] <= demo.PRETRAINED.n_facts * demo.PRETRAINED.templates_per_fact
+    assert document["changed"]["restored"] and document["updated"]["restored"]
+    assert document["erased"]["relation"] == fact["relation"]
+
+
+def test_a_model_that_knows_none_of_the_facts_is_told(tmp_path):
+    shutil.copytree(WORLD / "models" / "world-gpt2", tmp_path / "model")
+    model = load_model(tmp_path / "model")
+    for layer in range(4):
+        host_of(model).W_out(layer).data.zero_()
+    with pytest.raises(DataError, match=r"gives the true answer of none of 66 embedded facts"):
+        demo._known_facts(model, FactSet.world("trained"))
