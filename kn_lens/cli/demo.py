@@ -1,7 +1,7 @@
 """``kn-lens demo``: the main use of the library from start to end, on a model and the embedded facts that it knows.
 
-An embedded model was trained on these facts. Another model is first asked a sample of them, and what follows is about
-those that it knows. ``sections`` computes the results as parts of the JSON document. One function per section prints
+An embedded model was trained on these facts. Another model is first queried with a sample of them, and what follows is
+about those that it knows. ``sections`` computes the results as parts of the JSON document. One function per section prints
 each of them.
 """
 
@@ -69,9 +69,9 @@ EMBEDDED = Extent(n_facts=100, facts_per_relation=5, templates_per_fact=10, temp
 """About as many templates as in the paper (9.14 on average)."""
 PRETRAINED = Extent(n_facts=9, facts_per_relation=3, templates_per_fact=4, templates_of_one_fact=8, max_points=17)
 """For models of a hundred million weights and more: minutes on two cores. What is above the tolerance is counted."""
-FACTS_ASKED = 6
-"""Facts of each relation that a model is asked to find out which it knows."""
-PROMPTS_ASKED = 2
+FACTS_QUERIED = 6
+"""Facts of each relation that a model is queried with, to find out which it knows."""
+PROMPTS_QUERIED = 2
 """Prompts for each of them; a known fact has the true answer first in at least half."""
 
 
@@ -115,7 +115,7 @@ def sections(model_name: str, fact_name: str | None = None) -> Iterator[tuple[st
     chosen = None if fact_name is None else _fact_named(trained, fact_name)
     model = load(model_name, None, defaults.DTYPE)
     # All facts were in the training of an embedded model.
-    n_asked, known = (None, trained) if is_embedded else _known_facts(model, trained)
+    n_queried, known = (None, trained) if is_embedded else _known_facts(model, trained)
     fact = known[0] if chosen is None else chosen
     known_held_out = FactSet([held_out[trained.facts.index(other)] for other in known])
     own_prompts = _first_prompts(build_prompts(model, [fact], leave_out=False), extent.templates_of_one_fact)
@@ -124,7 +124,7 @@ def sections(model_name: str, fact_name: str | None = None) -> Iterator[tuple[st
     description = {
         **describe_model(model),
         "constructed": is_constructed.get(model_name),  # None for other models
-        "n_asked": n_asked,
+        "n_queried": n_queried,
         "n_facts": len(known),
         "n_relations": len(known.relations),
     }
@@ -154,30 +154,30 @@ def _fact_named(facts: FactSet, name: str) -> Fact:
 
 
 def _known_facts(model: Any, facts: FactSet) -> tuple[int, FactSet]:
-    """Ask a model a sample of the facts.
+    """Query a model with a sample of the facts.
 
     Returns:
-        The number of facts asked, and those that the model knows: the most probable first, but those that are the only
-        one of their relation last.
+        The number of facts queried, and those that the model knows: the most probable first, but those that are the
+        only one of their relation last.
 
     Raises:
         DataError: the model knows none of them.
     """
     from kn_lens.interventions import measure
 
-    asked: list[Fact] = []
+    queried: list[Fact] = []
     for relation in facts.relations:
-        asked += facts.of(relation).sample(FACTS_ASKED, seed=SEED)
-    prompts = _first_prompts(build_prompts(model, asked, leave_out=True), PROMPTS_ASKED)
-    with show_progress(f"Asking {len(asked)} facts", unit="prompts") as progress:
+        queried += facts.of(relation).sample(FACTS_QUERIED, seed=SEED)
+    prompts = _first_prompts(build_prompts(model, queried, leave_out=True), PROMPTS_QUERIED)
+    with show_progress(f"Querying {len(queried)} facts", unit="prompts") as progress:
         answers = measure(model, prompts, [], progress=progress)
     answers["right"] = answers.rank_before == 0
     by_fact = answers.groupby(["subject", "relation"]).agg(right=("right", "mean"), probability=("before", "mean"))
     by_fact = by_fact[by_fact.right >= 0.5]
-    known = [fact for fact in asked if (fact.subject, fact.relation) in by_fact.index]
+    known = [fact for fact in queried if (fact.subject, fact.relation) in by_fact.index]
     if not known:
         raise DataError(
-            f"{describe_model(model)['name']} gives the true answer of none of {len(asked)} embedded facts. The demo "
+            f"{describe_model(model)['name']} gives the true answer of none of {len(queried)} embedded facts. The demo "
             "is about facts that a model knows; take another model, or find neurons of your own facts: kn-lens find."
         )
     n_known = Counter(fact.relation for fact in known)
@@ -186,7 +186,7 @@ def _known_facts(model: Any, facts: FactSet) -> tuple[int, FactSet]:
         probability = by_fact.probability[fact.subject, fact.relation]
         return n_known[fact.relation] == 1, -float(probability)
 
-    return len(asked), FactSet(sorted(known, key=order))
+    return len(queried), FactSet(sorted(known, key=order))
 
 
 def _split_answers(model: Any, batches: "Sequence[PromptBatch]") -> list[dict[str, Any]]:
@@ -464,9 +464,9 @@ def _print_model(section: Mapping[str, Any], document: Mapping[str, Any]) -> Non
     elif section["constructed"] is not None:
         origin = " It was trained plainly: nothing in its training determines where facts are stored."
     facts = f"{section['n_facts']:,} facts of {section['n_relations']} relations"
-    if section["n_asked"] is not None:
+    if section["n_queried"] is not None:
         facts += (
-            f", those of {section['n_asked']} embedded ones that it knows (the true answer is first in at least half "
+            f", those of {section['n_queried']} embedded ones that it knows (the true answer is first in at least half "
             "of the prompts)"
         )
     _print_text(

@@ -124,7 +124,7 @@ def test_a_model_that_is_not_embedded_is_shown_on_the_facts_that_it_knows(tmp_pa
     document = dict(demo.sections(str(tmp_path / "model")))
     described, known = document["model"], document["specificity"]
     assert described["constructed"] is None
-    assert described["n_asked"] == 66 and 40 < described["n_facts"] <= 66
+    assert described["n_queried"] == 66 and 40 < described["n_facts"] <= 66
     fact = document["question"]["fact"]
     assert all(answer["tokens"][0].startswith(fact["object"][:3]) for answer in document["question"]["answers"])
     assert document["neurons"]["n_prompts"] == demo.PRETRAINED.templates_of_one_fact
