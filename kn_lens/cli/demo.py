@@ -1,8 +1,8 @@
 """``kn-lens demo``: the main use of the library from start to end, on a model and the embedded facts that it knows.
 
 An embedded model was trained on these facts. Another model is first queried with a sample of them, and what follows is
-about those that it knows. ``sections`` computes the results as parts of the JSON document. One function per section prints
-each of them.
+about those that it knows. ``sections`` computes the results as parts of the JSON document. One function per section
+prints each of them.
 """
 
 import time
