@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
@@ -86,6 +87,9 @@ def test_different_edits_have_different_digests():
     edit = edit_of(loaded())
     other = kn.update_fact(loaded(), FACT, "Tokyo", NEURONS, lambdas=(1, 7), allow_unknown=True)
     assert edit.row_hash == other.row_hash
+    moved = replace(edit, neurons=kn.NeuronSet([(0, 4), (1, 0), (2, 23)]))  # equal values in another row
+    of_other_rows = (edit_of(tiny_model(seed=1)), edit.restricted_to([(0, 3)]), moved)
+    assert len({edit.row_hash, *(other_rows.row_hash for other_rows in of_other_rows)}) == 4
     assert len({edit.digest, other.digest, edit.scaled(1).digest, edit.restricted_to([(0, 3)]).digest}) == 4
 
 

@@ -350,5 +350,6 @@ def test_unused_negatives_are_listed_in_negatives_left_out():
 
 def test_negatives_that_are_all_phrased_like_no_fact_are_refused():
     attr = attribution(torch.ones(3, 1, 1), [0] * 3, facts_of("P36", n=1))
+    assert kn.refine(attr, negatives={}) == kn.refine(attr)  # no negatives at all are none
     with pytest.raises(kn.ArgumentError, match=r"P37/x/y is phrased like none.*Did you mean 'P36'"):
         kn.refine(attr, negatives={kn.Fact("x", "P37", "y"): kn.NeuronSet([(0, 0)])})
