@@ -473,7 +473,7 @@ def _map_dense_mlps(adapter: Any) -> None:
     blocks = adapter.component_mapping.get("blocks")
     mlp = getattr(blocks, "submodules", {}).get("mlp")
     parts = getattr(mlp, "submodules", {})
-    if "dense_gate" not in parts or "out" in parts:
+    if blocks is None or mlp is None or "dense_gate" not in parts or "out" in parts:
         return
     dense = {
         "gate": parts["dense_gate"],

@@ -66,11 +66,11 @@ class HookedHost(Host):
         with torch.no_grad():
             return post.to(self.dtype) @ mlp.W_out + mlp.b_out
 
-    @property
+    @cached_property
     def has_linear_hooks(self) -> bool:
         return False
 
-    @property
+    @cached_property
     def norm_after_mlp(self) -> bool:  # such models are refused
         return False
 

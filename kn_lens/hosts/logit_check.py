@@ -12,8 +12,8 @@ mean square of their difference and ``s`` that of the logits less their mean, th
 residual stream that is rounded to this type, and roundings of n blocks add up like sqrt(n) independent ones. Types of
 16 bits are summed in float32, in another order, whose unit is ``eps_32``; so are parts of models in float64. Eager and
 fused attention of transformers itself differ by at most 3.5 * sqrt(n_layers) units in float32 and float16 and by 1.5
-in bfloat16, on all families and on a pretrained model of 30 layers: the limit is several times that. Another position,
-scale or activation function changes logits by a hundredth of ``s`` or more.
+in bfloat16, measured on random models of many families and on a pretrained one of 30 layers: the limit is at least
+twice that. For 32 layers it is 0.005% of ``s`` in float32, 4.4% in float16 and 35% in bfloat16.
 """
 
 from collections.abc import Sequence, Set
