@@ -509,7 +509,7 @@ def _print_neurons(section: Mapping[str, Any], document: Mapping[str, Any]) -> N
             _print_text(f"{n_hidden} weaker ones are not shown; --json contains all.")
     layers = ""
     if section["unconverged_layers"]:
-        layers = f", in layers {', '.join(map(str, section['unconverged_layers']))}"
+        layers = f", all of layer {', '.join(map(str, section['unconverged_layers']))}"
     _print_text(
         "Error bar: the scores of a layer must sum to the contribution of the whole layer; they "
         f"miss it by at most {section['largest_gap']:.0e} ({section['mean_points']:.1f} gradients "
