@@ -148,6 +148,8 @@ class RunContext:
         return make_prompts(self.host, FactSet(facts), unknown_answers="leave_out")
 
     def _has_prompts(self, fact: Fact) -> bool:
+        if self.host.tokenizer is None:  # see n_rows_of
+            return bool(fact.templates)
         try:
             return bool(self.make_prompts([fact]))
         except NoPromptError:
@@ -160,8 +162,14 @@ class RunContext:
         return int(n_rows[records["queried"].to_numpy()].sum())
 
     def n_rows_of(self, facts: Sequence[Fact]) -> int:
-        """Return the number of rows in the prompts of any facts; the prompts are built once to count them."""
+        """Return the number of rows in the prompts of any facts; the prompts are built once to count them.
+
+        Without a tokenizer, as where workers have the model, it is the number of templates: the rows only tell how long
+        a stage takes.
+        """
         facts = tuple(facts)
+        if self.host.tokenizer is None:
+            return sum(len(fact.templates) for fact in facts)
         if facts not in self._n_rows:
             n_rows = 0
             if facts:

@@ -1,6 +1,7 @@
 """A plan counts the passes of a run exactly and makes few passes itself, however slow the model is."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,10 @@ from kn_lens.runs.execute import run_stages, with_needs
 from kn_lens.runs.passes import POINTS, Passes, integrated
 from kn_lens.runs.planning import Rates, plan
 from kn_lens.runs.settings import Settings
+from kn_lens.runs.stages.erasures import ERASURES
+from kn_lens.runs.stages.neurons import NEURONS
 from kn_lens.runs.stages.order import STAGES
+from kn_lens.runs.stages.updates import UPDATES
 from tests.tiny import COUNTRIES, loaded
 
 TEMPLATES = {
@@ -213,3 +217,15 @@ def test_seconds_are_passes_times_the_time_of_a_pass():
     passes = Passes(whole=3, resumed=4, gradients=5, whole_gradients=6, integrals=7, heads=10)
     assert rates.seconds(passes) == pytest.approx(3 + 2 + 10 + 24 + 63 + 1)
     assert (2 * passes).whole == 6 and (passes + passes) == 2 * passes
+
+
+def test_stages_are_timed_without_the_model_and_its_tokenizer(tmp_path):
+    """Workers hold the model; the process that gives them the shards of a run that was begun has neither."""
+    facts, settings = tiny_facts(), Settings.of(**FEW)
+    with open_context(loaded(), facts, tmp_path / "run", settings) as context:
+        run_stages(context, with_needs([NEURONS]), lambda state: None)
+        without = replace(context, host=replace(context.host, model=None))
+        assert without.host.tokenizer is None
+        for stage in (UPDATES, ERASURES):
+            costs = [stage.cost(without, shard) for shard in stage.shards(without)]
+            assert costs == [stage.cost(context, shard) for shard in stage.shards(context)] and min(costs) > 0
