@@ -11,6 +11,7 @@ from kn_lens.cli import _terminal, demo
 from kn_lens.errors import DataError
 from kn_lens.facts import WORLD, FactSet
 from kn_lens.hosts import host_of, load_model
+from kn_lens.neurons import NeuronSet
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,29 @@ def test_a_model_that_is_not_embedded_is_shown_on_the_facts_that_it_knows(tmp_pa
     assert known["n_prompts"] <= demo.PRETRAINED.n_facts * demo.PRETRAINED.templates_per_fact
     assert document["changed"]["restored"] and document["updated"]["restored"]
     assert document["erased"]["relation"] == fact["relation"]
+
+
+@pytest.mark.parametrize("n_empty", [0, 2, demo.FACTS_TRIED])
+def test_the_demo_shows_the_first_known_fact_with_neurons(tmp_path, monkeypatch, n_empty):
+    shutil.copytree(WORLD / "models" / "world-gpt2", tmp_path / "model")
+    attributed = []
+
+    def found_neurons(model, fact, extent):
+        attributed.append(fact)
+        attr, found = original(model, fact, extent)
+        return attr, NeuronSet() if len(attributed) <= n_empty else found
+
+    original = demo._found_neurons
+    monkeypatch.setattr(demo, "_found_neurons", found_neurons)
+    document: dict = {}
+    for name, section in demo.sections(str(tmp_path / "model")):
+        document[name] = section
+        if name == "neurons":
+            break
+    shown = attributed[min(n_empty, demo.FACTS_TRIED - 1)]
+    assert attributed[-1] == shown and document["question"]["fact"]["subject"] == shown.subject
+    assert document["neurons"]["n_without_neurons"] == attributed.index(shown)
+    assert bool(document["neurons"]["neurons"]) == (n_empty < demo.FACTS_TRIED)
 
 
 def test_a_model_that_knows_none_of_the_facts_is_told(tmp_path):
