@@ -117,7 +117,7 @@ def test_hosted_and_refused_models_are_listed():
     listed = [row[:3] for row in rows_of(text) if row[1] in ("masked", "causal")]
     assert listed == [[family.name, family.kind, f"`{family.architecture}`"] for family in FAMILIES]
     refused = {reason for reason, *_ in rows_of(text)}
-    words = {"quantised weights": "quantised", "a model in train mode": "in train mode"}
+    words = {"quantised weights": "quantised, but for GGUF", "a model in train mode": "in train mode"}
     assert {words.get(reason, reason) for reason in REFUSED} <= refused
 
 

@@ -33,6 +33,8 @@ def test_every_public_call_is_listed():
 
 TAKE_NO_TIME = {"host_of", "random_neurons", "NeuronSet.check"}
 """Those that only look at a model."""
+REFUSE_HOOKS = {"check_host"}
+"""Those that refuse a model with the hook that tells whether its lock is held; their decorator is looked at instead."""
 
 
 PASSES = Passes()
@@ -42,7 +44,8 @@ PASSES = Passes()
 def model(request):
     model = tiny_model(request.param)
     tokens = torch.tensor([[1, 2, 3]])
-    model.run_with_hooks(tokens, fwd_hooks=[])  # TransformerLens readies some modules when they first run
+    # TransformerLens readies some modules when they first run; transformers adds hooks of its own for the first cache.
+    model.run_with_cache(tokens)
     handle = PASSES.on(model)
     yield model
     handle.remove()
@@ -62,6 +65,9 @@ def test_every_public_call_that_runs_a_model_has_it_to_itself(case):
     try:
         for name in sorted(set(CALLS) - TAKE_NO_TIME):
             if "." in name:
+                continue
+            if name in REFUSE_HOOKS:
+                assert hasattr(getattr(kn, name), "__wrapped__"), name
                 continue
             for number, call in enumerate(CALLS[name]):
                 again = replace(case, folder=case.folder / f"{name}-{number}")
