@@ -20,6 +20,7 @@ from torch import nn
 
 from kn_lens._core.atomic import read_whole
 from kn_lens.errors import ArgumentError, KNLensError, UnsupportedModelError, did_you_mean
+from kn_lens.hosts.exclusive import one_load_at_a_time
 from kn_lens.hosts.families import (
     BY_ARCHITECTURE,
     BY_MODEL_TYPE,
@@ -138,6 +139,7 @@ def is_bridge(model: Any) -> bool:
     return any(cls.__name__ == "TransformerBridge" for cls in type(model).__mro__)
 
 
+@one_load_at_a_time
 def read_checkpoint(
     source: str | Path,
     *,
@@ -145,8 +147,9 @@ def read_checkpoint(
     device: str | torch.device | None,
     dtype: torch.dtype | None,
     revision: str | None,
+    with_tokenizer: bool = True,
 ) -> Checkpoint:
-    """Load a Hugging Face model in evaluation mode, and its tokenizer unless one is given.
+    """Load a Hugging Face model in evaluation mode, and its tokenizer unless one is given or none is wanted.
 
     Raises:
         UnsupportedModelError: no such checkpoint, an incomplete one, or a model that kn_lens cannot host.
@@ -156,11 +159,14 @@ def read_checkpoint(
     device, dtype = _resolve(device, dtype)
     directory = Path(os.path.expanduser(source))
     if os.path.isfile(directory / ADAPTER_CONFIG) and not os.path.exists(directory / "config.json"):
-        return _read_adapter(directory, tokenizer, device, dtype)
+        if revision is not None:
+            raise ArgumentError(f"revision= is for names on the Hugging Face hub; {str(source)!r} is on this machine.")
+        return _read_adapter(directory, tokenizer, device, dtype, with_tokenizer=with_tokenizer)
     with quiet_imports():
         from transformers import AutoConfig, AutoTokenizer
 
-    location = _locate(source, revision, needs_tokenizer=tokenizer is None)
+    reads_tokenizer = with_tokenizer and tokenizer is None
+    location = _locate(source, revision, needs_tokenizer=reads_tokenizer)
     name, path_or_name, options = location.name, location.path_or_name, location.options
     try:
         config = AutoConfig.from_pretrained(path_or_name, trust_remote_code=False, **options)
@@ -181,7 +187,7 @@ def read_checkpoint(
             unchanged = read_tokenizer()
         check_beginning(tokenizer, unchanged)
     try:
-        if tokenizer is None:
+        if reads_tokenizer:
             tokenizer = read_tokenizer()
         model, info = auto.from_pretrained(
             path_or_name,
@@ -208,10 +214,27 @@ def read_checkpoint(
     return Checkpoint(hf_model=model.to(device).eval(), tokenizer=tokenizer, origin=origin)
 
 
-def _read_adapter(directory: Path, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> Checkpoint:
+def _read_adapter(
+    directory: Path,
+    tokenizer: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    with_tokenizer: bool,
+) -> Checkpoint:
     """Load the base model of an adapter of PEFT, and merge the adapter into it."""
     name = base_of_adapter(directory)
-    base = read_checkpoint(name, tokenizer=tokenizer, device=device, dtype=dtype, revision=None)
+    try:
+        base = read_checkpoint(
+            name,
+            tokenizer=tokenizer,
+            device=device,
+            dtype=dtype,
+            revision=None,
+            with_tokenizer=with_tokenizer,
+        )
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"The base model of the adapter in {str(directory)!r}: {error}") from error
     origin = f"{name} with the adapter {directory.name} merged in"
     return Checkpoint(
         hf_model=merge_adapter(base.hf_model, directory),
@@ -283,6 +306,11 @@ def _auto_class(config: Any, kind: Kind) -> Any:
     return AutoModelForImageTextToText if is_text_in_other and causal.endswith(TEXT_IN_OTHERS) else AutoModelForCausalLM
 
 
+def is_wrapped(model: nn.Module) -> bool:
+    """Return whether TransformerLens has wrapped a Hugging Face model."""
+    return any(name.endswith("_original_component") for name, _ in model.named_modules())
+
+
 def check_in_memory(model: Any) -> None:
     """Raise unless ``model`` is a Hugging Face model that `wrap_in_bridge` can take.
 
@@ -302,7 +330,7 @@ def check_in_memory(model: Any) -> None:
         raise UnsupportedModelError(
             f"Got a {kind}; expected a name, a directory, a Hugging Face model or a TransformerLens model."
         )
-    if any(name.endswith("_original_component") for name, _ in model.named_modules()):
+    if is_wrapped(model):
         raise UnsupportedModelError(
             f"This {kind} is wrapped by TransformerLens already; pass the TransformerLens model that wraps it."
         )
@@ -492,13 +520,18 @@ def _check_blocks(mapping: Any, name: str) -> None:
 
 
 def _resolve(device: str | torch.device | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ArgumentError(f"dtype={dtype!r}; expected a floating-point torch.dtype such as torch.float32.")
+    if dtype is not None and dtype not in _WEIGHT_TYPES:
+        expected = ", ".join(map(str, _WEIGHT_TYPES))
+        raise ArgumentError(f"dtype={dtype!r}; expected one of {expected}.")
+    if device is not None and not isinstance(device, (str, torch.device)):
+        raise ArgumentError(f"device={device!r}; expected a name such as 'cuda', or a torch.device.")
     try:
         found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         raise ArgumentError(f"device={device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    if found.type == "meta":
+        raise ArgumentError(f"device={device!r} holds no weights; expected a device that can run the model.")
     return found, dtype or torch.float32
 
 

@@ -5,6 +5,8 @@ each other's hooks, so each call locks its model and a second one waits. The sam
 
 Attribution needs gradients and the model's own precision. A call leaves ``torch.inference_mode`` and ``torch.autocast``
 of its caller, and returns the results that it has without them.
+
+Models are loaded one after another, because transformers changes settings of the whole process meanwhile.
 """
 
 import inspect
@@ -25,6 +27,8 @@ _LOCKS: "WeakKeyDictionary[torch.nn.Module, Any]" = WeakKeyDictionary()
 
 _LOCKS_LOCK = Lock()
 
+_LOADING_LOCK = RLock()
+
 
 def exclusive(function: Callable[P, R]) -> Callable[P, R]:
     """Run a function or method with a parameter ``model`` under `exclusively` for that model."""
@@ -37,6 +41,21 @@ def exclusive(function: Callable[P, R]) -> Callable[P, R]:
         except TypeError:
             return function(*args, **kwargs)  # raises, in the function's own name
         with exclusively(model):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def one_load_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a function that loads a model while no other thread runs one.
+
+    While transformers reads a model, the default type of tensors and methods of its classes are changed for the whole
+    process: of two models read at a time, weights get the type of the other, or stay unset.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _LOADING_LOCK:
             return function(*args, **kwargs)
 
     return call

@@ -23,11 +23,12 @@ from kn_lens.hosts.checkpoints import (
     check_state,
     first_line,
     is_bridge,
+    is_wrapped,
     read_checkpoint,
     restored_on_error,
     wrap_in_bridge,
 )
-from kn_lens.hosts.exclusive import exclusive
+from kn_lens.hosts.exclusive import exclusive, one_load_at_a_time
 from kn_lens.hosts.families import architecture_of, check_config
 from kn_lens.hosts.hooked import hooked_from, hooked_host, is_hooked
 from kn_lens.hosts.logit_check import LogitCheck, ReferenceLogits
@@ -85,6 +86,7 @@ def checked_host(model: HookedModel | Host) -> Host:
 
 
 @exclusive
+@one_load_at_a_time
 def load_model(
     name_or_model: Any,
     *,
@@ -195,7 +197,7 @@ def _reference_logits(hf_model: Any, name: str, tokenizer: Any) -> ReferenceLogi
 
 
 @exclusive
-def check_host(model: HookedModel, reference: Any = None) -> LogitCheck:
+def check_host(model: HookedModel | Host, reference: Any = None) -> LogitCheck:
     """Check that a TransformerLens model computes the logits that transformers computes.
 
     ``load_model`` does so for every model that it wraps. This is for models that were made elsewhere, such as by
@@ -207,15 +209,17 @@ def check_host(model: HookedModel, reference: Any = None) -> LogitCheck:
         reference: what it is compared with. None: a plain model of the same Hugging Face class that shares its weights:
             the computation is checked, not whether the weights are a checkpoint's. A name or a directory: the
             checkpoint there, read in the same type on the same device, as a second copy of the weights: both are
-            checked. A Hugging Face model in memory, which TransformerLens has not wrapped: that model.
+            checked. A Hugging Face model in memory, of the same type on the same device, which TransformerLens has not
+            wrapped: that model.
 
     Returns:
         What was compared, the difference, and the largest difference that rounding explains.
 
     Raises:
-        UnsupportedModelError: the logits differ by more, with the size.
+        UnsupportedModelError: the logits differ by more, with the size, or weights are NaN or infinite.
         ArgumentError: no reference, and the model holds no weights of a Hugging Face model: it is of the older classes,
-            or its weights are processed.
+            or its weights are processed. A reference of another vocabulary, type or device, or one that TransformerLens
+            has wrapped.
         HookError: the model has hooks, which belong to no plain model.
 
     >>> import kn_lens as kn
@@ -223,34 +227,60 @@ def check_host(model: HookedModel, reference: Any = None) -> LogitCheck:
     >>> check.reference, check.difference < check.limit
     ('the same weights in a plain BertForMaskedLM', True)
     """
-    host = host_of(model)
+    host = checked_host(model)
     if host.has_user_hooks:
         raise HookError(f"Hooks are on {host.name}, which a plain model has not; remove them before check_host.")
     if reference is None:
-        if is_hooked(model) or not host.raw:
+        if is_hooked(host.model) or not host.raw:
             raise ArgumentError(
                 f"{host.name} does not hold the weights of its checkpoint; expected reference=, the name, the "
                 "directory or the Hugging Face model that it was made from."
             )
-        plain, name = (
-            unwrap_model(model),
-            f"the same weights in a plain {host.architecture}",
-        )
+        plain = unwrap_model(host.model)
+        name = f"the same weights in a plain {host.architecture}"
     elif isinstance(reference, (str, Path)):
         checkpoint = read_checkpoint(
             reference,
-            tokenizer=tokenizer_of(model),
+            tokenizer=None,
             device=host.device,
             dtype=host.dtype,
             revision=None,
+            with_tokenizer=False,
         )
         plain = checkpoint.hf_model
         name = f"the checkpoint {str(reference)!r}"
     else:
+        kind = type(reference).__name__
+        if is_hosted(reference) or (isinstance(reference, torch.nn.Module) and is_wrapped(reference)):
+            raise ArgumentError(
+                f"The reference, a {kind}, is wrapped by TransformerLens; expected a model that transformers runs: the "
+                "name or directory of the checkpoint, or a Hugging Face model that was not passed to load_model."
+            )
         check_in_memory(reference)
-        check_state(reference, type(reference).__name__)
-        plain, name = reference, f"the {type(reference).__name__} given"
-    return _reference_logits(plain, name, tokenizer_of(model)).compare(host, name=name)
+        check_state(reference, kind)
+        plain = reference
+        name = f"the {kind} given"
+    _check_comparable(plain, host, name)
+    check_finite(plain, name)
+    return _reference_logits(plain, name, tokenizer_of(host.model)).compare(host, name=name)
+
+
+def _check_comparable(hf_model: Any, host: Host, name: str) -> None:
+    """Raise unless two models take the same tokens, in the same type on the same device.
+
+    Raises:
+        ArgumentError: with both values.
+    """
+    for what, found, expected in (
+        ("tokens in its vocabulary", len(hf_model.get_input_embeddings().weight), host.d_vocab),
+        ("as the type of its weights", hf_model.dtype, host.dtype),
+        ("as its device", hf_model.device, host.device),
+    ):
+        if found != expected:
+            raise ArgumentError(
+                f"The reference, {name}, has {found} {what}; expected {expected}, as {host.name} has. Pass the model "
+                "that it was made from, in the same type on the same device."
+            )
 
 
 def is_hosted(value: object) -> bool:

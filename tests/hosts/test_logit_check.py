@@ -166,3 +166,47 @@ def test_the_check_runs_by_default_and_can_be_left_out(monkeypatch: pytest.Monke
     assert not passes
     kn.load_model(tiny_hf_model("GPT2LMHeadModel"))
     assert passes
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype", "reason"),
+    [
+        ({"vocab_size": 900}, torch.float64, "has 900 tokens in its vocabulary; expected 415"),
+        ({"vocab_size": 90}, torch.float64, "has 90 tokens in its vocabulary; expected 415"),
+        ({}, torch.bfloat16, r"has torch\.bfloat16 as the type of its weights; expected torch\.float64"),
+    ],
+)
+def test_a_reference_that_cannot_be_compared_is_refused(settings: dict, dtype: torch.dtype, reason: str) -> None:
+    reference = tiny_hf_model("GPT2LMHeadModel", dtype, **settings)
+    with pytest.raises(ArgumentError, match=reason):
+        kn.check_host(tiny_model("GPT2LMHeadModel"), reference)
+
+
+def test_a_reference_in_transformer_lens_is_refused() -> None:
+    model = tiny_model("GPT2LMHeadModel")
+    for reference in (model, kn.host_of(model), model.original_model):
+        with pytest.raises(ArgumentError, match="is wrapped by TransformerLens; expected a model that"):
+            kn.check_host(model, reference)
+
+
+def test_a_host_is_checked_as_its_model_is() -> None:
+    model = tiny_model("GPT2LMHeadModel")
+    assert kn.check_host(kn.host_of(model)) == kn.check_host(model)
+
+
+def test_a_reference_needs_no_tokenizer(tmp_path: Path) -> None:
+    hf_model = tiny_hf_model("GPT2LMHeadModel", torch.float32)
+    hf_model.save_pretrained(tmp_path)
+    model = kn.load_model(hf_model)
+    assert kn.check_host(model, tmp_path).reference == f"the checkpoint {str(tmp_path)!r}"
+
+
+def test_weights_that_are_not_finite_are_named_rather_than_compared() -> None:
+    model = tiny_model("GPT2LMHeadModel")
+    reference = tiny_hf_model("GPT2LMHeadModel")
+    reference.transformer.h[0].mlp.c_fc.weight.data[0, 0] = torch.nan
+    with pytest.raises(UnsupportedModelError, match=r"h\.0\.mlp\.c_fc\.weight are NaN"):
+        kn.check_host(model, reference)
+    kn.host_of(model).W_out(0).data[0, 0] = torch.inf
+    with pytest.raises(UnsupportedModelError, match=r"h\.0\.mlp\.c_proj\.weight are NaN or infinite"):
+        kn.check_host(model)

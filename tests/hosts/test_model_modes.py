@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import kn_lens as kn
 from kn_lens.hosts.exclusive import exclusively, lock_of
 from tests.reliability.state import unchanged
-from tests.tiny import loaded, tiny_checkpoint
+from tests.tiny import loaded, tiny_checkpoint, tiny_hf_model
 
 FACTS = kn.FactSet(
     [
@@ -140,3 +140,29 @@ def test_a_wrong_call_is_reported_in_the_functions_own_name():
         kn.attribute(model=None, nothing=1)  # pyright: ignore
     with pytest.raises(kn.UnsupportedModelError):
         kn.attribute("world-bert", None)  # pyright: ignore
+
+
+def test_models_are_loaded_in_several_threads(tmp_path):
+    """transformers sets the default type of the whole process while it reads a model."""
+    directory = tiny_checkpoint("GPT2LMHeadModel", tmp_path)
+    dtypes = [torch.float64, torch.float32, torch.bfloat16] * 3
+    with ThreadPoolExecutor(len(dtypes)) as pool:
+        loaded_models = pool.map(lambda dtype: kn.load_model(directory, dtype=dtype, check=False), dtypes)
+        for model, dtype in zip(loaded_models, dtypes, strict=True):
+            assert {weight.dtype for weight in model.parameters()} == {dtype}
+
+
+def test_a_model_in_memory_is_wrapped_once_by_several_threads():
+    hf_model = tiny_hf_model("GPT2LMHeadModel")
+
+    def load(_):
+        try:
+            return type(kn.load_model(hf_model)).__name__
+        except kn.UnsupportedModelError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(3) as pool:
+        results = sorted(pool.map(load, range(3)))
+    wrapped = "This GPT2LMHeadModel is wrapped by TransformerLens already"
+    assert results[0].startswith(wrapped) and results[1].startswith(wrapped)
+    assert results[2] == "TransformerBridge"

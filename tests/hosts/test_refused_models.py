@@ -219,7 +219,10 @@ def test_arguments_that_do_not_apply(tmp_path: Path) -> None:
     for option in (
         {"device": "cpuu"},
         {"device": "cuda:99"},
+        {"device": ["cpu"]},
+        {"device": "meta"},
         {"dtype": torch.int64},
+        {"dtype": torch.float8_e4m3fn},
         {"revision": "x"},
     ):
         with pytest.raises(ArgumentError, match=next(iter(option))):
