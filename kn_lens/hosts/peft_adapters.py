@@ -11,6 +11,7 @@ from kn_lens.errors import UnsupportedModelError
 from kn_lens.hosts.families import quiet_imports
 
 ADAPTER_CONFIG = "adapter_config.json"
+_WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def base_of_adapter(directory: Path) -> str:
@@ -47,11 +48,37 @@ def merge_adapter(hf_model: Any, directory: Path) -> Any:
     with quiet_imports():
         from peft import PeftModel
 
+    if not any((directory / name).is_file() for name in _WEIGHT_FILES):
+        raise UnsupportedModelError(
+            f"{str(directory)!r} holds no weights of an adapter; expected {' or '.join(_WEIGHT_FILES)} there."
+        )
     try:
         adapted: Any = PeftModel.from_pretrained(hf_model, str(directory))
-        return adapted.merge_and_unload().eval()
+        wrong = _wrong_weight(adapted, directory)
+        if wrong is None:
+            return adapted.merge_and_unload().eval()
+        reason, cause = wrong, None
     except Exception as error:  # damaged files, other sizes, prompt tuning: each fails in its own way
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UnsupportedModelError(
-            f"The adapter in {str(directory)!r} cannot be merged into its base model: {reason}"
-        ) from error
+        lines = str(error).split("\n")
+        reason, cause = " ".join(" ".join(lines[:2]).split()) or type(error).__name__, error
+    raise UnsupportedModelError(
+        f"The adapter in {str(directory)!r} cannot be merged into its base model: {reason}"
+    ) from cause
+
+
+def _wrong_weight(adapted: Any, directory: Path) -> str | None:
+    """Describe a weight that an adapter's file lacks, or has beyond those of its model; None where there is none.
+
+    PEFT leaves such weights at their initial values, with which an adapter does nothing, or out.
+    """
+    from peft import get_peft_model_state_dict, load_peft_weights
+
+    stored = load_peft_weights(str(directory), device="cpu").keys()
+    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+    lacking = sorted(expected - stored)
+    if lacking:
+        return f"its file lacks {len(lacking)} weights, such as {lacking[0]!r}."
+    beyond = sorted(name for name in stored - expected if adapted.base_model.prefix in name)
+    if beyond:
+        return f"its file has {len(beyond)} weights that the model has no place for, such as {beyond[0]!r}."
+    return None

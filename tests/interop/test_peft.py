@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import kn_lens as kn
@@ -112,3 +113,57 @@ def test_adapters_that_cannot_be_merged_are_refused(adapted, tmp_path, monkeypat
     monkeypatch.setattr(peft_adapters, "find_spec", lambda name: None)
     with pytest.raises(kn.UnsupportedModelError, match=r"Install it with: pip install peft"):
         kn.load_model(directory)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("layers.0", "layers.9", "its file lacks 2 weights, such as .*layers.0.mlp.down_proj.lora_A"),
+        ("lora_B", "lora_C", "its file lacks 3 weights, such as .*lora_B"),
+    ],
+)
+def test_an_adapter_whose_weights_have_other_names_is_refused(adapted, tmp_path, old, new, reason):
+    """PEFT warns alone, and the adapter would do nothing."""
+    directory = shutil.copytree(adapted[-1], tmp_path / "renamed")
+    file = directory / "adapter_model.safetensors"
+    renamed = {}
+    for name, weight in load_file(file).items():
+        renamed[name.replace(old, new)] = weight
+    save_file(renamed, file)
+    with without_warnings(), pytest.raises(kn.UnsupportedModelError, match=reason):
+        kn.load_model(directory, tokenizer=tiny_tokenizer(LLAMA))
+
+
+def test_an_adapter_for_more_layers_is_refused(adapted, tmp_path):
+    directory = shutil.copytree(adapted[-1], tmp_path / "deeper")
+    file = directory / "adapter_model.safetensors"
+    weights = load_file(file)
+    deeper = {name.replace("layers.0", "layers.9"): weight.clone() for name, weight in weights.items()}
+    save_file({**weights, **deeper}, file)
+    with (
+        without_warnings(),
+        pytest.raises(kn.UnsupportedModelError, match=r"2 weights that the model has no place for.*layers\.9"),
+    ):
+        kn.load_model(directory, tokenizer=tiny_tokenizer(LLAMA))
+
+
+def test_what_an_adapter_lacks_is_named(adapted, tmp_path):
+    directory = shutil.copytree(adapted[-1], tmp_path / "adapter")
+    with pytest.raises(kn.ArgumentError, match="revision= is for names on the Hugging Face hub"):
+        kn.load_model(directory, revision="main")
+    (directory / "adapter_model.safetensors").unlink()
+    with pytest.raises(kn.UnsupportedModelError, match=r"holds no weights of an adapter; expected adapter_model\.saf"):
+        kn.load_model(directory, tokenizer=tiny_tokenizer(LLAMA))
+    config = json.loads((directory / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "/no/such/base"
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(kn.UnsupportedModelError, match=r"base model of the adapter in .*Unknown model '/no/such"):
+        kn.load_model(directory)
+
+
+def test_an_adapter_of_another_size_says_where(adapted, tmp_path):
+    directory = shutil.copytree(adapted[-1], tmp_path / "adapter")
+    file = directory / "adapter_model.safetensors"
+    save_file({name: weight[:1].clone() for name, weight in load_file(file).items()}, file)
+    with without_warnings(), pytest.raises(kn.UnsupportedModelError, match=r"size mismatch for .*lora_"):
+        kn.load_model(directory, tokenizer=tiny_tokenizer(LLAMA))
