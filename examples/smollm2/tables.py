@@ -22,7 +22,6 @@ FIGURE = HERE.parents[1] / "docs" / "_static" / "smollm2_effects.png"
 RUNS = {"pararel": "ParaRel", "world": "embedded"}
 """The runs of the folder, and what the page calls their facts."""
 KEPT = ("config.toml", "provenance.json", "tables", "records")
-NOT_MEASURED = "*Not in the stored records.*"
 MIN_SHARE = 0.02
 """Layers with a smaller share of all kinds of neurons are not listed."""
 
@@ -82,7 +81,7 @@ def effects(factors: tuple[float, ...]) -> str:
             rows.append([label, f"x{factor:g}", *cells, "" if pd.isna(paper) else f"{paper:+.1%}"])
             rows[-1].append(str(int(chosen.loc[("found", "own"), "n"])))
     columns = ["facts", "factor", "found: own fact", "found: another fact", "most active: own", "random: own"]
-    return grid([*columns, "paper: own", "n"], rows) if rows else NOT_MEASURED
+    return grid([*columns, "paper: own", "n"], rows) if rows else ""
 
 
 EFFECTS = (("found", "own"), ("found", "other"), ("activation", "own"), ("random", "own"))
@@ -101,7 +100,7 @@ def table2() -> str:
             paper = [f"{chosen.loc[kind, 'paper']:.2f}" for kind in ("found", "baseline")]
             rows.append([label, STATISTICS[statistic], *cells, " and ".join(paper)])
     columns = ["facts", "", "found", "refined from activations", "random", "paper: found, from activations"]
-    return grid(columns, rows) if rows else NOT_MEASURED
+    return grid(columns, rows) if rows else ""
 
 
 STATISTICS = {
@@ -123,7 +122,7 @@ def figure3() -> str:
             found = table[(table["neuron_set"] == "found") & (table["layer"] == layer)].iloc[0]
             interval = f"{found['value']:.0%} [{100 * found['low']:.0f}, {100 * found['high']:.0f}]"
             rows.append([label, str(layer), interval, f"{share['activation']:.0%}"])
-    return grid(["facts", "layer", "found", "most active"], rows) if rows else NOT_MEASURED
+    return grid(["facts", "layer", "found", "most active"], rows) if rows else ""
 
 
 def completeness() -> str:
@@ -138,7 +137,7 @@ def completeness() -> str:
             cells = [f"{n_pairs:,}", f"{points:.1f}", f"{gap:.1e}", f"{table['largest_gap'].max():.3f}"]
             rows.append([label, *cells, str(table["above_tolerance"].sum())])
     columns = ["facts", "(prompt, layer) pairs", "points a pair", "mean gap", "largest gap", "above the tolerance"]
-    return grid(columns, rows) if rows else NOT_MEASURED
+    return grid(columns, rows) if rows else ""
 
 
 def lambdas() -> str:
@@ -167,7 +166,7 @@ def by_kind(name: str, columns: tuple[str, ...], relative: bool = False) -> str:
             paper = chosen.loc["found", "paper"] if "paper" in chosen else float("nan")
             rows.append([label, *map(str, key), *cells, "" if pd.isna(paper) else f"{paper:.3g}"])
         blocks.append(grid(["facts", *labels, *kinds, "paper: found"], rows))
-    return "\n\n".join(blocks) or NOT_MEASURED
+    return "\n\n".join(blocks)
 
 
 def listed(name: str) -> str:
@@ -182,7 +181,7 @@ def listed(name: str) -> str:
                 control = "" if "control" not in row or pd.isna(row["control"]) else f"{row['control']:.2f}"
                 rows.append([label, *(str(row[column]) for column in labels), number(row), control])
             blocks.append(grid(["facts", *labels, "value", "control"], rows))
-    return "\n\n".join(blocks) or NOT_MEASURED
+    return "\n\n".join(blocks)
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
@@ -200,13 +199,29 @@ BLOCKS: dict[str, Callable[[], str]] = {
 }
 
 
+HEADINGS = {
+    "table 6": "### Table 6",
+    "table 5": "### Table 5: a relation erased",
+    "methods": "## Other methods",
+    "stability": "## Stability",
+}
+"""The headings of blocks that are sections of their own. A section without records is left out."""
+
+
 def with_tables(page: str) -> str:
-    """Return the page with each block between its markers written anew."""
+    """Return the page with each block between its markers written anew; a block without records is empty."""
     for name, write in BLOCKS.items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
         if page.count(begin) != 1 or page.count(end) != 1:
             raise ValueError(f"The page must hold {begin!r} and {end!r} once.")
-        block = f"{begin}\n\n{write()}\n\n{end}"
+        parts = [begin]
+        table = write()
+        if table and name in HEADINGS:
+            parts.append(HEADINGS[name])
+        if table:
+            parts.append(table)
+        parts.append(end)
+        block = "\n\n".join(parts)
         page = re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _, block=block: block, page, flags=re.DOTALL)
     return page
 

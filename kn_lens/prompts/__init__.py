@@ -1,8 +1,8 @@
 """Prompts: facts as the tokens that query a model for them.
 
 ``batch`` has ``PromptBatch``, the input of every computation. ``tokenization`` finds the tokens of an answer in a text,
-``build`` makes prompts from facts and templates, and ``predict`` lists a model's most probable tokens for them. Only
-``build`` distinguishes masked and causal models.
+``build`` makes prompts from facts and templates, and ``predict`` lists a model's most probable tokens for them. In
+``build`` masked and causal models take two forms of prompt.
 """
 
 from kn_lens.prompts.batch import PromptBatch

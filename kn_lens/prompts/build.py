@@ -1,4 +1,4 @@
-"""From facts to prompts: the only module that distinguishes masked and causal models.
+"""From facts to prompts, which masked and causal models take in two forms.
 
 A prompt is one fact in one template. A *masked* model sees the whole sentence with the answer masked, one mask per
 answer token, and is read at the mask. A *causal* model sees the text before the answer and is read at the last token.

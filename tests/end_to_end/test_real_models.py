@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -91,3 +92,24 @@ def test_facts_are_selected_by_the_rule_of_the_script():
     assert answers.max() <= select_facts.SAME_ANSWER and counts.loc["P30", "same_answer"] > 0
     assert len(taken) == counts["taken"].sum() and not set(taken) & set(spare)
     assert all(len(fact.templates) == 8 and fact.templates[0].endswith("[Y].") for fact in taken)
+
+
+def test_a_section_without_records_is_left_out(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "real_models.md").read_text(encoding="utf-8")
+    tables = script("tables")
+    methods = Path("pararel", "tables", "methods.csv")
+    assert not (FOLDER / methods).exists() and tables.HEADINGS["methods"] not in page
+    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(tables, "HERE", tmp_path)
+    (tmp_path / methods).write_text("method,value,low,high\nablation,0.5,0.25,0.75\n", encoding="utf-8")
+    block = (
+        "## Other methods\n\n| facts | method | value | control |\n| --- | --- | --- | --- |\n| ParaRel | ablation |"
+    )
+    assert block in tables.with_tables(page)
+
+
+def test_more_than_half_of_the_neurons_refined_from_activations_are_shared():
+    table = pd.read_csv(FOLDER / "pararel" / "tables" / "table2.csv").query("neuron_set == 'baseline'")
+    values = table.set_index("statistic")["value"]
+    assert values["shared_across"] > values["neurons_per_fact"] / 2
+    assert values["shared_within"] > values["neurons_per_fact"] / 2
