@@ -42,6 +42,7 @@ def _root(
             "--version",
             callback=_print_version,
             is_eager=True,
+            metavar="",
             help="Version number.",
         ),
     ] = False,

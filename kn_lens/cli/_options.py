@@ -34,7 +34,8 @@ def named_option(panel: str | None, names: str, metavar: str, help: str) -> Any:
 
 def flag(panel: str | None, names: str, help: str) -> Any:
     """Return an option without a value."""
-    return typer.Option(*names.split(), help=help, rich_help_panel=panel)
+    # Newer releases of typer would show the type of a value, <bool>, which a flag does not take.
+    return typer.Option(*names.split(), metavar="", help=help, rich_help_panel=panel)
 
 
 def choice(names: Sequence[str], description: str, panel: str | None = None) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from kn_lens._core.counts import counted
 from kn_lens._core.escape import escaped
 
 ROWS_SHOWN = 40
@@ -90,7 +91,7 @@ def interval(row: Mapping[str, Any], form: str, factor: float = 1) -> str:
 def left_out_lines(left_out: Mapping[str, int], facts: Sequence[str]) -> Iterator[str]:
     """Yield the numbers of excluded prompts with their reasons, and the facts without any remaining prompt."""
     for reason, n in left_out.items():
-        yield f"Left out: {n:,} prompts ({reason})"
+        yield f"Left out: {counted(n, 'prompt')} ({reason})"
     if facts:
         names = ", ".join(facts[:FACTS_SHOWN])
         if len(facts) > FACTS_SHOWN:

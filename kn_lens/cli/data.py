@@ -9,6 +9,7 @@ import typer
 from rich.console import Group
 
 from kn_lens._core import defaults
+from kn_lens._core.counts import counted
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, detect_format, read_facts
 from kn_lens.cli._options import check_output_path, named_option
@@ -77,7 +78,7 @@ def convert(
         print_json({"command": "data convert", "source": source, "out": str(to), **_summary(facts)})
     else:
         out.print(
-            f"{len(facts):,} facts of {len(facts.relations)} relations written to {to}",
+            f"{counted(len(facts), 'fact')} of {counted(len(facts.relations), 'relation')} written to {to}",
             soft_wrap=True,
         )
 
@@ -128,7 +129,7 @@ def check(
     if not document["findings"]:
         out.print("No findings.")
     if model is not None:
-        out.print(f"{model}: {document['n_prompts']:,} prompts", soft_wrap=True)
+        out.print(f"{model}: {counted(document['n_prompts'], 'prompt')}", soft_wrap=True)
         for line in left_out_lines(document["left_out"], document["facts_without_prompts"]):
             out.print(line, soft_wrap=True)
 
@@ -203,8 +204,8 @@ def _data_table(document: Mapping[str, Any]) -> Group:
         counts = [f"{row[name]:,}" for name in numbers]
         rows.add_row(relation, *counts, row["example"])
     note = (
-        f"{document['n_facts']:,} facts of {document['n_relations']:,} relations, "
-        f"{document['n_pairs']:,} pairs of a fact and a template."
+        f"{counted(document['n_facts'], 'fact')} of {counted(document['n_relations'], 'relation')}, "
+        f"{counted(document['n_pairs'], 'pair')} of a fact and a template."
     )
     n_hidden = len(relations) - ROWS_SHOWN
     if n_hidden > 0:

@@ -87,8 +87,9 @@ def demo(
 ) -> None:
     """Find the knowledge neurons of a real fact, suppress, amplify and rewrite them, and compare with other facts.
 
-    Neurons are found with the trained paraphrases only; the held-out ones test them. Under a minute on two cores for an
-    embedded model, minutes for a pretrained one, such as smollm2-135m.
+    Neurons are found with the trained paraphrases only; the held-out ones test them.
+
+    An embedded model takes under a minute on two cores; a pretrained one, such as smollm2-135m, minutes.
     """
     document: dict[str, Any] = {"command": "demo"}
     for name, section in sections(model, fact):

@@ -13,6 +13,7 @@ from rich.console import Group
 from kn_lens._core import defaults
 from kn_lens._core.advice import STRENGTH_ADVICE
 from kn_lens._core.atomic import write_whole
+from kn_lens._core.counts import counted
 from kn_lens._core.names import DTYPES, UPDATE_FORMS, Scaling
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
@@ -197,7 +198,7 @@ def erase(
     found = _neurons_of(neurons, source)
     own = {fact: found[fact] for fact in members if fact in found}
     if not own:
-        raise DataError(f"{neurons} has neurons of {len(found)} facts, none of them of {relation}.")
+        raise DataError(f"{neurons} has neurons of {counted(len(found), 'fact')}, none of them of {relation}.")
     loaded = load_for_neurons(neurons, model, device, dtype, force=force, check=check)
 
     from kn_lens.edits import erase_relation
@@ -458,7 +459,7 @@ def _answers_table(document: Mapping[str, Any]) -> Group:
             row["top_after"],
         )
     note = (
-        f"{document['n_prompts']:,} prompts of {document['n_facts']:,} facts; "
+        f"{counted(document['n_prompts'], 'prompt')} of {counted(document['n_facts'], 'fact')}; "
         f"{document['changed']:.1%} have another answer. P(correct answer) "
         f"{document['mean_before']:.3f} before, {document['mean_after']:.3f} after."
     )

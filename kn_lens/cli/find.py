@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.console import Group
 
 from kn_lens._core import defaults
+from kn_lens._core.counts import counted
 from kn_lens._core.names import OUTPUTS, PRESETS, QUADRATURES
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
@@ -279,8 +280,8 @@ def _found_table(document: Mapping[str, Any]) -> Group:
     mean = sum(len(row["neurons"]) for row in facts) / len(facts)
     n_without = sum(not row["neurons"] for row in facts)
     note = (
-        f"{len(facts):,} facts, {document['n_prompts']:,} prompts; {mean:.2f} neurons per fact, "
-        f"{n_without:,} facts without neurons. "
+        f"{counted(len(facts), 'fact')}, {counted(document['n_prompts'], 'prompt')}; {mean:.2f} neurons per fact, "
+        f"{counted(n_without, 'fact')} without neurons. "
     )
     if gaps or n_unconverged:
         note += (

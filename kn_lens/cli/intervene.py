@@ -11,6 +11,7 @@ from rich.console import Group
 
 from kn_lens._core import defaults
 from kn_lens._core.atomic import write_whole
+from kn_lens._core.counts import counted
 from kn_lens._core.intervals import WHY_NONE
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
@@ -141,7 +142,7 @@ def _effects_group(document: Mapping[str, Any]) -> Group:
     """Return the table of effects with its note."""
     title = f"{document['model']['name']}: change of the answer's probability"
     note = (
-        f"{document['n_facts']:,} facts, {document['n_facts_without_neurons']:,} of them without "
+        f"{counted(document['n_facts'], 'fact')}, {document['n_facts_without_neurons']:,} of them without "
         "neurons (and without any change). n: neurons per fact. Means over relations of (after - "
         "before) / before, with 95% bootstrap intervals."
     )

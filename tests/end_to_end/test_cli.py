@@ -104,6 +104,8 @@ def test_every_command_has_help(cli):
     for words in every:
         code, out, err = cli(*words, "--help")
         assert (code, err) == (0, "") and f"Usage: {' '.join(('kn-lens', *words))} " in out
+        flags = [line for line in out.splitlines() if " --help" not in line]
+        assert not any("<bool>" in line for line in flags), "a flag takes no value"
     for group in ((), ("data",), ("edit",)):
         code, out, err = cli(*group)
         assert (code, err) == (0, "") and out.strip() == cli(*group, "--help")[1].strip()

@@ -72,7 +72,7 @@ def test_data_check_reports_likely_problems(cli, checkpoints, tmp_path):
     kn.FactSet(facts[:1]).to_jsonl(path)
     code, out, err = cli("data", "check", path, "-m", checkpoints["gpt2"])
     assert (code, err) == (0, "") and "No findings." in out
-    assert "3 prompts" in out and "Left out: 1 prompts (object not last)" in out
+    assert "3 prompts" in out and "Left out: 1 prompt (object not last)" in out
 
 
 def test_models_lists_families_and_embedded_models(cli):
