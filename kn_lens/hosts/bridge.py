@@ -546,6 +546,7 @@ def bridge_host(model: Any) -> Host:
     architecture = architecture_of(hf_model)
     kind = check_config(hf_model.config, architecture, name)
     check_state(hf_model, name)
+    _check_ends(model, name)
     _check_mlps(model, name)
     shapes = {tuple(block.mlp.W_out.shape) for block in model.blocks}
     if len(shapes) > 1:
@@ -574,9 +575,27 @@ def bridge_host(model: Any) -> Host:
     )
 
 
+def _check_ends(model: Any, name: str) -> None:
+    """Raise unless the word embeddings and the unembedding of a bridge are mapped."""
+    for component in ("embed", "unembed"):
+        if f"{component}.hook_in" not in model.hook_dict:
+            raise UnsupportedModelError(
+                f"{name}: its adapter maps no {component!r}; expected one that maps 'embed', 'blocks' and 'unembed'."
+            )
+
+
+def first_hooked(module: nn.Module) -> str | None:
+    """Return the path of the first submodule with hooks of the user, or a changed forward; None where there is none."""
+    for path, part in module.named_modules():
+        if any(_is_users(hook_fn) for hook_fn in _hooks_on(part)):
+            return path
+    return None
+
+
 def _check_mlps(model: Any, name: str) -> None:
     """Raise unless every block has one dense MLP, whose ``hook_post`` is the input of its ``W_out``."""
     hooks = model.hook_dict
+    width = getattr(text_config(model.original_model.config), "hidden_size", None)
     for layer, block in enumerate(getattr(model, "blocks", [None])):
         out = getattr(getattr(block, "mlp", None), "out", None)
         hook = hooks.get(f"blocks.{layer}.mlp.hook_post")
@@ -585,9 +604,15 @@ def _check_mlps(model: Any, name: str) -> None:
                 f"{name}: hook_post of layer {layer} is not the input of a W_out (the layer is a mixture of experts, "
                 "or has no MLP); expected one dense MLP in every block. Load a dense model."
             )
-        if 0 in block.mlp.W_out.shape:
+        shape = tuple(block.mlp.W_out.shape)
+        if width is not None and shape[1] != width:
             raise UnsupportedModelError(
-                f"{name}: layer {layer} has no neurons (W_out has the shape {tuple(block.mlp.W_out.shape)}); expected "
+                f"{name}: W_out of layer {layer} has the shape {shape}; expected rows of the residual stream's width, "
+                f"{width}. The adapter maps another weight as W_out."
+            )
+        if 0 in shape:
+            raise UnsupportedModelError(
+                f"{name}: layer {layer} has no neurons (W_out has the shape {shape}); expected "
                 "at least one. Load a checkpoint with MLPs."
             )
 

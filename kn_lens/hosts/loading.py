@@ -15,7 +15,7 @@ from kn_lens.errors import (
     UnsupportedModelError,
     did_you_mean,
 )
-from kn_lens.hosts.bridge import Host, bridge_host
+from kn_lens.hosts.bridge import Host, bridge_host, first_hooked
 from kn_lens.hosts.checkpoints import (
     attach_origin,
     check_finite,
@@ -45,6 +45,10 @@ from kn_lens.hosts.tokenizers import (
 from kn_lens.hosts.unwrap import unwrap_model
 
 HOSTS = ("bridge", "hooked")
+_ADVICE_ON_LOADING = "Load another checkpoint; check=False of kn_lens.load_model skips this check."
+_ADVICE_ON_REFERENCES = (
+    "Its weights are others, perhaps edited ones, or its computation is: check_host(model) checks the latter alone."
+)
 
 
 def host_of(model: HookedModel | Host) -> Host:
@@ -168,14 +172,16 @@ def load_model(
 def _host_model(hf_model: Any, host: str, name: str, tokenizer: Any, *, check: bool) -> Any:
     """Return a TransformerLens model of a Hugging Face model, with finite weights and the same logits."""
     check_finite(hf_model, name)
+    hooked = first_hooked(hf_model)
     reference = _reference_logits(hf_model, name, tokenizer) if check else None
     build = wrap_in_bridge if host == "bridge" else hooked_from
     model = build(hf_model, name=name, tokenizer=tokenizer)
     described = host_of(model)
     if reference is None:
         return model
+    advice = _ADVICE_ON_LOADING if hooked is None else _advice_on_hooks(hooked)
     try:
-        reference.compare(described, name="transformers")
+        reference.compare(described, name="transformers", advice=advice)
     except Exception as error:
         if isinstance(error, KNLensError) or ran_out_of_memory(error):
             raise
@@ -184,6 +190,13 @@ def _host_model(hf_model: Any, host: str, name: str, tokenizer: Any, *, check: b
             "or another model."
         ) from error
     return model
+
+
+def _advice_on_hooks(path: str) -> str:
+    return (
+        f"Hooks, or a changed forward, are on {path or 'the model'!r}, where TransformerLens computes in code of its "
+        "own: load the model without them, and put hooks on what load_model returns."
+    )
 
 
 def _reference_logits(hf_model: Any, name: str, tokenizer: Any) -> ReferenceLogits:
@@ -228,6 +241,7 @@ def check_host(model: HookedModel | Host, reference: Any = None) -> LogitCheck:
     ('the same weights in a plain BertForMaskedLM', True)
     """
     host = checked_host(model)
+    advice = _ADVICE_ON_REFERENCES
     if host.has_user_hooks:
         raise HookError(f"Hooks are on {host.name}, which a plain model has not; remove them before check_host.")
     if reference is None:
@@ -237,6 +251,7 @@ def check_host(model: HookedModel | Host, reference: Any = None) -> LogitCheck:
                 "directory or the Hugging Face model that it was made from."
             )
         plain = unwrap_model(host.model)
+        advice = "Load another checkpoint."
         name = f"the same weights in a plain {host.architecture}"
     elif isinstance(reference, (str, Path)):
         checkpoint = read_checkpoint(
@@ -262,7 +277,7 @@ def check_host(model: HookedModel | Host, reference: Any = None) -> LogitCheck:
         name = f"the {kind} given"
     _check_comparable(plain, host, name)
     check_finite(plain, name)
-    return _reference_logits(plain, name, tokenizer_of(host.model)).compare(host, name=name)
+    return _reference_logits(plain, name, tokenizer_of(host.model)).compare(host, name=name, advice=advice)
 
 
 def _check_comparable(hf_model: Any, host: Host, name: str) -> None:

@@ -90,12 +90,13 @@ class ReferenceLogits:
             if hf_model.config._attn_implementation != attention:
                 hf_model.set_attn_implementation(attention)
 
-    def compare(self, host: Host, *, name: str) -> LogitCheck:
+    def compare(self, host: Host, *, name: str, advice: str) -> LogitCheck:
         """Compare the logits of a host. Cost: a pass of both prompts, and about two of the first.
 
         Args:
             host: the model.
             name: what the reference is, for messages.
+            advice: what to do where the logits differ, for messages.
 
         Raises:
             UnsupportedModelError: TransformerLens computes other logits.
@@ -113,8 +114,7 @@ class ReferenceLogits:
                 f"{host.name!r} in TransformerLens computes other logits than {name}: they differ by "
                 f"{difference:.2g} (root mean square), where logits vary by "
                 f"{float(_root_mean_square(_centred(expected))):.2g} and rounding in {host.dtype} explains "
-                f"{limit:.2g}. Scores would be those of another model. Load another checkpoint; check=False of "
-                "kn_lens.load_model skips this check."
+                f"{limit:.2g}. Scores would be those of another model. {advice}"
             )
         return LogitCheck(reference=name, difference=difference, limit=limit)
 

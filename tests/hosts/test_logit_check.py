@@ -210,3 +210,47 @@ def test_weights_that_are_not_finite_are_named_rather_than_compared() -> None:
     kn.host_of(model).W_out(0).data[0, 0] = torch.inf
     with pytest.raises(UnsupportedModelError, match=r"h\.0\.mlp\.c_proj\.weight are NaN or infinite"):
         kn.check_host(model)
+
+
+def test_hooks_of_a_model_in_memory_that_transformer_lens_passes_by_are_named() -> None:
+    hf_model = tiny_hf_model("LlamaForCausalLM")
+    attention = hf_model.model.layers[1].self_attn
+    attention.register_forward_hook(lambda module, args, output: (2 * output[0], *output[1:]))
+    with pytest.raises(UnsupportedModelError, match=r"are on 'model\.layers\.1\.self_attn', where TransformerLens"):
+        kn.load_model(hf_model)
+
+
+def test_the_advice_is_for_the_caller(tmp_path: Path) -> None:
+    directory = tiny_checkpoint("GPT2LMHeadModel", tmp_path)
+    model = kn.load_model(directory)
+    edit = kn.erase_neurons(model, kn.NeuronSet([(1, 3)]))
+    with edit.applied(model), pytest.raises(UnsupportedModelError, match=r"perhaps edited .* check_host\(model\)"):
+        kn.check_host(model, directory)
+
+
+class SwappedWeights(LlamaArchitectureAdapter):
+    """An adapter that takes the up-projection for W_out: the logits are right, and neurons are not."""
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        parts = self.component_mapping["blocks"].submodules["mlp"].submodules
+        parts["out"].name, parts["in"].name = parts["in"].name, parts["out"].name
+
+
+class WithoutEmbedding(LlamaArchitectureAdapter):
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        del self.component_mapping["embed"]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "reason"),
+    [
+        (SwappedWeights, r"W_out of layer 0 has the shape \(16, 24\); expected rows of .* width, 16"),
+        (WithoutEmbedding, "its adapter maps no 'embed'"),
+    ],
+)
+def test_an_adapter_without_the_parts_that_are_read_is_refused(adapter: type, reason: str, registry: Any) -> None:
+    registry.register_adapter("LlamaForCausalLM", adapter)
+    with pytest.raises(UnsupportedModelError, match=reason):
+        kn.load_model(tiny_hf_model("LlamaForCausalLM"))
