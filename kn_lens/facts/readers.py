@@ -117,6 +117,11 @@ def read_patterns(path: Path) -> dict[str, tuple[str, ...]]:
         return _causal_templates()
     if os.path.isdir(path):  # unlike Path.is_dir, returns False for invalid names
         return _patterns(path)
+    if not os.path.lexists(path):
+        raise DataError(
+            f"{path}: no such file. Templates are a folder of ParaRel's patterns, LAMA's relations.jsonl, or "
+            f"{OWN_TEMPLATES!r} for those of the package.{did_you_mean(path.name, [OWN_TEMPLATES, *_siblings(path)])}"
+        )
     templates: dict[str, tuple[str, ...]] = {}
     for location, row in json_lines(path):
         relation = text_of(row, "relation", location)
@@ -375,14 +380,18 @@ def _lama_sentences(
 # --- files ----------------------------------------------------------------------------------------
 
 
+def _siblings(path: Path) -> list[str]:
+    """Return the names of the files and folders beside a path."""
+    if not path.parent.is_dir():
+        return []
+    return [item.name for item in path.parent.iterdir()]
+
+
 def _read(path: Path) -> str:
     try:
         return read_whole(path).decode("utf-8-sig")  # text mode would translate line ends in CSV cells
     except FileNotFoundError:
-        siblings = []
-        if path.parent.is_dir():
-            siblings = [item.name for item in path.parent.iterdir()]
-        raise DataError(f"{path}: no such file.{did_you_mean(path.name, siblings)}") from None
+        raise DataError(f"{path}: no such file.{did_you_mean(path.name, _siblings(path))}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

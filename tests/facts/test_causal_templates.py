@@ -135,3 +135,12 @@ def test_the_command_line_and_studies_choose_them_by_name(pararel, monkeypatch):
     study.write_text('[[models]]\nmodel = "world-gpt2"\n[[facts]]\nsource = "."\nname = "p"\ntemplates = "kn_lens"\n')
     config = read_study(study)
     assert config.facts[0].templates == "kn_lens" and 'templates = "kn_lens"' in as_toml(config)
+
+
+@pytest.mark.parametrize("name", ["KN_LENS", "kn-lens", "templates"])
+def test_templates_that_are_nowhere_say_what_is_expected(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "facts.jsonl"
+    path.write_text('{"subject": "Ireland", "relation": "P36", "object": "Dublin"}\n')
+    with pytest.raises(DataError, match=rf"{name}: no such file\. Templates are .* or 'kn_lens' for those"):
+        kn.FactSet.from_jsonl(path, templates=name)
