@@ -13,7 +13,7 @@ from kn_lens.attribution.options import Preset, Progress
 from kn_lens.attribution.outputs import Output, resolve_output, target_log_probs, target_logits
 from kn_lens.attribution.quadrature import fixed_rule
 from kn_lens.attribution.reference import reference_attribution
-from kn_lens.attribution.result import Attribution
+from kn_lens.attribution.result import Attribution, check_attribution
 from kn_lens.attribution.storage import attribute_to_file, read_attribution
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "attribute_in_parts",
     "attribute_to_file",
     "budget_for",
+    "check_attribution",
     "check_numbers",
     "chunk_by_rows",
     "fixed_rule",

@@ -44,7 +44,7 @@ from kn_lens.attribution.parts import PartsJoin, Together, whole_parts
 from kn_lens.attribution.result import Attribution
 from kn_lens.errors import ArgumentError
 from kn_lens.hosts import Budget, HookedModel, Host, exclusively, host_of
-from kn_lens.prompts import PromptBatch
+from kn_lens.prompts import PromptBatch, check_prompts
 
 
 def attribute(
@@ -208,6 +208,7 @@ class _Computation:
     ) -> "_Computation":
         """Check all that can be checked without running the model; see ``attribute`` for errors."""
         host = host_of(model)
+        check_prompts(prompts)
         layers = options.layers_of(host)
         neurons = options.neurons_of(host)
         output = options.output_for(prompts)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kn_lens.attribution.quadrature import Quadrature, fixed_rule
 from kn_lens.hosts import HookedModel, exclusive
-from kn_lens.prompts import PromptBatch
+from kn_lens.prompts import PromptBatch, check_prompts
 
 
 @exclusive
@@ -53,6 +53,7 @@ def reference_attribution(
         >>> bool((scores - fast).abs().max() < 1e-6)
         True
     """
+    check_prompts(prompts)
     points = fixed_rule(rule, n_steps)
     hook_post = f"blocks.{layer}.mlp.hook_post"
     scores = []

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kn_lens._core.checks import check_share
 from kn_lens._core.drawing import drawing
+from kn_lens._core.wording import type_with_article
 from kn_lens.attribution.options import METHODS
 from kn_lens.errors import ArgumentError
 from kn_lens.facts import Fact
@@ -119,3 +120,15 @@ class Attribution:
 
     def _repr_html_(self) -> str:
         return drawing("attribution_html")(self)
+
+
+def check_attribution(attr: object) -> None:
+    """Raise unless an argument is an attribution.
+
+    Raises:
+        ArgumentError: another kind of argument, such as its scores.
+    """
+    if not isinstance(attr, Attribution):
+        raise ArgumentError(
+            f"Got {type_with_article(attr)}; expected an Attribution, as kn_lens.attribute(model, prompts) returns it."
+        )

@@ -34,7 +34,7 @@ from kn_lens.attribution.options import KeywordsWithoutKeep
 from kn_lens.attribution.result import Attribution
 from kn_lens.errors import ArgumentError, DataError, KNLensError, did_you_mean
 from kn_lens.hosts import HookedModel, Host, exclusive, host_of
-from kn_lens.prompts import PromptBatch
+from kn_lens.prompts import PromptBatch, check_prompts
 
 KEY, KEY_DIGEST = b"kn_lens.scores", b"kn_lens.scores.sha256"
 VERSION = 1
@@ -117,6 +117,7 @@ def attribute_to_file(
     if os.path.exists(path):  # False for names that no file can have; writing reports them
         raise ArgumentError(f"{path} exists and is not overwritten: read it with read_attribution, or name another.")
     host = host_of(model)
+    check_prompts(prompts)
     keep = None if keep is None else float(keep)  # JSON takes no other numbers
     n_scores = n_unconverged = 0
     metadata: dict[str, Any] = {

@@ -7,8 +7,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from kn_lens._core.counts import counted
 from kn_lens._core.escape import escaped
+from kn_lens._core.wording import counted
 
 ROWS_SHOWN = 40
 FACTS_SHOWN = 8

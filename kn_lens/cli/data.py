@@ -9,7 +9,7 @@ import typer
 from rich.console import Group
 
 from kn_lens._core import defaults
-from kn_lens._core.counts import counted
+from kn_lens._core.wording import counted
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, detect_format, read_facts
 from kn_lens.cli._options import check_output_path, named_option

@@ -13,8 +13,8 @@ from rich.console import Group
 from kn_lens._core import defaults
 from kn_lens._core.advice import STRENGTH_ADVICE
 from kn_lens._core.atomic import write_whole
-from kn_lens._core.counts import counted
 from kn_lens._core.names import DTYPES, UPDATE_FORMS, Scaling
+from kn_lens._core.wording import counted
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
 from kn_lens.cli._options import MODEL, RESULT, check_output_path, choice, flag, named_option, option

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.console import Group
 
 from kn_lens._core import defaults
-from kn_lens._core.counts import counted
 from kn_lens._core.names import OUTPUTS, PRESETS, QUADRATURES
+from kn_lens._core.wording import counted
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
 from kn_lens.cli._options import METHOD, check_output_path, choice, flag, option

@@ -11,8 +11,8 @@ from rich.console import Group
 
 from kn_lens._core import defaults
 from kn_lens._core.atomic import write_whole
-from kn_lens._core.counts import counted
 from kn_lens._core.intervals import WHY_NONE
+from kn_lens._core.wording import counted
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
 from kn_lens.cli._options import check_output_path, flag, named_option, option

@@ -4,11 +4,9 @@ from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any
 
-from kn_lens._core.counts import counted
 from kn_lens.errors import ArgumentError, EditError, did_you_mean
 from kn_lens.facts import Fact
-from kn_lens.neurons import NeuronSet
-from kn_lens.prompts import PromptBatch
+from kn_lens.neurons import check_neuron_set, check_neurons_by_fact
 
 
 def check_neurons(neurons: Any) -> None:
@@ -18,15 +16,7 @@ def check_neurons(neurons: Any) -> None:
         ArgumentError: another kind of argument, such as a mapping from facts to sets.
         EditError: an empty set.
     """
-    if isinstance(neurons, Mapping):
-        raise ArgumentError(
-            f"Got a mapping of {counted(len(neurons), 'fact')} as neurons; "
-            "expected the NeuronSet of one fact: neurons[fact]."
-        )
-    if not isinstance(neurons, NeuronSet):
-        raise ArgumentError(
-            f"Got neurons of type {type(neurons).__name__}; expected a NeuronSet, such as kn_lens.NeuronSet([(2, 7)])."
-        )
+    check_neuron_set(neurons)
     if not neurons:
         raise EditError("The edit would change no row: its set of neurons is empty. Expected at least one neuron.")
 
@@ -55,26 +45,6 @@ def checked_facts(facts: Any) -> list[Fact]:
     for fact in facts:
         check_fact(fact)
     return facts
-
-
-def check_neurons_by_fact(neurons_by_fact: Any, name: str = "neurons_by_fact") -> None:
-    """Raise unless the argument is a mapping from facts to sets of neurons.
-
-    Raises:
-        ArgumentError: another kind of argument, such as one set.
-    """
-    if not isinstance(neurons_by_fact, Mapping):
-        raise ArgumentError(
-            f"Got {name} of type {type(neurons_by_fact).__name__}; "
-            "expected a mapping from facts to NeuronSets, such as {fact: neurons}."
-        )
-    for fact, neurons in neurons_by_fact.items():
-        if not isinstance(fact, Fact) or not isinstance(neurons, NeuronSet):
-            raise ArgumentError(
-                f"{name} maps a {type(fact).__name__} to a {type(neurons).__name__}; "
-                "expected a Fact and a NeuronSet. "
-                "kn_lens.match_facts(sets, facts) finds the facts of a neuron file's keys."
-            )
 
 
 def check_each_has_neurons(
@@ -115,18 +85,6 @@ def check_new_objects(new_objects: Any) -> None:
         raise ArgumentError(
             f"Got new_objects of type {type(new_objects).__name__}; "
             "expected a mapping from facts to new objects, such as {fact: 'Tokyo'}."
-        )
-
-
-def check_prompts(prompts: Any, name: str) -> None:
-    """Raise unless the argument is a batch of prompts.
-
-    Raises:
-        ArgumentError: another kind of argument, such as facts.
-    """
-    if not isinstance(prompts, PromptBatch):
-        raise ArgumentError(
-            f"Got {name} of type {type(prompts).__name__}; expected prompts: kn_lens.make_prompts(model, facts)."
         )
 
 

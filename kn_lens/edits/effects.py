@@ -29,9 +29,7 @@ from kn_lens._core.names import Scaling, UpdateForm
 from kn_lens.attribution import Preset
 from kn_lens.edits.arguments import (
     check_each_has_neurons,
-    check_neurons_by_fact,
     check_new_objects,
-    check_prompts,
 )
 from kn_lens.edits.erasures import erase_neurons, erase_relation
 from kn_lens.edits.questions import (
@@ -49,8 +47,8 @@ from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.hosts import Budget, HookedModel, Host, checked_host, exclusive
 from kn_lens.interventions import AnswerScores, Progress, Ticks, score_answers
-from kn_lens.neurons import NeuronSet, prompts_by_fact, random_neurons, relation_neurons
-from kn_lens.prompts import PromptBatch
+from kn_lens.neurons import NeuronSet, check_neurons_by_fact, prompts_by_fact, random_neurons, relation_neurons
+from kn_lens.prompts import PromptBatch, check_prompts
 
 if TYPE_CHECKING:
     import pandas as pd

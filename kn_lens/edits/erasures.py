@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 from kn_lens._core import defaults
-from kn_lens._core.counts import counted
-from kn_lens.edits.arguments import check_neurons, check_neurons_by_fact
+from kn_lens._core.wording import counted
+from kn_lens.edits.arguments import check_neurons
 from kn_lens.edits.value_rows import check_raw, mean_embedding
 from kn_lens.edits.weight_edit import WeightEdit
 from kn_lens.errors import ArgumentError, EditError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.hosts import HookedModel, Host, exclusive, host_of
-from kn_lens.neurons import NeuronSet, relation_neurons
+from kn_lens.neurons import NeuronSet, check_neurons_by_fact, relation_neurons
 
 
 @exclusive

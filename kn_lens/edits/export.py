@@ -9,6 +9,7 @@ from typing import Any
 
 from kn_lens._core.atomic import writing_folder
 from kn_lens._core.interrupts import Undone
+from kn_lens._core.wording import type_with_article
 from kn_lens.edits.arguments import check_path
 from kn_lens.edits.value_rows import check_raw
 from kn_lens.edits.weight_edit import WeightEdit
@@ -93,7 +94,7 @@ def _checked_edits(edits: Any) -> list[WeightEdit]:
         raise ArgumentError("There are no edits to export; expected a WeightEdit, or several.")
     for edit in edits:
         if not isinstance(edit, WeightEdit):
-            raise ArgumentError(f"Got a {type(edit).__name__} among the edits; expected WeightEdits alone.")
+            raise ArgumentError(f"Got {type_with_article(edit)} among the edits; expected WeightEdits alone.")
     return edits
 
 

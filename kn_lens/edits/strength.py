@@ -19,7 +19,7 @@ from kn_lens._core import defaults
 from kn_lens._core.checks import check_share
 from kn_lens._core.names import Scaling
 from kn_lens.attribution import Preset
-from kn_lens.edits.arguments import check_each_has_neurons, check_new_objects, check_prompts
+from kn_lens.edits.arguments import check_each_has_neurons, check_new_objects
 from kn_lens.edits.effects import MAX_DISTURBED, UpdateMeasurement, UpdateTrial, measure_updates
 from kn_lens.edits.questions import OWN, reworded
 from kn_lens.edits.updates import checked_lambdas, resolve_form
@@ -28,7 +28,7 @@ from kn_lens.facts import Fact
 from kn_lens.hosts import Budget, HookedModel, Host, checked_host, exclusive
 from kn_lens.interventions import Progress
 from kn_lens.neurons import NeuronSet
-from kn_lens.prompts import PromptBatch
+from kn_lens.prompts import PromptBatch, check_prompts
 
 if TYPE_CHECKING:
     import pandas as pd

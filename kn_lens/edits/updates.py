@@ -40,14 +40,14 @@ from kn_lens._core.checks import check_share
 from kn_lens._core.names import UPDATE_FORMS, Scaling, UpdateForm
 from kn_lens._core.precision import at_least_float32
 from kn_lens.attribution import Preset, check_numbers
-from kn_lens.edits.arguments import check_fact, check_neurons, check_neurons_by_fact
+from kn_lens.edits.arguments import check_fact, check_neurons
 from kn_lens.edits.value_rows import ValueRows, check_raw, mean_embedding
 from kn_lens.edits.weight_edit import WeightEdit
 from kn_lens.errors import ArgumentError, EditError, NoPromptError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.hosts import Budget, HookedModel, HookFn, Host, exclusive, host_of
 from kn_lens.interventions import AnswerScores, Ticks, is_known, score_answers
-from kn_lens.neurons import NeuronSet
+from kn_lens.neurons import NeuronSet, check_neurons_by_fact
 from kn_lens.prompts import PromptBatch, make_prompts
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from kn_lens._core import defaults
 from kn_lens._core.atomic import write_whole
+from kn_lens._core.wording import type_with_article
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 from kn_lens.facts import readers
 from kn_lens.facts.readers import OBJECT_SLOT, SUBJECT_SLOT, Record, Split, Templates
@@ -115,6 +116,9 @@ class FactSet(Sequence[Fact]):
     facts: tuple[Fact, ...]
 
     def __init__(self, facts: Iterable[Fact]) -> None:
+        if isinstance(facts, (str, Fact)) or not isinstance(facts, Iterable):
+            got = f"a string, {facts!r}" if isinstance(facts, str) else type_with_article(facts)
+            raise ArgumentError(f"Got {got}; expected several Facts, such as [facts.find('Ireland', 'P36')].")
         facts = tuple(facts)
         for fact in facts:
             if not isinstance(fact, Fact):

@@ -75,6 +75,10 @@ def read_pararel(
 
     ``templates`` replace the patterns, which then need not be there.
     """
+    needed = ["patterns", "facts"] if templates is None else ["facts"]
+    missing = [name for name in needed if not os.path.isdir(root / name)]
+    if missing:
+        raise DataError(f"{root}: there is no {missing[0]}/ in it; expected a folder with patterns/ and facts/.")
     if templates is None:
         templates = _patterns(root / "patterns")
     files = _relation_files(root / "facts")

@@ -29,7 +29,7 @@ from kn_lens.hosts.partial_forward import (
     recomputes_last_token_only,
     run_clean,
 )
-from kn_lens.hosts.tokenizers import check_beginning, fingerprint
+from kn_lens.hosts.tokenizers import check_beginning, check_tokenizer, fingerprint
 from kn_lens.hosts.unwrap import token_embeddings, unwrap_model
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "PackagedModel",
     "check_beginning",
     "check_host",
+    "check_tokenizer",
     "checked_host",
     "embedded_models",
     "exclusive",

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from kn_lens._core.atomic import read_whole
+from kn_lens._core.wording import type_with_article
 from kn_lens.errors import ArgumentError, KNLensError, UnsupportedModelError, did_you_mean
 from kn_lens.hosts.exclusive import one_load_at_a_time
 from kn_lens.hosts.families import (
@@ -328,7 +329,8 @@ def check_in_memory(model: Any) -> None:
         )
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
-            f"Got a {kind}; expected a name, a directory, a Hugging Face model or a TransformerLens model."
+            f"Got {type_with_article(model)}; expected a name, a directory, a Hugging Face model or a TransformerLens "
+            "model."
         )
     if is_wrapped(model):
         raise UnsupportedModelError(
@@ -527,6 +529,9 @@ def _resolve(device: str | torch.device | None, dtype: torch.dtype | None) -> tu
         raise ArgumentError(f"device={device!r}; expected a name such as 'cuda', or a torch.device.")
     try:
         found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ArgumentError(f"device={device!r}; expected 'cpu', 'cuda' or 'mps'.") from error
+    try:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         raise ArgumentError(f"device={device!r} cannot be used here: {str(error).splitlines()[0]}") from error

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from kn_lens._core.wording import type_with_article
 from kn_lens.errors import (
     ArgumentError,
     HookError,
@@ -73,7 +74,7 @@ def host_of(model: HookedModel | Host) -> Host:
     if is_bridge(model):
         return bridge_host(model)
     raise UnsupportedModelError(
-        f"Got a {type(model).__name__}; expected a TransformerLens model, such as a TransformerBridge. "
+        f"Got {type_with_article(model)}; expected a TransformerLens model, such as a TransformerBridge. "
         "kn_lens.load_model makes one from a name, a directory or a Hugging Face model."
     )
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 from typing import Any
 
+from kn_lens._core.wording import type_with_article
 from kn_lens.errors import ArgumentError
 from kn_lens.hosts.families import quiet_imports
 
@@ -89,7 +90,7 @@ def check_tokenizer(tokenizer: Any) -> None:
 
     if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ArgumentError(
-            f"tokenizer is a {type(tokenizer).__name__}; expected a Hugging Face tokenizer, such as "
+            f"tokenizer is {type_with_article(tokenizer)}; expected a Hugging Face tokenizer, such as "
             "transformers.AutoTokenizer.from_pretrained(...) returns."
         )
 

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,14 +20,15 @@ import torch
 from jaxtyping import Float, Int
 
 from kn_lens._core.drawing import drawing
+from kn_lens._core.wording import type_with_article
 from kn_lens.attribution import check_numbers
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact, FactSet
-from kn_lens.hosts import Budget, HookedModel, Host, checked_host, exclusive
+from kn_lens.hosts import Budget, HookedModel, Host, check_tokenizer, checked_host, exclusive
 from kn_lens.interventions.hooks import Intervention, Suppress
 from kn_lens.interventions.scoring import Change, Progress, Ticks, score_answers, score_answers_under
-from kn_lens.neurons import NeuronSet, prompts_by_fact, random_neurons
-from kn_lens.prompts import PromptBatch
+from kn_lens.neurons import NeuronSet, check_neurons_by_fact, prompts_by_fact, random_neurons
+from kn_lens.prompts import PromptBatch, check_prompts
 
 Intervene = Callable[[Sequence[NeuronSet]], Intervention]
 """Makes an intervention from one set of neurons for each prompt."""
@@ -97,11 +98,11 @@ def measure(
         0.0
     """
     host = checked_host(model)
+    check_prompts(prompts)
+    check_tokenizer(tokenizer)
+    applied = _checked_interventions(interventions)
     prompts.check_for(host)
     budget = Budget.of(host, memory_budget)
-    if not isinstance(interventions, Sequence):
-        interventions = [interventions]
-    applied = cast("list[Intervention]", list(interventions))
     _check_hooks(host, prompts, applied)
     tick = Ticks(progress, 2 * prompts.n_rows)
     before = score_answers(host, prompts, [], budget, tick)
@@ -179,6 +180,10 @@ def controlled_effects(
         [['random', 'own', 'P36/Ireland/Dublin'], ['found', 'other', 'P30/Ireland/Europe']]
     """
     host = checked_host(model)
+    check_prompts(prompts)
+    check_neurons_by_fact(neurons_by_fact)
+    if activation_neurons is not None:
+        check_neurons_by_fact(activation_neurons, "activation_neurons")
     prompts.check_for(host)
     Budget.of(host, memory_budget)  # before any work
     prompts_of = prompts_by_fact(prompts)
@@ -188,6 +193,12 @@ def controlled_effects(
     makers = intervene if isinstance(intervene, Mapping) else {"": intervene}
     if not makers:
         raise ArgumentError("intervene is empty; expected an intervention, or some by name: {'off': Suppress}.")
+    for make in makers.values():
+        if not callable(make):
+            raise ArgumentError(
+                f"Got {type_with_article(make)} as intervene; expected a function that makes an intervention of one "
+                "set for each prompt, such as kn_lens.Suppress or lambda sets: kn_lens.Amplify(sets, 3.0)."
+            )
     others: dict[Fact, Fact] = {}
     for fact, other in zip(pool, pool.paired_with_other_relations(seed), strict=True):
         others[fact] = pool[other]
@@ -301,6 +312,21 @@ def _random_controls(
         fact_seed = [seed, zlib.crc32(fact.key.encode())]
         controls[fact] = random_neurons(neurons, host, fact_seed)
     return controls
+
+
+def _checked_interventions(interventions: Any) -> list[Intervention]:
+    """Return one intervention or several as a list.
+
+    Raises:
+        ArgumentError: another kind of argument, such as a set of neurons.
+    """
+    applied = list(interventions) if isinstance(interventions, (list, tuple)) else [interventions]
+    for intervention in applied:
+        if isinstance(intervention, type) or not isinstance(intervention, Intervention):
+            raise ArgumentError(
+                f"Got {type_with_article(intervention)}; expected an intervention, such as kn_lens.Suppress(neurons)."
+            )
+    return applied
 
 
 def _check_hooks(

@@ -27,7 +27,7 @@ from kn_lens.errors import ArgumentError, HookError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.hosts import FOR_ONE_BATCH, HookedModel, HookFn, Host, host_of
 from kn_lens.neurons import NeuronSet
-from kn_lens.prompts import PromptBatch
+from kn_lens.prompts import PromptBatch, check_prompts
 
 Neurons = NeuronSet | Mapping[Fact, NeuronSet] | Sequence[NeuronSet]
 """One set for all prompts; a set for each fact, which applies to the fact's prompts; or a set for each prompt."""
@@ -118,6 +118,7 @@ class _NeuronIntervention:
             HookError: raised by a hook that runs on activations of another batch.
         """
         host = host_of(model)
+        check_prompts(prompts)
         prompts.check_for(host)
         cells = _cells(_resolve(self.neurons, host, prompts), prompts)
         self._check(host, prompts, cells)

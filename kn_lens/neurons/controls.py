@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from kn_lens.attribution import Attribution, Progress, attribute_in_parts
+from kn_lens.attribution import Attribution, Progress, attribute_in_parts, check_attribution
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.hosts import HookedModel, Host, host_of
-from kn_lens.neurons.neuron_set import NeuronSet
+from kn_lens.neurons.neuron_set import NeuronSet, check_neuron_set, check_neurons_by_fact
 from kn_lens.neurons.refine import prompts_by_fact
 from kn_lens.prompts import PromptBatch
 
@@ -44,6 +44,7 @@ def random_neurons(
         >>> control.layer_counts(4), control.isdisjoint(found)
         ((0, 0, 1, 2), True)
     """
+    check_neuron_set(neurons)
     host = host_of(model)
     neurons.check(host)
     generator = np.random.default_rng(seed)
@@ -83,6 +84,7 @@ def activation_neurons(
         >>> len(kn.activation_neurons(activations, {fact: kn.NeuronSet([(2, 5), (3, 17)])})[fact])
         2
     """
+    check_attribution(activations)
     if activations.method != "activation":
         raise ArgumentError(
             f"Got scores by {activations.method!r}; expected attribute(..., method='activation'). "
@@ -147,6 +149,8 @@ def matched_neurons(
     Raises:
         ArgumentError: thresholded scores, a fact without prompts, or one with fewer scores than neurons.
     """
+    check_attribution(attr)
+    check_neurons_by_fact(neurons_by_fact)
     n_by_fact = {fact: len(neurons) for fact, neurons in neurons_by_fact.items()}
     return highest_neurons(attr, n_by_fact)
 

@@ -10,6 +10,7 @@ from operator import index as as_int
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kn_lens._core.wording import counted
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.hosts import HookedModel, Host, ModelIdentity, host_of, is_hosted
@@ -277,3 +278,40 @@ def _neuron(item: Any) -> Neuron:
     except (TypeError, ValueError):
         raise ArgumentError(f"Got {item!r}; expected a Neuron or a (layer, index) pair.") from None
     return Neuron(layer, index)
+
+
+def check_neuron_set(neurons: object) -> None:
+    """Raise unless an argument is one set of neurons.
+
+    Raises:
+        ArgumentError: another kind of argument, such as a mapping from facts to sets.
+    """
+    if isinstance(neurons, Mapping):
+        raise ArgumentError(
+            f"Got a mapping of {counted(len(neurons), 'fact')} as neurons; "
+            "expected the NeuronSet of one fact: neurons[fact]."
+        )
+    if not isinstance(neurons, NeuronSet):
+        raise ArgumentError(
+            f"Got neurons of type {type(neurons).__name__}; expected a NeuronSet, such as kn_lens.NeuronSet([(2, 7)])."
+        )
+
+
+def check_neurons_by_fact(neurons_by_fact: object, name: str = "neurons_by_fact") -> None:
+    """Raise unless the argument is a mapping from facts to sets of neurons.
+
+    Raises:
+        ArgumentError: another kind of argument, such as one set.
+    """
+    if not isinstance(neurons_by_fact, Mapping):
+        raise ArgumentError(
+            f"Got {name} of type {type(neurons_by_fact).__name__}; "
+            "expected a mapping from facts to NeuronSets, such as {fact: neurons}."
+        )
+    for fact, neurons in neurons_by_fact.items():
+        if not isinstance(fact, Fact) or not isinstance(neurons, NeuronSet):
+            raise ArgumentError(
+                f"{name} maps a {type(fact).__name__} to a {type(neurons).__name__}; "
+                "expected a Fact and a NeuronSet. "
+                "kn_lens.match_facts(sets, facts) finds the facts of a neuron file's keys."
+            )

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from kn_lens._core import defaults
 from kn_lens._core.checks import check_share
-from kn_lens.attribution import Attribution
+from kn_lens._core.wording import counted, type_with_article
+from kn_lens.attribution import Attribution, check_attribution
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.neurons.files import read_scores
@@ -33,6 +34,10 @@ CELLS_AT_ONCE = 2**20
 
 Negatives = Attribution | Mapping[Fact, NeuronSet]
 """Negative examples: see ``refine``."""
+
+
+class MissingFactError(ArgumentError, KeyError):
+    """A fact has no refined set; a ``KeyError``, as of every mapping."""
 
 
 class Refined(dict[Fact, NeuronSet]):
@@ -53,6 +58,16 @@ class Refined(dict[Fact, NeuronSet]):
         super().__init__(neurons)
         self.left_out = dict(left_out)
         self.negatives_left_out = dict(negatives_left_out)
+
+    def __missing__(self, fact: object) -> NeuronSet:
+        """Raise a ``MissingFactError`` that says why there is no set."""
+        if not isinstance(fact, Fact):
+            raise MissingFactError(f"Got {type_with_article(fact)}; expected a Fact, since each fact has its own set.")
+        if fact in self.left_out:
+            n_prompts = counted(self.left_out[fact], "prompt")
+            raise MissingFactError(f"{fact.key} has no set: its {n_prompts} are fewer than min_prompts.")
+        near = did_you_mean(fact.key, (other.key for other in self))
+        raise MissingFactError(f"{fact.key} has no set: the attribution has no prompts of it.{near}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +98,7 @@ def coarse(
     Raises:
         ArgumentError: threshold outside [0, 1], or below the share from which scores were kept.
     """
+    check_attribution(attr)
     check_share("threshold", threshold)
     _check_kept("threshold", threshold, attr.keep)
     if not attr.scores.is_sparse:
@@ -131,6 +147,7 @@ def refine(
         >>> 0 < len(neurons[fact]) < 100
         True
     """
+    check_attribution(attr)
     _check_thresholds(attr_threshold, share_threshold, min_prompts)
     counts = _PromptCounts.of(attr, attr_threshold, min_prompts)
     neurons = counts.refined(counts.needed(share_threshold))
@@ -182,6 +199,7 @@ def refine_by_relation(
         >>> refinement.share_threshold
         {'P36': 0.7}
     """
+    check_attribution(attr)
     _check_thresholds(attr_threshold, share_threshold, min_prompts)
     low, high = target
     if not 0 <= low <= high:

@@ -305,6 +305,18 @@ def _placeholder_facts(
     return facts
 
 
+def check_prompts(prompts: object, name: str = "prompts") -> None:
+    """Raise unless an argument is a batch of prompts.
+
+    Raises:
+        ArgumentError: another kind of argument, such as facts.
+    """
+    if not isinstance(prompts, PromptBatch):
+        raise ArgumentError(
+            f"Got {name} of type {type(prompts).__name__}; expected a PromptBatch: kn_lens.make_prompts(model, facts)."
+        )
+
+
 def _check_shapes(batch: PromptBatch) -> None:
     n_rows, n_prompts = len(batch.target_ids), len(batch.text)
     n_pos = batch.tokens.shape[-1] if batch.tokens.ndim else 0

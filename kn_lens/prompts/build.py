@@ -23,7 +23,7 @@ import torch
 
 from kn_lens.errors import ArgumentError, NoPromptError, PromptError, did_you_mean
 from kn_lens.facts import OBJECT_SLOT, SUBJECT_SLOT, Fact, FactSet
-from kn_lens.hosts import HookedModel, Host, check_beginning, exclusive, fingerprint, host_of
+from kn_lens.hosts import HookedModel, Host, check_beginning, check_tokenizer, exclusive, fingerprint, host_of
 from kn_lens.prompts.batch import MadeFor, PromptBatch, too_long
 from kn_lens.prompts.tokenization import STRADDLES, Encoded, encode
 
@@ -82,6 +82,7 @@ def make_prompts(
     'The country Ireland has the capital [MASK].'
     """
     host = host_of(model)
+    check_tokenizer(tokenizer)
     if tokenizer is None:
         tokenizer = host.tokenizer
         if tokenizer is None:
@@ -406,8 +407,9 @@ def _with_templates(
     templates: str | Sequence[str] | Mapping[str, Sequence[str]] | None,
 ) -> FactSet:
     """Return the facts with other templates."""
+    facts = facts if isinstance(facts, FactSet) else FactSet(facts)
     if templates is None:
-        return facts if isinstance(facts, FactSet) else FactSet(facts)
+        return facts
     reworded = []
     for fact in facts:
         fact_templates = templates

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from kn_lens._core.precision import at_least_float32
 from kn_lens.errors import ArgumentError
-from kn_lens.hosts import Budget, HookedModel, Host, exclusive, host_of
-from kn_lens.prompts.batch import PromptBatch
+from kn_lens.hosts import Budget, HookedModel, Host, check_tokenizer, exclusive, host_of
+from kn_lens.prompts.batch import PromptBatch, check_prompts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +48,8 @@ def predict(
     import pandas as pd
 
     host = host_of(model)
+    check_prompts(prompts)
+    check_tokenizer(tokenizer)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= host.d_vocab:
         raise ArgumentError(f"k is {k!r}; expected a whole number from 1 to {host.d_vocab}.")
     budget = Budget.of(host, memory_budget)

@@ -199,7 +199,7 @@ def test_pararel_relations_that_cannot_be_read_are_refused(pararel):
         FactSet.from_pararel(pararel, ["P101"])
     with pytest.raises(DataError, match="min_templates=5"):
         FactSet.from_pararel(pararel, min_templates=5)
-    with pytest.raises(DataError, match="no files of the form"):
+    with pytest.raises(DataError, match=r"facts: there is no patterns/ in it; expected a folder with patterns/ and"):
         FactSet.from_pararel(pararel / "facts")
 
 
@@ -419,3 +419,8 @@ def test_a_valid_file_with_one_value_changed_is_read_or_refused(tmp_path, name, 
         assert len(reader(path)) > 0
     except KNLensError as error:
         assert str(error)
+
+
+def test_a_misspelled_source_of_templates_is_suggested(pararel):
+    with pytest.raises(DataError, match=r"no such file.* Did you mean 'kn_lens'\?"):
+        FactSet.from_pararel(pararel, templates="kn-lens")

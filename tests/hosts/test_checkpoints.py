@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from kn_lens.errors import UnsupportedModelError
+from kn_lens.errors import ArgumentError, UnsupportedModelError
 from kn_lens.hosts import checkpoints as _loading
 from kn_lens.hosts import host_of, load_model
 from tests.tiny import equal, tiny_checkpoint, tiny_hf_model, tiny_model, tiny_tokenizer
@@ -104,3 +104,8 @@ def test_a_directory_without_tokenizer_loads_with_one_given(tmp_path: Path) -> N
     (directory / "tokenizer.json").unlink()
     tokenizer = tiny_tokenizer("BertForMaskedLM")
     assert host_of(load_model(directory, tokenizer=tokenizer)).tokenizer is tokenizer
+
+
+def test_a_device_that_is_none_is_refused_with_the_usual_ones():
+    with pytest.raises(ArgumentError, match=r"^device='gpu'; expected 'cpu', 'cuda' or 'mps'\.$"):
+        load_model("world-bert", device="gpu")

@@ -1,0 +1,20 @@
+"""Words of messages that depend on what they are about: counts, and types with their article."""
+
+
+def counted(n: int, noun: str) -> str:
+    """Return a count with its noun, in the plural unless it is one.
+
+    >>> counted(1, "fact"), counted(2, "fact"), counted(1200, "prompt")
+    ('1 fact', '2 facts', '1,200 prompts')
+    """
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def type_with_article(value: object) -> str:
+    """Return the name of a value's type with its article.
+
+    >>> type_with_article(1), type_with_article({})
+    ('an int', 'a dict')
+    """
+    name = type(value).__name__
+    return f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"
