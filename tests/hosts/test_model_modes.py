@@ -2,13 +2,16 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import fields
 from threading import Event, Thread
+from typing import get_args
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import kn_lens as kn
+from kn_lens._core.names import Method
 from kn_lens.hosts.exclusive import exclusively, lock_of
 from tests.reliability.state import unchanged
 from tests.tiny import loaded, tiny_checkpoint, tiny_hf_model
@@ -58,6 +61,28 @@ def test_results_are_those_without_the_callers_modes(architecture, name):
         assert torch.is_inference_mode_enabled() == (name in ("inference", "both"))
         assert torch.is_autocast_enabled("cpu") == (name in ("autocast", "both"))
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize("architecture", ["BertForMaskedLM", "GPT2LMHeadModel"])
+def test_results_of_a_model_with_trainable_weights_hold_no_graph(architecture, tmp_path):
+    """As of a bridge that TransformerLens has just made."""
+    frozen, trainable = loaded(architecture), loaded(architecture)
+    trainable.requires_grad_(True)
+    prompts = kn.make_prompts(frozen, FACTS, unknown_answers="leave_out")
+    for method in get_args(Method):
+        neurons = NEURONS if method == "single_path" else None
+        expected = kn.attribute(frozen, prompts, method=method, neurons=neurons)
+        with unchanged(trainable):
+            found = kn.attribute(trainable, prompts, method=method, neurons=neurons)
+        for field in fields(found):
+            value = getattr(found, field.name)
+            if isinstance(value, torch.Tensor):
+                assert not value.requires_grad, (method, field.name)
+                torch.testing.assert_close(value, getattr(expected, field.name), rtol=0, atol=0, equal_nan=True)
+    (_, part), *_ = kn.attribute_in_parts(trainable, prompts)
+    assert not part.scores.requires_grad
+    kn.attribute_to_file(trainable, tmp_path / "scores.safetensors", prompts, keep=0.5)
+    assert kn.attribute(trainable, prompts)._repr_html_()
 
 
 def test_an_edit_is_applied_under_autocast_too(tmp_path):

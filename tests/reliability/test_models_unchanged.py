@@ -43,6 +43,8 @@ PASSES = Passes()
 @pytest.fixture(scope="module", params=["BertForMaskedLM", "GPT2LMHeadModel"])
 def model(request):
     model = tiny_model(request.param)
+    if request.param == "GPT2LMHeadModel":
+        model.requires_grad_(True)  # as of a bridge that TransformerLens has just made
     tokens = torch.tensor([[1, 2, 3]])
     # TransformerLens readies some modules when they first run; transformers adds hooks of its own for the first cache.
     model.run_with_cache(tokens)
