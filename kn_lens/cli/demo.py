@@ -126,10 +126,7 @@ def sections(model_name: str, fact_name: str | None = None) -> Iterator[tuple[st
     }
     yield "model", description
     candidates = [chosen] if chosen else list(known)[:FACTS_TRIED]
-    for fact in candidates:
-        attr, found = _found_neurons(model, fact, extent)
-        if found:
-            break
+    fact, attr, found = _first_with_neurons(model, candidates, extent)
     known_held_out = FactSet([held_out[trained.facts.index(other)] for other in known])
     held_out_prompts = build_prompts(model, [held_out[trained.facts.index(fact)]], leave_out=False)
     batches = [attr.prompts, held_out_prompts]
@@ -221,6 +218,20 @@ def _found_neurons(model: Any, fact: Fact, extent: Extent) -> "tuple[Attribution
     with show_progress(description, unit="prompt-layers") as progress:
         attr = attribute(model, prompts, max_points=extent.max_points, progress=progress)
     return attr, refine(attr)[fact]
+
+
+def _first_with_neurons(
+    model: Any,
+    candidates: Sequence[Fact],
+    extent: Extent,
+) -> "tuple[Fact, Attribution, NeuronSet]":
+    """Attribute one fact after the other, and return the first that has neurons; the last where none has."""
+    for fact in candidates[:-1]:
+        attr, found = _found_neurons(model, fact, extent)
+        if found:
+            return fact, attr, found
+    attr, found = _found_neurons(model, candidates[-1], extent)
+    return candidates[-1], attr, found
 
 
 def _evidence(attr: "Attribution", found: "NeuronSet") -> dict[str, Any]:

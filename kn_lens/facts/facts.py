@@ -271,7 +271,7 @@ class FactSet(Sequence[Fact]):
         >>> FactSet.world().find("Ireland", relation="P36").object
         'Dublin'
         """
-        return cls._of(readers.read_world(split), readers.WORLD)
+        return cls.from_records(readers.read_world(split), readers.WORLD)
 
     @classmethod
     def from_pararel(
@@ -295,7 +295,7 @@ class FactSet(Sequence[Fact]):
             DataError: a file or a requested relation is missing or malformed, or has too few templates.
         """
         records = readers.read_pararel(Path(path), relations, min_templates, _resolved(templates))
-        return cls._of(records, path)
+        return cls.from_records(records, path)
 
     @classmethod
     def from_official(cls, path: StrPath) -> "FactSet":
@@ -304,7 +304,7 @@ class FactSet(Sequence[Fact]):
         One list is one fact; an object may group the facts by relation. The file does not mark the subject in its
         prompts, so subjects are empty; ``uid`` is the zero-based position of the fact in the file.
         """
-        return cls._of(readers.read_official(Path(path)), path)
+        return cls.from_records(readers.read_official(Path(path)), path)
 
     @classmethod
     def from_lama(
@@ -323,7 +323,7 @@ class FactSet(Sequence[Fact]):
             relations: the files of the folder to read; None reads all.
         """
         records = readers.read_lama(Path(path), _resolved(templates), relations)
-        return cls._of(records, path)
+        return cls.from_records(records, path)
 
     @classmethod
     def from_counterfact(cls, path: StrPath, *, paraphrases: bool = True) -> "FactSet":
@@ -334,7 +334,7 @@ class FactSet(Sequence[Fact]):
             paraphrases: whether to use ``paraphrase_prompts`` as further templates.
         """
         records = readers.read_counterfact(Path(path), paraphrases)
-        return cls._of(records, path)
+        return cls.from_records(records, path)
 
     @classmethod
     def from_jsonl(cls, path: StrPath, templates: Templates | StrPath | None = None) -> "FactSet":
@@ -347,13 +347,13 @@ class FactSet(Sequence[Fact]):
             templates: templates in place of the file's: by relation, or where to read them (see ``from_lama``).
         """
         records = readers.read_jsonl(Path(path), _resolved(templates))
-        return cls._of(records, path)
+        return cls.from_records(records, path)
 
     @classmethod
     def from_csv(cls, path: StrPath, templates: Templates | StrPath | None = None) -> "FactSet":
         """Read a CSV table with the columns of ``from_jsonl``; a ``templates`` cell holds a JSON list."""
         records = readers.read_csv(Path(path), _resolved(templates))
-        return cls._of(records, path)
+        return cls.from_records(records, path)
 
     @classmethod
     def from_frame(
@@ -372,10 +372,23 @@ class FactSet(Sequence[Fact]):
         rows = zip(frame.index, frame.to_dict("records"), strict=True)
         located_rows = ((f"row {index}", _cells(row)) for index, row in rows)
         records = readers.read_rows(located_rows, _resolved(templates))
-        return cls._of(records, "the table")
+        return cls.from_records(records, "the table")
 
     @classmethod
-    def _of(cls, records: Iterable[Record], source: object) -> "FactSet":
+    def from_records(cls, records: Iterable[Record], source: object) -> "FactSet":
+        """Make facts of the records that a reader yields: what every reader of the package ends with.
+
+        Args:
+            records: one for each fact, with the place where it was read.
+            source: what was read, for messages.
+
+        Raises:
+            DataError: no records, two of one fact, or one that is no fact, with its place.
+
+        >>> records = [Record("line 1", "Ireland", "P36", "Dublin", ("The capital of [X] is [Y].",))]
+        >>> FactSet.from_records(records, "my list")[0].object
+        'Dublin'
+        """
         facts: list[Fact] = []
         locations: list[str] = []
         for record in records:

@@ -2,6 +2,7 @@ from .context import RunContext, open_context
 from .execute import run_stages, with_needs
 from .settings import Settings
 from .stage import Stage, TableDisplay, write_records
+from .stages.neurons import NEURONS
 from .statistics import (
     Statistic,
     bootstrap_table,
@@ -16,6 +17,7 @@ from .studies.config import FactsEntry, ModelEntry, StudyConfig, read_study
 from .studies.study import run_study
 
 __all__ = [
+    "NEURONS",
     "FactsEntry",
     "ModelEntry",
     "RunContext",
