@@ -296,7 +296,8 @@ def layer_contexts(
             prompts=prompts,
             clean=clean,
             post=state.post[layer],
-            value_rows=host.W_out(layer),
+            # Weights of a bridge that TransformerLens has just made require gradients: no score holds a graph of them.
+            value_rows=host.W_out(layer).detach(),
             gradient_activation=gradient_activations[layer],
             output=output,
             state=state,

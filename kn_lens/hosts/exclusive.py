@@ -4,8 +4,7 @@ A pass puts hooks on a model and replaces forwards of its modules, until it ends
 each other's hooks, so each call locks its model and a second one waits. The same thread may make further calls.
 
 Attribution needs gradients and the model's own precision. A call leaves ``torch.inference_mode`` and ``torch.autocast``
-of its caller, and returns the results that it has without them. Weights may require gradients, as those of a bridge do
-that TransformerLens has just made: no result holds a graph of them.
+of its caller, and returns the results that it has without them.
 
 Models are loaded one after another, because transformers changes settings of the whole process meanwhile.
 """
@@ -64,7 +63,7 @@ def one_load_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def exclusively(model: Any) -> Iterator[None]:
-    """Lock a model, leave the caller's modes, and record no gradients but where code within asks for them.
+    """Lock a model and leave the caller's modes.
 
     Args:
         model: the model, or a ``Host`` of it. Anything else is left to the caller to refuse.
@@ -72,7 +71,7 @@ def exclusively(model: Any) -> Iterator[None]:
     # A model has the attributes of the model that it wraps, ``model`` among them: this one is read of a host alone.
     module = model if isinstance(model, torch.nn.Module) else getattr(model, "model", None)
     lock = lock_of(module) if isinstance(module, torch.nn.Module) else nullcontext()
-    with lock, leave_caller_modes(), torch.no_grad():
+    with lock, leave_caller_modes():
         yield
 
 
