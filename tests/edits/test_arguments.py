@@ -196,5 +196,5 @@ def test_the_error_of_a_wrong_argument_type_names_the_right_call(no_passes, call
 def test_an_edit_is_applied_to_models_only(wrong):
     edit = random_edit(loaded("BertForMaskedLM"))
     for use in (edit.apply_, edit.undo_, edit.applied, edit.hooks):
-        with pytest.raises(kn.UnsupportedModelError, match=rf"Got a {type(wrong).__name__}; .* kn_lens.load_model"):
+        with pytest.raises(kn.UnsupportedModelError, match=rf"Got an? {type(wrong).__name__}; .* kn_lens.load_model"):
             use(wrong)
