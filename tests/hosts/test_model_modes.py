@@ -14,7 +14,7 @@ import kn_lens as kn
 from kn_lens._core.names import Method
 from kn_lens.hosts.exclusive import exclusively, lock_of
 from tests.reliability.state import unchanged
-from tests.tiny import loaded, tiny_checkpoint, tiny_hf_model
+from tests.tiny import loaded, tiny_checkpoint, tiny_hf_model, tiny_model
 
 FACTS = kn.FactSet(
     [
@@ -66,9 +66,10 @@ def test_results_are_those_without_the_callers_modes(architecture, name):
 @pytest.mark.parametrize("architecture", ["BertForMaskedLM", "GPT2LMHeadModel"])
 def test_results_of_a_model_with_trainable_weights_hold_no_graph(architecture, tmp_path):
     """As of a bridge that TransformerLens has just made."""
-    frozen, trainable = loaded(architecture), loaded(architecture)
+    frozen, trainable = loaded(architecture), tiny_model(architecture)
     trainable.requires_grad_(True)
     prompts = kn.make_prompts(frozen, FACTS, unknown_answers="leave_out")
+    kn.predict(trainable, prompts)  # TransformerLens readies some modules when they first run
     for method in get_args(Method):
         neurons = NEURONS if method == "single_path" else None
         expected = kn.attribute(frozen, prompts, method=method, neurons=neurons)

@@ -5,6 +5,7 @@ TransformerLens too, one that is neither refused nor right fails here.
 """
 
 import copy
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -184,7 +185,13 @@ def from_disk(hf_model, directory):
 @pytest.mark.filterwarnings("ignore:Casting complex")  # the rotations of Llama 4's image tower, made float64 here
 @pytest.mark.parametrize("architecture", LISTED)
 def test_a_listed_class_gives_the_right_numbers(architecture, tmp_path, float64_throughout):
-    model, reference = from_disk(tiny(architecture), tmp_path)
+    """On TransformerLens 3 some classes are refused, whose adapters compute other logits or miss a function there."""
+    try:
+        model, reference = from_disk(tiny(architecture), tmp_path)
+    except UnsupportedModelError:
+        if version("transformer-lens").startswith("3."):
+            return
+        raise
     host, family = kn.host_of(model), BY_ARCHITECTURE[architecture]
     read = TOWERS[architecture][0] if architecture in TEXT_ALONE else architecture
     assert (host.architecture, host.kind) == (read, family.kind)
