@@ -36,7 +36,16 @@ from .errors import (
 )
 from .facts import Fact, FactSet
 from .hosts import check_host, host_of, load_model
-from .interventions import Amplify, Effect, Intervention, SetTo, Suppress, controlled_effects, effect_table, measure
+from .interventions import (
+    Amplify,
+    Effect,
+    Intervention,
+    SetTo,
+    Suppress,
+    controlled_effects,
+    effect_table,
+    measure,
+)
 from .neurons import (
     Neuron,
     NeuronSet,

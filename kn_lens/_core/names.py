@@ -9,7 +9,12 @@ RULES: tuple[str, ...] = get_args(Rule)
 QUADRATURES = ("adaptive", *RULES)
 
 Method = Literal[
-    "integrated_gradients", "single_path", "activation", "gradient_x_activation", "log_prob_gain", "ablation"
+    "integrated_gradients",
+    "single_path",
+    "activation",
+    "gradient_x_activation",
+    "log_prob_gain",
+    "ablation",
 ]
 """The attribution methods; ``single_path`` scores chosen neurons alone."""
 

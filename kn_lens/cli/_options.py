@@ -114,11 +114,20 @@ DtypeOfNeurons = Annotated[
 ]
 Check = Annotated[
     bool,
-    flag(MODEL, "--check/--no-check", "Comparison of the loaded model's logits with those of transformers."),
+    flag(
+        MODEL,
+        "--check/--no-check",
+        "Comparison of the loaded model's logits with those of transformers.",
+    ),
 ]
 Memory = Annotated[
     float | None,
-    option(MODEL, "GIB", "Memory for passes on the model's device; half of the free memory by default.", min=0),
+    option(
+        MODEL,
+        "GIB",
+        "Memory for passes on the model's device; half of the free memory by default.",
+        min=0,
+    ),
 ]
 
 Facts = Annotated[

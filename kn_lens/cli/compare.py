@@ -34,7 +34,8 @@ def compare(
     runs: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN...", help="Two or more directories of kn-lens reproduce, each as DIRECTORY or NAME=DIRECTORY."
+            metavar="RUN...",
+            help="Two or more directories of kn-lens reproduce, each as DIRECTORY or NAME=DIRECTORY.",
         ),
     ],
     to: Annotated[

@@ -73,7 +73,11 @@ def update(
     to: To,
     lambda_old: Annotated[
         float | None,
-        option(CHANGE, "X", f"Factor of the old answer's embedding, subtracted; {defaults.LAMBDAS[0]:g} by default."),
+        option(
+            CHANGE,
+            "X",
+            f"Factor of the old answer's embedding, subtracted; {defaults.LAMBDAS[0]:g} by default.",
+        ),
     ] = None,
     lambda_new: Annotated[
         float | None,
@@ -86,7 +90,11 @@ def update(
     ] = None,
     preset: Annotated[
         str | None,
-        choice(tuple(UPDATE_FORMS), "Form of the paper or of its released code, instead of the next two", CHANGE),
+        choice(
+            tuple(UPDATE_FORMS),
+            "Form of the paper or of its released code, instead of the next two",
+            CHANGE,
+        ),
     ] = None,
     scaling: Annotated[
         str,
@@ -98,7 +106,13 @@ def update(
     ] = defaults.SIGNED,
     max_share: Annotated[
         float,
-        option(CHANGE, "P", "Maximum share of the relation's facts that have a changed neuron.", min=0.0, max=1.0),
+        option(
+            CHANGE,
+            "P",
+            "Maximum share of the relation's facts that have a changed neuron.",
+            min=0.0,
+            max=1.0,
+        ),
     ] = defaults.MAX_SHARE,
     allow_unknown: Annotated[
         bool,

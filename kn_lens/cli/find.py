@@ -60,11 +60,23 @@ def find(
     ] = defaults.TOLERANCE,
     attr_threshold: Annotated[
         float,
-        option(METHOD, "SHARE", "Share of a prompt's largest score: threshold of its coarse set.", min=0, max=1),
+        option(
+            METHOD,
+            "SHARE",
+            "Share of a prompt's largest score: threshold of its coarse set.",
+            min=0,
+            max=1,
+        ),
     ] = defaults.ATTR_THRESHOLD,
     share_threshold: Annotated[
         float,
-        option(METHOD, "SHARE", "Share of a fact's prompts whose coarse sets contain a neuron.", min=0, max=1),
+        option(
+            METHOD,
+            "SHARE",
+            "Share of a fact's prompts whose coarse sets contain a neuron.",
+            min=0,
+            max=1,
+        ),
     ] = defaults.SHARE_THRESHOLD,
     min_prompts: Annotated[
         int,
@@ -72,7 +84,11 @@ def find(
     ] = defaults.MIN_PROMPTS,
     by_relation: Annotated[
         bool,
-        flag(METHOD, "--by-relation", "Adaptation of --share-threshold, until a relation's facts have 2 to 5 neurons."),
+        flag(
+            METHOD,
+            "--by-relation",
+            "Adaptation of --share-threshold, until a relation's facts have 2 to 5 neurons.",
+        ),
     ] = False,
     to: options.Out = None,
     json: options.Json = False,

@@ -39,7 +39,12 @@ def study(
     ],
     to: Annotated[
         str,
-        named_option(RESULT, "--out -o", "DIR", "Directory or address such as s3://...; new, or that of this study."),
+        named_option(
+            RESULT,
+            "--out -o",
+            "DIR",
+            "Directory or address such as s3://...; new, or that of this study.",
+        ),
     ],
     engine: Annotated[str, choice(ENGINES, "Engine of the computation", EXECUTION)] = "in-process",
     force: Annotated[
@@ -52,7 +57,12 @@ def study(
     ] = None,
     workers: Annotated[
         int | None,
-        option(EXECUTION, "N", "Number of parallel runs with processes or ray; as many as fit by default.", min=1),
+        option(
+            EXECUTION,
+            "N",
+            "Number of parallel runs with processes or ray; as many as fit by default.",
+            min=1,
+        ),
     ] = None,
     gpus: Annotated[float, option(RAY, "SHARE", "GPUs of each worker, such as 1 or 0.5.", min=0)] = 0.0,
     dry_run: Annotated[

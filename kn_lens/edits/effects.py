@@ -47,7 +47,13 @@ from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.hosts import Budget, HookedModel, Host, checked_host, exclusive
 from kn_lens.interventions import AnswerScores, Progress, Ticks, score_answers
-from kn_lens.neurons import NeuronSet, check_neurons_by_fact, prompts_by_fact, random_neurons, relation_neurons
+from kn_lens.neurons import (
+    NeuronSet,
+    check_neurons_by_fact,
+    prompts_by_fact,
+    random_neurons,
+    relation_neurons,
+)
 from kn_lens.prompts import PromptBatch, check_prompts
 
 if TYPE_CHECKING:
@@ -381,7 +387,10 @@ def disturbed_share(rows: Iterable[Mapping[str, Any]]) -> float:
     """
     n_lost = n_right = 0.0
     for row in rows:
-        if row["question"] in (SAME_RELATION, OTHER_RELATIONS):  # these two groups hold every other fact once
+        if row["question"] in (
+            SAME_RELATION,
+            OTHER_RELATIONS,
+        ):  # these two groups hold every other fact once
             n_lost += row["n_prompts"] * row["lost"]
             n_right += row["n_prompts"] * row["right_before"]
     if not n_right:

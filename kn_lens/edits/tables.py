@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kn_lens._core import defaults
-from kn_lens._core.bootstrap import Statistic, WeightedMean, bootstrap_tables, fact_share, perplexity, ratio
+from kn_lens._core.bootstrap import (
+    Statistic,
+    WeightedMean,
+    bootstrap_tables,
+    fact_share,
+    perplexity,
+    ratio,
+)
 from kn_lens._core.intervals import SHARE
 from kn_lens.edits.questions import OTHER_FACTS, OWN
 from kn_lens.errors import ArgumentError, did_you_mean

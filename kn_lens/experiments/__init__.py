@@ -20,7 +20,11 @@ MOVED = {
 }
 """The names of each module, as they were."""
 
-warn("kn_lens.experiments has moved to kn_lens.runs; the old path goes with the next release.", DeprecationWarning, 2)
+warn(
+    "kn_lens.experiments has moved to kn_lens.runs; the old path goes with the next release.",
+    DeprecationWarning,
+    2,
+)
 
 for module_name, names in MOVED.items():
     module = ModuleType(f"{__name__}.{module_name}", f"The old path of names in ``{runs.__name__}``.")

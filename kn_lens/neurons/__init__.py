@@ -12,7 +12,13 @@ from kn_lens.neurons.controls import (
     random_neurons,
 )
 from kn_lens.neurons.files import read_sets
-from kn_lens.neurons.neuron_set import Neuron, NeuronSet, check_neuron_set, check_neurons_by_fact, match_facts
+from kn_lens.neurons.neuron_set import (
+    Neuron,
+    NeuronSet,
+    check_neuron_set,
+    check_neurons_by_fact,
+    match_facts,
+)
 from kn_lens.neurons.overlap import (
     OVERLAP_STATISTICS,
     Incidence,

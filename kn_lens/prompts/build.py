@@ -23,7 +23,15 @@ import torch
 
 from kn_lens.errors import ArgumentError, NoPromptError, PromptError, did_you_mean
 from kn_lens.facts import OBJECT_SLOT, SUBJECT_SLOT, Fact, FactSet
-from kn_lens.hosts import HookedModel, Host, check_beginning, check_tokenizer, exclusive, fingerprint, host_of
+from kn_lens.hosts import (
+    HookedModel,
+    Host,
+    check_beginning,
+    check_tokenizer,
+    exclusive,
+    fingerprint,
+    host_of,
+)
 from kn_lens.prompts.batch import MadeFor, PromptBatch, too_long
 from kn_lens.prompts.tokenization import STRADDLES, Encoded, encode
 

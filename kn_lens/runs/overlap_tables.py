@@ -95,7 +95,11 @@ def table_2(sets: Mapping[str, SetsByRelation], **options: Any) -> "dict[str, pd
 
 
 def layer_table(
-    sets: Mapping[str, SetsByRelation], n_layers: int, *, n_resamples: int = defaults.N_RESAMPLES, seed: int = 0
+    sets: Mapping[str, SetsByRelation],
+    n_layers: int,
+    *,
+    n_resamples: int = defaults.N_RESAMPLES,
+    seed: int = 0,
 ) -> "pd.DataFrame":
     """Return Figure 3: the distribution of the neurons over the layers; a neuron counts once for each fact that has it.
 

@@ -321,7 +321,12 @@ def _some_prompts(context: RunContext) -> PromptBatch:
 
 
 def _integral(
-    context: RunContext, prompts: PromptBatch, timer: _Timer, whole: float, gradient: float, together: int
+    context: RunContext,
+    prompts: PromptBatch,
+    timer: _Timer,
+    whole: float,
+    gradient: float,
+    together: int,
 ) -> tuple[float, float]:
     """Return the seconds and the number of points that the adaptive quadrature takes for a prompt and layer.
 

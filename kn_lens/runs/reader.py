@@ -88,7 +88,12 @@ ENTRIES: Mapping[str, Any] = {
         "versions": {"kn_lens": str},
         "model": {"architecture": str, "dtype": str, "device": str},
     },
-    "model": {"kind": str, "n_layers": range(1, 10_000), "d_mlp": range(1, 2**31), "n_params": range(1, 2**63)},
+    "model": {
+        "kind": str,
+        "n_layers": range(1, 10_000),
+        "d_mlp": range(1, 2**31),
+        "n_params": range(1, 2**63),
+    },
     "n_relations": range(1, 2**31),
 }
 """Entries read from the provenance of a run on a model: strings, and whole numbers in the range that models have."""

@@ -149,7 +149,11 @@ def _vary_prompts_and_thresholds(
             n_draws = settings.check_draws if n_prompts >= min_prompts else 0
             for _ in range(n_draws):
                 drawn = torch.as_tensor(generator.choice(len(cells), n_prompts, replace=False))
-                yield fact, f"{share:.0%} of the prompts", _refine(cells[drawn], share_threshold, min_prompts)
+                yield (
+                    fact,
+                    f"{share:.0%} of the prompts",
+                    _refine(cells[drawn], share_threshold, min_prompts),
+                )
         for threshold in SHARE_THRESHOLDS:
             yield fact, f"share_threshold {threshold}", _refine(cells, threshold, min_prompts)
         for threshold, sets in other_sets.items():
@@ -168,7 +172,11 @@ def _vary_quadrature(context: RunContext, prompts: PromptBatch) -> Iterator[tupl
 
     def attributed(quadrature: str, n_steps: int) -> Attribution:
         return attribute(
-            context.host, prompts, quadrature=quadrature, n_steps=n_steps, memory_budget=context.memory_budget
+            context.host,
+            prompts,
+            quadrature=quadrature,
+            n_steps=n_steps,
+            memory_budget=context.memory_budget,
         )
 
     left = attributed("left", SUM_POINTS)

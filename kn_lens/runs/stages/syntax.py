@@ -51,7 +51,12 @@ from kn_lens.runs.stage import Progress, Stage, TableDisplay, write_rows
 from kn_lens.runs.stages.attributions import attribution_passes
 from kn_lens.runs.stages.interventions import EFFECTS, FACTORS
 from kn_lens.runs.stages.neurons import NEURONS, random_controls, refine_scores, write_sets
-from kn_lens.runs.stages.syntax_pairs import SYNTAX_PAIRS, phenomenon_pairs, phenomenon_shards, queried_forms
+from kn_lens.runs.stages.syntax_pairs import (
+    SYNTAX_PAIRS,
+    phenomenon_pairs,
+    phenomenon_shards,
+    queried_forms,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,7 +160,11 @@ class _Queries:
         return cls(prompts, prompt_ids, before)
 
     def score_amplified(
-        self, context: RunContext, interventions: Sequence[tuple[Fact, NeuronSet]], factor: float, ticks: Ticks
+        self,
+        context: RunContext,
+        interventions: Sequence[tuple[Fact, NeuronSet]],
+        factor: float,
+        ticks: Ticks,
     ) -> list[Float[np.ndarray, " prompt"]]:
         """Return the probabilities of the answer of each fact with its neurons multiplied by the factor."""
         sizes, sets, chosen = [], [], []

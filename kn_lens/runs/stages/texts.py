@@ -92,7 +92,11 @@ def _make(context: RunContext, shard: Shard, path: Path, progress: Progress) -> 
         return
     rows: list[dict[str, Any]] = [{} for _ in range(len(prompts))]
     parts = attribute_in_parts(
-        context.host, prompts, method="activation", memory_budget=context.memory_budget, progress=progress
+        context.host,
+        prompts,
+        method="activation",
+        memory_budget=context.memory_budget,
+        progress=progress,
     )
     for prompt_ids, activations in parts:
         for position, prompt in enumerate(prompt_ids.tolist()):
@@ -140,7 +144,11 @@ def _clozes(context: RunContext, facts: Sequence[Fact]) -> Iterator[tuple[Fact, 
             continue
         generator = context.generator("texts", fact.key)
         clozes: dict[str, list[Cloze]] = {BOTH: [], HEAD: [], RANDOM: []}
-        for texts, sentences in ((BOTH, passages.both), (HEAD, passages.head), (RANDOM, corpus.sentences)):
+        for texts, sentences in (
+            (BOTH, passages.both),
+            (HEAD, passages.head),
+            (RANDOM, corpus.sentences),
+        ):
             wanted = len(clozes[BOTH]) if texts == RANDOM else settings.text_sentences
             for index in generator.permutation(len(sentences)):
                 if len(clozes[texts]) == wanted:

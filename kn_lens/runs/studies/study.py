@@ -170,7 +170,10 @@ class _RunOpener:
         path = self.path / "runs" / job.name
         with open_run(path, config, provenance, force=self.force, on_written=self.mirror.store) as run:
             written = json.loads(read_whole(path / PROVENANCE))
-            updated = {**written, "tags": provenance["tags"]}  # records do not depend on tags, so they may change
+            updated = {
+                **written,
+                "tags": provenance["tags"],
+            }  # records do not depend on tags, so they may change
             run.write_text(PROVENANCE, json.dumps(updated, indent=2, ensure_ascii=False) + "\n")
             yield run
 

@@ -27,7 +27,15 @@ from kn_lens.runs.directory import Shard
 from kn_lens.runs.execute import RunState, damage_note, start_stage, with_needs, write_tables
 from kn_lens.runs.stage import Stage
 from kn_lens.runs.stages.facts import FACTS
-from kn_lens.runs.workers.engine import LOADING, OPENING, Failure, Job, OnProgress, OpenRunDirectory, Outcome
+from kn_lens.runs.workers.engine import (
+    LOADING,
+    OPENING,
+    Failure,
+    Job,
+    OnProgress,
+    OpenRunDirectory,
+    Outcome,
+)
 from kn_lens.runs.workers.pool import WorkerDied, WorkerPool
 from kn_lens.runs.workers.worker import Record, RunHandle, Worker
 
@@ -120,7 +128,11 @@ class Driver:
     """Gives work to the workers of a pool, and writes the records that they return."""
 
     def __init__(
-        self, pool: WorkerPool, jobs: Sequence[Job], open_run_dir: OpenRunDirectory, on_progress: OnProgress
+        self,
+        pool: WorkerPool,
+        jobs: Sequence[Job],
+        open_run_dir: OpenRunDirectory,
+        on_progress: OnProgress,
     ) -> None:
         self._pool = pool
         self._open_run_dir = open_run_dir

@@ -89,7 +89,12 @@ class Failure:
         """Describe an error as text: the error itself would keep alive what its frames refer to, such as a model."""
         reason = " ".join(str(error).split()) or type(error).__name__
         trace = "".join(traceback.format_exception(error))
-        return cls(where=where, kind=type(error).__name__, reason=without_secrets(reason), trace=without_secrets(trace))
+        return cls(
+            where=where,
+            kind=type(error).__name__,
+            reason=without_secrets(reason),
+            trace=without_secrets(trace),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
