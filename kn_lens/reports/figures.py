@@ -44,6 +44,7 @@ from kn_lens.reports.style import (
     neuron_sets_in,
     new_figure,
     new_panels,
+    number_ticks,
     plain,
     plain_texts,
     show_zero_line,
@@ -111,7 +112,7 @@ def layer_distribution(table: "pd.DataFrame") -> "Figure":
     layers = sorted(table["layer"].unique().tolist())
     tick_step = max(1, len(layers) // 12)
     figure.update_xaxes(tickvals=layers[::tick_step], range=[layers[0] - 0.5, layers[-1] + 0.5])
-    figure.update_yaxes(tickformat=".0%", rangemode="tozero")
+    figure.update_yaxes(**number_ticks(".0%"), rangemode="tozero")
     return figure
 
 
@@ -156,7 +157,7 @@ def effects(table: "pd.DataFrame") -> "Figure":
             heights = published["neuron_set"].map(height).tolist()
             add_paper(figure, published["paper"], heights, "+.1%", row)
     label_rows(figure, labels, 2 * ROW, len(factors))
-    figure.update_xaxes(tickformat="+.0%")
+    figure.update_xaxes(**number_ticks("+.0%"))
     figure.update_xaxes(title_text=CHANGE, row=len(factors), col=1)
     show_zero_line(figure)
     return figure
@@ -202,7 +203,7 @@ def effects_by_relation(table: "pd.DataFrame") -> "Figure":
                 hovertemplate="%{text}: " + PERCENT,
             )
     label_rows(figure, labels, ROW)
-    figure.update_xaxes(tickformat="+.0%")
+    figure.update_xaxes(**number_ticks("+.0%"))
     show_zero_line(figure)
     return figure
 
@@ -244,7 +245,7 @@ def dose_response(table: "pd.DataFrame") -> "Figure":
                 hovertemplate=f"{scope_label}, factor %{{x}}: %{{y:+.1%}} {interval}",
             )
     figure.update_xaxes(tickvals=sorted({1.0, *table["factor"].tolist()}))
-    figure.update_yaxes(tickformat="+.0%", zeroline=True)
+    figure.update_yaxes(**number_ticks("+.0%"), zeroline=True)
     return figure
 
 
@@ -295,7 +296,7 @@ def estimates(
     if "paper" in table and table["paper"].notna().to_numpy().any():
         add_paper(figure, table["paper"], heights, form)
     label_rows(figure, dict(zip(heights, names, strict=True)), ROW)
-    figure.update_xaxes(tickformat=form)
+    figure.update_xaxes(**number_ticks(form))
     return figure
 
 

@@ -153,6 +153,19 @@ def _apply_style(figure: "Figure", title: str, height: int | None) -> None:
     figure.update_yaxes(**axis, zeroline=False)
 
 
+def number_ticks(form: str) -> dict[str, Any]:
+    """Return the arguments of an axis of numbers in a format: zero has no sign, percentages have the digits they need.
+
+    >>> number_ticks("+.0%")["tickformat"], number_ticks("+.0%")["labelalias"]["+0%"], number_ticks(".2f")
+    ('+.2~%', '0%', {'tickformat': '.2f'})
+    """
+    if not form.endswith("%"):
+        return {"tickformat": form}
+    sign = "+" if form.startswith("+") else ""
+    zeros = {"+0%": "0%", "-0%": "0%", "\N{MINUS SIGN}0%": "0%"}
+    return {"tickformat": f"{sign}.2~%", "labelalias": zeros}
+
+
 def marker(neuron_set: str, *, hollow: bool = False) -> dict[str, Any]:
     """Return the marker of a neuron set."""
     look = LOOKS.get(neuron_set, {"color": PURPLE, "symbol": "hexagon"})

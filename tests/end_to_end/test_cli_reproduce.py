@@ -15,6 +15,7 @@ import pytest
 import kn_lens as kn
 from kn_lens._core.intervals import WHY_NONE
 from kn_lens.reports.html.panels import PANELS
+from kn_lens.reports.html.wording import COLUMNS, TITLES
 from kn_lens.runs.reader import RunRecords
 from kn_lens.runs.stages.order import STAGES
 from tests.intervals import hold_their_values
@@ -67,6 +68,14 @@ def ran(cli, folder):
 
 def tables_of(path):
     return {file.stem: pd.read_csv(file) for file in (path / "tables").iterdir()}
+
+
+def test_all_tables_and_columns_have_titles_for_readers(ran, folder):
+    ran("world-bert")
+    for name, table in tables_of(folder / "world-bert").items():
+        assert name in TITLES, name
+        for column in set(table) - {"relation", "low", "high"}:
+            assert column in COLUMNS, f"{name}: {column}"
 
 
 def contents(path):

@@ -87,6 +87,25 @@ def test_a_link_to_a_fact_opens_it_and_a_wrong_one_says_so(browser, report):
         assert page.is_visible("#summary")
 
 
+def test_escape_leads_from_a_fact_back_to_it_in_the_table(browser, report):
+    fragment = "#fact=" + quote("P3/subject 7/object 7", safe="")
+    with opened(browser, report, fragment) as page:
+        page.wait_for_selector("#page:not([hidden])")
+        page.keyboard.press("Escape")
+        assert page.is_visible("#overview") and page.is_hidden("#page") and page.url.endswith("#facts")
+        page.wait_for_function(f"document.activeElement.hash === {fragment!r}")
+        assert "51 to 100 of 120 facts" in page.inner_text("#facts-table .pages")  # the page with the fact
+        page.keyboard.press("Escape")  # elsewhere it does nothing
+        assert page.is_visible("#overview") and page.url.endswith("#facts")
+
+
+def test_no_tick_gives_zero_a_sign(browser, report):
+    with opened(browser, report, viewport=DESK) as page:
+        page.evaluate("drawAllFigures()")
+        ticks = page.locator(".xtick text, .ytick text").all_text_contents()
+        assert {"0%", "+50%"} <= set(ticks) and not {"+0%", "\N{MINUS SIGN}0%", "-0%"} & set(ticks)
+
+
 def test_a_neuron_leads_to_the_facts_that_have_it(browser, report):
     with opened(browser, report) as page:
         name, n_facts = rows(page, "neurons")[0][:2]

@@ -116,6 +116,34 @@ def test_findings_have_intervals_controls_and_the_papers_values(run, page):
     assert ("the interval excludes the control" in text) == excluded
 
 
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("/home/someone/models/tiny-bert", "tiny-bert"),
+        ("C:\\models\\tiny-bert\\", "tiny-bert"),
+        ("owner/tiny-bert", "tiny-bert"),
+        (".", "a model without a name"),
+    ],
+)
+def test_title_is_the_name_of_the_model_and_no_path(tmp_path, model, name):
+    run = write_run(tmp_path / "run")
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(config.replace('model = "bert-base-cased"', f"model = {json.dumps(model)}"))
+    page = write_report(run).read_text()
+    assert re.search(r"<title>(.*?)</title>", page)[1] == f"Knowledge neurons in {name} - kn_lens"
+    assert re.search(r"<h1[^>]*>(.*?)</h1>", page)[1] == name
+    assert str(tmp_path) not in page
+
+
+def test_tables_have_words_for_columns_and_labels_in_place_of_names_for_code(page):
+    tables = re.findall(r"<table.*?</table>", page, re.DOTALL)
+    titles = set(re.findall(r"<th [^>]*>(.*?)</th>", "".join(tables)))
+    assert {"neurons", "measured on", "sample size (n)", "95% interval", "Dai et al. (2022)"} <= titles
+    cells = set(re.findall(r"<td>(.*?)</td>", "".join(tables)))
+    assert {"the fact itself", "knowledge neurons", "left rule, 20 steps", "integrated gradients"} <= cells
+    assert not [text for text in titles | cells if "_" in text]
+
+
 def test_report_is_deterministic(run, page, tmp_path):
     assert write_report(run, tmp_path / "again.html").read_text() == page
 

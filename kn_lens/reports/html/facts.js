@@ -171,7 +171,7 @@ class Facts {
   }
 
   navigation(number) {
-    const links = [makeElement("a", { href: "#facts" }, "All facts")];
+    const links = [makeElement("a", { href: "#facts", "aria-keyshortcuts": "Escape" }, "All facts (Esc)")];
     const neighbours = { "Previous fact": this.rows[number - 1], "Next fact": this.rows[number + 1] };
     for (const [label, fact] of Object.entries(neighbours)) {
       if (fact) {

@@ -196,7 +196,10 @@ def _interval(row: Mapping[str, Any], form: Callable[[float], str]) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{value:+.1%}".replace("-", "\N{MINUS SIGN}")
+    text = f"{value:+.1%}"
+    if text in ("+0.0%", "-0.0%"):
+        return "0.0%"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _number(value: float) -> str:

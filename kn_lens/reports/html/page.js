@@ -80,6 +80,26 @@ function showOverview() {
   document.title = reportTitle;
 }
 
+/** Go from a fact's page to the table of facts, and to the fact in it, where the table shows it. */
+function leaveFact() {
+  const address = location.hash;
+  const fact = facts.rows[facts.numberOf.get(readAddress().value)];
+  location.hash = "#facts";
+  showOverview();
+  element("facts").scrollIntoView({ behavior: "instant" });
+  facts.factTable.showRow(fact);
+  const links = [...document.querySelectorAll("#facts-table tbody a")];
+  const ownLink = links.find((link) => link.hash === address);
+  (ownLink ?? facts.factTable.searchInput).focus();
+}
+
+function handleKey(event) {
+  const isFactShown = !element("page").hidden;
+  if (event.key === "Escape" && isFactShown && !event.defaultPrevented) {
+    leaveFact();
+  }
+}
+
 function showSearch(query) {
   const isNeuron = /^L\d+N\d+$/.test(query);
   facts.factTable.find(query);
@@ -116,6 +136,7 @@ async function start() {
   }
   addEventListener("hashchange", showAddress);
   addEventListener("beforeprint", prepareForPrint);
+  addEventListener("keydown", handleKey);
   await showAddress();
   root.dataset.ready = "";
 }

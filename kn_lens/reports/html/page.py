@@ -22,7 +22,7 @@ from kn_lens.reports import figures
 from kn_lens.reports.html.facts import FACTS_AT_ONCE, FactPages, as_columns
 from kn_lens.reports.html.findings import findings
 from kn_lens.reports.html.panels import MAP, PANELS
-from kn_lens.reports.style import NEURON_SETS
+from kn_lens.reports.html.wording import cell_label, column_title, model_name, table_title
 from kn_lens.runs.reader import RunRecords
 
 if TYPE_CHECKING:
@@ -31,37 +31,6 @@ if TYPE_CHECKING:
 
 SCRIPTS = ("data.js", "table.js", "plots.js", "facts.js", "page.js")
 
-TITLES = {
-    "answer_readouts": "Neurons that promote their fact's answer",
-    "answer_readouts_by_relation": "Neurons that promote their fact's answer, by relation",
-    "answers": "Answers of the model",
-    "answers_by_relation": "Answers of the model, by relation",
-    "activation_on_texts": "Activation on texts (Table 3)",
-    "activation_on_texts_by_relation": "Activation on texts, by relation",
-    "completeness": "Completeness gaps",
-    "coverage": "Queried facts",
-    "dose_response": "Dose response",
-    "erased": "Neurons erased",
-    "figure3": "Distribution over layers (Figure 3)",
-    "figures4_5": "Suppressing and amplifying (Figures 4 and 5)",
-    "figures4_5_by_relation": "Suppressing and amplifying, by relation",
-    "methods": "Other attribution methods",
-    "neuron_scores": "Scores of the neurons",
-    "neuron_scores_by_relation": "Scores of the neurons, by relation",
-    "stability": "Stability of the neurons",
-    "syntax": "Grammar: effects of its neurons",
-    "syntax_against_facts": "Grammar beside facts",
-    "syntax_by_phenomenon": "Grammar: effects of its neurons, by phenomenon",
-    "syntax_table2": "Grammar: neurons per form and shared",
-    "table2": "Neurons per fact and shared (Table 2)",
-    "table2_by_relation": "Neurons per fact and shared, by relation",
-    "table5": "Erasing relations (Table 5)",
-    "table5_by_relation": "Erasing relations, by relation",
-    "table6": "Updating facts (Table 6)",
-    "table6_by_relation": "Updating facts, by relation",
-    "texts_of_most_and_least": "Texts of highest and lowest activation, for a fact of each relation",
-    "updated": "Facts updated",
-}
 CONTENT_OF_STAGES = {
     "facts": "which facts can be queried",
     "attributions": "how exact the attributions are",
@@ -83,7 +52,7 @@ CONTENT_OF_STAGES = {
 """Content of the report from each stage."""
 BY_PHENOMENON = ("syntax",)
 """Stages with shards other than relations. They are complete if their table exists."""
-HIDDEN = ("paper", "control")
+HIDDEN = ("paper", "control", "why")
 """Columns of a table that are hidden if they are empty."""
 
 
@@ -133,18 +102,17 @@ def page(
         trim_blocks=True,
         finalize=_escaped_value,
     )
-    model = run.config.get("model", "")
-    heading = f"Knowledge neurons in {model}" if model else "Neurons found elsewhere"
+    heading = _heading(run)
     relations = run.relations()
     missing = [] if facts is None else _missing_stages(run, tables, relations)
     return environment.from_string(template).render(
         policy=_security_policy(scripts),
         css=Markup(css),
         scripts=list(map(Markup, scripts)),
-        title=f"{heading} - kn_lens",
-        heading=model or heading,
+        title=f"Knowledge neurons in {heading} - kn_lens" if "model" in run.config else f"{heading} - kn_lens",
+        heading=heading,
         about=_about(run, facts, relations),
-        constructed=_is_constructed(model),
+        constructed=_is_constructed(run.config.get("model", "")),
         findings=findings(tables),
         n_resamples=run.config.get("n_resamples", 1000),
         fewest=FEWEST,
@@ -157,9 +125,17 @@ def page(
         settings=_dotted_entries(run.config),
         provenance=_dotted_entries(run.provenance),
         version=kn_lens.__version__,
-        run=str(run.path),
+        run=run.path.resolve().name,
         data=_data(run_figures, facts),
     )
+
+
+def _heading(run: RunRecords) -> str:
+    """Return the name of the run's model; its architecture where the model has no name."""
+    if "model" not in run.config:
+        return "Neurons found elsewhere"
+    architecture = run.provenance.get("made_from", {}).get("model", {}).get("architecture", "")
+    return model_name(run.config["model"]) or architecture or "a model without a name"
 
 
 def _missing_stages(
@@ -196,7 +172,7 @@ def _panel_entries(
                     "title": panel.title,
                     "caption": panel.caption,
                     "height": layout.height,
-                    "grid": grid(tables[panel.source]),
+                    "grid": grid(tables[panel.source], panel.source),
                 }
             )
     return entries
@@ -206,9 +182,8 @@ def _table_entries(tables: "Mapping[str, pd.DataFrame]") -> list[dict[str, Any]]
     entries = []
     for name, table in tables.items():
         if name != MAP:
-            title = TITLES.get(name, name.replace("_", " "))
             note = NO_SUCCESS if name == "table6" and has_no_success(table) else ""
-            entries.append({"name": name, "title": title, "grid": grid(table), "note": note})
+            entries.append({"name": name, "title": table_title(name), "grid": grid(table, name), "note": note})
     return entries
 
 
@@ -282,8 +257,8 @@ def _fact_figures() -> "dict[str, Figure]":
     return {"neuron_scores": figures.neuron_scores(table), "predictions": figures.predictions(table)}
 
 
-def grid(table: "pd.DataFrame") -> Grid:
-    """Return a table as texts: values with their intervals, without empty columns of controls.
+def grid(table: "pd.DataFrame", name: str = "") -> Grid:
+    """Return a table with this name as texts: values with their intervals, without empty columns of controls.
 
     >>> import pandas as pd
     >>> table = pd.DataFrame({"neuron_set": ["found"], "value": [0.5], "low": [0.25], "high": [0.75]})
@@ -293,21 +268,25 @@ def grid(table: "pd.DataFrame") -> Grid:
     columns = []
     cells = []
     has_interval = {"low", "high"} <= set(table)
-    for name in table:
-        if name in ("low", "high") or (name in HIDDEN and table[name].isna().to_numpy().all()):
+    for column in map(str, table):
+        if column in ("low", "high") or (column in HIDDEN and _is_empty(table[column].tolist())):
             continue
-        values = table[name]
+        values = table[column]
         is_number = values.dtype.kind in "if"
-        columns.append(Column(title=str(name).replace("_", " "), number=is_number))
+        columns.append(Column(title=column_title(column, name), number=is_number))
         if is_number:
             cells.append(list(map(_number, values.tolist())))
         else:
-            labels = NEURON_SETS if name == "neuron_set" else {}
-            cells.append([labels.get(value, str(value)) for value in values.tolist()])
-        if name == "value" and has_interval:
+            cells.append([cell_label(column, value) for value in values.tolist()])
+        if column == "value" and has_interval:
             columns.append(Column(title="95% interval", number=True))
             cells.append(list(map(_interval, table["low"].tolist(), table["high"].tolist())))
     return Grid(columns=columns, rows=list(map(list, zip(*cells, strict=True))))
+
+
+def _is_empty(cells: Sequence[Any]) -> bool:
+    """Return whether all cells of a column are NaN or empty texts."""
+    return all(cell == "" or cell != cell for cell in cells)
 
 
 def _interval(low: float, high: float) -> str:
@@ -320,6 +299,8 @@ def _number(value: float) -> str:
     """Return a number as text: counts as they are, others with four digits, nothing for NaN."""
     if value != value:
         return ""
+    if value == 0:
+        return "0"  # also where it is the negative zero
     is_count = float(value).is_integer() and abs(value) < 1e15
     text = f"{value:,.0f}" if is_count else f"{value:.4g}"
     return text.replace("-", "\N{MINUS SIGN}")

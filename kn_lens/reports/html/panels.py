@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.reports import figures
-from kn_lens.reports.style import NEURON_SETS
+from kn_lens.reports.html.wording import cell_label, varied_label
 from kn_lens.runs.reader import RunRecords
 
 if TYPE_CHECKING:
@@ -86,16 +86,16 @@ def _answer_readouts(table: "pd.DataFrame") -> "Figure":
 
 
 def _with_labels(table: "pd.DataFrame") -> "pd.DataFrame":
-    labels = [NEURON_SETS.get(name, name.replace("_", " ")) for name in table["neuron_set"]]
+    labels = [cell_label("neuron_set", name) for name in table["neuron_set"]]
     return table.assign(neuron_set=labels)
 
 
 def _stability(table: "pd.DataFrame") -> "Figure":
     return figures.estimates(
-        table,
+        table.assign(varied=list(map(varied_label, table["varied"]))),
         "varied",
         title="Stability",
-        value="Jaccard index with the neurons found",
+        value="Jaccard index",
     )
 
 

@@ -116,6 +116,14 @@ class LongTable {
     this.draw();
   }
 
+  /** Show the page with a row, if the search found it. */
+  showRow(row) {
+    const number = this.shownRows.indexOf(row);
+    if (number >= 0) {
+      this.showPage(Math.floor(number / ROWS_PER_PAGE));
+    }
+  }
+
   /** Show the rows that contain all words of a query. */
   find(query) {
     this.searchInput.value = query;
