@@ -3,6 +3,7 @@
 Modules whose tests pass wrong types on purpose, to read the error message, are not among them.
 """
 
+import gc
 from typing import Any
 
 import pytest
@@ -28,6 +29,11 @@ import kn_lens as kn  # noqa: E402
 from tests.effects import FACTS, MODELS  # noqa: E402
 from tests.reliability.state import differences, state_of  # noqa: E402
 from tests.tiny import loaded  # noqa: E402
+
+
+def pytest_collection_finish() -> None:
+    """Leave half a million objects of imported modules and collected tests out of every later garbage collection."""
+    gc.freeze()
 
 
 @pytest.fixture(params=MODELS)
