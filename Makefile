@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 VENV3 := .venv-tl3
 BIN3 := $(VENV3)/bin
+# The tests of a module share models and runs, so one process runs all of them. In the order of their paths the longest
+# modules come early and the short doctests last.
+PROCESSES := -n 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: demo test test-tl3 docs lint clean
 
@@ -13,12 +16,12 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PROCESSES)
 
 # The same promises on TransformerLens 3, the newest that SAELens takes, with SAELens, nnsight and circuitsvis beside it; attribution in
 # float64 alone, as `make test` looks at the rounding of float32.
 test-tl3: $(VENV3)/.test
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN3)/python -m pytest -n 2 --dist worksteal -k "not float32" tests/interop tests/parity \
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN3)/python -m pytest $(PROCESSES) -k "not float32" tests/interop tests/parity \
 		$(addsuffix .py, $(addprefix tests/hosts/test_, bridge checkpoints hooked model_modes processed_weights quantised_models \
 			refused_models tokenizers)) \
 		tests/attribution/test_not_finite.py tests/interventions/test_hooks.py \
