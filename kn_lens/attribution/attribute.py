@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from kn_lens._core.notation import NeuronLike
 from kn_lens.attribution.integration import absolute_tolerance
 from kn_lens.attribution.layer_context import budget_for, layer_contexts
 from kn_lens.attribution.method import AttributionMethod
@@ -35,7 +36,6 @@ from kn_lens.attribution.options import (
     AttributionKeywords,
     AttributionOptions,
     Method,
-    NeuronLike,
     Preset,
     Progress,
 )
@@ -85,8 +85,8 @@ def attribute(
             twice the rounding of the weights' type, 1.6e-2 in bfloat16: below it the gap is rounding.
         max_points: where ``adaptive`` gives up; ``Attribution.unconverged`` lists the pairs that got there.
         layers: the layers to attribute; the others' scores are NaN. None takes all.
-        neurons: the chosen ones, required by ``single_path``, optional for ``ablation`` and ``log_prob_gain``, whose
-            cost grows with their number.
+        neurons: the chosen ones, such as ``["L9N1234"]``: required by ``single_path``, optional for ``ablation`` and
+            ``log_prob_gain``, whose cost grows with their number.
         keep: keep only the scores of at least this share of the prompt's largest (the released code: 0.1), sparse;
             see ``Attribution.thresholded``. None keeps all.
         memory_budget: bytes that passes may take, on the model's device; default: half of what is free. It sets how

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypedDict, get_args, runtime_checkable
+from operator import index as as_int
+from typing import Any, TypedDict, get_args
 
 import torch
 from jaxtyping import Int
@@ -11,6 +12,7 @@ from torch import Tensor
 from kn_lens._core import defaults
 from kn_lens._core.checks import check_share
 from kn_lens._core.names import QUADRATURES, Method, Preset
+from kn_lens._core.notation import NeuronLike, layer_and_index, neuron_name
 from kn_lens.attribution.baselines import Ablation, Activation, GradientXActivation, LogProbGain
 from kn_lens.attribution.integrated_gradients import IntegratedGradients
 from kn_lens.attribution.integration import PathRule
@@ -37,21 +39,6 @@ PRESETS = {"paper": ("right", 20), "official": ("left", 20)}
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
-
-
-@runtime_checkable
-class NeuronLike(Protocol):
-    """Anything that names a neuron."""
-
-    @property
-    def layer(self) -> int:
-        """Zero-based layer."""
-        ...
-
-    @property
-    def index(self) -> int:
-        """Row of the layer's ``W_out``."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,14 +165,18 @@ class AttributionOptions:
         layers = self.layers_of(host)
         # Sets, so that a neuron named twice counts once.
         chosen: dict[int, set[int]] = {layer: set() for layer in layers}
-        for neuron in self.neurons:
-            if not isinstance(neuron, NeuronLike):
-                raise ArgumentError(f"neurons holds {neuron!r}; expected neurons: NeuronSet([(9, 1234)]).")
-            if neuron.layer not in chosen:
-                raise ArgumentError(f"{neuron} is not in the layers to attribute, {layers}.")
-            if not 0 <= neuron.index < host.d_mlp:
-                raise ArgumentError(f"{neuron}: index must be between 0 and {host.d_mlp - 1} (d_mlp={host.d_mlp}).")
-            chosen[neuron.layer].add(neuron.index)
+        neurons = [self.neurons] if isinstance(self.neurons, str) else self.neurons
+        for neuron in neurons:
+            pair = _layer_and_index(neuron)
+            if pair is None:
+                raise ArgumentError(f"neurons holds {neuron!r}; expected neurons: ['L9N1234'], or a NeuronSet.")
+            layer, index = pair
+            name = neuron_name(layer, index)
+            if layer not in chosen:
+                raise ArgumentError(f"{name} is not in the layers to attribute, {layers}.")
+            if not 0 <= index < host.d_mlp:
+                raise ArgumentError(f"{name}: index must be between 0 and {host.d_mlp - 1} (d_mlp={host.d_mlp}).")
+            chosen[layer].add(index)
         indices_by_layer: dict[int, Int[Tensor, " chosen"]] = {}
         for layer, indices in chosen.items():
             indices_by_layer[layer] = torch.tensor(
@@ -194,6 +185,17 @@ class AttributionOptions:
                 dtype=torch.long,
             )
         return indices_by_layer
+
+
+def _layer_and_index(neuron: Any) -> tuple[int, int] | None:
+    """Return the layer and the index of a neuron, given by its name or as a pair; None for anything else."""
+    if isinstance(neuron, str):
+        return layer_and_index(neuron)
+    try:
+        layer, index = neuron
+        return as_int(layer), as_int(index)
+    except (TypeError, ValueError):
+        return None
 
 
 class KeywordsWithoutKeep(TypedDict, total=False):

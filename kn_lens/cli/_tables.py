@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 
 from kn_lens._core.escape import escaped
+from kn_lens._core.notation import neuron_name
 from kn_lens._core.wording import counted
 
 ROWS_SHOWN = 40
@@ -56,7 +57,7 @@ def neuron_names(pairs: Sequence[Sequence[int]], limit: int = 6) -> str:
     """
     if not pairs:
         return "none"
-    names = " ".join(f"L{layer}N{index}" for layer, index in pairs[:limit])
+    names = " ".join(neuron_name(layer, index) for layer, index in pairs[:limit])
     if len(pairs) > limit:
         names += f" +{len(pairs) - limit}"
     return names

@@ -6,19 +6,20 @@ from typing import Any
 
 from kn_lens.errors import ArgumentError, EditError, did_you_mean
 from kn_lens.facts import Fact
-from kn_lens.neurons import check_neuron_set, check_neurons_by_fact
+from kn_lens.neurons import NeuronSet, check_neurons_by_fact, neuron_set_of
 
 
-def check_neurons(neurons: Any) -> None:
-    """Raise unless the argument is a set with at least one neuron.
+def checked_neurons(neurons: Any) -> NeuronSet:
+    """Return one set of at least one neuron, of a set or of several neurons.
 
     Raises:
         ArgumentError: another kind of argument, such as a mapping from facts to sets.
         EditError: an empty set.
     """
-    check_neuron_set(neurons)
-    if not neurons:
+    neuron_set = neuron_set_of(neurons)
+    if not neuron_set:
         raise EditError("The edit would change no row: its set of neurons is empty. Expected at least one neuron.")
+    return neuron_set
 
 
 def check_fact(fact: Any) -> None:

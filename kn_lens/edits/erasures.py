@@ -9,15 +9,16 @@ Making an edit only reads the model.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
 
 import torch
 
 from kn_lens._core import defaults
+from kn_lens._core.notation import NeuronLike
 from kn_lens._core.wording import counted
-from kn_lens.edits.arguments import check_neurons
+from kn_lens.edits.arguments import checked_neurons
 from kn_lens.edits.value_rows import check_raw, mean_embedding
 from kn_lens.edits.weight_edit import WeightEdit
 from kn_lens.errors import ArgumentError, EditError, did_you_mean
@@ -58,7 +59,7 @@ def erase_relation(
         >>> facts = kn.FactSet.world().of("P36")[:2]
         >>> found = {facts[0]: kn.NeuronSet([(2, 7), (2, 8)]), facts[1]: kn.NeuronSet([(2, 8)])}
         >>> kn.erase_relation(model, found, min_facts=2).neurons
-        NeuronSet([(2, 8)])
+        NeuronSet(['L2N8'])
     """
     check_neurons_by_fact(neurons_by_fact)
     if top is not None and min_facts is not None:
@@ -96,7 +97,7 @@ def erase_relation(
 @exclusive
 def erase_neurons(
     model: HookedModel | Host,
-    neurons: NeuronSet,
+    neurons: Iterable[NeuronLike],
     *,
     value: str | int = defaults.ERASED_VALUE,
     tokenizer: Any = None,
@@ -108,7 +109,8 @@ def erase_neurons(
 
     Args:
         model: the TransformerLens model; it is only read.
-        neurons: any set. Random neurons and the most active ones are the controls of erasing a relation.
+        neurons: any set, or several neurons, such as ``["L2N7"]``. Random neurons and the most active ones are the
+            controls of erasing a relation.
         value: ``"zero"`` (released code); ``"unk"``, the embedding of the tokenizer's unknown token (first version of
             the paper); or the embedding of another token, given as in the vocabulary or by its id.
         tokenizer: the tokenizer to use instead of the model's own.
@@ -116,7 +118,7 @@ def erase_neurons(
     Raises:
         EditError: an empty set, a token that the vocabulary does not have, or a model without a tokenizer; a token if
             TransformerLens has processed the weights, in which only zero means the same.
-        ArgumentError: neurons that the model does not have; another kind of argument than a ``NeuronSet``.
+        ArgumentError: neurons that the model does not have; another kind of argument than neurons.
 
     Example:
         >>> import kn_lens as kn
@@ -129,12 +131,12 @@ def erase_neurons(
 
 def _erase(
     host: Host,
-    neurons: NeuronSet,
+    neurons: Iterable[NeuronLike],
     value: str | int,
     tokenizer: Any,
     rule: Mapping[str, Any],
 ) -> WeightEdit:
-    check_neurons(neurons)
+    neurons = checked_neurons(neurons)
     neurons.check(host)
     if tokenizer is None:
         tokenizer = host.tokenizer

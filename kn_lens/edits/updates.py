@@ -25,7 +25,7 @@ Making an edit only reads the model.
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, get_args
@@ -38,9 +38,10 @@ from torch import Tensor
 from kn_lens._core import defaults
 from kn_lens._core.checks import check_share
 from kn_lens._core.names import UPDATE_FORMS, Scaling, UpdateForm
+from kn_lens._core.notation import NeuronLike
 from kn_lens._core.precision import at_least_float32
 from kn_lens.attribution import Preset, check_numbers
-from kn_lens.edits.arguments import check_fact, check_neurons
+from kn_lens.edits.arguments import check_fact, checked_neurons
 from kn_lens.edits.value_rows import ValueRows, check_raw, mean_embedding
 from kn_lens.edits.weight_edit import WeightEdit
 from kn_lens.errors import ArgumentError, EditError, NoPromptError, did_you_mean
@@ -56,7 +57,7 @@ def update_fact(
     model: HookedModel | Host,
     fact: Fact,
     new_object: str,
-    neurons: NeuronSet,
+    neurons: Iterable[NeuronLike],
     *,
     lambdas: tuple[float, float] | None = None,
     preset: Preset | None = None,
@@ -113,13 +114,13 @@ def update_fact(
         >>> fact = kn.FactSet.world("held_out").find("Ireland", relation="P36")
         >>> edit = kn.update_fact(model, fact, "Tokyo", kn.NeuronSet([(2, 7), (3, 5)]))
         >>> edit.neurons, edit.why[0]["new_object"], edit.why[0]["n_negative"]
-        (NeuronSet([(2, 7), (3, 5)]), 'Tokyo', 1)
+        (NeuronSet(['L2N7', 'L3N5']), 'Tokyo', 1)
     """
     host = host_of(model)
     form = resolve_form(lambdas, preset, scaling, signed)
     check_share("max_share", max_share)
     check_fact(fact)
-    check_neurons(neurons)
+    neurons = checked_neurons(neurons)
     neurons.check(host)
     own = neurons
     if neurons_by_fact is not None:

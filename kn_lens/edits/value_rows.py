@@ -4,7 +4,7 @@ Every write of kn_lens to a weight goes through ``ValueRows.write``. It writes t
 stacked ``model.W_out`` is a copy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kn_lens._core.interrupts import Held
+from kn_lens._core.notation import NeuronLike
 from kn_lens._core.precision import at_least_float32
-from kn_lens.edits.arguments import check_neurons
+from kn_lens.edits.arguments import checked_neurons
 from kn_lens.errors import EditError
 from kn_lens.hosts import Host, token_embeddings
-from kn_lens.neurons import NeuronSet
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,14 +30,14 @@ class ValueRows:
     layers: tuple[tuple[Float[Tensor, "d_mlp d_model"], Int[Tensor, " row"]], ...]
 
     @classmethod
-    def of(cls, host: Host, neurons: NeuronSet) -> "ValueRows":
+    def of(cls, host: Host, neurons: Iterable[NeuronLike]) -> "ValueRows":
         """Look up the rows of neurons in a model.
 
         Raises:
-            ArgumentError: no ``NeuronSet``, or a neuron that the model does not have.
+            ArgumentError: no neurons, or a neuron that the model does not have.
             EditError: an empty set.
         """
-        check_neurons(neurons)
+        neurons = checked_neurons(neurons)
         neurons.check(host)
         layers = []
         for layer, indices in neurons.by_layer().items():

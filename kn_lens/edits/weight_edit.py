@@ -29,13 +29,14 @@ from torch import Tensor
 
 from kn_lens._core.escape import shown
 from kn_lens._core.interrupts import Undone
+from kn_lens._core.notation import NeuronLike
 from kn_lens._core.precision import at_least_float32
-from kn_lens.edits.arguments import check_neurons, check_path
+from kn_lens.edits.arguments import check_path, checked_neurons
 from kn_lens.edits.files import canonical, digest_of, read_edit, write_edit
 from kn_lens.edits.value_rows import ValueRows, check_raw
 from kn_lens.errors import ArgumentError, DataError, EditError, HookError, KNLensError
 from kn_lens.hosts import HookedModel, HookFn, Host, host_of
-from kn_lens.neurons import Neuron, NeuronSet
+from kn_lens.neurons import Neuron, NeuronSet, neuron_set_of
 from kn_lens.prompts import PromptBatch
 
 
@@ -108,7 +109,7 @@ class WeightEdit:
         why: how the edit was made: a JSON object with a ``kind`` for each step.
 
     Raises:
-        ArgumentError: ``neurons`` is no ``NeuronSet``, or ``why`` is no JSON.
+        ArgumentError: ``neurons`` are no neurons, or ``why`` is no JSON.
         EditError: no rows, rows of another shape or type than the checkpoint's, values that are not finite, or, where
             the weights are processed, values other than zero.
 
@@ -130,7 +131,7 @@ class WeightEdit:
     why: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        check_neurons(self.neurons)
+        object.__setattr__(self, "neurons", checked_neurons(self.neurons))
         source = self.checkpoint
         for neuron in self.neurons:
             if neuron.layer >= source.n_layers or neuron.index >= source.d_mlp:
@@ -171,7 +172,7 @@ class WeightEdit:
     def of(
         cls,
         model: HookedModel | Host,
-        neurons: NeuronSet,
+        neurons: Iterable[NeuronLike],
         new: Float[Tensor, "neuron d_model"],
         why: Iterable[Mapping[str, Any]] = (),
     ) -> "WeightEdit":
@@ -188,6 +189,7 @@ class WeightEdit:
             EditError: as the class; or an adapter or a parametrisation hides the rows, so that a write has no effect.
         """
         host = host_of(model)
+        neurons = checked_neurons(neurons)
         rows = ValueRows.of(host, neurons)
         if not isinstance(new, Tensor):
             raise ArgumentError(f"Got new rows of type {type(new).__name__}; expected a tensor: torch.tensor(rows).")
@@ -425,18 +427,14 @@ class WeightEdit:
         new = torch.lerp(self.old, self.new, float(factor))
         return replace(self, new=new, why=(*self.why, {"kind": "scale", "factor": factor}))
 
-    def restricted_to(self, neurons: Iterable[Any]) -> "WeightEdit":
+    def restricted_to(self, neurons: Iterable[NeuronLike]) -> "WeightEdit":
         """Return the edit of those of its rows whose neurons are in a set.
 
         Raises:
             ArgumentError: another kind of argument.
             EditError: none of the neurons is in the set.
         """
-        if isinstance(neurons, (Mapping, Neuron)) or not isinstance(neurons, Iterable):
-            raise ArgumentError(
-                f"Got neurons of type {type(neurons).__name__}; expected one set, such as kn_lens.NeuronSet([(2, 7)])."
-            )
-        wanted = NeuronSet(neurons)
+        wanted = neuron_set_of(neurons)
         kept = [row for row, neuron in enumerate(self.neurons) if neuron in wanted]
         if not kept:
             raise EditError(f"The edit {self} changes none of the {len(wanted)} neurons it is to be restricted to.")

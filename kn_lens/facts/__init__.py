@@ -1,6 +1,7 @@
 """Facts: triples of subject, relation and object with their templates, and the readers of their file formats.
 
-``facts`` has ``Fact`` and ``FactSet``; ``readers`` turns each file format into a stream of records.
+``facts`` has ``Fact`` and ``FactSet``; ``relations`` the names of relations; ``readers`` turns each file format into a
+stream of records.
 """
 
 from kn_lens.facts.facts import Fact, FactSet
@@ -14,6 +15,7 @@ from kn_lens.facts.readers import (
     text_of,
     unique_keys,
 )
+from kn_lens.facts.relations import relation_name
 
 __all__ = [
     "OBJECT_SLOT",
@@ -24,6 +26,7 @@ __all__ = [
     "Record",
     "json_lines",
     "read_patterns",
+    "relation_name",
     "text_of",
     "unique_keys",
 ]

@@ -16,15 +16,20 @@ import numpy as np
 
 from kn_lens._core import defaults
 from kn_lens._core.atomic import write_whole
-from kn_lens._core.wording import type_with_article
+from kn_lens._core.display import ROWS_SHOWN, enumerated, shortened, table_html
+from kn_lens._core.wording import counted, type_with_article
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 from kn_lens.facts import readers
 from kn_lens.facts.readers import OBJECT_SLOT, SUBJECT_SLOT, Record, Split, Templates
+from kn_lens.facts.relations import relation_name
 
 if TYPE_CHECKING:
     import pandas as pd
 
 StrPath = str | os.PathLike[str]
+
+RELATIONS_SHOWN = 3
+"""Number of relations in the text of a set."""
 
 _ESCAPES = str.maketrans({"%": "%25", "/": "%2F", "#": "%23"})
 
@@ -34,7 +39,8 @@ class Fact:
     """One fact with its templates.
 
     Two facts are equal, and have the same hash, if their subject, relation, object and uid are equal. Templates do not
-    count: neurons that were found with one set of templates can be looked up by the same fact with another set.
+    count: neurons that were found with one set of templates can be looked up by the same fact with another set. The
+    label of the relation does not count either, and is in neither the key nor any digest.
 
     Attributes:
         subject: the entity that the fact is about; empty where the data holds complete prompts only.
@@ -43,11 +49,14 @@ class Fact:
         templates: texts with exactly one ``[Y]`` and, unless the subject is empty, exactly one ``[X]``.
         uid: the identifier of the fact in the data, if any; it distinguishes facts with the same subject, relation and
             object.
+        relation_label: the relation in words, for people: ``"capital"``; empty where the data has none.
 
     Raises:
         ArgumentError: a field is not text, is empty or has blanks around it, or a template has other slots than these.
 
-    >>> fact = Fact("Ireland", "P36", "Dublin", ("The capital of [X] is [Y].",))
+    >>> fact = Fact("Ireland", "P36", "Dublin", ("The capital of [X] is [Y].",), relation_label="capital")
+    >>> fact
+    Fact('Ireland', 'capital (P36)', 'Dublin', 1 template)
     >>> fact.key
     'P36/Ireland/Dublin'
     >>> fact.filled(fact.templates[0])
@@ -59,13 +68,14 @@ class Fact:
     object: str
     templates: tuple[str, ...] = field(default=(), compare=False)
     uid: str = ""
+    relation_label: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("subject", "relation", "object", "uid"):
+        for name in ("subject", "relation", "object", "uid", "relation_label"):
             value = getattr(self, name)
             if not isinstance(value, str):
                 raise ArgumentError(f"{name} of a fact must be text; got {value!r}, of type {type(value).__name__}.")
-            may_be_empty = name in ("subject", "uid")
+            may_be_empty = name in ("subject", "uid", "relation_label")
             if value != value.strip() or not (value or may_be_empty):
                 raise ArgumentError(f"{name} of a fact must be text without blanks around it; got {value!r}.")
             _require_unicode(value)
@@ -74,6 +84,23 @@ class Fact:
         object.__setattr__(self, "templates", tuple(self.templates))
         for template in self.templates:
             _require_slots(template, has_subject=bool(self.subject))
+
+    def __repr__(self) -> str:
+        parts = [repr(shortened(part)) for part in (self.subject, self.relation_name, self.object)]
+        parts.append(counted(len(self.templates), "template"))
+        if self.uid:
+            parts.append(f"uid={shortened(self.uid)!r}")
+        return f"Fact({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        summary = f"{self.subject}, {self.relation_name}: {self.object}".removeprefix(", ")
+        rows = [[template] for template in self.templates[:ROWS_SHOWN]]
+        return table_html(summary, ["template"], rows, n_rows=len(self.templates))
+
+    @property
+    def relation_name(self) -> str:
+        """The relation as tables and figures show it: ``capital (P36)``, or ``P36`` without a label."""
+        return relation_name(self.relation, self.relation_label)
 
     @property
     def key(self) -> str:
@@ -141,8 +168,28 @@ class FactSet(Sequence[Fact]):
     def __iter__(self) -> Iterator[Fact]:
         return iter(self.facts)
 
+    def __add__(self, other: Iterable[Fact]) -> "FactSet":
+        """Return the facts of this set, then those of another.
+
+        Raises:
+            ArgumentError: an element is not a ``Fact``.
+            DataError: both have a fact.
+        """
+        return FactSet((*self.facts, *FactSet(other).facts))
+
     def __repr__(self) -> str:
-        return f"FactSet({len(self)} facts, {len(self.relations)} relations)"
+        names = [relation_name(relation, label) for relation, label in self.relation_labels.items()]
+        text = f"{counted(len(self), 'fact')}, {counted(len(names), 'relation')}"
+        if names:
+            text += f": {shortened(enumerated(names, RELATIONS_SHOWN), 120)}"
+        return f"FactSet({text})"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for fact in self.facts[:ROWS_SHOWN]:
+            rows.append([fact.relation_name, fact.subject, fact.object, len(fact.templates)])
+        summary = f"{counted(len(self), 'fact')}, {counted(len(self.relations), 'relation')}"
+        return table_html(summary, ["relation", "subject", "object", "templates"], rows, n_rows=len(self))
 
     # --- choosing ---------------------------------------------------------------------------------
 
@@ -150,6 +197,43 @@ class FactSet(Sequence[Fact]):
     def relations(self) -> tuple[str, ...]:
         """The relations, in order of first appearance."""
         return tuple(dict.fromkeys(fact.relation for fact in self.facts))
+
+    @property
+    def relation_labels(self) -> dict[str, str]:
+        """The label of each relation, that of its first fact with one; empty where none has."""
+        labels = dict.fromkeys(self.relations, "")
+        for fact in self.facts:
+            if not labels[fact.relation]:
+                labels[fact.relation] = fact.relation_label
+        return labels
+
+    def relation_name(self, relation: str) -> str:
+        """Return a relation as tables and figures show it: ``capital (P36)``, or ``P36`` without a label."""
+        return relation_name(relation, self.relation_labels.get(relation, ""))
+
+    def relation_of(self, name: str) -> str:
+        """Return the identifier of a relation: ``P36`` for ``"P36"``, ``"capital"`` and ``"capital (P36)"``.
+
+        Raises:
+            ArgumentError: no relation of this set has that name (the message names the nearest), or several have.
+
+        >>> FactSet.world().relation_of("capital")
+        'P36'
+        """
+        labels = self.relation_labels
+        if name in labels:
+            return name
+        relations = []
+        for relation, label in labels.items():
+            if label and name in (label, relation_name(relation, label)):
+                relations.append(relation)
+        if len(relations) > 1:
+            raise ArgumentError(f"{name!r} is the label of {', '.join(relations)}; expected one of these.")
+        if not relations:
+            names = [relation_name(relation, label) for relation, label in labels.items()]
+            near = did_you_mean(name, [*labels, *filter(None, labels.values())])
+            raise ArgumentError(f"No relation {name!r}; there are {', '.join(names) or 'none'}.{near}")
+        return relations[0]
 
     def find(
         self,
@@ -161,6 +245,8 @@ class FactSet(Sequence[Fact]):
     ) -> Fact:
         """Return the one fact about ``subject``; the other arguments narrow the search.
 
+        ``relation`` is an identifier, ``"P36"``, or its label, ``"capital"``.
+
         Raises:
             ArgumentError: no fact matches (the message names the nearest relation or subject), or several facts do (the
                 message lists them).
@@ -168,7 +254,7 @@ class FactSet(Sequence[Fact]):
         facts = self if relation is None else self.of(relation)
         about = [fact for fact in facts if fact.subject == subject]
         if not about:
-            scope = "" if relation is None else f" in relation {relation}"
+            scope = "" if relation is None else f" in relation {self.relation_name(self.relation_of(relation))}"
             near = did_you_mean(subject, {fact.subject for fact in facts})
             raise ArgumentError(f"No fact about {subject!r}{scope}.{near}")
         matches = []
@@ -184,17 +270,16 @@ class FactSet(Sequence[Fact]):
         return matches[0]
 
     def of(self, *relations: str) -> "FactSet":
-        """Return the facts of the given relations, in the order of this set.
+        """Return the facts of the given relations, named by identifier or label, in the order of this set.
 
         Raises:
-            ArgumentError: a relation is not in this set.
+            ArgumentError: a relation is not in this set, or a label is that of several.
+
+        >>> FactSet.world().of("capital", "P30").relations
+        ('P36', 'P30')
         """
-        known = self.relations
-        for relation in relations:
-            if relation not in known:
-                near = did_you_mean(relation, known)
-                raise ArgumentError(f"No relation {relation!r}; there are {', '.join(known) or 'none'}.{near}")
-        return FactSet(fact for fact in self.facts if fact.relation in relations)
+        chosen = {self.relation_of(relation) for relation in relations}
+        return FactSet(fact for fact in self.facts if fact.relation in chosen)
 
     def sample(self, n: int, seed: int) -> "FactSet":
         """Return ``n`` facts drawn without replacement, in the order of this set.
@@ -237,10 +322,10 @@ class FactSet(Sequence[Fact]):
         """Return a table with one row for each fact; ``FactSet.from_frame`` reads it."""
         import pandas as pd
 
-        columns = ["subject", "relation", "object", "templates", "uid"]
+        columns = ["subject", "relation", "relation_label", "object", "templates", "uid"]
         rows: list[list[Any]] = []
         for fact in self.facts:
-            rows.append([fact.subject, fact.relation, fact.object, fact.templates, fact.uid])
+            rows.append([fact.subject, fact.relation, fact.relation_label, fact.object, fact.templates, fact.uid])
         return pd.DataFrame(rows, columns=columns)
 
     def to_jsonl(self, path: StrPath) -> None:
@@ -338,7 +423,9 @@ class FactSet(Sequence[Fact]):
 
     @classmethod
     def from_jsonl(cls, path: StrPath, templates: Templates | StrPath | None = None) -> "FactSet":
-        """Read JSON lines with ``subject``, ``relation``, ``object`` and optionally ``uid`` and templates.
+        """Read JSON lines with ``subject``, ``relation``, ``object``, and optionally more.
+
+        ``relation_label`` is the relation in words, ``uid`` an identifier of the fact.
 
         Templates are a list ``templates``, or one ``template`` on each of several lines about the same fact.
 
@@ -399,6 +486,7 @@ class FactSet(Sequence[Fact]):
                     record.object,
                     record.templates,
                     record.uid,
+                    record.relation_label,
                 )
             except ArgumentError as error:
                 raise DataError(f"{record.location}: {error}") from None
@@ -419,6 +507,8 @@ def _fields(fact: Fact) -> dict[str, Any]:
     }
     if fact.uid:
         fields["uid"] = fact.uid
+    if fact.relation_label:
+        fields["relation_label"] = fact.relation_label
     return fields
 
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from kn_lens._core.atomic import read_whole
 from kn_lens._core.names import OWN_TEMPLATES, SPLITS, Split
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
+from kn_lens.facts.relations import WIKIDATA_LABELS
 
 SUBJECT_SLOT = "[X]"
 OBJECT_SLOT = "[Y]"
@@ -29,7 +30,7 @@ WORLD = Path(__file__).parents[1] / "world"
 CAUSAL_TEMPLATES = Path(__file__).parent / "causal_templates" / "templates.jsonl"
 """Templates that end with the object, eight for each of ParaRel's 34 relations; the licence is beside them."""
 
-FIELDS = ("subject", "relation", "object", "templates", "template", "uid")
+FIELDS = ("subject", "relation", "object", "templates", "template", "uid", "relation_label")
 """The keys of plain files and the columns of tables that are read."""
 
 Templates = Mapping[str, Sequence[str]]
@@ -45,6 +46,7 @@ class Record(NamedTuple):
     object: str
     templates: tuple[str, ...] = ()
     uid: str = ""
+    relation_label: str = ""
 
 
 # --- formats --------------------------------------------------------------------------------------
@@ -61,8 +63,12 @@ def read_world(split: Split) -> Iterator[Record]:
         relation_templates = templates.setdefault(relation, [])
         if split in ("all", row.get("split")):
             relation_templates.append(text_of(row, "pattern", location))
+    labels = {}
+    for location, row in json_lines(WORLD / "relations.jsonl"):
+        labels[text_of(row, "relation", location)] = text_of(row, "label", location)
     records = _plain(json_lines(WORLD / "facts.jsonl"))
-    yield from _with_templates(records, templates)
+    for record in _with_templates(records, templates):
+        yield record._replace(relation_label=labels[record.relation])
 
 
 def read_pararel(
@@ -108,6 +114,7 @@ def read_pararel(
                 object=text_of(row, "obj_label", location),
                 templates=tuple(templates[relation]),
                 uid=_identifier(row, "uuid", location),
+                relation_label=WIKIDATA_LABELS.get(relation, ""),
             )
 
 
@@ -162,7 +169,10 @@ def read_official(path: Path) -> Iterator[Record]:
                 f"got {sorted(answers)} and {sorted(names)}."
             )
         # "P36(capital)" is an identifier with its label. Other files name the relation by the identifier alone.
-        relation = re.sub(r"^(P\d+)\s*\(.*\)$", r"\1", names.pop(), flags=re.DOTALL)
+        relation, label = names.pop(), ""
+        identifier_and_label = re.fullmatch(r"(P\d+)\s*\((.*)\)", relation, flags=re.DOTALL)
+        if identifier_and_label is not None:
+            relation, label = identifier_and_label.groups()
         yield Record(
             location=location,
             subject="",
@@ -170,6 +180,7 @@ def read_official(path: Path) -> Iterator[Record]:
             object=answers.pop(),
             templates=tuple(templates),
             uid=str(number),
+            relation_label=label.strip(),
         )
 
 
@@ -222,11 +233,12 @@ def read_counterfact(path: Path, paraphrases: bool) -> Iterator[Record]:
             object=text_of(target, "str", location),
             templates=tuple(templates),
             uid=_identifier(case, "case_id", location),
+            relation_label=WIKIDATA_LABELS.get(relation, ""),
         )
 
 
 def read_jsonl(path: Path, templates: Templates | None) -> Iterator[Record]:
-    """Read JSON lines with ``subject``, ``relation``, ``object``; optional: ``uid``, ``templates`` or ``template``."""
+    """Read JSON lines with ``subject``, ``relation``, ``object``; optional: ``relation_label``, ``uid``, templates."""
     return _with_templates(_plain(json_lines(path)), templates)
 
 
@@ -275,27 +287,35 @@ def _check_spelling(row: Mapping[str, Any], location: str) -> None:
 
 def _plain(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Record]:
     """Turn rows into records; rows of the same fact with one ``template`` each become one record, at the end."""
-    gathered: dict[tuple[str, ...], tuple[str, list[str]]] = {}
+    gathered: dict[tuple[str, ...], tuple[Record, list[str]]] = {}
     for location, row in rows:
         _check_spelling(row, location)
-        subject = text_of(row, "subject", location)
-        relation = text_of(row, "relation", location)
-        answer = text_of(row, "object", location)
-        uid = _identifier(row, "uid", location)
+        record = Record(
+            location=location,
+            subject=text_of(row, "subject", location),
+            relation=text_of(row, "relation", location),
+            object=text_of(row, "object", location),
+            uid=_identifier(row, "uid", location),
+            relation_label=text_of(row, "relation_label", location) if "relation_label" in row else "",
+        )
         if "template" in row:
             if "templates" in row:
                 raise DataError(f"{location}: both 'template' and 'templates' are given; keep one.")
-            key = (subject, relation, answer, uid)
-            _, patterns = gathered.setdefault(key, (location, []))
+            key = (record.subject, record.relation, record.object, record.uid)
+            first, patterns = gathered.setdefault(key, (record, []))
+            if record.relation_label != first.relation_label:
+                raise DataError(
+                    f"{location}: relation_label is {record.relation_label!r} "
+                    f"and was {first.relation_label!r} for this fact before; give it one label."
+                )
             pattern = text_of(row, "template", location)
             if pattern in patterns:
                 raise DataError(f"{location}: the template {pattern!r} was given to this fact before.")
             patterns.append(pattern)
             continue
-        templates = _texts(row.get("templates", []), location)
-        yield Record(location, subject, relation, answer, templates, uid)
-    for (subject, relation, answer, uid), (location, patterns) in gathered.items():
-        yield Record(location, subject, relation, answer, tuple(patterns), uid)
+        yield record._replace(templates=_texts(row.get("templates", []), location))
+    for first, patterns in gathered.values():
+        yield first._replace(templates=tuple(patterns))
 
 
 def _with_templates(
@@ -361,6 +381,7 @@ def _lama_record(
         object=text_of(row, "obj_label", location),
         templates=tuple(templates),
         uid=_identifier(row, "uuid", location),
+        relation_label=WIKIDATA_LABELS.get(relation, ""),
     )
 
 

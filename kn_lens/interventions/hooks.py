@@ -16,21 +16,25 @@ model. The hooks of a list run in order, each on the output of the one before.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kn_lens._core.notation import NeuronLike
 from kn_lens.errors import ArgumentError, HookError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.hosts import FOR_ONE_BATCH, HookedModel, HookFn, Host, host_of
-from kn_lens.neurons import NeuronSet
+from kn_lens.neurons import Neuron, NeuronSet, neuron_set_of
 from kn_lens.prompts import PromptBatch, check_prompts
 
-Neurons = NeuronSet | Mapping[Fact, NeuronSet] | Sequence[NeuronSet]
+Sets = NeuronSet | Mapping[Fact, NeuronSet] | Sequence[NeuronSet]
 """One set for all prompts; a set for each fact, which applies to the fact's prompts; or a set for each prompt."""
+
+Neurons = Sets | NeuronLike | Sequence[NeuronLike]
+"""Sets, or the neurons of one set."""
 
 Value = float | Float[Tensor, ""] | Float[Tensor, "n_layers d_mlp"] | Float[Tensor, "row n_layers d_mlp"]
 """A target activation: one number, one for each neuron of the model, or one for each neuron in each row."""
@@ -93,12 +97,7 @@ class _NeuronIntervention:
                 f"position={self.position!r}; expected 'read' or 'all'."
                 + did_you_mean(str(self.position), ("read", "all"))
             )
-        if not _is_neurons(self.neurons):
-            raise ArgumentError(
-                f"Got neurons of type {type(self.neurons).__name__}; "
-                "expected a NeuronSet, a mapping from facts to NeuronSets, "
-                "or a sequence with one NeuronSet for each prompt."
-            )
+        object.__setattr__(self, "neurons", _checked_sets(self.neurons))
 
     def hooks(
         self,
@@ -120,7 +119,7 @@ class _NeuronIntervention:
         host = host_of(model)
         check_prompts(prompts)
         prompts.check_for(host)
-        cells = _cells(_resolve(self.neurons, host, prompts), prompts)
+        cells = _cells(_resolve(self._sets, host, prompts), prompts)
         self._check(host, prompts, cells)
         hooks: list[tuple[str, HookFn]] = []
         for layer, (rows, index) in cells.items():
@@ -137,7 +136,7 @@ class _NeuronIntervention:
         if self.position == "all":
             return None
         host = host_of(model)
-        sets = _resolve(self.neurons, host, prompts)
+        sets = _resolve(self._sets, host, prompts)
         if isinstance(sets, NeuronSet):
             sets = [sets] * len(prompts)
         lowest: list[int] = []
@@ -152,9 +151,14 @@ class _NeuronIntervention:
         chosen: Int[Tensor, " chosen"],
     ) -> "_NeuronIntervention":
         """Return the intervention on ``prompts.select(chosen)``."""
-        if isinstance(self.neurons, (NeuronSet, Mapping)):
+        sets = self._sets
+        if isinstance(sets, (NeuronSet, Mapping)):
             return self
-        return replace(self, neurons=[self.neurons[prompt] for prompt in chosen.tolist()])
+        return replace(self, neurons=[sets[prompt] for prompt in chosen.tolist()])
+
+    @property
+    def _sets(self) -> Sets:
+        return cast("Sets", self.neurons)
 
     def _hook(
         self,
@@ -214,7 +218,7 @@ class Suppress(_NeuronIntervention):
     """Turn neurons off: ``w_i -> 0``.
 
     Attributes:
-        neurons: a ``NeuronSet``, a set for each fact, or a sequence with a set for each prompt.
+        neurons: a ``NeuronSet`` or its neurons (``["L9N7"]``), a set for each fact, or a set for each prompt.
         position: ``"read"`` or ``"all"``.
 
     >>> Suppress(NeuronSet([(9, 7)])).position
@@ -236,7 +240,7 @@ class Amplify(_NeuronIntervention):
     """Multiply neurons: ``w_i -> factor * w_i``.
 
     Attributes:
-        neurons: a ``NeuronSet``, a set for each fact, or a sequence with a set for each prompt.
+        neurons: a ``NeuronSet`` or its neurons (``["L9N7"]``), a set for each fact, or a set for each prompt.
         factor: 2 in the paper; a factor between 0 and 1 weakens a neuron, a negative one turns its sign.
         position: ``"read"`` or ``"all"``.
 
@@ -276,7 +280,7 @@ class SetTo(_NeuronIntervention):
     """Set neurons to given activations: ``w_i -> value``.
 
     Attributes:
-        neurons: a ``NeuronSet``, a set for each fact, or a sequence with a set for each prompt.
+        neurons: a ``NeuronSet`` or its neurons (``["L9N7"]``), a set for each fact, or a set for each prompt.
         value: one number; an activation for every neuron of the model, ``[n_layers, d_mlp]``; or one for every neuron
             in each row of the prompts, ``[row, n_layers, d_mlp]``. Only the entries of ``neurons`` are read. Where
             every answer has one token, the scores of ``attribute(..., method="activation")`` have the last shape.
@@ -374,21 +378,35 @@ class SetTo(_NeuronIntervention):
         return new[..., None] if self.position == "all" else new
 
 
-def _is_neurons(neurons: object) -> bool:
-    """Return whether an object is a ``NeuronSet``, a mapping to such sets or a sequence of them."""
+def _checked_sets(neurons: Any) -> Sets:
+    """Return one set, a mapping to sets or a sequence of sets; neurons that are given alone become one set.
+
+    Raises:
+        ArgumentError: something else.
+    """
     if isinstance(neurons, NeuronSet):
-        return True
+        return neurons
+    if isinstance(neurons, (str, Neuron)):
+        return neuron_set_of(neurons)
     if isinstance(neurons, Mapping):
-        sets = neurons.values()
+        sets = list(neurons.values())
     elif isinstance(neurons, Sequence):
         sets = neurons
+        if sets and all(isinstance(neuron, (str, tuple)) for neuron in sets):
+            return neuron_set_of(neurons)
     else:
-        return False
-    return all(isinstance(neuron_set, NeuronSet) for neuron_set in sets)
+        sets = [None]
+    if not all(isinstance(neuron_set, NeuronSet) for neuron_set in sets):
+        raise ArgumentError(
+            f"Got neurons of type {type(neurons).__name__}; "
+            "expected a NeuronSet, a mapping from facts to NeuronSets, "
+            "or a sequence with one NeuronSet for each prompt."
+        )
+    return neurons
 
 
 def _resolve(
-    neurons: Neurons,
+    neurons: Sets,
     host: Host,
     prompts: PromptBatch,
 ) -> NeuronSet | list[NeuronSet]:

@@ -15,9 +15,9 @@ from kn_lens.neurons.files import read_sets
 from kn_lens.neurons.neuron_set import (
     Neuron,
     NeuronSet,
-    check_neuron_set,
     check_neurons_by_fact,
     match_facts,
+    neuron_set_of,
 )
 from kn_lens.neurons.overlap import (
     OVERLAP_STATISTICS,
@@ -50,7 +50,6 @@ __all__ = [
     "RelationRefinement",
     "SetsByRelation",
     "activation_neurons",
-    "check_neuron_set",
     "check_neurons_by_fact",
     "coarse",
     "coarse_of",
@@ -59,6 +58,7 @@ __all__ = [
     "match_facts",
     "matched_neurons",
     "most_active_neurons",
+    "neuron_set_of",
     "overlap_statistics",
     "prompts_by_fact",
     "prompts_needed",

@@ -3,22 +3,23 @@
 They tell how much of an effect belongs to the neurons of the set, and how much any set of this size would have.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 
+from kn_lens._core.notation import NeuronLike
 from kn_lens.attribution import Attribution, Progress, attribute_in_parts, check_attribution
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.hosts import HookedModel, Host, host_of
-from kn_lens.neurons.neuron_set import NeuronSet, check_neuron_set, check_neurons_by_fact
+from kn_lens.neurons.neuron_set import NeuronSet, check_neurons_by_fact, neuron_set_of
 from kn_lens.neurons.refine import prompts_by_fact
 from kn_lens.prompts import PromptBatch
 
 
 def random_neurons(
-    neurons: NeuronSet,
+    neurons: Iterable[NeuronLike],
     model: HookedModel | Host,
     seed: int | Sequence[int] = 0,
 ) -> NeuronSet:
@@ -44,7 +45,7 @@ def random_neurons(
         >>> control.layer_counts(4), control.isdisjoint(found)
         ((0, 0, 1, 2), True)
     """
-    check_neuron_set(neurons)
+    neurons = neuron_set_of(neurons)
     host = host_of(model)
     neurons.check(host)
     generator = np.random.default_rng(seed)

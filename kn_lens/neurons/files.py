@@ -10,6 +10,8 @@ The formats, recognised by the shape of the document:
   list of ``[layer, index]``, keyed by the relation. A score after the index is ignored;
 - the released code's attributions ``*.rlt.jsonl``, from which sets are yet to be refined: one fact a line, a list of
   ``[{"relation": "P36(capital)", ...}, {"ig_gold": [[layer, index, score], ...], ...}]``, one for each prompt.
+
+A neuron's name, ``"L9N1234"``, is read in the place of a pair.
 """
 
 import json
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from kn_lens._core.atomic import opened, write_whole
+from kn_lens._core.notation import layer_and_index
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 from kn_lens.facts import unique_keys
 
@@ -63,7 +66,7 @@ def _sets(document: Any, path: Path) -> dict[str, list[Pair]]:
         )
     stem = path.name.split(".")[0]
     first = document[0]
-    if isinstance(first, list) and first and not isinstance(first[0], list):
+    if isinstance(first, list) and first and not isinstance(first[0], (list, str)):
         relation = stem.rpartition("kn_rel-")[2]
         return {relation: _pairs(document, str(path))}
     relation = stem.rpartition("kn_bag-")[2] if "kn_bag-" in path.name else ""
@@ -158,11 +161,17 @@ def _pairs(entries: Any, location: str) -> list[Pair]:
 
 def _pair(entry: Any, location: str) -> Pair:
     # A bool is an int in Python, and a float that looks whole is a sign of another format: only true ints will do.
+    if isinstance(entry, str):
+        named = layer_and_index(entry)
+        if named is not None:
+            return named
     if isinstance(entry, list) and len(entry) in (2, 3):
         layer, index = entry[:2]
         if type(layer) is int and type(index) is int and layer >= 0 and index >= 0:
             return layer, index
-    raise DataError(f"{location}: got {_short(entry)}; expected [layer, index], two whole numbers from 0.")
+    raise DataError(
+        f"{location}: got {_short(entry)}; expected [layer, index], two whole numbers from 0, or a name: 'L9N1234'."
+    )
 
 
 def _scores(results: Any, metric: str, location: str) -> dict[Pair, float]:

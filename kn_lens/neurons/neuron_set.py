@@ -4,12 +4,14 @@ A neuron is a row of a layer's ``W_out`` (its value), and the entry of the same 
 A gated MLP, too, has one neuron per row of ``W_out``.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from operator import index as as_int
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
+from kn_lens._core.display import ROWS_SHOWN, enumerated, table_html
+from kn_lens._core.notation import NeuronLike, layer_and_index, neuron_name
 from kn_lens._core.wording import counted
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 from kn_lens.facts import Fact
@@ -23,28 +25,46 @@ class _LayerAndIndex(NamedTuple):
 
 
 class Neuron(_LayerAndIndex):
-    """One neuron: a named tuple, ordered by layer, then index.
+    """One neuron: a named tuple, ordered by layer, then index; ``Neuron(9, 1234)`` or ``Neuron("L9N1234")``.
 
     Attributes:
         layer: zero-based block.
         index: row of the block's ``W_out``, from 0 to ``d_mlp - 1``.
 
     Raises:
-        ArgumentError: the layer or the index is not a whole number from 0.
+        ArgumentError: the layer or the index is not a whole number from 0, or a text is not the name of a neuron.
 
-    >>> str(Neuron(layer=9, index=1234))
-    'L9N1234'
-    >>> layer, index = Neuron(9, 1234)
+    >>> Neuron(layer=9, index=1234)
+    Neuron('L9N1234')
+    >>> layer, index = Neuron("L9N1234")
+    >>> layer, index
+    (9, 1234)
     """
 
     __slots__ = ()
 
-    def __new__(cls, layer: int, index: int) -> "Neuron":
-        """Return the neuron, with NumPy's integers as Python's."""
+    @overload
+    def __new__(cls, layer: str) -> "Neuron": ...
+    @overload
+    def __new__(cls, layer: int, index: int) -> "Neuron": ...
+    def __new__(cls, layer: int | str, index: int | None = None) -> "Neuron":
+        """Return the neuron of a layer and an index, or of a name. NumPy's integers become Python's."""
+        if isinstance(layer, str) and index is None:
+            pair = layer_and_index(layer)
+            if pair is None:
+                raise ArgumentError(f"{layer!r} is not the name of a neuron; expected one such as 'L9N1234'.")
+            return super().__new__(cls, *pair)
         return super().__new__(cls, _checked("layer", layer), _checked("index", index))
 
     def __str__(self) -> str:
-        return f"L{self.layer}N{self.index}"
+        return neuron_name(self.layer, self.index)
+
+    def __repr__(self) -> str:
+        return f"Neuron({str(self)!r})"
+
+
+NAMES_SHOWN = 10
+"""Number of neurons in the text of a set."""
 
 
 def _checked(name: str, number: Any) -> int:
@@ -58,26 +78,42 @@ def _checked(name: str, number: Any) -> int:
 
 
 class NeuronSet(AbstractSet[Neuron], Hashable):
-    """An immutable set of neurons, iterated in order of layer and index.
+    """An immutable set of neurons, iterated in order of layer and index. An index gives a neuron, a slice a set.
 
-    It has the operators of Python's sets, with any iterable of neurons or ``(layer, index)`` pairs on the right of
-    ``|``, ``&``, ``-`` and ``^``, and equals and hashes like a ``frozenset`` of the same neurons.
+    A neuron is given as a ``Neuron``, by its name ``"L9N1234"`` or as the pair ``(9, 1234)``. The set has the operators
+    of Python's sets, with any iterable of neurons on the right of ``|``, ``&``, ``-`` and ``^``, and equals and hashes
+    like a ``frozenset`` of the same neurons.
 
-    >>> found = NeuronSet([(9, 1234), (10, 5), (9, 7)])
-    >>> found & [(9, 7), (3, 3)]
-    NeuronSet([(9, 7)])
+    >>> found = NeuronSet(["L9N1234", (10, 5), Neuron(9, 7)])
+    >>> found & ["L9N7", "L3N3"]
+    NeuronSet(['L9N7'])
+    >>> found[0], found[1:], "L10N5" in found
+    (Neuron('L9N7'), NeuronSet(['L9N1234', 'L10N5']), True)
     >>> found.by_layer()
     {9: (7, 1234), 10: (5,)}
     """
 
     __slots__ = ("_members", "_ordered")
 
-    def __init__(self, neurons: Iterable[Neuron | tuple[int, int]] = ()) -> None:
+    def __init__(self, neurons: Iterable[NeuronLike] = ()) -> None:
+        if isinstance(neurons, str):  # its characters are no neurons
+            raise ArgumentError(f"Got the text {neurons!r}; expected several neurons, such as ['L9N1234'].")
         self._members = frozenset(map(_neuron, neurons))
         self._ordered = tuple(sorted(self._members))
 
     def __contains__(self, neuron: object) -> bool:
+        if isinstance(neuron, str):
+            return layer_and_index(neuron) in self._members
         return neuron in self._members
+
+    @overload
+    def __getitem__(self, index: int) -> Neuron: ...
+    @overload
+    def __getitem__(self, index: slice) -> "NeuronSet": ...
+    def __getitem__(self, index: int | slice) -> "Neuron | NeuronSet":
+        if isinstance(index, slice):
+            return NeuronSet(self._ordered[index])
+        return self._ordered[index]
 
     def __iter__(self) -> Iterator[Neuron]:
         return iter(self._ordered)
@@ -89,7 +125,17 @@ class NeuronSet(AbstractSet[Neuron], Hashable):
         return hash(self._members)
 
     def __repr__(self) -> str:
-        return f"NeuronSet({list(map(tuple, self))})"
+        names = [repr(str(neuron)) for neuron in self._ordered]
+        return f"NeuronSet([{enumerated(names, NAMES_SHOWN)}])"
+
+    def _repr_html_(self) -> str:
+        by_layer = self.by_layer()
+        rows = []
+        for layer, indices in list(by_layer.items())[:ROWS_SHOWN]:
+            names = [neuron_name(layer, index) for index in indices]
+            rows.append((layer, len(indices), enumerated(names, NAMES_SHOWN)))
+        summary = f"{counted(len(self), 'neuron')} in {counted(len(by_layer), 'layer')}"
+        return table_html(summary, ("layer", "n", "neurons"), rows, n_rows=len(by_layer))
 
     def __or__(self, other: Iterable[Any]) -> "NeuronSet":
         return NeuronSet(self._members | NeuronSet(other)._members)
@@ -273,28 +319,40 @@ def match_facts(
 def _neuron(item: Any) -> Neuron:
     if isinstance(item, Neuron):
         return item
+    if isinstance(item, str):
+        return Neuron(item)
     try:
         layer, index = item
     except (TypeError, ValueError):
-        raise ArgumentError(f"Got {item!r}; expected a Neuron or a (layer, index) pair.") from None
+        raise ArgumentError(
+            f"Got {item!r}; expected a neuron: its name 'L9N1234', a (layer, index) pair or a Neuron."
+        ) from None
     return Neuron(layer, index)
 
 
-def check_neuron_set(neurons: object) -> None:
-    """Raise unless an argument is one set of neurons.
+def neuron_set_of(neurons: Any) -> NeuronSet:
+    """Return one set of neurons, of a set, of one neuron, or of several.
 
     Raises:
         ArgumentError: another kind of argument, such as a mapping from facts to sets.
+
+    >>> neuron_set_of("L2N7"), neuron_set_of(["L2N7", (3, 5)])
+    (NeuronSet(['L2N7']), NeuronSet(['L2N7', 'L3N5']))
     """
+    if isinstance(neurons, NeuronSet):
+        return neurons
+    if isinstance(neurons, (str, Neuron)):
+        return NeuronSet([_neuron(neurons)])
     if isinstance(neurons, Mapping):
         raise ArgumentError(
             f"Got a mapping of {counted(len(neurons), 'fact')} as neurons; "
             "expected the NeuronSet of one fact: neurons[fact]."
         )
-    if not isinstance(neurons, NeuronSet):
+    if not isinstance(neurons, (Sequence, AbstractSet)):
         raise ArgumentError(
-            f"Got neurons of type {type(neurons).__name__}; expected a NeuronSet, such as kn_lens.NeuronSet([(2, 7)])."
+            f"Got neurons of type {type(neurons).__name__}; expected a NeuronSet, such as kn_lens.NeuronSet(['L2N7'])."
         )
+    return NeuronSet(neurons)
 
 
 def check_neurons_by_fact(neurons_by_fact: object, name: str = "neurons_by_fact") -> None:

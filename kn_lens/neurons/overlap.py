@@ -69,7 +69,7 @@ def relation_neurons(
     >>> facts = [Fact("Ireland", "P36", "Dublin"), Fact("France", "P36", "Paris")]
     >>> found = {facts[0]: NeuronSet([(9, 7), (9, 8)]), facts[1]: NeuronSet([(9, 8)])}
     >>> relation_neurons(found, top=1)
-    {'P36': NeuronSet([(9, 8)])}
+    {'P36': NeuronSet(['L9N8'])}
     """
     check_share("min_share", min_share)
     if top is not None and (isinstance(top, bool) or not isinstance(top, int) or top < 1):

@@ -1,9 +1,11 @@
 """The common style of all figures: colours and symbols of neuron sets, axes, error bars, named rows."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import starmap
 from typing import TYPE_CHECKING, Any
 
 from kn_lens._core.escape import escaped
+from kn_lens._core.notation import neuron_name
 from kn_lens.errors import ArgumentError, did_you_mean
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ def neuron_names(neurons: Iterable[Sequence[int]]) -> list[str]:
     >>> neuron_names([(3, 412)])
     ['L3N412']
     """
-    return [f"L{layer}N{index}" for layer, index in neurons]
+    return list(starmap(neuron_name, neurons))
 
 
 def neuron_set_label(name: str) -> str:

@@ -40,7 +40,7 @@ def read_found(paths: Iterable[str | Path], facts: FactSet | None = None, metric
     ...     path = Path(folder, "found.json")
     ...     NeuronSet.write_many(path, {"P36/Ireland/Dublin": NeuronSet([(9, 7)]), "P30/Ireland/Europe": NeuronSet()})
     ...     read_found([path])
-    {'P36': [NeuronSet([(9, 7)])], 'P30': [NeuronSet([])]}
+    {'P36': [NeuronSet(['L9N7'])], 'P30': [NeuronSet([])]}
     """
     paths = [Path(path) for path in paths]
     if not paths:

@@ -22,17 +22,17 @@ MAKING = {
         lambda m: kn.update_fact(m, IRELAND, "Tokyo", SETS),
         r"mapping of 1 fact as neurons; .* neurons\[fact\]",
     ),
-    "pairs for neurons": (
-        lambda m: kn.update_fact(m, IRELAND, "Tokyo", [(2, 7)]),
-        r"neurons of type list; .* kn_lens.NeuronSet\(\[\(2, 7\)\]\)",
+    "a number for neurons": (
+        lambda m: kn.update_fact(m, IRELAND, "Tokyo", 7),
+        r"neurons of type int; .* kn_lens.NeuronSet\(\['L2N7'\]\)",
     ),
-    "one neuron": (
-        lambda m: kn.update_fact(m, IRELAND, "Tokyo", kn.Neuron(2, 7)),
-        "neurons of type Neuron",
+    "facts for neurons": (
+        lambda m: kn.update_fact(m, IRELAND, "Tokyo", FACTS),
+        r"Got Fact\(.*expected a neuron: its name 'L9N1234'",
     ),
     "object and neurons exchanged": (
         lambda m: kn.update_fact(m, IRELAND, NEURONS, "Tokyo"),
-        "neurons of type str",
+        "'Tokyo' is not the name of a neuron",
     ),
     "subject for fact": (
         lambda m: kn.update_fact(m, "Ireland", "Tokyo", NEURONS),
@@ -74,11 +74,11 @@ MAKING = {
 USING = {
     "sets to restrict to": (
         lambda m: random_edit(m).restricted_to(SETS),
-        "neurons of type dict; expected one set",
+        r"mapping of 1 fact as neurons; .* neurons\[fact\]",
     ),
-    "one neuron to restrict to": (
-        lambda m: random_edit(m).restricted_to(kn.Neuron(1, 0)),
-        "neurons of type Neuron; expected one set",
+    "a number to restrict to": (
+        lambda m: random_edit(m).restricted_to(7),
+        "neurons of type int; expected a NeuronSet",
     ),
     "no path": (
         lambda m: random_edit(m).save(None),

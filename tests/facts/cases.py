@@ -18,4 +18,12 @@ pieces = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="[]
 templates = st.tuples(pieces, pieces, pieces, st.booleans()).map(
     lambda t: f"{t[0]}[X]{t[1]}[Y]{t[2]}" if t[3] else f"{t[0]}[Y]{t[1]}[X]{t[2]}"
 )
-some_facts = st.builds(Fact, names, names, names, st.lists(templates, max_size=3).map(tuple), names | st.just(""))
+some_facts = st.builds(
+    Fact,
+    names,
+    names,
+    names,
+    st.lists(templates, max_size=3).map(tuple),
+    names | st.just(""),
+    names | st.just(""),
+)

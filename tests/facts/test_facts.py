@@ -5,6 +5,8 @@ from hypothesis import given
 
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.facts.facts import Fact, FactSet
+from kn_lens.runs.data import digest_of_facts
+from kn_lens.runs.directory import digest_of_json
 from tests.facts.cases import CAPITAL, FACTS, some_facts
 
 # --- Fact ------------------------------------------------------------------------------------------------------------
@@ -20,6 +22,17 @@ def test_equality_compares_the_triple_and_the_uid_without_the_templates():
     fact = Fact("Ireland", "P36", "Dublin", (CAPITAL,))
     assert fact == Fact("Ireland", "P36", "Dublin") and hash(fact) == hash(Fact("Ireland", "P36", "Dublin"))
     assert fact != Fact("Ireland", "P36", "Dublin", (CAPITAL,), uid="1")
+
+
+def test_the_label_of_a_relation_changes_neither_equality_nor_key_nor_digest():
+    fact = Fact("Ireland", "P36", "Dublin", (CAPITAL,))
+    labelled = Fact("Ireland", "P36", "Dublin", (CAPITAL,), relation_label="capital")
+    assert fact == labelled and hash(fact) == hash(labelled) and fact.key == labelled.key
+    assert digest_of_facts([fact]) == digest_of_facts([labelled])
+    # As runs of earlier versions recorded it.
+    assert digest_of_facts([labelled]) == digest_of_json([["P36/Ireland/Dublin", [CAPITAL]]])
+    assert (fact.relation_name, labelled.relation_name) == ("P36", "capital (P36)")
+    assert Fact("Ireland", "capital", "Dublin", relation_label="capital").relation_name == "capital"
 
 
 @given(some_facts, some_facts)
@@ -45,6 +58,8 @@ def test_names_with_separators_have_different_keys():
         (("Ireland", "P36", "Dublin", CAPITAL), "tuple of texts"),
         (("Ireland", "P36", "Dublin", (3,)), "template must be text; got 3"),
         (("Ireland", "P36", "\ud800"), "not valid Unicode"),
+        (("Ireland", "P36", "Dublin", (), "", " capital"), "relation_label of a fact must be text without blanks"),
+        (("Ireland", "P36", "Dublin", (), "", None), "relation_label of a fact must be text; got None"),
     ],
 )
 def test_a_malformed_fact_is_refused(fields, message):
@@ -80,6 +95,64 @@ def test_of_keeps_the_order_and_names_the_nearest_relation():
     assert list(FACTS.of("P30", "P36")) == list(FACTS[:3])
     with pytest.raises(ArgumentError, match=r"No relation 'P376'.*Did you mean 'P1376'"):
         FACTS.of("P376")
+
+
+LABELLED = FactSet(
+    [
+        Fact("Ireland", "P36", "Dublin", relation_label="capital"),
+        Fact("Dublin", "P1376", "Ireland", relation_label="capital of"),
+        Fact("Kerry", "seat", "Tralee"),
+    ]
+)
+
+
+@pytest.mark.parametrize("name", ["P36", "capital", "capital (P36)"])
+def test_a_relation_is_found_by_its_label(name):
+    assert LABELLED.find("Ireland", relation=name) is LABELLED[0]
+    assert LABELLED.of(name, "seat").relations == ("P36", "seat")
+    assert LABELLED.relation_of(name) == "P36"
+
+
+def test_an_identifier_goes_before_a_label_and_labels_of_several_relations_are_refused():
+    facts = LABELLED + FactSet([Fact("Ireland", "capital", "Cork"), Fact("a", "b", "c", relation_label="seat")])
+    assert facts.find("Ireland", relation="capital").object == "Cork"
+    assert facts.find("Ireland", relation="capital (P36)").object == "Dublin"
+    facts = LABELLED + FactSet([Fact("a", "b", "c", relation_label="capital")])
+    with pytest.raises(ArgumentError, match="'capital' is the label of P36, b; expected one of these"):
+        facts.of("capital")
+    with pytest.raises(ArgumentError, match=r"'capitol'; there are capital \(P36\), .*, seat\. Did you mean 'capital'"):
+        LABELLED.of("capitol")
+    with pytest.raises(ArgumentError, match=r"No fact about 'Irland' in relation capital \(P36\)"):
+        LABELLED.find("Irland", relation="capital")
+
+
+def test_sets_add_up_in_order_and_not_with_a_fact_of_both():
+    last = [FACTS[3]]
+    assert FACTS[:2] + FACTS[2:] == FACTS and FACTS[:3] + last == FACTS
+    assert isinstance(FACTS[:2] + FACTS[2:], FactSet)
+    with pytest.raises(DataError, match="P36/Ireland/Dublin#a occurs twice"):
+        FACTS + FACTS[:1]
+    with pytest.raises(ArgumentError, match="Got a string, 'Ireland'; expected several Facts"):
+        FACTS + "Ireland"
+
+
+HOSTILE = Fact("<b>&\x1b[31m", "\u202eP", "o" * 500, ("[X] <script> [Y]",), relation_label="a\nb")
+
+
+@pytest.mark.parametrize("value", [HOSTILE, FactSet([HOSTILE]), FactSet.world(), FactSet.world()[0], FactSet([])])
+def test_the_text_is_one_line_and_the_html_a_short_table(value):
+    assert "\n" not in repr(value) and len(repr(value)) < 400 and repr(value).isprintable()
+    html = value._repr_html_()
+    assert html.count("\n") < 30 and len(html) < 4000
+    assert html.replace("\n", "").isprintable() and "<script>" not in html and "<b>" not in html
+
+
+def test_a_set_shows_its_size_and_its_first_facts():
+    world = FactSet.world()
+    assert repr(world).startswith("FactSet(1,328 facts, 11 relations: capital (P36), capital of (P1376), ")
+    html = world._repr_html_()
+    assert "<td>Beijing</td>" in html and "1,318 more" in html and html.count("<tr>") == 11
+    assert repr(world[0]) == "Fact('China', 'capital (P36)', 'Beijing', 30 templates)"
 
 
 def test_sample_is_seeded_in_order_and_without_repeats():

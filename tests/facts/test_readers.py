@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kn_lens.errors import ArgumentError, DataError, KNLensError
+from kn_lens.facts import read_patterns
 from kn_lens.facts.facts import FactSet
+from kn_lens.facts.relations import WIKIDATA_LABELS
 from tests.facts.cases import CAPITAL, FACTS, some_facts
 
 fact_sets = st.lists(some_facts, min_size=1, max_size=5, unique=True).map(FactSet)
@@ -19,8 +21,8 @@ fuzz = settings(max_examples=40, suppress_health_check=[HealthCheck.function_sco
 
 
 def content(facts):
-    """Return all fields of a set, including templates, which equality of facts ignores."""
-    return [(fact, fact.templates) for fact in facts]
+    """Return all fields of a set, including templates and labels, which equality of facts ignores."""
+    return [(fact, fact.templates, fact.relation_label) for fact in facts]
 
 
 def write(path: Path, value) -> Path:
@@ -73,6 +75,21 @@ def test_rows_with_one_template_each_are_gathered_into_facts(tmp_path):
     path.write_text(path.read_text() + f"Ireland,P36,Dublin,{CAPITAL}\n")
     with pytest.raises(DataError, match=r"long\.csv:5: the template .* was given to this fact before"):
         FactSet.from_csv(path)
+
+
+def test_a_table_may_name_its_relations_and_a_fact_has_one_label(tmp_path):
+    header = "subject,relation,relation_label,object,template\n"
+    path = write(tmp_path / "long.csv", f"{header}Ireland,P36,capital,Dublin,{CAPITAL}\nPeru,P36,,Lima,{CAPITAL}\n")
+    facts = FactSet.from_csv(path)
+    assert [fact.relation_label for fact in facts] == ["capital", ""]
+    assert facts.of("capital") == facts.of("P36") == facts  # the label of one is that of the relation
+    path.write_text(path.read_text() + "Ireland,P36,seat,Dublin,[Y] serves [X].\n")
+    with pytest.raises(DataError, match=r"long\.csv:4: relation_label is 'seat' and was 'capital' .* one label"):
+        FactSet.from_csv(path)
+    with pytest.raises(DataError, match=r"'Relation_Label' is not read; expected 'relation_label'"):
+        FactSet.from_csv(
+            write(tmp_path / "case.csv", "subject,relation,object,Relation_Label\nPeru,P36,Lima,capital\n")
+        )
 
 
 def test_templates_by_relation_replace_the_files_own(tmp_path):
@@ -167,6 +184,10 @@ def test_read_world_selects_the_templates_of_a_split():
         assert set(whole.templates) == {*first.templates, *second.templates}
         assert not {*first.templates} & {*second.templates} and len(second.templates) >= 4
     assert every.find("Ireland", relation="P36").object == "Dublin"
+    assert every.find("Ireland", relation="capital") == every.find("Ireland", relation="P36")
+    assert all(fact.relation_label for fact in every)
+    for relation, label in every.relation_labels.items():
+        assert WIKIDATA_LABELS.get(relation, label) == label
     with pytest.raises(ArgumentError, match="split='test'; expected one of all, trained, held_out"):
         FactSet.world("test")  # pyright: ignore
 
@@ -186,8 +207,14 @@ def test_pararel_is_read_in_order_of_its_relations(pararel):
     facts = FactSet.from_pararel(pararel)
     assert facts.relations == ("P36", "P1376") and len(facts) == 4
     assert [fact.uid for fact in facts] == ["a", "b", "a", "b"] and len(facts[0].templates) == 4
+    assert facts.relation_labels == {"P36": "capital", "P1376": "capital of"}
     assert FactSet.from_pararel(pararel, ["P101"], min_templates=2).relations == ("P101",)
     assert FactSet.from_pararel(str(pararel), min_templates=1).relations == ("P36", "P101", "P1376")
+
+
+def test_each_relation_of_pararel_has_a_label_of_its_own():
+    assert set(WIKIDATA_LABELS) == set(read_patterns(Path("kn_lens")))
+    assert len(set(WIKIDATA_LABELS.values())) == 34
 
 
 def test_pararel_relations_that_cannot_be_read_are_refused(pararel):
@@ -222,6 +249,7 @@ def test_the_fact_file_of_the_released_code_is_read_flat_and_grouped(tmp_path, d
         ("", "P30", "Europe", "2"),
     ]
     assert facts[0].templates == ("The capital of Ireland is [Y] .", "[Y] rules Ireland")
+    assert facts.relation_labels == {"P36": "capital", "P30": "continent"}
 
 
 @pytest.mark.parametrize(
@@ -252,6 +280,7 @@ def test_lama_reads_templates_from_the_given_source(tmp_path, pararel):
     path = write(tmp_path / "lama" / "P36.jsonl", [LAMA, {**LAMA, "uuid": "v"}])
     own = FactSet.from_lama(path)
     assert own[0].templates == ("In [X], [Y] is the capital of Ireland.",) and own[1].uid == "v"
+    assert own[0].relation_name == "capital (P36)"
     assert own[0].filled(own[0].templates[0]) == "In Ireland, [Y] is the capital of Ireland."
     given = FactSet.from_lama(path.parent, templates={"P36": [CAPITAL]}, relations=["P36"])
     assert given == own and given[0].templates == (CAPITAL,)
@@ -349,7 +378,7 @@ CASE = {
 def test_counterfact_gives_the_true_answer_after_prompt_and_paraphrases(tmp_path):
     path = write(tmp_path / "counterfact.json", [CASE])
     (fact,) = FactSet.from_counterfact(path)
-    assert fact.key == "P103/Danielle Darrieux/French#7"
+    assert fact.key == "P103/Danielle Darrieux/French#7" and fact.relation_label == "native language"
     assert fact.templates == (
         "The mother tongue of [X] is [Y].",
         "Danielle Darrieux is named. [X], a native [Y].",

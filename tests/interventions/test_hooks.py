@@ -257,7 +257,8 @@ def test_a_hook_equals_a_loop_over_rows_and_neurons(sets, position):
     "make, message",
     [
         (lambda: kn.Suppress(NEURONS, position="last"), "expected 'read' or 'all'"),
-        (lambda: kn.Suppress([kn.Neuron(0, 1)]), "sequence with one NeuronSet for each prompt"),
+        (lambda: kn.Suppress([[(0, 1)]]), "sequence with one NeuronSet for each prompt"),
+        (lambda: kn.Suppress(["Ireland"]), "'Ireland' is not the name of a neuron"),
         (lambda: kn.Suppress({FACTS[0]: [(0, 1)]}), "mapping from facts"),
         (lambda: kn.Suppress(None), "NoneType"),
         (lambda: kn.Amplify(NEURONS, float("nan")), "factor=nan"),

@@ -46,7 +46,8 @@ def test_equal_sets_have_equal_hashes_and_reprs(pairs):
     frozen = frozenset(kn.Neuron(*pair) for pair in pairs)
     assert neurons == frozen and frozen == neurons and hash(neurons) == hash(frozen)
     assert pickle.loads(pickle.dumps(neurons)) == neurons
-    assert eval(repr(neurons), {"NeuronSet": kn.NeuronSet}) == neurons
+    assert eval(repr(neurons[:10]), {"NeuronSet": kn.NeuronSet}) == neurons[:10]
+    assert eval(repr([str(neuron) for neuron in neurons])) == [repr(neuron)[8:-2] for neuron in neurons]
     assert sum(neurons.layer_counts(4)) == len(neurons)
     assert {(layer, i) for layer, indices in neurons.by_layer().items() for i in indices} == pairs
 
@@ -55,7 +56,7 @@ def test_a_neuron_is_a_named_tuple_with_python_integers():
     neuron = kn.Neuron(torch.tensor(9), index=7)
     layer, index = neuron
     assert (type(layer), type(index)) == (int, int) and (layer, index) == (neuron.layer, neuron.index) == (9, 7)
-    assert (repr(neuron), str(neuron)) == ("Neuron(layer=9, index=7)", "L9N7")
+    assert (repr(neuron), str(neuron)) == ("Neuron('L9N7')", "L9N7")
     assert pickle.loads(pickle.dumps(neuron)) == neuron and type(pickle.loads(pickle.dumps(neuron))) is kn.Neuron
     assert sorted([kn.Neuron(9, 7), kn.Neuron(2, 8)]) == [kn.Neuron(2, 8), kn.Neuron(9, 7)]
 
@@ -66,6 +67,34 @@ def test_a_neuron_needs_two_whole_numbers(layer, index):
         kn.Neuron(layer, index)
     with pytest.raises(kn.ArgumentError):
         kn.NeuronSet([(layer, index)])
+
+
+@MANY_EXAMPLES
+@given(PAIRS)
+def test_a_name_stands_for_the_neuron_and_indices_follow_the_order(pairs):
+    neurons = kn.NeuronSet(pairs)
+    names = [str(neuron) for neuron in neurons]
+    assert kn.NeuronSet(names) == kn.NeuronSet([*names, *pairs]) == neurons
+    assert all(name in neurons and kn.Neuron(name) in neurons for name in names)
+    assert "L99N0" not in neurons and "Ireland" not in neurons
+    assert [neurons[number] for number in range(len(neurons))] == list(neurons)
+    assert neurons[1:3] == kn.NeuronSet(list(neurons)[1:3])
+    assert neurons - names == kn.NeuronSet()
+
+
+@pytest.mark.parametrize("name", ["L9", "9N7", "l9n7", "L9N7 ", "L-1N7", "L1N²", "", "L9N7L2N3"])
+def test_another_text_is_not_the_name_of_a_neuron(name):
+    for make in (kn.Neuron, lambda name: kn.NeuronSet([name])):
+        with pytest.raises(kn.ArgumentError, match="not the name of a neuron; expected one such as 'L9N1234'"):
+            make(name)
+
+
+def test_a_long_set_is_shown_by_its_first_neurons():
+    neurons = kn.NeuronSet((layer, index) for layer in range(40) for index in range(100))
+    assert repr(neurons).startswith("NeuronSet(['L0N0', 'L0N1', ") and repr(neurons).endswith("... 3,990 more])")
+    html = neurons._repr_html_()
+    assert "4,000 neurons in 40 layers" in html and "L9N0" in html and "L10N0" not in html and "30 more" in html
+    assert html.count("\n") < 30 and len(html) < 3000
 
 
 @pytest.mark.parametrize("item", [3, (1, 2, 3), "ab", None])

@@ -81,9 +81,9 @@ CASES = {
     ),
     "matched_neurons: scores": (lambda model, prompts: kn.matched_neurons(prompts.tokens, SETS), EXPECTED_ATTRIBUTION),
     "random_neurons: swapped": (lambda model, prompts: kn.random_neurons(model, NEURONS), "expected a NeuronSet"),
-    "random_neurons: a list": (
-        lambda model, prompts: kn.random_neurons([(0, 1)], model),
-        "Got neurons of type list; expected a NeuronSet",
+    "random_neurons: subjects": (
+        lambda model, prompts: kn.random_neurons(["Ireland"], model),
+        "'Ireland' is not the name of a neuron; expected one such as 'L9N1234'",
     ),
 }
 
