@@ -113,7 +113,14 @@ def write_run(path, made, *, n_layers=4, kind="masked", tags=None, version="0.1.
 
 def _fact_row(one):
     fact, n = one.fact, one.n_prompts
-    row = {"relation": fact.relation, "subject": fact.subject, "object": fact.object, "key": fact.key, "why": ""}
+    row = {
+        "relation": fact.relation,
+        "relation_label": fact.relation_label,
+        "subject": fact.subject,
+        "object": fact.object,
+        "key": fact.key,
+        "why": "",
+    }
     return {
         **row,
         "digest": digest_of_facts([fact]),

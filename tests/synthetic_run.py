@@ -1,6 +1,6 @@
 """Run directories with made-up results, of any size and with any names, written by the library's own writers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -46,6 +46,7 @@ def write_run(
     stages: Sequence[str] = STAGES,
     name: Callable[[str], str] = lambda text: text,
     seed: int = 0,
+    labels: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a run of ``n_facts`` facts for each relation.
 
@@ -57,6 +58,7 @@ def write_run(
         stages: whose records and tables are there.
         name: makes relations, subjects, objects, prompts and tokens out of plain names.
         seed: of all numbers.
+        labels: of relations; None writes records without labels, as earlier versions did.
     """
     random = np.random.default_rng(seed)
     config = {"model": "bert-base-cased", "facts": "facts.jsonl", **Settings.of(limit=n_facts).as_dict()}
@@ -67,6 +69,8 @@ def write_run(
         for relation in relations:
             facts = [Fact(name(f"subject {number}"), relation, name(f"object {number}")) for number in range(n_facts)]
             records = _records(facts, n_prompts, name, random)
+            if labels is not None and "facts" in records:
+                records["facts"]["relation_label"] = labels.get(relation, "")
             seen = pd.concat([seen, records["neuron_scores"][["layer", "index"]]]).drop_duplicates()
             for stage, table in records.items():
                 if stage in stages:

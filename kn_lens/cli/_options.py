@@ -151,7 +151,7 @@ Templates = Annotated[
 Split = Annotated[str, choice(SPLITS, "Templates of the embedded facts", FACTS)]
 Relations = Annotated[
     list[str] | None,
-    named_option(FACTS, "--relation -r", "NAME", "Relation of the facts; repeatable."),
+    named_option(FACTS, "--relation -r", "NAME", "Relation of the facts, such as P36 or capital; repeatable."),
 ]
 Subjects = Annotated[
     list[str] | None,

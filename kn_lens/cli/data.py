@@ -16,7 +16,7 @@ from kn_lens.cli._options import check_output_path, named_option
 from kn_lens.cli._run import build_prompts, describe_model, load, unqueried_facts
 from kn_lens.cli._tables import ROWS_SHOWN, left_out_lines, table
 from kn_lens.cli._terminal import out, print_json
-from kn_lens.facts import FactSet
+from kn_lens.facts import FactSet, relation_name
 
 MIN_TEMPLATES = 4
 """The paper excludes relations with fewer templates."""
@@ -142,12 +142,14 @@ def _summary(facts: FactSet) -> dict[str, Any]:
         row = relations.setdefault(
             fact.relation,
             {
+                "label": "",
                 "facts": 0,
                 "templates": 0,
                 "pairs": 0,
                 "example": "",
             },
         )
+        row["label"] = row["label"] or fact.relation_label
         row["facts"] += 1
         row["pairs"] += len(fact.templates)
         row["example"] = row["example"] or f"{fact.subject or '-'}: {fact.object}"
@@ -202,7 +204,7 @@ def _data_table(document: Mapping[str, Any]) -> Group:
     relations = list(document["relations"].items())
     for relation, row in relations[:ROWS_SHOWN]:
         counts = [f"{row[name]:,}" for name in numbers]
-        rows.add_row(relation, *counts, row["example"])
+        rows.add_row(relation_name(relation, row["label"]), *counts, row["example"])
     note = (
         f"{counted(document['n_facts'], 'fact')} of {counted(document['n_relations'], 'relation')}, "
         f"{counted(document['n_pairs'], 'pair')} of a fact and a template."

@@ -31,7 +31,7 @@ from kn_lens.cli._tables import (
 from kn_lens.cli._terminal import out, print_json, show_progress
 from kn_lens.cli.models import embedded
 from kn_lens.errors import ArgumentError, DataError
-from kn_lens.facts import Fact, FactSet
+from kn_lens.facts import Fact, FactSet, relation_name
 
 if TYPE_CHECKING:
     from kn_lens.attribution import Attribution
@@ -451,6 +451,7 @@ def _erasure(
         effects = erase_effects(model, prompts, members, active, seed=SEED, progress=progress)
     return {
         "relation": fact.relation,
+        "relation_label": fact.relation_label,
         "n_facts": len(members),
         "n_neurons": int(effects.n_neurons[effects.neuron_set == "found"].iloc[0]),
         "n_measured": effects.groupby("question").measured.nunique().to_dict(),
@@ -681,7 +682,7 @@ def _print_erasure(section: Mapping[str, Any], document: Mapping[str, Any]) -> N
         return
     n_own = section["n_measured"]["same relation"]
     n_other = section["n_measured"]["other relations"]
-    _print_heading(f"6. Erase a relation: {section['relation']}")
+    _print_heading(f"6. Erase a relation: {relation_name(section['relation'], section['relation_label'])}")
     _print_text(
         f"The rows of the {section['n_neurons']} most frequent neurons of {section['n_facts']} of "
         f"its facts are set to zero. Perplexity and accuracy of its {n_own:,} facts and of "

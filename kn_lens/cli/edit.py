@@ -208,6 +208,7 @@ def erase(
     """Erase the output of the neurons that the facts of a relation have."""
     check_output_path(to, facts, neurons, templates)
     source = read_facts(facts, format, templates, split)
+    relation = source.relation_of(relation)
     members = source.of(relation)
     found = _neurons_of(neurons, source)
     own = {fact: found[fact] for fact in members if fact in found}

@@ -17,7 +17,7 @@ from kn_lens.cli._run import build_prompts, describe_model, load, memory_budget_
 from kn_lens.cli._tables import ROWS_SHOWN, left_out_lines, neuron_names, number, table
 from kn_lens.cli._terminal import out, print_json, show_progress
 from kn_lens.errors import ArgumentError
-from kn_lens.facts import Fact
+from kn_lens.facts import Fact, relation_name
 
 if TYPE_CHECKING:
     from kn_lens.attribution import Attribution
@@ -256,6 +256,7 @@ def _fact_rows(
             "key": fact.key,
             "subject": fact.subject,
             "relation": fact.relation,
+            "relation_label": fact.relation_label,
             "object": fact.object,
             "n_prompts": int(is_fact.sum()),
             "mean_output": attr.clean[is_fact].mean().item(),
@@ -281,7 +282,7 @@ def _found_table(document: Mapping[str, Any]) -> Group:
     rows = table(title, "", "fact", *numbers, "neurons", right=numbers)
     for row in facts[:ROWS_SHOWN]:
         cells = [
-            row["relation"],
+            relation_name(row["relation"], row["relation_label"]),
             f"{row['subject']}: {row['object']}".removeprefix(": "),
             str(row["n_prompts"]),
             number(row["mean_output"], ".3f"),

@@ -47,8 +47,8 @@ def reproduce(
         memory_budget: bytes for forward passes; see ``attribute``.
         watch: progress callback, called with the state of the run.
         force: accept a directory of other settings; what they change is computed again.
-        **settings: changed settings: ``limit=20`` (facts of each relation), ``relations=["P36", "P30"]``, ``seed=1``,
-            or any other of ``kn_lens.runs.settings``.
+        **settings: changed settings: ``limit=20`` (facts of each relation), ``relations=["P36", "continent"]``,
+            ``seed=1``, or any other of ``kn_lens.runs.settings``.
 
     Returns:
         The tables of the stages by name, as in ``tables/`` of the directory. ``kn_lens.reports.figures`` draws them,

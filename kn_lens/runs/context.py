@@ -18,7 +18,7 @@ from kn_lens.facts import Fact, FactSet
 from kn_lens.hosts import HookedModel, Host, host_of
 from kn_lens.neurons import NeuronSet
 from kn_lens.prompts import PromptBatch, make_prompts
-from kn_lens.runs.data import RunData, digest_of_facts
+from kn_lens.runs.data import RunData, digest_of_facts, with_identifiers
 from kn_lens.runs.directory import ALL, FORMER_DEFAULTS, RunDirectory, Shard, digest_of_json, open_run
 from kn_lens.runs.provenance import machine, model_identity, model_size, versions
 from kn_lens.runs.reader import read_records
@@ -285,6 +285,7 @@ def open_context(
         ArgumentError: an unknown relation, or a directory that holds something else.
         DataError: facts of a single relation, or as ``open_run``.
     """
+    settings = with_identifiers(settings, facts)
     data = RunData.of(facts, settings, held_out)
     context, config, provenance = prepare_context(model, data, Path(path), settings, names or {}, memory_budget)
     with open_run(path, config, provenance, force=force) as run:

@@ -68,6 +68,15 @@ class RunData:
         }
 
 
+def with_identifiers(settings: Settings, facts: FactSet) -> Settings:
+    """Return settings that name the relations by their identifiers, so that a run does not depend on labels.
+
+    Raises:
+        ArgumentError: an unknown relation.
+    """
+    return replace(settings, relations=tuple(facts.relation_of(name) for name in settings.relations))
+
+
 def choose(facts: FactSet, settings: Settings) -> FactSet:
     """Return the facts of the chosen relations, at most ``limit`` of each.
 

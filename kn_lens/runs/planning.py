@@ -18,7 +18,7 @@ from kn_lens.hosts import Budget, HookedModel, Host
 from kn_lens.interventions import Ticks, score_answers
 from kn_lens.prompts import PromptBatch
 from kn_lens.runs.context import RunContext, prepare_context
-from kn_lens.runs.data import RunData
+from kn_lens.runs.data import RunData, with_identifiers
 from kn_lens.runs.directory import check_same, open_run
 from kn_lens.runs.execute import no_prompts_error, run_stages, with_needs
 from kn_lens.runs.passes import POINTS, Passes
@@ -120,6 +120,7 @@ def plan(
     """
     import pandas as pd
 
+    settings = with_identifiers(settings, facts)
     data = RunData.of(facts, settings, held_out)
     begun = Path(path).is_dir()
     context, config, provenance = prepare_context(model, data, Path(path), settings, {}, memory_budget, identify=begun)

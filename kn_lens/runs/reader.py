@@ -15,6 +15,7 @@ from kn_lens._core.atomic import read_whole
 from kn_lens._core.checks import is_list_of
 from kn_lens._core.toml import from_toml
 from kn_lens.errors import ArgumentError, DataError
+from kn_lens.facts.relations import relation_name
 from kn_lens.runs.directory import ALL, CONFIG, PROVENANCE, RunDirectory, Shard, with_former_defaults
 from kn_lens.runs.settings import PRESETS, Settings
 
@@ -147,6 +148,17 @@ class RunRecords:
         if facts is None:
             return []
         return list(dict.fromkeys(facts.loc[facts["queried"], "relation"]))
+
+    def relation_names(self) -> dict[str, str]:
+        """Return each relation with its name in tables and figures, ``capital (P36)``; runs of old have no labels."""
+        facts = self.records("facts")
+        if facts is None or "relation_label" not in facts:
+            return {}
+        names = {}
+        for relation, label in zip(facts["relation"], facts["relation_label"].fillna(""), strict=True):
+            if label or relation not in names:
+                names[relation] = relation_name(relation, label)
+        return names
 
     def records(self, stage: str) -> "pd.DataFrame | None":
         """Return the records of a stage's shards that are there; None where there are none.

@@ -266,6 +266,23 @@ def test_tables_of_facts_and_neurons_have_all_digits(run, tmp_path):
     assert pd.read_csv(neurons)["tokens"].map(json.loads).str.len().eq(10).all()
 
 
+def test_relations_are_shown_by_their_labels_and_named_by_identifiers_in_data(tmp_path):
+    run = write_run(tmp_path / "run", labels={"P1": "capital of"})
+    page = write_report(run).read_text()
+    facts = packed(page, "core")["facts"]
+    assert set(facts["relation"]) == {"capital of (P1)", "P2", "P3"} and "relation_name" not in facts
+    figures = packed(page, "core")["figures"]
+    assert "capital of (P1)" in json.dumps(figures["effects_by_relation"])
+    assert "capital of (P1)" in figures["neuron_relation_map"]["data"][0]["x"]
+    assert "<td>capital of (P1)</td>" in re.sub(r"<td[^>]*>\s*", "<td>", page)
+    table = pd.read_csv(write_tables(run, tmp_path / "tables")[0])
+    assert set(zip(table["relation"], table["relation_name"], strict=True)) == {
+        ("P1", "capital of (P1)"),
+        ("P2", "P2"),
+        ("P3", "P3"),
+    }
+
+
 def test_figures_of_a_run_are_named_after_their_panels(run, tmp_path):
     written = write_figures(run, tmp_path)
     assert {path.stem for path in written} >= {"effects", "layer_distribution", "dose_response", "neuron_relation_map"}

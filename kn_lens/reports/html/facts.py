@@ -31,10 +31,11 @@ class FactPages:
     """The content of the pages of facts.
 
     Attributes:
-        facts: one row for each fact: ``relation``, ``subject``, ``object``, ``key``, ``prompts``; ``right``, the share
-            of correct answers; mean probabilities of the answer: ``before``, with the fact's neurons suppressed
-            (``off``), with random ones suppressed (``random_off``), and with its neurons amplified (``up``);
-            ``n_neurons`` and ``neurons``, as ``[layer, index]``. Columns of missing stages are omitted.
+        facts: one row for each fact: ``relation``, ``relation_name`` (``capital (P36)``), ``subject``, ``object``,
+            ``key``, ``prompts``; ``right``, the share of correct answers; mean probabilities of the answer: ``before``,
+            with the fact's neurons suppressed (``off``), with random ones suppressed (``random_off``), and with its
+            neurons amplified (``up``); ``n_neurons`` and ``neurons``, as ``[layer, index]``. Columns of missing stages
+            are omitted.
         neurons: one row for each neuron: ``layer``, ``index``, ``n_facts`` and ``n_relations`` that have it; ``score``,
             its mean over these facts; ``tokens`` and ``logits`` of its read-out.
         predictions: records of the stage ``predictions``; None if missing.
@@ -91,6 +92,9 @@ def fact_pages(run: RunRecords) -> FactPages | None:
         return None
     records = records.loc[records["queried"]].reset_index(drop=True)
     facts = records.loc[:, ["relation", "subject", "object", "key"]]
+    names = run.relation_names()
+    relation_names = [names.get(relation, relation) for relation in facts["relation"]]
+    facts.insert(1, "relation_name", relation_names)
     facts = facts.assign(prompts=records["n_prompts"])
     _add_answers(facts, run.records("answers"))
     _add_effects(facts, run.records("effects"))

@@ -210,7 +210,7 @@ def _data(run_figures: "Mapping[str, Figure]", facts: FactPages | None) -> dict[
     core: dict[str, Any] = {"figures": _figures_json(run_figures)}
     if facts is None:
         return {"core": _packed(core)}
-    core["facts"] = as_columns(facts.facts)
+    core["facts"] = as_columns(facts.facts.drop(columns="relation").rename(columns={"relation_name": "relation"}))
     core["neurons"] = as_columns(facts.neurons.drop(columns="logits", errors="ignore"))
     core["facts_at_once"] = FACTS_AT_ONCE
     core["patterns"] = _figures_json(_fact_figures())

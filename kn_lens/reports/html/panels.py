@@ -198,6 +198,8 @@ def draw_figures(run: RunRecords, tables: "Mapping[str, pd.DataFrame]") -> "dict
 def read_tables(run: RunRecords) -> "dict[str, pd.DataFrame]":
     """Return the tables of a run, and the table of its neurons by relation (see ``neurons_by_relation``).
 
+    Relations have their names, such as ``capital (P36)``.
+
     Raises:
         DataError: A table cannot be read, or lacks a column of the report.
     """
@@ -209,9 +211,18 @@ def read_tables(run: RunRecords) -> "dict[str, pd.DataFrame]":
             if column not in tables[name]:
                 raise _damaged(run, name, f"It has no column {column}; expected {columns}.")
     records = run.records("neurons")
-    if records is None:
-        return tables
-    return {**tables, MAP: neurons_by_relation(records)}
+    if records is not None:
+        tables = {**tables, MAP: neurons_by_relation(records)}
+    names = run.relation_names()
+    return {name: with_relation_names(table, names) for name, table in tables.items()}
+
+
+def with_relation_names(table: "pd.DataFrame", names: Mapping[str, str]) -> "pd.DataFrame":
+    """Return a table whose column ``relation``, if it has one, holds names in place of identifiers."""
+    if "relation" not in table:
+        return table
+    relations = [names.get(relation, relation) for relation in table["relation"]]
+    return table.assign(relation=relations)
 
 
 def _damaged(run: RunRecords, table: str, reason: str) -> DataError:

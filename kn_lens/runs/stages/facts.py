@@ -5,7 +5,7 @@ templates that end with the answer, and the vocabulary must be able to write the
 
 Records, one row for each fact:
 
-    relation, subject, object, key
+    relation, relation_label, subject, object, key; records of earlier runs have no label
     digest         of the fact with its templates; two runs query the same fact where their digests are equal
     n_templates    number of templates
     n_prompts      number of prompts made from them
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 FACTS_SCHEMA = pa.schema(
     [
         ("relation", pa.string()),
+        ("relation_label", pa.string()),
         ("subject", pa.string()),
         ("object", pa.string()),
         ("key", pa.string()),
@@ -67,6 +68,7 @@ def _make(context: RunContext, shard: Shard, path: Path, progress: Progress) -> 
         rows.append(
             {
                 "relation": fact.relation,
+                "relation_label": fact.relation_label,
                 "subject": fact.subject,
                 "object": fact.object,
                 "key": fact.key,
