@@ -1,24 +1,36 @@
 """The result of an attribution: scores of every neuron for every prompt, with their error bars."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kn_lens._core.bootstrap import mean_intervals
 from kn_lens._core.checks import check_share
 from kn_lens._core.drawing import drawing
-from kn_lens._core.wording import type_with_article
+from kn_lens._core.notation import neuron_name
+from kn_lens._core.wording import counted, type_with_article
 from kn_lens.attribution.options import METHODS
 from kn_lens.errors import ArgumentError
 from kn_lens.facts import Fact
-from kn_lens.prompts import PromptBatch
+from kn_lens.prompts import PromptBatch, Selection
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+N_RESAMPLES = 1000
+"""Bootstrap draws of prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attribution:
-    """Scores of every neuron for every prompt, with their error bars; ``plot()`` draws the highest.
+    """Scores of every neuron for every prompt, with their error bars.
+
+    ``attr[fact]`` and ``attr[:3]`` are the attributions of some prompts, ``attr.top(5)`` the neurons of highest mean
+    score, ``attr.plot()`` their figure. ``attr.to_frame()`` is a table of all scores, ``np.asarray(attr)`` an array.
 
     Attributes:
         scores: in the output's unit (probability by default); NaN where only chosen neurons or layers were computed.
@@ -73,6 +85,132 @@ class Attribution:
         """The (prompt, layer) pairs whose gap is above the tolerance, or whose gap or scores are no numbers."""
         return [(prompt, layer) for prompt, layer in (~self.converged).nonzero().tolist()]
 
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, prompts: Selection) -> "Attribution":
+        """Return the attribution of some prompts: by number, slice, list of numbers, or fact.
+
+        Raises:
+            IndexError: no prompt of that number.
+            ArgumentError: a fact without prompts, or something else.
+        """
+        selected = self.prompts[prompts]
+        indices = torch.as_tensor(self.prompts.indices_of(prompts), device=self.scores.device, dtype=torch.long)
+        scores = self.scores.index_select(0, indices)
+        return replace(
+            self,
+            scores=scores.coalesce() if scores.is_sparse else scores,
+            total=self.total[indices],
+            clean=self.clean[indices],
+            expected=self.expected[indices],
+            n_points=self.n_points[indices],
+            tolerance=self.tolerance[indices],
+            prompts=selected,
+        )
+
+    def to(self, device: str | torch.device) -> "Attribution":
+        """Return the attribution on another device, with its prompts."""
+        moved = {}
+        for name, value in vars(self).items():
+            if isinstance(value, (Tensor, PromptBatch)):
+                moved[name] = value.to(device)
+        return replace(self, **moved)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Return the scores as an array of prompts, layers and neurons; scores that were dropped are 0."""
+        if copy is False and self.scores.is_sparse:
+            raise ValueError("Sparse scores become an array only by a copy.")
+        array = _as_array(self.scores.to_dense() if self.scores.is_sparse else self.scores)
+        if dtype is not None:
+            array = array.astype(dtype, copy=False)
+        return array.copy() if copy else array
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return a table with one row for each score that was computed and kept.
+
+        Returns:
+            ``prompt``, its number; ``relation``, ``subject`` and ``object`` of its fact; ``neuron``, its name;
+            ``layer``, ``index`` and ``score``, in the order of prompts, layers and indices. The table of all scores is
+            large, a row for each neuron and prompt; ``attr.thresholded(0.1)`` has a few dozen rows a prompt.
+
+        Example:
+            >>> import kn_lens as kn
+            >>> model = kn.load_model("world-bert")
+            >>> prompts = kn.make_prompts(model, kn.FactSet.world().find("Ireland", relation="capital"))
+            >>> frame = kn.attribute(model, prompts[:2], keep=0.5).to_frame()
+            >>> list(frame)
+            ['prompt', 'relation', 'subject', 'object', 'neuron', 'layer', 'index', 'score']
+        """
+        import pandas as pd
+
+        if self.scores.is_sparse:
+            scores = self.scores.coalesce()
+            cells, values = scores.indices(), scores.values()
+        else:
+            cells = (~self.scores.isnan()).nonzero().T
+            values = self.scores[tuple(cells)]
+        prompt, layer, index = cells.cpu().numpy()
+        _, n_layers, d_mlp = self.scores.shape
+        names = [neuron_name(*divmod(cell, d_mlp)) for cell in range(n_layers * d_mlp)]
+        fact_of_prompt = self.prompts.fact_index.cpu().numpy()
+        columns: dict[str, Any] = {"prompt": prompt}
+        for field in ("relation", "subject", "object"):
+            texts = np.array([getattr(fact, field) for fact in self.prompts.facts], dtype=object)
+            columns[field] = pd.Categorical(texts[fact_of_prompt[prompt]])
+        columns["neuron"] = pd.Categorical.from_codes(layer * d_mlp + index, categories=names)
+        columns["layer"] = layer
+        columns["index"] = index
+        columns["score"] = _as_array(values)
+        return pd.DataFrame(columns)
+
+    def top(self, k: int = 20, fact: Fact | None = None, *, seed: int = 0) -> "pd.DataFrame":
+        """Return the neurons of highest mean score with 95% intervals, which are bootstrapped over prompts.
+
+        Scores that were dropped (``keep``) count as 0.
+
+        Args:
+            k: number of neurons.
+            fact: whose prompts the mean is over; None takes all prompts.
+            seed: of the bootstrap.
+
+        Returns:
+            ``neuron``, its name; ``layer``, ``index``; ``score``, the mean; ``low`` and ``high``, NaN for fewer than 8
+            prompts.
+
+        Raises:
+            ArgumentError: the fact has no prompts here.
+
+        Example:
+            >>> import kn_lens as kn
+            >>> model = kn.load_model("world-bert")
+            >>> prompts = kn.make_prompts(model, kn.FactSet.world().find("Ireland", relation="capital"))
+            >>> attr = kn.attribute(model, prompts[:2])
+            >>> kn.NeuronSet(attr.top(3)["neuron"]) <= kn.NeuronSet(attr.top(4)["neuron"])
+            True
+        """
+        import pandas as pd
+
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise ArgumentError(f"k={k!r}; expected a number of neurons, such as 20.")
+        by_prompt = np.asarray(self if fact is None else self[fact]).astype(float)
+        d_mlp = by_prompt.shape[-1]
+        by_prompt = by_prompt.reshape(len(by_prompt), -1)
+        mean = by_prompt.mean(0)
+        n_shown = min(k, int((~np.isnan(mean)).sum()))
+        best = np.argsort(-mean, kind="stable")[:n_shown]  # NaN is last
+        layers, indices = np.divmod(best, d_mlp)
+        intervals = mean_intervals(by_prompt[:, best], N_RESAMPLES, np.random.default_rng(seed))
+        bounds = pd.DataFrame(intervals, columns=["low", "high"])
+        return pd.DataFrame(
+            {
+                "neuron": list(map(neuron_name, layers.tolist(), indices.tolist())),
+                "layer": layers,
+                "index": indices,
+                "score": mean[best],
+            }
+        ).join(bounds)
+
     def thresholded(self, share: float = 0.1) -> "Attribution":
         """Return the attribution with only the scores of at least ``share`` times the prompt's largest, sparse.
 
@@ -118,8 +256,29 @@ class Attribution:
         """
         return drawing("attribution_figure")(self, fact, top=top, seed=seed)
 
+    def __repr__(self) -> str:
+        n_prompts, n_layers, d_mlp = self.scores.shape
+        return (
+            f"Attribution({counted(n_prompts, 'prompt')}, {counted(n_layers, 'layer')} of {d_mlp:,} neurons: "
+            f"{self.method}, {self.output}, {self.quadrature}{self._gap_text()})"
+        )
+
+    def _gap_text(self) -> str:
+        gap = self.completeness_gap.abs()
+        if gap.isnan().all():
+            return ""
+        return f"; completeness gap at most {float(gap.nan_to_num(0).max()):.2g}"
+
     def _repr_html_(self) -> str:
         return drawing("attribution_html")(self)
+
+
+def _as_array(values: Float[Tensor, "..."]) -> np.ndarray:
+    """Return a tensor as an array, with half precision, which NumPy has only in part, as single precision."""
+    values = values.detach().cpu()
+    if values.dtype in (torch.bfloat16, torch.float16):
+        values = values.float()
+    return values.numpy()
 
 
 def check_attribution(attr: object) -> None:

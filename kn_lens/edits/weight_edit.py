@@ -27,10 +27,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kn_lens._core.display import ROWS_SHOWN, shortened, table_html
 from kn_lens._core.escape import shown
 from kn_lens._core.interrupts import Undone
 from kn_lens._core.notation import NeuronLike
 from kn_lens._core.precision import at_least_float32
+from kn_lens._core.wording import counted
 from kn_lens.edits.arguments import check_path, checked_neurons
 from kn_lens.edits.files import canonical, digest_of, read_edit, write_edit
 from kn_lens.edits.value_rows import ValueRows, check_raw
@@ -92,6 +94,10 @@ class Checkpoint:
     def shape(self) -> str:
         """The number of layers and the shape of their ``W_out``, in words."""
         return f"{self.n_layers} layers of {self.d_mlp} x {self.d_model}"
+
+
+STEPS_SHOWN = 3
+"""Number of steps in the text of an edit."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -489,12 +495,24 @@ class WeightEdit:
         return {"checkpoint": asdict(self.checkpoint), "why": list(self.why)}
 
     def __str__(self) -> str:
-        steps = " + ".join(_describe(step) for step in self.why) or "rows"
-        return f"{steps!r} ({len(self.neurons)} rows)"
+        steps = [_describe(step) for step in self.why[:STEPS_SHOWN]] or ["rows"]
+        n_others = len(self.why) - STEPS_SHOWN
+        if n_others > 0:
+            steps.append(f"{n_others:,} more")
+        return f"{shortened(' + '.join(steps), 120)!r} ({counted(len(self.neurons), 'row')})"
 
     def __repr__(self) -> str:
         weights = "" if self.checkpoint.raw else "processed weights of "
         return f"WeightEdit({self}, of {weights}{shown(self.checkpoint.name)}, {self.digest[:8]})"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for neuron, old, new in zip(self.neurons[:ROWS_SHOWN], self.old, self.new, strict=False):
+            change = at_least_float32(new) - at_least_float32(old)
+            lengths = [float(at_least_float32(row).norm()) for row in (old, new, change)]
+            rows.append([neuron, *(f"{length:.3g}" for length in lengths)])
+        columns = ["neuron", "length of the old row", "of the new row", "of the change"]
+        return table_html(repr(self), columns, rows, n_rows=len(self.neurons))
 
     def _first_neuron(self, chosen: Bool[Tensor, " neuron"]) -> Neuron:
         return list(self.neurons)[int(chosen.long().argmax())]

@@ -19,8 +19,9 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
+from kn_lens._core.display import ROWS_SHOWN, table_html
 from kn_lens._core.drawing import drawing
-from kn_lens._core.wording import type_with_article
+from kn_lens._core.wording import counted, type_with_article
 from kn_lens.attribution import check_numbers
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact, FactSet
@@ -30,6 +31,12 @@ from kn_lens.interventions.scoring import Change, Progress, Ticks, score_answers
 from kn_lens.neurons import NeuronSet, check_neurons_by_fact, prompts_by_fact, random_neurons
 from kn_lens.prompts import PromptBatch, check_prompts
 
+MEASURED_COLUMNS = {"text", "before", "after", "change", "log_prob_before", "rank_before", "top_before"}
+"""Columns by which the table of a measurement is told from a part of it."""
+
+MAIN_COLUMNS = ("subject", "object", "text", "before", "after", "change", "top_before", "top_after")
+"""Columns of an effect that are shown."""
+
 Intervene = Callable[[Sequence[NeuronSet]], Intervention]
 """Makes an intervention from one set of neurons for each prompt."""
 
@@ -37,13 +44,46 @@ Intervene = Callable[[Sequence[NeuronSet]], Intervention]
 class Effect(pd.DataFrame):
     """A pandas table of prompts, before and after an intervention.
 
-    It is a ``DataFrame`` in all it does, and so are the parts that are taken of it; ``plot()``, without arguments,
-    draws the figure of a report. With arguments, or where a part lacks the columns for it, ``plot`` is pandas' own.
+    It is a ``DataFrame`` in all it does, and so are the parts that are taken of it. Its text is one line; ``print``
+    shows its first rows, and notebooks those below that line. ``plot()``, without arguments, draws the figure of a
+    report. Where a part lacks the columns for them, or ``plot`` has arguments, all three are pandas' own.
 
     >>> effect = Effect({"text": ["Paris is in [MASK]."], "before": [0.9], "after": [0.1]})
     >>> effect.plot().layout.xaxis.title.text
     'probability of the answer'
     """
+
+    def __repr__(self) -> str:
+        if not self._is_whole():
+            return super().__repr__()
+        return f"Effect({self._summary()})"
+
+    def __str__(self) -> str:
+        if not self._is_whole():
+            return super().__repr__()
+        with pd.option_context("display.max_rows", ROWS_SHOWN, "display.expand_frame_repr", False):
+            return pd.DataFrame(self[self._columns_shown()]).__repr__()
+
+    def _repr_html_(self) -> str | None:
+        if not self._is_whole():
+            return super()._repr_html_()  # pyright: ignore[reportAttributeAccessIssue]
+        rows = self[self._columns_shown()].head(ROWS_SHOWN).itertuples(index=False)
+        cells = [[f"{cell:.3g}" if isinstance(cell, float) else cell for cell in row] for row in rows]
+        return table_html(self._summary(), self._columns_shown(), cells, n_rows=len(self))
+
+    def _is_whole(self) -> bool:
+        """Return whether the table has the columns of a measurement, each once, and rows."""
+        return bool(len(self)) and self.columns.is_unique and set(self.columns) >= MEASURED_COLUMNS
+
+    def _columns_shown(self) -> list[str]:
+        return [name for name in MAIN_COLUMNS if name in self.columns]
+
+    def _summary(self) -> str:
+        before, after = float(self["before"].mean()), float(self["after"].mean())
+        return (
+            f"{counted(len(self), 'prompt')}: mean probability of the answer {before:.3g} before, "
+            f"{after:.3g} after ({after - before:+.2g})"
+        )
 
     @property
     def _constructor(self) -> "type[Effect]":

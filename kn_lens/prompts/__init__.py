@@ -5,12 +5,13 @@
 ``build`` masked and causal models take two forms of prompt.
 """
 
-from kn_lens.prompts.batch import PromptBatch, check_prompts
+from kn_lens.prompts.batch import PromptBatch, Selection, check_prompts
 from kn_lens.prompts.build import make_prompts
 from kn_lens.prompts.predict import predict
 
 __all__ = [
     "PromptBatch",
+    "Selection",
     "check_prompts",
     "make_prompts",
     "predict",

@@ -11,9 +11,14 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from kn_lens.errors import ArgumentError, PromptError
+from kn_lens._core.display import ROWS_SHOWN, shortened, table_html
+from kn_lens._core.wording import counted
+from kn_lens.errors import ArgumentError, PromptError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.hosts import Host, Kind
+
+Selection = int | slice | Fact | Sequence[int] | Int[Tensor, " chosen"]
+"""What names some prompts: a number, a slice, a fact, or a list of numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +157,62 @@ class PromptBatch:
 
     def __len__(self) -> int:
         return len(self.text)
+
+    def __getitem__(self, prompts: Selection) -> "PromptBatch":
+        """Return some prompts as a batch: by number, slice, list of numbers, or fact; see ``select``.
+
+        Raises:
+            IndexError: no prompt of that number.
+            ArgumentError: a fact without prompts, or something else.
+
+        >>> import torch
+        >>> batch = PromptBatch.from_tokens(
+        ...     torch.tensor([[5, 6], [5, 7]]), read_pos=torch.tensor([1, 1]), target_ids=torch.tensor([9, 8])
+        ... )
+        >>> batch[1].tokens, len(batch[:2]), len(batch[batch.fact(0)])
+        (tensor([[5, 7]]), 2, 1)
+        """
+        return self.select(self.indices_of(prompts))
+
+    def __repr__(self) -> str:
+        n_facts = len(self.fact_index.unique())
+        text = f"{counted(len(self), 'prompt')} of {counted(n_facts, 'fact')}"
+        if self.made_for is not None:
+            text += f", {self.made_for.kind}"
+        if self.left_out:
+            text += f", {sum(self.left_out.values()):,} left out"
+        return f"PromptBatch({text}, {self.tokens.device}, first: {shortened(self.text[0])!r})"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for number, text in enumerate(self.text[:ROWS_SHOWN]):
+            fact = self.fact(number)
+            rows.append([number, fact.relation_name, fact.subject, fact.object, text])
+        summary = f"{counted(len(self), 'prompt')} of {counted(len(self.fact_index.unique()), 'fact')}"
+        for reason, n in self.left_out.items():
+            summary += f"; {n:,} left out ({reason})"
+        return table_html(summary, ["", "relation", "subject", "object", "prompt"], rows, n_rows=len(self))
+
+    def indices_of(self, prompts: Selection) -> list[int] | Int[Tensor, " chosen"]:
+        """Return the numbers of prompts that an index names; see ``batch[...]``.
+
+        Raises:
+            IndexError: no prompt of that number.
+            ArgumentError: a fact without prompts.
+        """
+        if isinstance(prompts, Fact):
+            numbers = [number for number in range(len(self)) if self.fact(number) == prompts]
+            if not numbers:
+                near = did_you_mean(prompts.key, (fact.key for fact in self.facts))
+                raise ArgumentError(f"{prompts.key} has no prompts here.{near}")
+            return numbers
+        if isinstance(prompts, slice):
+            return list(range(len(self)))[prompts]
+        if isinstance(prompts, int) and not isinstance(prompts, bool):
+            if not -len(self) <= prompts < len(self):
+                raise IndexError(f"There is no prompt {prompts}; there are 0 to {len(self) - 1}.")
+            return [prompts % len(self)]
+        return prompts
 
     @property
     def n_rows(self) -> int:

@@ -4,21 +4,13 @@ from collections.abc import Iterable
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
 from pandas.plotting import PlotAccessor
-
-from kn_lens._core.bootstrap import mean_intervals
-from kn_lens.errors import ArgumentError, did_you_mean
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
     from kn_lens.attribution import Attribution
     from kn_lens.facts import Fact
-
-N_RESAMPLES = 1000
-"""Bootstrap draws of prompts."""
 
 EFFECT_COLUMNS = ("text", "before", "after")
 """Columns from which an effect is drawn."""
@@ -34,46 +26,8 @@ def attribution_figure(
     """Draw the neurons of highest mean score with 95% intervals; see ``Attribution.plot``."""
     from kn_lens.reports import figures
 
-    scores = highest_scores(attribution, fact, top, seed)
+    scores = attribution.top(top, fact, seed=seed)
     return figures.neuron_scores(scores, unit=f"mean attribution ({attribution.output})")
-
-
-def highest_scores(
-    attribution: "Attribution",
-    fact: "Fact | None",
-    top: int,
-    seed: int,
-) -> pd.DataFrame:
-    """Return ``layer``, ``index``, ``score``, ``low`` and ``high`` of the neurons of highest mean score.
-
-    Raises:
-        ArgumentError: The fact has no prompts in the attribution.
-    """
-    prompts = attribution.prompts
-    chosen = list(range(len(prompts)))
-    if fact is not None:
-        chosen = [i for i in chosen if prompts.fact(i) == fact]
-        if not chosen:
-            hint = did_you_mean(fact.key, (other.key for other in prompts.facts))
-            raise ArgumentError(f"{fact.key} has no prompts in this attribution.{hint}")
-    scores = attribution.scores
-    if scores.is_sparse:
-        scores = scores.to_dense()
-    by_prompt = scores[chosen].double().cpu().numpy()
-    d_mlp = by_prompt.shape[-1]
-    by_prompt = by_prompt.reshape(len(by_prompt), -1)
-    mean = by_prompt.mean(0)
-    n_shown = min(top, int((~np.isnan(mean)).sum()))
-    best = np.argsort(-mean, kind="stable")[:n_shown]  # NaN is last
-    intervals = mean_intervals(by_prompt[:, best], N_RESAMPLES, np.random.default_rng(seed))
-    bounds = pd.DataFrame(intervals, columns=["low", "high"])
-    return pd.DataFrame(
-        {
-            "layer": best // d_mlp,
-            "index": best % d_mlp,
-            "score": mean[best],
-        }
-    ).join(bounds)
 
 
 def attribution_html(attribution: "Attribution") -> str:

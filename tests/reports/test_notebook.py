@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import kn_lens as kn
-from kn_lens.reports.notebook import N_RESAMPLES
+from kn_lens.attribution.result import N_RESAMPLES
 from tests.intervals import drawn_facts, is_close, naive_interval
 from tests.tiny import COUNTRIES, D_MLP, N_LAYERS, tiny_model
 
@@ -69,7 +69,7 @@ def test_dropped_scores_count_as_zero_and_uncomputed_ones_are_not_drawn():
 def test_fact_without_prompts_is_refused():
     _, _, attr = case()
     other = kn.Fact(FACTS[0].subject, "P36", "Nowhere", TEMPLATES)
-    with pytest.raises(kn.ArgumentError, match=r"has no prompts in this attribution\. Did you mean"):
+    with pytest.raises(kn.ArgumentError, match=r"has no prompts here\. Did you mean"):
         attr.plot(other)
 
 
