@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from kn_lens._core import defaults
 from kn_lens._core.names import DTYPES
+from kn_lens._core.notation import layer_and_index
+from kn_lens.cli._options import split_names
 from kn_lens.cli._terminal import err, show_progress
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.facts import Fact
@@ -40,6 +42,18 @@ def load(
         )
 
 
+def named_neurons(neurons: Path) -> list[str]:
+    """Return the neurons that are given by name in the place of a file; none where it is a file.
+
+    >>> named_neurons(Path("L2N7,L3N5")), named_neurons(Path("neurons.json"))
+    (['L2N7', 'L3N5'], [])
+    """
+    names = split_names(str(neurons))
+    if neurons.exists() or None in map(layer_and_index, names):
+        return []
+    return names
+
+
 def load_for_neurons(
     neurons: Path,
     model: str | None,
@@ -59,6 +73,10 @@ def load_for_neurons(
     from kn_lens.hosts import ModelIdentity
     from kn_lens.neurons import read_sets
 
+    if named_neurons(neurons):
+        if model is None:
+            raise ArgumentError(f"--neurons {neurons} names neurons of no model. Name their model with --model.")
+        return load(model, device, dtype or defaults.DTYPE, check=check)
     identity = ModelIdentity.read(read_sets(neurons)[1])
     if identity is None:
         if model is None:

@@ -1,6 +1,6 @@
 """``kn-lens edit``: weight edits, their effects, and the edited model as a checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import reduce
 from operator import add
@@ -24,6 +24,7 @@ from kn_lens.cli._run import (
     load,
     load_for_neurons,
     memory_budget_of,
+    named_neurons,
     unqueried_facts,
 )
 from kn_lens.cli._tables import ROWS_SHOWN, left_out_lines, neuron_names, number, table
@@ -49,7 +50,9 @@ app = typer.Typer(
 
 Neurons = Annotated[
     Path,
-    named_option(None, "--neurons -n", "FILE", "Neuron file, as `kn-lens find` writes it."),
+    named_option(
+        None, "--neurons -n", "FILE", "Neuron file, as `kn-lens find` writes it; or neurons, such as L2N7,L3N5."
+    ),
 ]
 Edits = Annotated[
     list[Path],
@@ -144,7 +147,7 @@ def update(
     if len(chosen) != 1:
         raise ArgumentError(f"The selection has {len(chosen)} facts; expected one, by --subject and --relation.")
     fact = chosen[0]
-    found = _neurons_of(neurons, source)
+    found = _neurons_of(neurons, source, [fact])
     if fact not in found:
         raise DataError(f"{neurons} has no neurons of {fact.key}. Find them with `kn-lens find`.")
     loaded = load_for_neurons(neurons, model, device, dtype, force=force, check=check)
@@ -210,7 +213,7 @@ def erase(
     source = read_facts(facts, format, templates, split)
     relation = source.relation_of(relation)
     members = source.of(relation)
-    found = _neurons_of(neurons, source)
+    found = _neurons_of(neurons, source, members)
     own = {fact: found[fact] for fact in members if fact in found}
     if not own:
         raise DataError(f"{neurons} has neurons of {counted(len(found), 'fact')}, none of them of {relation}.")
@@ -347,9 +350,13 @@ def _read(paths: Sequence[Path]) -> "list[WeightEdit]":
     return [WeightEdit.load(path) for path in paths]
 
 
-def _neurons_of(path: Path, source: FactSet) -> "dict[Fact, NeuronSet]":
+def _neurons_of(path: Path, source: FactSet, edited: Iterable[Fact]) -> "dict[Fact, NeuronSet]":
+    """Return the neurons of the facts in a file; named neurons are those of each edited fact."""
     from kn_lens.neurons import NeuronSet, match_facts
 
+    names = named_neurons(path)
+    if names:
+        return dict.fromkeys(edited, NeuronSet(names))
     return match_facts(NeuronSet.read_many(path), source)
 
 

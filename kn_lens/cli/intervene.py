@@ -23,6 +23,7 @@ from kn_lens.cli._run import (
     load_for_neurons,
     memory_budget_of,
     most_active_neurons,
+    named_neurons,
     unqueried_facts,
 )
 from kn_lens.cli._tables import effects_table, is_missing, left_out_lines
@@ -45,7 +46,9 @@ MIN_OTHERS = 100
 def intervene(
     neurons: Annotated[
         Path,
-        named_option(None, "--neurons -n", "FILE", "Neuron file, as `kn-lens find` writes it."),
+        named_option(
+            None, "--neurons -n", "FILE", "Neuron file, as `kn-lens find` writes it; or neurons, such as L2N7,L3N5."
+        ),
     ],
     suppress: Annotated[
         bool,
@@ -210,6 +213,9 @@ def _neurons_of(path: Path, source: FactSet, chosen: FactSet) -> "dict[Fact, Neu
     """
     from kn_lens.neurons import NeuronSet, match_facts
 
+    names = named_neurons(path)
+    if names:
+        return dict.fromkeys(chosen, NeuronSet(names))
     matched = match_facts(NeuronSet.read_many(path), source)
     sets = {fact: matched[fact] for fact in chosen if fact in matched}
     if not sets:

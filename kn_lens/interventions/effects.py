@@ -79,7 +79,8 @@ class Effect(pd.DataFrame):
         return [name for name in MAIN_COLUMNS if name in self.columns]
 
     def _summary(self) -> str:
-        before, after = float(self["before"].mean()), float(self["after"].mean())
+        before = float(np.mean(self["before"].to_numpy()))
+        after = float(np.mean(self["after"].to_numpy()))
         return (
             f"{counted(len(self), 'prompt')}: mean probability of the answer {before:.3g} before, "
             f"{after:.3g} after ({after - before:+.2g})"

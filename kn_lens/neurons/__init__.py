@@ -15,6 +15,7 @@ from kn_lens.neurons.files import read_sets
 from kn_lens.neurons.neuron_set import (
     Neuron,
     NeuronSet,
+    SetsByFact,
     check_neurons_by_fact,
     match_facts,
     neuron_set_of,
@@ -48,6 +49,7 @@ __all__ = [
     "NeuronSet",
     "Refined",
     "RelationRefinement",
+    "SetsByFact",
     "SetsByRelation",
     "activation_neurons",
     "check_neurons_by_fact",

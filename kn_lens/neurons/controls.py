@@ -13,7 +13,7 @@ from kn_lens.attribution import Attribution, Progress, attribute_in_parts, check
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.hosts import HookedModel, Host, host_of
-from kn_lens.neurons.neuron_set import NeuronSet, check_neurons_by_fact, neuron_set_of
+from kn_lens.neurons.neuron_set import NeuronSet, SetsByFact, check_neurons_by_fact, neuron_set_of
 from kn_lens.neurons.refine import prompts_by_fact
 from kn_lens.prompts import PromptBatch
 
@@ -64,7 +64,7 @@ def random_neurons(
 def activation_neurons(
     activations: Attribution,
     neurons_by_fact: Mapping[Fact, NeuronSet],
-) -> dict[Fact, NeuronSet]:
+) -> SetsByFact:
     """Return for each fact as many neurons, those of highest mean activation over its prompts.
 
     The control tells what a method adds to reading off the activations. The paper's baseline is another one: it refines
@@ -101,7 +101,7 @@ def most_active_neurons(
     *,
     memory_budget: float | None = None,
     progress: Progress | None = None,
-) -> dict[Fact, NeuronSet]:
+) -> SetsByFact:
     """Return for each fact as many neurons, those of highest mean activation over its prompts.
 
     The same as ``activation_neurons`` of an attribution of all prompts, in memory that does not grow with them.
@@ -127,7 +127,7 @@ def most_active_neurons(
         memory_budget=memory_budget,
         progress=progress,
     )
-    active: dict[Fact, NeuronSet] = {}
+    active = SetsByFact()
     for _, activations in parts:
         sets = {}
         for number in activations.prompts.fact_index.unique().tolist():
@@ -140,7 +140,7 @@ def most_active_neurons(
 def matched_neurons(
     attr: Attribution,
     neurons_by_fact: Mapping[Fact, NeuronSet],
-) -> dict[Fact, NeuronSet]:
+) -> SetsByFact:
     """Return for each fact as many neurons, those of highest mean score over its prompts: two methods at equal count.
 
     Args:
@@ -159,7 +159,7 @@ def matched_neurons(
 def highest_neurons(
     attr: Attribution,
     n_by_fact: Mapping[Fact, int],
-) -> dict[Fact, NeuronSet]:
+) -> SetsByFact:
     """Return for each fact the given number of neurons of highest mean score over its prompts.
 
     Raises:
@@ -173,7 +173,7 @@ def highest_neurons(
         )
     d_mlp = attr.scores.shape[-1]
     prompts_of = prompts_by_fact(attr.prompts)
-    highest = {}
+    highest = SetsByFact()
     for fact, n in n_by_fact.items():
         if fact not in prompts_of:
             near = did_you_mean(fact.key, (other.key for other in prompts_of))

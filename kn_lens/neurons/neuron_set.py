@@ -6,6 +6,7 @@ A gated MLP, too, has one neuron per row of ``W_out``.
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from itertools import islice
 from operator import index as as_int
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -275,10 +276,38 @@ class NeuronSet(AbstractSet[Neuron], Hashable):
         NeuronSet.write_many(path, {"": self}, **meta)
 
 
+class SetsByFact(dict[Fact, NeuronSet]):
+    """The neurons of facts: a dictionary whose text is one line, and whose HTML a short table.
+
+    >>> SetsByFact({Fact("Ireland", "P36", "Dublin"): NeuronSet(["L2N7", "L3N5"])})
+    SetsByFact(1 fact, 2 neurons each)
+    """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._summary()})"
+
+    def _summary(self) -> str:
+        summary = counted(len(self), "fact")
+        if self:
+            sizes = [len(neurons) for neurons in self.values()]
+            fewest, most = min(sizes), max(sizes)
+            n_neurons = counted(most, "neuron") if fewest == most else f"{fewest:,} to {most:,} neurons"
+            summary += f", {n_neurons} each"
+        return summary
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for fact, neurons in islice(self.items(), ROWS_SHOWN):
+            names = enumerated(list(map(str, neurons)), NAMES_SHOWN)
+            rows.append([fact.relation_name, fact.subject, fact.object, len(neurons), names])
+        columns = ["relation", "subject", "object", "n", "neurons"]
+        return table_html(self._summary(), columns, rows, n_rows=len(self))
+
+
 def match_facts(
     sets: Mapping[str, NeuronSet],
     facts: Iterable[Fact],
-) -> dict[Fact, NeuronSet]:
+) -> SetsByFact:
     """Return the sets of a neuron file by the facts that its keys name.
 
     A key names the fact with that ``key`` or ``uid``, or, written ``P36[3]``, the fourth of the relation's facts in the
@@ -300,7 +329,7 @@ def match_facts(
         names = {fact.key, fact.uid, f"{fact.relation}[{position}]"}
         for name in names - {""}:
             facts_of_name.setdefault(name, []).append(fact)
-    matched: dict[Fact, NeuronSet] = {}
+    matched = SetsByFact()
     for key, neurons in sets.items():
         candidates = facts_of_name.get(key, [])
         if len(candidates) != 1:

@@ -13,7 +13,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -22,13 +21,12 @@ from torch import Tensor
 
 from kn_lens._core import defaults
 from kn_lens._core.checks import check_share
-from kn_lens._core.display import ROWS_SHOWN, enumerated, table_html
 from kn_lens._core.wording import counted, type_with_article
 from kn_lens.attribution import Attribution, check_attribution
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.neurons.files import read_scores
-from kn_lens.neurons.neuron_set import NAMES_SHOWN, Neuron, NeuronSet
+from kn_lens.neurons.neuron_set import Neuron, NeuronSet, SetsByFact
 from kn_lens.prompts import PromptBatch
 
 CELLS_AT_ONCE = 2**20
@@ -42,7 +40,7 @@ class MissingFactError(ArgumentError, KeyError):
     """A fact has no refined set; a ``KeyError``, as of every mapping."""
 
 
-class Refined(dict[Fact, NeuronSet]):
+class Refined(SetsByFact):
     """The refined set of each fact, and the facts and negative examples that were left out.
 
     Attributes:
@@ -61,22 +59,11 @@ class Refined(dict[Fact, NeuronSet]):
         self.left_out = dict(left_out)
         self.negatives_left_out = dict(negatives_left_out)
 
-    def __repr__(self) -> str:
-        text = counted(len(self), "fact")
-        if self:
-            sizes = [len(neurons) for neurons in self.values()]
-            text += f", {min(sizes)} to {max(sizes)} neurons each"
+    def _summary(self) -> str:
+        summary = super()._summary()
         if self.left_out:
-            text += f", {len(self.left_out):,} left out"
-        return f"Refined({text})"
-
-    def _repr_html_(self) -> str:
-        rows = []
-        for fact, neurons in islice(self.items(), ROWS_SHOWN):
-            names = enumerated(list(map(str, neurons)), NAMES_SHOWN)
-            rows.append([fact.relation_name, fact.subject, fact.object, len(neurons), names])
-        columns = ["relation", "subject", "object", "n", "neurons"]
-        return table_html(repr(self).removeprefix("Refined").strip("()"), columns, rows, n_rows=len(self))
+            summary += f", {len(self.left_out):,} left out"
+        return summary
 
     def __missing__(self, fact: object) -> NeuronSet:
         """Raise a ``MissingFactError`` that says why there is no set."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -193,7 +194,7 @@ class PromptBatch:
             summary += f"; {n:,} left out ({reason})"
         return table_html(summary, ["", "relation", "subject", "object", "prompt"], rows, n_rows=len(self))
 
-    def indices_of(self, prompts: Selection) -> list[int] | Int[Tensor, " chosen"]:
+    def indices_of(self, prompts: Selection) -> Sequence[int] | Int[Tensor, " chosen"]:
         """Return the numbers of prompts that an index names; see ``batch[...]``.
 
         Raises:
@@ -208,10 +209,10 @@ class PromptBatch:
             return numbers
         if isinstance(prompts, slice):
             return list(range(len(self)))[prompts]
-        if isinstance(prompts, int) and not isinstance(prompts, bool):
+        if isinstance(prompts, (int, np.integer)):
             if not -len(self) <= prompts < len(self):
                 raise IndexError(f"There is no prompt {prompts}; there are 0 to {len(self) - 1}.")
-            return [prompts % len(self)]
+            return [int(prompts) % len(self)]
         return prompts
 
     @property
@@ -313,7 +314,10 @@ class PromptBatch:
 
     def _indices(self, prompts: Sequence[int] | Int[Tensor, " chosen"]) -> Int[Tensor, " chosen"]:
         """Return the numbers of prompts as a tensor, checked."""
-        chosen = torch.as_tensor(prompts, device=self.tokens.device)
+        try:
+            chosen = torch.as_tensor(prompts, device=self.tokens.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise ArgumentError(f"Prompts are chosen by a list of their numbers; got {prompts!r}.") from None
         is_list = chosen.ndim == 1
         if is_list and len(chosen) == 0:  # an empty list has no whole numbers: PyTorch makes it float32
             return chosen.long()

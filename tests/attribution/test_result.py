@@ -79,7 +79,7 @@ def test_the_table_has_each_computed_and_kept_score_once(attr, either):
     for cell in zip(*np.nonzero(dense) if either.keep else np.nonzero(~np.isnan(dense)), strict=True):
         expected[cell] = dense[cell]
     assert frame.set_index(["prompt", "layer", "index"])["score"].to_dict() == expected
-    for row in frame.sample(30, random_state=0).itertuples():
+    for row in frame.sample(min(30, len(frame)), random_state=0).itertuples():
         fact = attr.prompts.fact(row.prompt)
         assert (row.relation, row.subject, row.object) == ("P36", fact.subject, fact.object)
         assert kn.Neuron(row.neuron) == (row.layer, row.index)
@@ -123,21 +123,31 @@ def test_the_array_has_the_scores(attr):
     assert np.asarray(half).dtype == np.float32 and half.to_frame()["score"].dtype == np.float32
 
 
-def test_a_move_to_a_device_moves_the_scores_and_the_prompts(either):
-    moved = either.to("meta") if not either.scores.is_sparse else either.to("cpu")
-    devices = {moved.scores.device.type, moved.total.device.type, moved.tolerance.device.type}
-    assert devices == {"cpu" if either.scores.is_sparse else "meta"}
-    assert moved.method == either.method and np.array_equal(np.asarray(either.to("cpu")), np.asarray(either))
+def test_a_move_to_a_device_moves_every_tensor(either, monkeypatch):
+    tensors = [tensor for tensor in vars(either).values() if isinstance(tensor, torch.Tensor)]
+    tensors += [tensor for tensor in vars(either.prompts).values() if isinstance(tensor, torch.Tensor)]
+    asked = []
+    move = torch.Tensor.to
+
+    def recorded(tensor, *arguments, **options):
+        if arguments == ("cuda",):
+            asked.append(id(tensor))
+            return tensor.clone()
+        return move(tensor, *arguments, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", recorded)
+    moved = either.to("cuda")
+    assert sorted(asked) == sorted(map(id, tensors)) and len(asked) == 12
+    assert np.array_equal(np.asarray(moved), np.asarray(either)) and moved.prompts.text == either.prompts.text
 
 
 def test_the_text_is_one_line_with_the_error_bar(attr):
-    assert repr(attr) == "Attribution(12 prompts, 4 layers of 24 neurons: gradient_x_activation, prob, none)".replace(
-        "4 layers of 24", f"{N_LAYERS} layers of {D_MLP}"
+    text = f"Attribution(12 prompts, {N_LAYERS} layers of {D_MLP} neurons: gradient_x_activation, prob, none"
+    assert repr(attr) == f"{text}; completeness gap at most {float(attr.completeness_gap.abs().max()):.2g})"
+    active = kn.attribute(tiny_model(), attr.prompts[:1], method="activation")
+    assert repr(active).startswith("Attribution(1 prompt, ") and repr(active).endswith(
+        ": activation, activation, none)"
     )
-    model = tiny_model()
-    exact = kn.attribute(model, attr.prompts[:1])
-    assert repr(exact).startswith("Attribution(1 prompt, ")
-    assert repr(exact).endswith(f"; completeness gap at most {float(exact.completeness_gap.abs().max()):.2g})")
 
 
 def test_prompts_show_their_number_and_the_first(attr):

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 import kn_lens as kn
 from tests.end_to_end.conftest import CAPITAL, CAPITAL_OF
 
@@ -14,6 +16,14 @@ def test_data_read_counts(cli, facts_file):
     assert document["relations"]["P36"] == {"facts": 8, "templates": 4, "pairs": 32, "example": "Ireland: Dublin"}
     assert "16 facts of 2 relations, 64 pairs" in cli("data", "read", facts_file)[1]
     assert json.loads(cli("data", "read", facts_file, "-r", "P36", "-s", "Peru", "--json")[1])["n_facts"] == 1
+
+
+@pytest.mark.parametrize("name", ["P36", "capital", "capital (P36)"])
+def test_a_relation_is_chosen_by_its_label_and_shown_with_it(cli, name):
+    code, out, err = cli("data", "read", "world", "--relation", name)
+    assert (code, err) == (0, "") and " capital (P36) " in out and "continent" not in out
+    document = json.loads(cli("data", "read", "world", "--relation", name, "--json")[1])
+    assert document["relations"]["P36"]["label"] == "capital" and list(document["relations"]) == ["P36"]
 
 
 def test_data_convert_is_lossless(cli, facts_file, tmp_path):

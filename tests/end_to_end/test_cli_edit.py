@@ -64,6 +64,19 @@ def written(folder, checkpoint, facts, tmp_path):
     return tmp_path / "tokyo.safetensors", edit
 
 
+def test_update_takes_named_neurons_and_the_label_of_a_relation(cli, checkpoint, facts, tmp_path):
+    kn.FactSet(replace(fact, relation_label=f"label of {fact.relation}") for fact in facts).to_jsonl(
+        tmp_path / "f.jsonl"
+    )
+    source = ("-n", "L0N1, L2N3", "-f", tmp_path / "f.jsonl", "-m", checkpoint)
+    chosen = ("-s", "Ireland", "-r", "label of P36", "--object", "Tokyo", "--allow-unknown")
+    assert cli("update", *source, *chosen, "-o", tmp_path / "edit.safetensors", "--json")[0] == 0
+    model = kn.load_model(checkpoint, device="cpu")
+    fact = facts.find("Ireland", relation="P36")
+    expected = kn.update_fact(model, fact, "Tokyo", ["L0N1", "L2N3"], allow_unknown=True)
+    assert kn.WeightEdit.load(tmp_path / "edit.safetensors").neurons == expected.neurons
+
+
 def test_update_writes_the_edit_of_the_library(cli, source, checkpoint, facts, neurons, tmp_path):
     path = tmp_path / "edit.safetensors"
     chosen = ("-s", "Ireland", "-r", "P36", "--object", "Tokyo", "--allow-unknown", "--lambda-new", 2)

@@ -35,6 +35,17 @@ def test_intervene_equals_the_library(cli, found, checkpoints, facts_file, tmp_p
     pd.testing.assert_frame_equal(pd.DataFrame(document["effects"]), table, check_dtype=False)
 
 
+def test_neurons_are_named_in_the_place_of_a_file(cli, checkpoints, facts_file):
+    chosen = ("-r", "P36", "-s", "Peru", "--no-controls")
+    (row,) = intervene(cli, checkpoints, facts_file, "L0N1,L1N2", *chosen)["facts"]
+    model, facts = kn.load_model(checkpoints["bert"]), kn.FactSet.from_jsonl(facts_file)
+    prompts = kn.make_prompts(model, facts.find("Peru", relation="P36"))
+    effect = kn.measure(model, prompts, kn.Suppress(["L0N1", "L1N2"]))
+    assert (row["n_neurons"], row["after"]) == (2, pytest.approx(effect["after"].mean()))
+    code, _, err = cli("intervene", "-f", facts_file, "-n", "L0N1", *chosen)
+    assert code == 2 and "--neurons L0N1 names neurons of no model. Name their model with --model." in err
+
+
 def test_equivalent_interventions_have_equal_effects(cli, found, checkpoints, facts_file):
     path, _ = found
     off = intervene(cli, checkpoints, facts_file, path, "--suppress")

@@ -6,7 +6,7 @@ import torch
 
 import kn_lens as kn
 from kn_lens.interventions import Effect
-from kn_lens.neurons import Refined
+from kn_lens.neurons import Refined, SetsByFact
 from tests.edit_cases import FACTS, random_edit
 from tests.tiny import D_MLP, N_LAYERS, loaded
 
@@ -34,6 +34,7 @@ def long_edit():
 VALUES = {
     "FactSet": lambda: kn.FactSet(MANY_FACTS),
     "NeuronSet": lambda: EVERY_NEURON,
+    "SetsByFact": lambda: SetsByFact(dict.fromkeys(MANY_FACTS, EVERY_NEURON)),
     "Refined": lambda: Refined(dict.fromkeys(MANY_FACTS, EVERY_NEURON), {FACTS[0]: 1}, {}),
     "Effect": lambda: effect(N),
     "WeightEdit": long_edit,
@@ -49,7 +50,7 @@ def test_a_large_value_has_a_short_line_and_a_short_table(name):
     if name != "Suppress":
         html = value._repr_html_()
         assert html.count("\n") < 30 and html.count("<tr>") <= 11 and len(html) < 8000
-        assert "<b>" not in html and " more</p>" in html
+        assert "<b>" not in html and " more<" in html
 
 
 def test_refined_sets_say_how_many_neurons_facts_have_and_how_many_are_left_out():
