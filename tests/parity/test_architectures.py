@@ -201,8 +201,10 @@ def test_a_listed_class_gives_the_right_numbers(architecture, tmp_path, float64_
     assert_right(model, reference, 1e-4 if architecture in ROUGH else 1e-10)
 
 
-@pytest.mark.parametrize("architecture", [name for name in OTHERS if not refused(name)])
+@pytest.mark.parametrize("architecture", OTHERS)
 def test_every_other_class_is_right_or_refused(architecture):
+    if refused(architecture):
+        return
     reference = tiny(architecture)
     try:
         model = kn.load_model(copy.deepcopy(reference))
