@@ -57,10 +57,19 @@ def facts_file(folder):
     return str(folder / "facts.jsonl")
 
 
-@pytest.fixture
-def found(cli, checkpoints, facts_file, tmp_path):
-    """A neuron file of the masked checkpoint, and the document that came with it."""
-    path = tmp_path / "neurons.json"
+@pytest.fixture(scope="module")
+def found_neurons(cli, checkpoints, facts_file, tmp_path_factory):
+    """The content of a neuron file of the masked checkpoint, and the document that came with it."""
+    path = tmp_path_factory.mktemp("found") / "neurons.json"
     code, out, err = cli("find", "-m", checkpoints["bert"], "-f", facts_file, "--out", path, "--json")
     assert (code, err) == (0, "")
+    return path.read_bytes(), out
+
+
+@pytest.fixture
+def found(found_neurons, tmp_path):
+    """A file of its own with these neurons, and the document."""
+    content, out = found_neurons
+    path = tmp_path / "neurons.json"
+    path.write_bytes(content)
     return path, json.loads(out)

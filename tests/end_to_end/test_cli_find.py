@@ -31,8 +31,12 @@ def test_find_equals_the_library(found, checkpoints, facts_file):
 
 
 @pytest.mark.parametrize("by_relation", [False, True])
-def test_parts_of_any_size_give_the_same_neurons(cli, checkpoints, facts_file, monkeypatch, by_relation):
-    arguments = ("find", "-m", checkpoints["bert"], "-f", facts_file, "--json", *(["--by-relation"] * by_relation))
+def test_parts_of_any_size_give_the_same_neurons(cli, checkpoints, facts_file, tmp_path, monkeypatch, by_relation):
+    facts = kn.FactSet.from_jsonl(facts_file)
+    few = [fact for relation in facts.relations for fact in facts.of(relation)[:3]]
+    kn.FactSet(few).to_jsonl(tmp_path / "few.jsonl")
+    arguments = ("find", "-m", checkpoints["bert"], "-f", tmp_path / "few.jsonl", "--json")
+    arguments += ("--by-relation",) * by_relation
     whole = json.loads(cli(*arguments)[1])
     sizes, attribute_in_parts = [], kn.attribute_in_parts
 
@@ -44,7 +48,7 @@ def test_parts_of_any_size_give_the_same_neurons(cli, checkpoints, facts_file, m
     monkeypatch.setattr("kn_lens.attribution.attribute_in_parts", counted)
     monkeypatch.setattr("kn_lens.attribution.parts.SCORES_PER_PART", 1)
     parts = json.loads(cli(*arguments)[1])
-    assert sizes == ([32, 32] if by_relation else [4] * 16)
+    assert sizes == ([12, 12] if by_relation else [4] * 6)
     assert [row["neurons"] for row in parts["facts"]] == [row["neurons"] for row in whole["facts"]]
     assert parts["share_threshold_by_relation"] == whole["share_threshold_by_relation"]
 
