@@ -2,11 +2,14 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kn_lens._core.atomic import part_folder, read_whole, replace_durably, write_whole
+from kn_lens._core.escape import escaped
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
+from kn_lens.reports.style import description_of
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -84,12 +87,26 @@ def _write_pages(figures: "Mapping[str, Figure]", folder: Path) -> None:
     if not library.exists() or read_whole(library) != text.encode():
         write_whole(library, text)
     for name, figure in figures.items():
-        page = figure.to_html(
-            include_plotlyjs="directory",
-            div_id=name,
-            config={"displaylogo": False},
-        )
-        write_whole(folder / f"{name}.html", page)
+        write_whole(folder / f"{name}.html", _page(name, figure))
+
+
+def _page(name: str, figure: "Figure") -> str:
+    """Return the page of a figure, with its text alternative."""
+    drawing = figure.to_html(
+        full_html=False,
+        include_plotlyjs="directory",
+        div_id=name,
+        config={"displaylogo": False},
+    )
+    layout: Any = figure.layout
+    title = escape(escaped(layout.title.text or name))
+    description = escape(escaped(description_of(figure)))
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n</head>\n<body>\n"
+        f'<main role="img" aria-label="{description}">\n{drawing}\n</main>\n</body>\n</html>\n'
+    )
 
 
 def _check_kaleido() -> None:

@@ -3,7 +3,8 @@
 Each function takes a pandas table and draws exactly its content: values as marks, their 95% intervals as error bars,
 controls in grey, and the paper's values, where the table has them, as diamonds. Neuron sets differ in colour and in
 symbol; the colours are distinguishable with colour-blindness, on white and on black. Text from the data (names of
-relations, facts, tokens) is shown literally, also where it resembles markup.
+relations, facts, tokens) is shown literally, also where it resembles markup. ``layout.meta["description"]`` says in
+words what a figure shows, for readers who do not see it.
 
     layer_distribution     figure3                     share of the neurons by layer
     effects                figures4_5                  change of the answer's probability, own and other facts
@@ -20,6 +21,15 @@ Plotly is imported when the first figure is drawn.
 from typing import TYPE_CHECKING
 
 from kn_lens.errors import ArgumentError
+from kn_lens.reports.descriptions import (
+    doses_text,
+    effects_by_relation_text,
+    effects_text,
+    estimates_text,
+    layers_text,
+    map_text,
+    predictions_text,
+)
 from kn_lens.reports.export import save_figures
 from kn_lens.reports.style import (
     BLUE,
@@ -34,6 +44,7 @@ from kn_lens.reports.style import (
     SHARES_ON_DARK,
     add_paper,
     check_columns,
+    describe,
     error_bars,
     factor_label,
     horizontal_marks,
@@ -113,7 +124,7 @@ def layer_distribution(table: "pd.DataFrame") -> "Figure":
     tick_step = max(1, len(layers) // 12)
     figure.update_xaxes(tickvals=layers[::tick_step], range=[layers[0] - 0.5, layers[-1] + 0.5])
     figure.update_yaxes(**number_ticks(".0%"), rangemode="tozero")
-    return figure
+    return describe(figure, layers_text(table))
 
 
 def effects(table: "pd.DataFrame") -> "Figure":
@@ -160,7 +171,7 @@ def effects(table: "pd.DataFrame") -> "Figure":
     figure.update_xaxes(**number_ticks("+.0%"))
     figure.update_xaxes(title_text=CHANGE, row=len(factors), col=1)
     show_zero_line(figure)
-    return figure
+    return describe(figure, effects_text(table))
 
 
 def _effect_rows(table: "pd.DataFrame", *columns: str) -> "pd.DataFrame":
@@ -205,7 +216,7 @@ def effects_by_relation(table: "pd.DataFrame") -> "Figure":
     label_rows(figure, labels, ROW)
     figure.update_xaxes(**number_ticks("+.0%"))
     show_zero_line(figure)
-    return figure
+    return describe(figure, effects_by_relation_text(own))
 
 
 def dose_response(table: "pd.DataFrame") -> "Figure":
@@ -246,7 +257,7 @@ def dose_response(table: "pd.DataFrame") -> "Figure":
             )
     figure.update_xaxes(tickvals=sorted({1.0, *table["factor"].tolist()}))
     figure.update_yaxes(**number_ticks("+.0%"), zeroline=True)
-    return figure
+    return describe(figure, doses_text(table))
 
 
 def estimates(
@@ -297,7 +308,7 @@ def estimates(
         add_paper(figure, table["paper"], heights, form)
     label_rows(figure, dict(zip(heights, names, strict=True)), ROW)
     figure.update_xaxes(**number_ticks(form))
-    return figure
+    return describe(figure, estimates_text(table, label, value, form))
 
 
 def neuron_relation_map(table: "pd.DataFrame", top: int = TOP) -> "Figure":
@@ -361,7 +372,7 @@ def neuron_relation_map(table: "pd.DataFrame", top: int = TOP) -> "Figure":
     figure.update_layout(meta={"dark": dark})
     figure.update_xaxes(type="category", tickangle=-45, showgrid=False)
     figure.update_yaxes(type="category", autorange="reversed", showgrid=False, dtick=1)
-    return figure
+    return describe(figure, map_text(relations, neurons, shares))
 
 
 def neuron_scores(
@@ -424,4 +435,4 @@ def predictions(table: "pd.DataFrame") -> "Figure":
         )
     label_rows(figure, dict(zip(heights, texts, strict=True)), ROW)
     figure.update_xaxes(tickformat=".0%", range=[-0.02, 1.02])
-    return figure
+    return describe(figure, predictions_text(table))

@@ -138,7 +138,7 @@ def _apply_style(figure: "Figure", title: str, height: int | None) -> None:
         title={"text": title, "x": 0, "xref": "paper"},
         font={"family": FONT, "size": 13, "color": "#1b1f24"},
         height=height,
-        margin={"l": 10, "r": 10, "t": 60, "b": 10},
+        margin={"l": 10, "r": 26, "t": 60, "b": 10},  # on the right, half of the label of a last tick
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
         paper_bgcolor="#ffffff",
         plot_bgcolor="#ffffff",
@@ -221,6 +221,24 @@ def add_paper(
         marker={"symbol": "diamond-open", "size": 11, "color": PURPLE, "line": {"width": 2}},
         **panel,
     )
+
+
+def describe(figure: "Figure", text: str) -> "Figure":
+    """Give a figure its text alternative, ``layout.meta["description"]``, and return it.
+
+    Pages read it to readers who do not see the figure.
+    """
+    # Plotly builds the attributes of a layout at run time.
+    meta: Any = figure.layout["meta"]
+    figure.update_layout(meta={**(meta or {}), "description": text})
+    return figure
+
+
+def description_of(figure: "Figure") -> str:
+    """Return the text alternative of a figure; its title, if it has none."""
+    layout: Any = figure.layout
+    description = (layout.meta or {}).get("description", "") if isinstance(layout.meta, Mapping | None) else ""
+    return description or layout.title.text or ""
 
 
 def label_rows(

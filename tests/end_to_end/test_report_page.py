@@ -1,6 +1,7 @@
 """The report in a real browser: reading, sorting, searching, themes, printing, hostile names."""
 
 import csv
+import re
 from urllib.parse import quote
 
 import pytest
@@ -70,6 +71,9 @@ def test_a_fact_is_found_opened_and_left_with_the_keyboard_alone(browser, report
         assert page.evaluate("document.activeElement.id") == "page-title"
         fact = page.evaluate("facts.rows.find(fact => fact.relation === 'P2' && fact.subject === 'subject 33')")
         details = page.evaluate(f"facts.details({page.evaluate('facts.numberOf.get(' + repr(fact['key']) + ')')})")
+        label = page.get_attribute("[data-figure=predictions]", "aria-label")
+        mean = sum(details["predictions"]["after"]) / 5
+        assert "in 5 prompts" in label and f"{mean:.3f} with the neurons suppressed" in label
         shown = page.locator("#page table").first.locator("tbody tr")
         assert shown.count() == len(details["predictions"]["text"]) == 5
         assert shown.first.locator("td").nth(1).inner_text() == details["predictions"]["text"][0]
@@ -174,6 +178,16 @@ CONTRASTS = """() => {
 }"""
 
 
+CUT_OFF = """() => {
+  const tables = [...document.querySelectorAll(".scroll, pre, nav")].filter((box) => box.scrollWidth > box.clientWidth);
+  const labels = [...document.querySelectorAll(".plot text")].filter((label) => {
+    const { left, right, width } = label.getBoundingClientRect();
+    return width && (left < 0 || right > innerWidth);
+  });
+  return [...tables, ...labels].map((box) => box.textContent.slice(0, 80));
+}"""
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("fragment", ["", "#fact=" + quote("P1/subject 0/object 0", safe="")])
 def test_all_text_stands_out_and_a_phone_shows_it_without_scrolling_sideways(browser, report, scheme, fragment):
@@ -183,6 +197,7 @@ def test_all_text_stands_out_and_a_phone_shows_it_without_scrolling_sideways(bro
         found = page.evaluate(CONTRASTS)
         assert len(found) > 50 and found[0][0] >= 4.5, found[:3]
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        assert page.evaluate(CUT_OFF) == []
 
 
 def test_without_scripts_there_are_summary_tables_and_method(browser, report):
@@ -194,12 +209,40 @@ def test_without_scripts_there_are_summary_tables_and_method(browser, report):
         assert page.locator("#figure-effects tbody tr").count() == 12 and not page.is_visible("#facts")
 
 
-def test_printing_draws_all_figures_and_opens_all_tables(browser, report):
-    with opened(browser, report) as page:
-        assert page.locator(".js-plotly-plot").count() < page.locator("figure").count()
+def test_printing_draws_all_figures_on_white_and_leaves_tables_closed(browser, report):
+    with opened(browser, report, color_scheme="dark", viewport=DESK) as page:
+        page.click("#figure-effects summary")
+        page.evaluate("addEventListener('beforeprint', () => { window.printed = observe() })")
+        page.evaluate(
+            "window.observe = () => [...document.querySelectorAll('.plot')].map(plot => plot._fullLayout?.paper_bgcolor)"
+        )
         assert page.pdf().startswith(b"%PDF")
-        assert page.locator(".js-plotly-plot").count() == page.locator("figure").count()
-        assert page.locator("details:not([open])").count() == 0
+        assert page.evaluate("printed") == ["rgb(255, 255, 255)"] * page.locator("figure").count()
+        assert page.locator("details[open]").count() == 1  # the one that was opened
+        drawn = page.evaluate("document.querySelector('.js-plotly-plot')._fullLayout")
+        assert drawn["paper_bgcolor"] == "rgb(20, 24, 29)" and drawn["width"] > 1000  # as before
+
+
+SECTIONS = ("summary", "figures", "facts", "neurons", "tables", "method", "provenance")
+
+
+def pages(page):
+    """Return the number of pages that are printed."""
+    return len(re.findall(rb"/Type\s*/Page\b", page.pdf(format="A4", prefer_css_page_size=True)))
+
+
+def test_no_section_takes_more_than_three_printed_pages(browser, tmp_path):
+    run = write_run(tmp_path / "run", n_relations=30, n_facts=3, n_prompts=30)
+    with opened(browser, write_report(run)) as page:
+        hide = page.add_style_tag(content="main {}")
+        for section in SECTIONS:
+            rule = f"@media print {{ #overview > section:not(#{section}) {{ display: none }} }}"
+            hide.evaluate("(style, rule) => { style.textContent = rule }", rule)
+            assert 1 <= pages(page) <= 3, section
+        assert "1 to 50 of 90 facts" in page.inner_text("#facts-table .pages")  # on the screen, as before
+        page.evaluate("location.hash = '#fact=P1%2Fsubject%200%2Fobject%200'")
+        page.wait_for_selector("#page:not([hidden])")
+        assert 1 <= pages(page) <= 2 * 3
 
 
 def test_tables_are_saved_as_csv(browser, report, tmp_path):

@@ -7,7 +7,8 @@ import pytest
 from kn_lens import figures
 from kn_lens.errors import ArgumentError
 from kn_lens.interventions import effect_table
-from kn_lens.reports.style import BLUE, GREEN, GREY, ORANGE, PURPLE
+from kn_lens.reports.descriptions import number_text
+from kn_lens.reports.style import BLUE, GREEN, GREY, ORANGE, PURPLE, description_of
 from tests.synthetic_run import write_run
 
 
@@ -122,6 +123,29 @@ def test_neuron_scores_and_predictions_keep_the_order_of_the_table():
     assert figures.predictions(effect).layout.yaxis.ticktext == ("A &lt;b&gt;", r"\x1bB\u202e")
 
 
+def test_text_alternative_of_a_figure_says_its_values(tables):
+    table = tables["figures4_5"]
+    text = description_of(figures.effects(table))
+    for row in table.itertuples():
+        assert f"{number_text(row.value, '+.0%')} ({number_text(row.low, '+.0%')} to" in text
+    assert "Dai et al. (2022), knowledge neurons suppressed (factor 0): \N{MINUS SIGN}29%" in text
+    changed = table.assign(value=table["value"] + 1)
+    assert description_of(figures.effects(changed)) != text
+
+    layers = description_of(figures.layer_distribution(tables["figure3"]))
+    found = tables["figure3"].query("neuron_set == 'found'").sort_values("value")
+    assert f"in layer {found['layer'].iloc[-1]}" in layers and number_text(found["value"].iloc[-1], ".0%") in layers
+    effect = pd.DataFrame({"text": ["A <b>", "B"], "before": [0.9, 0.5], "after": [0.1, 0.7]})
+    text = description_of(figures.predictions(effect))
+    assert "0.700 before and 0.400 after" in text and "falls in 1 of" in text and "“A <b>”, from 0.900 to 0.100" in text
+
+
+def test_text_alternative_of_many_rows_gives_extremes_and_median(tables):
+    table = pd.DataFrame({"relation": [f"P{i}" for i in range(101)], "value": np.arange(101) / 100})
+    figure = figures.estimates(table.assign(low=np.nan, high=np.nan), "relation", title="t", value="share", form=".0%")
+    assert description_of(figure) == "Dot plot of share: 101 values from 0% (P0) to 100% (P100), median 50%."
+
+
 def test_table_without_a_column_is_refused_with_the_nearest_column(tables):
     with pytest.raises(ArgumentError, match=r"no column 'value'.*Did you mean 'values'"):
         figures.effects(tables["figures4_5"].rename(columns={"value": "values"}))
@@ -142,6 +166,8 @@ def test_pages_of_figures_share_one_library_and_load_nothing_else(tables, tmp_pa
     ]
     for path in written:
         text = path.read_text()
+        assert '<html lang="en">' in text and "<title>Effect" in text
+        assert 'role="img" aria-label="Dot plot of the relative change' in text
         assert 'src="plotly.min.js"' in text and "alert(1)</script>" not in text
         assert not any(address in text for address in ('src="http', 'href="http', "cdn."))
 

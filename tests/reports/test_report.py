@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import html
 import json
 import re
 import shlex
@@ -16,7 +17,9 @@ from kn_lens._core.advice import NO_SUCCESS, has_no_success
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.reports.html.facts import FACTS_AT_ONCE
 from kn_lens.reports.html.page import _table_entries
+from kn_lens.reports.html.panels import draw_figures, read_tables
 from kn_lens.reports.report import write_figures, write_report, write_tables
+from kn_lens.reports.style import description_of
 from kn_lens.runs.reader import RunRecords
 from tests.old_columns import write_old_columns
 from tests.synthetic_run import LAST, STAGES, write_run
@@ -142,6 +145,20 @@ def test_tables_have_words_for_columns_and_labels_in_place_of_names_for_code(pag
     cells = set(re.findall(r"<td>(.*?)</td>", "".join(tables)))
     assert {"the fact itself", "knowledge neurons", "left rule, 20 steps", "integrated gradients"} <= cells
     assert not [text for text in titles | cells if "_" in text]
+
+
+def test_figures_have_text_alternatives_that_say_what_they_show(run, page):
+    labels = {
+        name: html.unescape(text)
+        for name, text in re.findall(r'data-figure="(\w+)" role="img"\s+aria-label="([^"]*)', page)
+    }
+    assert len(labels) == page.count("<figure ") > 5
+    records = RunRecords.read(run)
+    drawn = draw_figures(records, read_tables(records))
+    for name, label in labels.items():
+        assert description_of(drawn[name]) in label and re.search(r"\d", label), name
+    row = pd.read_csv(run / "tables" / "figures4_5.csv").query("neuron_set == 'found' and scope == 'own'").iloc[0]
+    assert f"{row['value']:+.0%}".replace("-", "\N{MINUS SIGN}") in labels["effects"]
 
 
 def test_report_is_deterministic(run, page, tmp_path):

@@ -74,7 +74,7 @@ const NEURON_COLUMNS = [
 ];
 
 const PREDICTION_COLUMNS = [
-  { title: "", isNumber: true, cell: (prompt) => formatCount(prompt.number) },
+  { title: "No.", isNumber: true, cell: (prompt) => formatCount(prompt.number) },
   { title: "Prompt", isLong: true, cell: (prompt) => prompt.text },
   { title: "P before", isNumber: true, cell: (prompt) => formatProbability(prompt.before) },
   { title: "P after", isNumber: true, cell: (prompt) => formatProbability(prompt.after) },
@@ -99,6 +99,35 @@ const SCORE_COLUMNS = [
 
 function formatInterval(low, high) {
   return isMissing(low) ? DASH : `${formatScore(low)} to ${formatScore(high)}`;
+}
+
+const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+
+/** Return what the figure of a fact's predictions shows, in words. */
+function describePredictions(prompts) {
+  if (!prompts.length) {
+    return "A figure without prompts.";
+  }
+  const change = (prompt) => Math.abs(prompt.after - prompt.before);
+  const furthest = prompts.reduce((first, second) => (change(second) > change(first) ? second : first));
+  const nFallen = prompts.filter((prompt) => prompt.after < prompt.before).length;
+  const before = formatProbability(mean(prompts.map((prompt) => prompt.before)));
+  const after = formatProbability(mean(prompts.map((prompt) => prompt.after)));
+  return (
+    `Dot plot of the probability of the answer in ${formatCount(prompts.length)} prompts: ${before} before and ` +
+    `${after} with the neurons suppressed, on average; it falls in ${formatCount(nFallen)} of them. It changes most in ` +
+    `prompt ${furthest.number}, from ${formatProbability(furthest.before)} to ${formatProbability(furthest.after)}. ` +
+    "All numbers are in the table below."
+  );
+}
+
+/** Return what the figure of the scores of a fact's neurons shows, in words. */
+function describeScores(neurons) {
+  const values = neurons.map(({ layer, index, score, low, high }) => {
+    const interval = isMissing(low) ? "" : ` (${formatInterval(low, high)})`;
+    return `${neuronName(layer, index)} ${formatScore(score)}${interval}`;
+  });
+  return `Dot plot of the mean attribution of each neuron, with 95% intervals: ${values.join("; ")}.`;
 }
 
 /** Return the columns that the data has. */
@@ -206,8 +235,7 @@ class Facts {
       return section;
     }
     const prompts = rowsOf(columns).map((prompt, index) => ({ ...prompt, number: index + 1 }));
-    const label = "Probability of the answer before and after, by prompt; the numbers are in the table.";
-    const container = figureContainer("predictions", label);
+    const container = figureContainer("predictions", describePredictions(prompts));
     section.append(
       container,
       plainTable("Predictions", PREDICTION_COLUMNS, prompts),
@@ -242,8 +270,7 @@ class Facts {
       return section;
     }
     if (scoreColumns) {
-      const label = "Mean attribution of each neuron with its 95% interval; the numbers are in the table.";
-      const container = figureContainer("neurons", label);
+      const container = figureContainer("neurons", describeScores(neurons));
       section.append(container);
       addFigure(container, this.scoresFigure(neurons));
     } else {

@@ -108,10 +108,38 @@ function showSearch(query) {
   facts.factTable.searchInput.focus({ preventScroll: true });
 }
 
+/** Width in pixels of figures on paper, which the style sheet reduces to half a page. */
+const PRINTED_WIDTH = 480;
+/** The theme that the reader chose, while the page is printed in the light one. */
+let chosenTheme;
+
+/** Draw all figures for white paper, and show fewer rows of long tables. Closed tables stay closed. */
 function prepareForPrint() {
+  chosenTheme = root.dataset.theme;
+  root.dataset.theme = "light";
+  setPrinting(true);
+  drawAllFigures(PRINTED_WIDTH);
+}
+
+function restoreAfterPrint() {
+  if (chosenTheme === undefined) {
+    delete root.dataset.theme;
+  } else {
+    root.dataset.theme = chosenTheme;
+  }
+  setPrinting(false);
   drawAllFigures();
-  for (const details of document.querySelectorAll("details")) {
-    details.open = true;
+}
+
+function setPrinting(value) {
+  isPrinting = value;
+  facts?.factTable.draw();
+  facts?.neuronTable.draw();
+}
+
+function nameCellsOfOpened(event) {
+  for (const table of event.target.querySelectorAll("table")) {
+    nameCells(table);
   }
 }
 
@@ -136,6 +164,8 @@ async function start() {
   }
   addEventListener("hashchange", showAddress);
   addEventListener("beforeprint", prepareForPrint);
+  addEventListener("afterprint", restoreAfterPrint);
+  document.addEventListener("toggle", nameCellsOfOpened, { capture: true });
   addEventListener("keydown", handleKey);
   await showAddress();
   root.dataset.ready = "";

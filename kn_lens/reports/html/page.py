@@ -23,6 +23,7 @@ from kn_lens.reports.html.facts import FACTS_AT_ONCE, FactPages, as_columns
 from kn_lens.reports.html.findings import findings
 from kn_lens.reports.html.panels import MAP, PANELS
 from kn_lens.reports.html.wording import cell_label, column_title, model_name, table_title
+from kn_lens.reports.style import description_of
 from kn_lens.runs.reader import RunRecords
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ def _panel_entries(
                     "name": panel.name,
                     "title": panel.title,
                     "caption": panel.caption,
+                    "description": description_of(run_figures[panel.name]),
                     "height": layout.height,
                     "grid": grid(tables[panel.source], panel.source),
                 }

@@ -39,8 +39,10 @@ function applyTheme(figure) {
   return { data, layout };
 }
 
-function drawFigure(container) {
+/** Draw a figure in its container, as wide as the container or with a width in pixels. */
+function drawFigure(container, width) {
   const { data, layout } = applyTheme(figureOf.get(container));
+  layout.width = width;
   const config = {
     responsive: true,
     displaylogo: false,
@@ -79,10 +81,11 @@ function redrawFigures() {
   }
 }
 
-/** Draw all figures, also those that were never in view. */
-function drawAllFigures() {
+/** Draw all figures, also those that were never in view, as wide as their containers or with a width in pixels. */
+function drawAllFigures(width) {
   for (const container of figureOf.keys()) {
-    drawFigure(container);
+    Plotly.purge(container); // a figure that exists keeps its width
+    drawFigure(container, width);
   }
 }
 

@@ -9,6 +9,16 @@
 //   isLong      whether it contains long texts
 
 const ROWS_PER_PAGE = 50;
+/** The same on a phone, where each row takes several lines. */
+const ROWS_PER_NARROW_PAGE = 10;
+/** Number of rows on paper: what fits on two pages. */
+const PRINTED_ROWS = 30;
+/** Tables of more columns are stacked on a phone: each row becomes a block of named values. */
+const MOST_COLUMNS_ABREAST = 3;
+
+const narrowScreen = matchMedia("(max-width: 40rem)");
+/** Whether the page is being printed. */
+let isPrinting = false;
 
 function cellClass(column) {
   if (column.isNumber) {
@@ -22,21 +32,42 @@ function cellValue(column, row) {
 }
 
 function headerCell(column, content) {
-  return makeElement("th", { scope: "col", class: column.isNumber ? "number" : null }, content);
+  const attributes = { scope: "col", role: "columnheader", class: column.isNumber ? "number" : null };
+  return makeElement("th", attributes, content);
 }
 
 function bodyRow(columns, row) {
-  const cells = columns.map((column) => makeElement("td", { class: cellClass(column) }, column.cell(row)));
-  return makeElement("tr", {}, ...cells);
+  const cells = columns.map((column) => {
+    const attributes = { role: "cell", class: cellClass(column), "data-title": column.title };
+    return makeElement("td", attributes, column.cell(row));
+  });
+  return makeElement("tr", { role: "row" }, ...cells);
+}
+
+/** Name the cells of a table of the document, and keep the roles of its parts when a phone stacks them. */
+function nameCells(table) {
+  const titles = [...table.querySelectorAll("thead th")].map((header) => header.textContent);
+  table.setAttribute("role", "table");
+  const roles = { thead: "rowgroup", tbody: "rowgroup", tr: "row", th: "columnheader", td: "cell" };
+  for (const [tag, role] of Object.entries(roles)) {
+    for (const part of table.querySelectorAll(tag)) {
+      part.setAttribute("role", role);
+    }
+  }
+  for (const row of table.tBodies[0].rows) {
+    [...row.cells].forEach((cell, number) => {
+      cell.dataset.title = titles[number];
+    });
+  }
 }
 
 /** Return a table in a region that can be scrolled sideways. */
 function scrollingTable(caption, headerCells, body) {
   const table = makeElement(
     "table",
-    {},
+    { role: "table", class: headerCells.length > MOST_COLUMNS_ABREAST ? "stack" : null },
     makeElement("caption", { class: "hidden" }, caption),
-    makeElement("thead", {}, makeElement("tr", {}, ...headerCells)),
+    makeElement("thead", { role: "rowgroup" }, makeElement("tr", { role: "row" }, ...headerCells)),
     body,
   );
   const attributes = { class: "scroll", tabindex: 0, role: "region", "aria-label": `Table: ${caption}` };
@@ -47,7 +78,7 @@ function scrollingTable(caption, headerCells, body) {
 function plainTable(caption, columns, rows) {
   const headerCells = columns.map((column) => headerCell(column, column.title));
   const bodyRows = rows.map((row) => bodyRow(columns, row));
-  return scrollingTable(caption, headerCells, makeElement("tbody", {}, ...bodyRows));
+  return scrollingTable(caption, headerCells, makeElement("tbody", { role: "rowgroup" }, ...bodyRows));
 }
 
 /** A table of any number of rows, of which one page is in the document at a time. */
@@ -70,6 +101,7 @@ class LongTable {
     this.sortedColumn = null;
     this.isDescending = false;
     this.searchIndex = null;
+    this.rowsPerPage = narrowScreen.matches ? ROWS_PER_NARROW_PAGE : ROWS_PER_PAGE;
 
     this.searchInput = makeElement("input", {
       type: "search",
@@ -86,7 +118,7 @@ class LongTable {
       const sortButton = makeElement("button", { type: "button", onclick: () => this.sort(column) }, column.title);
       return headerCell(column, sortButton);
     });
-    this.body = makeElement("tbody");
+    this.body = makeElement("tbody", { role: "rowgroup" });
     this.status = makeElement("p", { role: "status" });
     this.firstButton = this.pageButton("First", () => 0);
     this.previousButton = this.pageButton("Previous", () => this.pageNumber - 1);
@@ -97,7 +129,7 @@ class LongTable {
     const pageButtons = [this.firstButton, this.previousButton, this.nextButton, this.lastButton];
     container.append(
       makeElement("div", { class: "tools" }, searchLabel, saveButton),
-      scrollingTable(caption, this.headerCells, this.body),
+      makeElement("div", { class: "sortable" }, scrollingTable(caption, this.headerCells, this.body)),
       makeElement("div", { class: "pages" }, this.status, ...pageButtons),
     );
     this.draw();
@@ -108,7 +140,7 @@ class LongTable {
   }
 
   lastPage() {
-    return Math.max(0, Math.ceil(this.shownRows.length / ROWS_PER_PAGE) - 1);
+    return Math.max(0, Math.ceil(this.shownRows.length / this.rowsPerPage) - 1);
   }
 
   showPage(number) {
@@ -120,7 +152,7 @@ class LongTable {
   showRow(row) {
     const number = this.shownRows.indexOf(row);
     if (number >= 0) {
-      this.showPage(Math.floor(number / ROWS_PER_PAGE));
+      this.showPage(Math.floor(number / this.rowsPerPage));
     }
   }
 
@@ -167,8 +199,9 @@ class LongTable {
   }
 
   draw() {
-    const start = this.pageNumber * ROWS_PER_PAGE;
-    const rows = this.shownRows.slice(start, start + ROWS_PER_PAGE);
+    const start = this.pageNumber * this.rowsPerPage;
+    const nRows = isPrinting ? PRINTED_ROWS : this.rowsPerPage;
+    const rows = this.shownRows.slice(start, start + nRows);
     this.body.replaceChildren(...rows.map((row) => bodyRow(this.columns, row)));
     this.status.textContent = this.statusText(start, rows.length);
     this.columns.forEach((column, number) => {

@@ -1,0 +1,194 @@
+"""Text alternatives of figures: what each figure shows, in words, from the table that it draws.
+
+A text alternative names the kind of the figure, the values that a reader would look for first, and their intervals. All
+other values are in the table of the figure. Text from the data is as it is, not escaped.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kn_lens.reports.style import NEURON_SETS, SCOPES, factor_label, neuron_names, neuron_sets_in
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST_ROWS = 14
+"""Largest number of rows that are described one by one; of more, the extremes and the median are."""
+MOST_LAYERS = 3
+"""Number of layers described for each neuron set: those with the most of its neurons."""
+MOST_NEURONS = 3
+"""Number of neurons described of a map: those in the largest shares of facts."""
+
+
+def number_text(value: float, form: str) -> str:
+    """Return a number in a format, with a minus sign, and without a sign if it is zero.
+
+    >>> number_text(-0.25, "+.0%"), number_text(0.0001, "+.0%")
+    ('−25%', '0%')
+    """
+    text = format(value, form)
+    if not any(digit in text for digit in "123456789"):
+        text = text.lstrip("+-")
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def estimate_text(row: Mapping[Any, Any], form: str) -> str:
+    """Return a value with its interval, if it has one.
+
+    >>> estimate_text({"value": 0.5, "low": 0.25, "high": 0.75}, ".2f")
+    '0.50 (0.25 to 0.75)'
+    """
+    value = number_text(row["value"], form)
+    if row["low"] != row["low"]:  # NaN
+        return value
+    return f"{value} ({number_text(row['low'], form)} to {number_text(row['high'], form)})"
+
+
+def layers_text(table: "pd.DataFrame") -> str:
+    """Return what ``figures.layer_distribution`` shows."""
+    layers = sorted(table["layer"].unique().tolist())
+    sentences = [f"Line chart of the share of the neurons in layers {layers[0]:.0f} to {layers[-1]:.0f}."]
+    for neuron_set in neuron_sets_in(table.loc[table["neuron_set"] != "random"]):
+        rows = table.loc[(table["neuron_set"] == neuron_set) & (table["value"] > 0)]
+        parts = []
+        for row in rows.sort_values("value", ascending=False, kind="stable").head(MOST_LAYERS).to_dict("records"):
+            parts.append(f"{estimate_text(row, '.0%')} in layer {row['layer']:.0f}")
+        if parts:
+            sentences.append(f"{_label(neuron_set).capitalize()}: {_joined(parts)}.")
+    even = table["control"].dropna()
+    if len(even):
+        sentences.append(f"An even spread would be {number_text(even.iloc[0], '.0%')} in each layer.")
+    return " ".join(sentences)
+
+
+def effects_text(table: "pd.DataFrame") -> str:
+    """Return what ``figures.effects`` shows."""
+    sentences = [f"Dot plot of the relative change of the probability of the answer{_intervals_text(table)}."]
+    for factor in sorted(table["factor"].unique().tolist()):
+        of_factor = table.loc[table["factor"] == factor]
+        parts = []
+        for neuron_set in neuron_sets_in(of_factor):
+            changes = []
+            for scope, scope_label in SCOPES.items():
+                cell = of_factor.loc[(of_factor["neuron_set"] == neuron_set) & (of_factor["scope"] == scope)]
+                for row in cell.to_dict("records"):
+                    changes.append(f"{estimate_text(row, '+.0%')} on {scope_label}")
+            parts.append(f"{_label(neuron_set)} {_joined(changes)}")
+        sentences.append(f"{factor_label(factor).capitalize()}: {'; '.join(parts)}.")
+    if "paper" in table:
+        published = table.loc[table["paper"].notna()]
+        for row in published.to_dict("records"):
+            value = number_text(row["paper"], "+.0%")
+            sentences.append(f"Dai et al. (2022), {_label(row['neuron_set'])} {factor_label(row['factor'])}: {value}.")
+    return " ".join(sentences)
+
+
+def effects_by_relation_text(table: "pd.DataFrame") -> str:
+    """Return what ``figures.effects_by_relation`` shows, from the rows that it draws."""
+    sentences = ["Dot plot of the relative change of the probability of the answer, by relation."]
+    for factor in sorted(table["factor"].unique().tolist()):
+        for neuron_set in neuron_sets_in(table):
+            rows = table.loc[(table["factor"] == factor) & (table["neuron_set"] == neuron_set)]
+            if len(rows):
+                title = f"{_label(neuron_set).capitalize()} {factor_label(factor)}"
+                sentences.append(f"{title}: {_rows_text(rows, 'relation', '+.0%')}.")
+    return " ".join(sentences)
+
+
+def doses_text(table: "pd.DataFrame") -> str:
+    """Return what ``figures.dose_response`` shows."""
+    factors = sorted(table["factor"].unique().tolist())
+    sentences = [
+        "Line chart of the relative change of the probability of the answer, for factors of the activations from "
+        f"{factors[0]:g} to {factors[-1]:g}; at factor 1 nothing changes."
+    ]
+    for neuron_set in neuron_sets_in(table):
+        for scope, scope_label in SCOPES.items():
+            rows = table.loc[(table["neuron_set"] == neuron_set) & (table["scope"] == scope)]
+            rows = rows.sort_values("factor").drop_duplicates("factor")
+            parts = []
+            for row in rows.to_dict("records"):
+                parts.append(f"{number_text(row['value'], '+.0%')} at {row['factor']:g}")
+            if parts:
+                sentences.append(f"{_label(neuron_set).capitalize()}, {scope_label}: {_joined(parts)}.")
+    return " ".join(sentences)
+
+
+def estimates_text(table: "pd.DataFrame", label: str, value: str, form: str) -> str:
+    """Return what ``figures.estimates`` shows."""
+    sentences = [f"Dot plot of {value}{_intervals_text(table)}: {_rows_text(table, label, form)}."]
+    for column, title in (("control", "Control"), ("paper", "Dai et al. (2022)")):
+        if column in table and table[column].notna().to_numpy().any():
+            rows = table.loc[table[column].notna()]
+            lowest = number_text(rows[column].min(), form)
+            highest = number_text(rows[column].max(), form)
+            sentences.append(f"{title}: {lowest if lowest == highest else f'{lowest} to {highest}'}.")
+    return " ".join(sentences)
+
+
+def map_text(
+    relations: Sequence[str],
+    neurons: Sequence[tuple[int, int]],
+    shares: Mapping[tuple[int, int], Mapping[str, float]],
+) -> str:
+    """Return what ``figures.neuron_relation_map`` shows, for the neurons that it draws."""
+    n_shared = sum(len(shares[neuron]) > 1 for neuron in neurons)
+    sentences = [
+        f"Map of {len(neurons):,} neurons and {len(relations):,} relations; {n_shared:,} of the neurons belong to facts "
+        "of more than one relation."
+    ]
+    largest = sorted(neurons, key=lambda neuron: -sum(shares[neuron].values()))[:MOST_NEURONS]
+    for neuron, name in zip(largest, neuron_names(largest), strict=True):
+        parts = []
+        for relation, share in shares[neuron].items():
+            parts.append(f"{number_text(share, '.0%')} of the facts of {relation}")
+        sentences.append(f"{name}: {_joined(parts)}.")
+    return " ".join(sentences)
+
+
+def predictions_text(table: "pd.DataFrame") -> str:
+    """Return what ``figures.predictions`` shows."""
+    before = table["before"]
+    after = table["after"]
+    n_fallen = int((after < before).sum())
+    furthest = (after - before).abs().to_numpy().argmax()
+    text = table["text"].tolist()[furthest]
+    return (
+        f"Dot plot of the probability of the answer in {len(table):,} prompts: {before.mean():.3f} before and "
+        f"{after.mean():.3f} after on average; it falls in {n_fallen:,} of them. It changes most in “{text}”, from "
+        f"{before.tolist()[furthest]:.3f} to {after.tolist()[furthest]:.3f}."
+    )
+
+
+def _rows_text(table: "pd.DataFrame", label: str, form: str) -> str:
+    """Return the values of rows: one by one, or their extremes and median."""
+    table = table.loc[table["value"].notna()]
+    rows = table.to_dict("records")
+    if len(rows) <= MOST_ROWS:
+        return "; ".join(f"{row[label]} {estimate_text(row, form)}" for row in rows) or "no values"
+    ordered = table.sort_values("value", kind="stable").to_dict("records")
+    lowest = ordered[0]
+    highest = ordered[-1]
+    median = number_text(table["value"].median(), form)
+    return (
+        f"{len(rows):,} values from {number_text(lowest['value'], form)} ({lowest[label]}) to "
+        f"{number_text(highest['value'], form)} ({highest[label]}), median {median}"
+    )
+
+
+def _intervals_text(table: "pd.DataFrame") -> str:
+    return ", with 95% intervals" if table["low"].notna().to_numpy().any() else ""
+
+
+def _label(neuron_set: str) -> str:
+    return NEURON_SETS.get(neuron_set, neuron_set)
+
+
+def _joined(parts: Iterable[str]) -> str:
+    """Return an enumeration.
+
+    >>> _joined(["a", "b", "c"])
+    'a, b and c'
+    """
+    *others, last = parts
+    return f"{', '.join(others)} and {last}" if others else last
