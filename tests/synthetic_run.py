@@ -78,7 +78,6 @@ def write_run(
         for stage in (
             "attributions",
             "doses",
-            "texts",
             "updates",
             "erasures",
             "stability",
@@ -178,7 +177,17 @@ def _records(
         ),
         "predictions": predictions,
         "neuron_scores": scores,
+        "texts": _texts(facts, name, random),
     }
+
+
+def _texts(facts: Sequence[Fact], name: Callable[[str], str], random: np.random.Generator) -> pd.DataFrame:
+    rows = []
+    for fact, (kind, number) in product(facts, product(("head and tail", "head only", "random"), range(3))):
+        text = name(f"Text {number} of kind {kind} about {fact.subject} has [MASK].")
+        row = {"relation": fact.relation, "key": fact.key, "texts": kind, "text": text, "word": name("word")}
+        rows.append({**row, "found": random.normal(), "activation": random.normal(), "random": random.normal()})
+    return pd.DataFrame(rows)
 
 
 def _tables(relations: Sequence[str], random: np.random.Generator) -> dict[str, tuple[str, pd.DataFrame]]:

@@ -26,7 +26,7 @@ def number_text(value: float, form: str) -> str:
     >>> number_text(-0.25, "+.0%"), number_text(0.0001, "+.0%")
     ('−25%', '0%')
     """
-    text = format(value, form)
+    text = format(value, form.replace("~", ""))  # of a format for the axes of Plotly, which Python lacks
     if not any(digit in text for digit in "123456789"):
         text = text.lstrip("+-")
     return text.replace("-", "\N{MINUS SIGN}")
@@ -134,8 +134,8 @@ def map_text(
     """Return what ``figures.neuron_relation_map`` shows, for the neurons that it draws."""
     n_shared = sum(len(shares[neuron]) > 1 for neuron in neurons)
     sentences = [
-        f"Map of {len(neurons):,} neurons and {len(relations):,} relations; {n_shared:,} of the neurons belong to facts "
-        "of more than one relation."
+        f"Map of {len(neurons):,} neurons and {len(relations):,} relations; {n_shared:,} of the neurons belong to "
+        "facts of more than one relation."
     ]
     largest = sorted(neurons, key=lambda neuron: -sum(shares[neuron].values()))[:MOST_NEURONS]
     for neuron, name in zip(largest, neuron_names(largest), strict=True):

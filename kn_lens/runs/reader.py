@@ -81,6 +81,7 @@ RECORDS = {
     "predictions": ("", "key text before after rank_before rank_after top_before top_after"),
     "neuron_scores": ("key layer index", "score low high share n_prompts"),
     "readouts": ("layer index", "tokens logits"),
+    "texts": ("", "key texts text word found"),
 }
 """The stages whose records are read without their models: columns that tell their rows apart, and others."""
 

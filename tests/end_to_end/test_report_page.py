@@ -74,10 +74,11 @@ def test_a_fact_is_found_opened_and_left_with_the_keyboard_alone(browser, report
         label = page.get_attribute("[data-figure=predictions]", "aria-label")
         mean = sum(details["predictions"]["after"]) / 5
         assert "in 5 prompts" in label and f"{mean:.3f} with the neurons suppressed" in label
-        shown = page.locator("#page table").first.locator("tbody tr")
+        shown = page.locator("#fact-predictions tbody tr")
         assert shown.count() == len(details["predictions"]["text"]) == 5
         assert shown.first.locator("td").nth(1).inner_text() == details["predictions"]["text"][0]
-        assert page.locator("#page table").nth(1).locator("tbody tr").count() == fact["n_neurons"]
+        assert page.locator("#fact-neurons tbody tr").count() == fact["n_neurons"]
+        assert page.locator("#fact-readouts tbody tr").count() == fact["n_neurons"]
         page.go_back()
         page.wait_for_selector("#overview:not([hidden])")
 
@@ -89,6 +90,22 @@ def test_a_link_to_a_fact_opens_it_and_a_wrong_one_says_so(browser, report):
     with opened(browser, report, "#fact=P9%2Fnobody") as page:
         assert "There is no fact P9/nobody" in page.inner_text("#message")
         assert page.is_visible("#summary")
+
+
+def test_a_fact_has_its_texts_and_what_its_neurons_promote_beside_the_effects(browser, report):
+    fragment = "#fact=" + quote("P2/subject 3/object 3", safe="")
+    with opened(browser, report, fragment, viewport=DESK) as page:
+        page.wait_for_selector("#page:not([hidden])")
+        details = page.evaluate("facts.details(facts.numberOf.get(readAddress().value))")
+        cells = page.locator("#fact-effects tbody tr").first.locator("td").all_inner_texts()
+        effects = {name: column[0] for name, column in details["effects"].items()}
+        change = 100 * (effects["suppressed"] / effects["before"] - 1)
+        assert cells[:2] == ["its knowledge neurons", "this fact"]
+        assert cells[3:5] == [f"{effects['suppressed']:.3f}", f"\N{MINUS SIGN}{-change:.0f}%"]
+        tops = page.locator("#fact-texts table").first.locator("tbody td.long").all_inner_texts()
+        assert tops == details["texts"]["text"][:3]
+        effects_box, readouts_box = (page.locator(f"#fact-{name}").bounding_box() for name in ("effects", "readouts"))
+        assert effects_box["y"] == readouts_box["y"] and effects_box["x"] < readouts_box["x"]
 
 
 def test_escape_leads_from_a_fact_back_to_it_in_the_table(browser, report):
@@ -212,10 +229,9 @@ def test_without_scripts_there_are_summary_tables_and_method(browser, report):
 def test_printing_draws_all_figures_on_white_and_leaves_tables_closed(browser, report):
     with opened(browser, report, color_scheme="dark", viewport=DESK) as page:
         page.click("#figure-effects summary")
-        page.evaluate("addEventListener('beforeprint', () => { window.printed = observe() })")
-        page.evaluate(
-            "window.observe = () => [...document.querySelectorAll('.plot')].map(plot => plot._fullLayout?.paper_bgcolor)"
-        )
+        plots = "[...document.querySelectorAll('.plot')]"
+        colors = f"{plots}.map(plot => plot._fullLayout?.paper_bgcolor)"
+        page.evaluate(f"addEventListener('beforeprint', () => {{ window.printed = {colors} }})")
         assert page.pdf().startswith(b"%PDF")
         assert page.evaluate("printed") == ["rgb(255, 255, 255)"] * page.locator("figure").count()
         assert page.locator("details[open]").count() == 1  # the one that was opened
@@ -270,6 +286,6 @@ def test_names_that_look_like_markup_stay_text(browser, tmp_path, attack):
         page.wait_for_selector("#page:not([hidden])")
         page.evaluate("drawAllFigures()")
         assert page.inner_text("#page-title") == f"{attack} subject 1: {attack} object 1"
-        assert attack in page.locator("#page table").first.inner_text()
+        assert attack in page.inner_text("#fact-texts") and attack in page.inner_text("#fact-predictions")
         assert page.locator("main img, main b, main a[href^=http], main a[href^=javascript]").count() == 0
         assert page.evaluate("document.scripts.length") == 6 + 2  # the library, ours, and the data

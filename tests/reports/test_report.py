@@ -15,7 +15,7 @@ import pytest
 
 from kn_lens._core.advice import NO_SUCCESS, has_no_success
 from kn_lens.errors import ArgumentError, DataError
-from kn_lens.reports.html.facts import FACTS_AT_ONCE
+from kn_lens.reports.html.facts import FACTS_AT_ONCE, _text_rows
 from kn_lens.reports.html.page import _table_entries
 from kn_lens.reports.html.panels import draw_figures, read_tables
 from kn_lens.reports.report import write_figures, write_report, write_tables
@@ -97,6 +97,32 @@ def test_details_belong_to_each_fact(run, page):
         assert of_fact["predictions"]["after"] == near(list(own_rows["after"]))
         assert of_fact["predictions"]["rank_after"] == list(own_rows["rank_after"])
         assert of_fact["scores"]["low"] == near(list(scores.loc[scores["key"] == key, "low"]))
+
+
+def test_details_have_the_effects_and_the_texts_of_most_and_least_activation(run, page):
+    effects, texts = records(run, "effects"), records(run, "texts")
+    for key, of_fact in zip(packed(page, "core")["facts"]["key"], packed(page, "facts-0"), strict=True):
+        shown = pd.DataFrame(of_fact["effects"])
+        assert list(zip(shown["neuron_set"], shown["scope"], strict=True)) == [
+            ("found", "own"), ("found", "other"), ("random", "own"),
+        ]  # fmt: skip
+        for row in shown.itertuples():
+            cells = effects.query("key == @key and neuron_set == @row.neuron_set and scope == @row.scope")
+            after = cells.set_index("factor")["after"]
+            assert (row.suppressed, row.amplified) == (near(after[0.0]), near(after[2.0]))
+        own_texts = texts[texts["key"] == key].sort_values("found")
+        assert of_fact["texts"]["end"] == ["top"] * 3 + ["bottom"] * 3
+        assert of_fact["texts"]["text"][:3] == list(own_texts["text"][:-4:-1])
+        assert set(of_fact["texts"]["text"][3:]) == set(own_texts["text"][:3])
+        assert of_fact["texts"]["found"][0] == near(own_texts["found"].max())
+
+
+def test_a_text_is_not_among_those_of_most_and_of_least_activation():
+    texts = pd.DataFrame({"key": "k", "found": [0.1, 0.4, 0.3, 0.2], "text": list("abcd")})
+    shown = _text_rows(texts)
+    assert list(zip(shown["end"], shown["text"], strict=True)) == [
+        ("top", "b"), ("top", "c"), ("top", "d"), ("bottom", "a"),
+    ]  # fmt: skip
 
 
 def test_details_come_in_parts_with_every_fact_once(tmp_path):
@@ -338,6 +364,7 @@ def test_synthetic_records_have_the_schemas_of_the_stages(run):
     from kn_lens.runs.stages.neurons import NEURONS_SCHEMA
     from kn_lens.runs.stages.order import STAGES as ALL_STAGES
     from kn_lens.runs.stages.readouts import READOUTS_SCHEMA
+    from kn_lens.runs.stages.texts import TEXTS_SCHEMA
 
     schemas = {
         "facts": FACTS_SCHEMA,
@@ -347,6 +374,7 @@ def test_synthetic_records_have_the_schemas_of_the_stages(run):
         "predictions": PREDICTIONS_SCHEMA,
         "neuron_scores": SCORES_SCHEMA,
         "readouts": READOUTS_SCHEMA,
+        "texts": TEXTS_SCHEMA,
     }
     for stage, schema in schemas.items():
         table = records(run, stage)

@@ -84,6 +84,44 @@ const PREDICTION_COLUMNS = [
   { title: "Top token after", cell: (prompt) => prompt.top_after },
 ];
 
+/** Words for neuron sets, for the facts on which they are measured, and for kinds of texts. */
+const NEURON_SET_LABELS = {
+  found: "its knowledge neurons",
+  activation: "as many most active neurons",
+  random: "random neurons of the same layers",
+};
+const SCOPE_LABELS = { own: "this fact", other: "a fact of another relation" };
+const TEXT_LABELS = { "head and tail": "subject and answer", "head only": "subject only", random: "a random sentence" };
+
+function formatChange(after, before) {
+  if (isMissing(after) || isMissing(before) || before === 0) {
+    return DASH;
+  }
+  const percent = Math.round(100 * (after / before - 1));
+  return percent === 0 ? "0%" : `${percent > 0 ? "+" : "−"}${Math.abs(percent)}%`;
+}
+
+const EFFECT_COLUMNS = [
+  { title: "Neurons", cell: (row) => NEURON_SET_LABELS[row.neuron_set] },
+  { title: "Measured on", cell: (row) => SCOPE_LABELS[row.scope] },
+  { title: "P", isNumber: true, cell: (row) => formatProbability(row.before) },
+  { title: "P suppressed", isNumber: true, cell: (row) => formatProbability(row.suppressed) },
+  { title: "Change (×0)", isNumber: true, cell: (row) => formatChange(row.suppressed, row.before) },
+  { title: "P amplified", isNumber: true, cell: (row) => formatProbability(row.amplified) },
+  { title: "Change (×2)", isNumber: true, cell: (row) => formatChange(row.amplified, row.before) },
+];
+
+const TEXT_COLUMNS = [
+  { title: "Activation", isNumber: true, cell: (row) => formatScore(row.found) },
+  { title: "Text as the model reads it", isLong: true, cell: (row) => row.text },
+  { title: "Word not read", cell: (row) => row.word },
+  { title: "Contains", cell: (row) => TEXT_LABELS[row.texts] ?? row.texts },
+];
+
+const EFFECT_NOTE = "P: mean probability of the answer over the prompts. Suppressed: activations times 0; amplified: times 2.";
+const READOUT_NOTE = "The tokens of highest logit when the model's head reads the neuron's row of W_out alone.";
+const TEXT_NOTE = "Activation: mean over the fact's knowledge neurons, at the word that the model does not read.";
+
 const PREDICTION_NOTE =
   "P: probability of the answer. Rank: its rank among all tokens, 1 for the most probable. " +
   "Top token: the most probable token.";
@@ -138,6 +176,24 @@ function figureContainer(name, label) {
   return makeElement("div", { class: "plot", role: "img", "aria-label": label, "data-figure": name });
 }
 
+const NO_NEURONS = "No neuron is shared by enough of its prompts.";
+
+/** Return the neurons of a fact: those of highest scores first, where there are scores. */
+function neuronsOf(fact, scoreColumns) {
+  if (scoreColumns) {
+    return rowsOf(scoreColumns).sort((first, second) => second.score - first.score);
+  }
+  return (fact.neurons ?? []).map(([layer, index]) => ({ layer, index }));
+}
+
+/** Return a section of a fact's page, with its title. */
+function newSection(name, title) {
+  const heading = makeElement("h2", { id: `fact-${name}-title` }, title);
+  return makeElement("section", { id: `fact-${name}`, "aria-labelledby": heading.id }, heading);
+}
+
+const smallNote = (text) => makeElement("p", { class: "small" }, text);
+
 /** Return a note about records that are missing, with a link to the command that computes them. */
 function missingNote(content, stage) {
   const summaryLink = makeElement("a", { href: "#summary" }, "summary");
@@ -187,13 +243,15 @@ class Facts {
   /** Return the elements of a fact's page. Its figures are drawn once they are in the document. */
   async page(number) {
     const fact = this.rows[number];
-    const { predictions, scores } = await this.details(number);
+    const { predictions, scores, effects, texts } = await this.details(number);
     const title = fact.subject ? `${fact.subject}: ${fact.object}` : fact.object;
     return [
       this.navigation(number),
       makeElement("p", { class: "over" }, `Fact of relation ${fact.relation}`),
       makeElement("h1", { tabindex: -1, id: "page-title" }, title),
       makeElement("p", { class: "lead" }, this.summary(fact)),
+      makeElement("div", { class: "beside" }, this.effectsSection(effects), this.readoutsSection(fact, scores)),
+      this.textsSection(texts),
       this.predictionsSection(predictions),
       this.neuronsSection(fact, scores),
     ];
@@ -227,9 +285,61 @@ class Facts {
     return `${parts.join(", ")}.`;
   }
 
+  effectsSection(columns) {
+    const section = newSection("effects", "Effects of its neurons");
+    if (!columns) {
+      section.append(missingNote("Effects", "effects"));
+    } else if (!columns.neuron_set.length) {
+      section.append(makeElement("p", {}, "No effect was measured for this fact."));
+    } else {
+      section.append(plainTable("Effects", EFFECT_COLUMNS, rowsOf(columns)), smallNote(EFFECT_NOTE));
+    }
+    return section;
+  }
+
+  readoutsSection(fact, scoreColumns) {
+    const section = newSection("readouts", "What its neurons promote");
+    const neurons = neuronsOf(fact, scoreColumns);
+    if (!neurons.length) {
+      section.append(makeElement("p", {}, NO_NEURONS));
+      return section;
+    }
+    if (this.readout(neurons[0]) === undefined) {
+      section.append(missingNote("Read-outs of the neurons", "readouts"));
+      return section;
+    }
+    const columns = [
+      { title: "Neuron", cell: (neuron) => neuronLink(neuron.layer, neuron.index) },
+      { title: "Promotes", isLong: true, cell: (neuron) => quoteTokens(this.readout(neuron) ?? []) },
+    ];
+    section.append(plainTable("Tokens that the neurons promote", columns, neurons), smallNote(READOUT_NOTE));
+    return section;
+  }
+
+  textsSection(columns) {
+    const section = newSection("texts", "Texts that activate its neurons");
+    if (!columns) {
+      section.append(missingNote("Texts", "texts"));
+      return section;
+    }
+    const texts = rowsOf(columns);
+    if (!texts.length) {
+      section.append(makeElement("p", {}, "No text about this fact was read."));
+      return section;
+    }
+    for (const [end, title] of [["top", "Most"], ["bottom", "Least"]]) {
+      const rows = texts.filter((text) => text.end === end);
+      if (rows.length) {
+        const heading = makeElement("h3", {}, title);
+        section.append(heading, plainTable(`Texts that activate its neurons: ${title.toLowerCase()}`, TEXT_COLUMNS, rows));
+      }
+    }
+    section.append(smallNote(TEXT_NOTE));
+    return section;
+  }
+
   predictionsSection(columns) {
-    const title = makeElement("h2", {}, "Predictions with the neurons suppressed");
-    const section = makeElement("section", {}, title);
+    const section = newSection("predictions", "Predictions with the neurons suppressed");
     if (!columns) {
       section.append(missingNote("Predictions", "predictions"));
       return section;
@@ -239,7 +349,7 @@ class Facts {
     section.append(
       container,
       plainTable("Predictions", PREDICTION_COLUMNS, prompts),
-      makeElement("p", { class: "small" }, PREDICTION_NOTE),
+      smallNote(PREDICTION_NOTE),
     );
     addFigure(container, this.predictionsFigure(prompts));
     return section;
@@ -260,13 +370,10 @@ class Facts {
   }
 
   neuronsSection(fact, scoreColumns) {
-    const section = makeElement("section", {}, makeElement("h2", {}, "Neurons"));
-    let neurons = (fact.neurons ?? []).map(([layer, index]) => ({ layer, index }));
-    if (scoreColumns) {
-      neurons = rowsOf(scoreColumns).sort((first, second) => second.score - first.score);
-    }
+    const section = newSection("neurons", "Neurons");
+    const neurons = neuronsOf(fact, scoreColumns);
     if (!neurons.length) {
-      section.append(makeElement("p", {}, "No neuron is shared by enough of its prompts."));
+      section.append(makeElement("p", {}, NO_NEURONS));
       return section;
     }
     if (scoreColumns) {
@@ -276,14 +383,9 @@ class Facts {
     } else {
       section.append(missingNote("Scores of the neurons", "neuron_scores"));
     }
-    const hasReadouts = this.readout(neurons[0]) !== undefined;
-    const columns = this.neuronColumns(Boolean(scoreColumns), hasReadouts);
-    section.append(plainTable("Neurons of the fact", columns, neurons));
+    section.append(plainTable("Neurons of the fact", this.neuronColumns(Boolean(scoreColumns)), neurons));
     if (scoreColumns) {
-      section.append(makeElement("p", { class: "small" }, SCORE_NOTE));
-    }
-    if (!hasReadouts) {
-      section.append(missingNote("Read-outs of the neurons", "readouts"));
+      section.append(smallNote(SCORE_NOTE));
     }
     return section;
   }
@@ -304,7 +406,7 @@ class Facts {
     return figureWithRows(pattern, names, [trace]);
   }
 
-  neuronColumns(hasScores, hasReadouts) {
+  neuronColumns(hasScores) {
     const columns = [{ title: "Neuron", cell: (neuron) => neuronLink(neuron.layer, neuron.index) }];
     if (hasScores) {
       columns.push(...SCORE_COLUMNS);
@@ -312,9 +414,6 @@ class Facts {
     if (this.neuronByName.size) {
       const nFacts = ({ layer, index }) => this.neuronByName.get(neuronName(layer, index))?.n_facts;
       columns.push({ title: "Facts that have it", isNumber: true, cell: (neuron) => formatCount(nFacts(neuron)) });
-    }
-    if (hasReadouts) {
-      columns.push({ title: "Promotes", isLong: true, cell: (neuron) => quoteTokens(this.readout(neuron) ?? []) });
     }
     return columns;
   }

@@ -24,6 +24,12 @@ DIGITS = ".4g"
 
 PREDICTIONS = ("text", "before", "after", "rank_before", "rank_after", "top_before", "top_after")
 SCORES = ("layer", "index", "score", "low", "high", "share", "n_prompts")
+EFFECTS = ("neuron_set", "scope", "before", "suppressed", "amplified")
+TEXTS = ("end", "found", "texts", "text", "word")
+TEXTS_OF_AN_END = 3
+"""Number of texts of highest, and of lowest, activation on a fact's page."""
+SHOWN_EFFECTS = (("found", "own"), ("found", "other"), ("activation", "own"), ("random", "own"))
+"""Neuron sets, and the facts that they are measured on, on a fact's page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +46,32 @@ class FactPages:
             its mean over these facts; ``tokens`` and ``logits`` of its read-out.
         predictions: records of the stage ``predictions``; None if missing.
         scores: records of the stage ``neuron_scores``; None if missing.
+        effects: one row for each fact, ``neuron_set`` and ``scope``: the mean probability of the answer ``before``,
+            with the neurons ``suppressed``, and with them ``amplified``; None if missing.
+        texts: for each fact, the texts under which its neurons are most and least active on average (``end``: ``top``
+            or ``bottom``), their mean activation ``found``, the kind of ``texts`` and the ``word`` that the model does
+            not read; None if missing.
     """
 
     facts: "pd.DataFrame"
     neurons: "pd.DataFrame"
     predictions: "pd.DataFrame | None"
     scores: "pd.DataFrame | None"
+    effects: "pd.DataFrame | None"
+    texts: "pd.DataFrame | None"
 
     def details(self) -> Iterator[list[dict[str, Columns]]]:
-        """Yield ``predictions`` and ``scores`` of each fact, in order, in lists of ``FACTS_AT_ONCE`` facts."""
+        """Yield the tables of each fact that exist, in order, in lists of ``FACTS_AT_ONCE`` facts."""
+        tables = {
+            "predictions": (self.predictions, PREDICTIONS),
+            "scores": (self.scores, SCORES),
+            "effects": (self.effects, EFFECTS),
+            "texts": (self.texts, TEXTS),
+        }
         by_fact = {}
-        if self.predictions is not None:
-            by_fact["predictions"] = _columns_by_fact(self.predictions, PREDICTIONS)
-        if self.scores is not None:
-            by_fact["scores"] = _columns_by_fact(self.scores, SCORES)
+        for name, (table, columns) in tables.items():
+            if table is not None:
+                by_fact[name] = _columns_by_fact(table, columns)
         keys = self.facts["key"].tolist()
         for start in range(0, len(keys), FACTS_AT_ONCE):
             part: list[dict[str, Columns]] = []
@@ -97,7 +115,8 @@ def fact_pages(run: RunRecords) -> FactPages | None:
     facts.insert(1, "relation_name", relation_names)
     facts = facts.assign(prompts=records["n_prompts"])
     _add_answers(facts, run.records("answers"))
-    _add_effects(facts, run.records("effects"))
+    effects = run.records("effects")
+    _add_effects(facts, effects)
     found = run.records("neurons")
     if found is not None:
         found = found.loc[found["neuron_set"] == "found"]
@@ -108,7 +127,37 @@ def fact_pages(run: RunRecords) -> FactPages | None:
         neurons=_neuron_rows(found, scores, run.records("readouts")),
         predictions=run.records("predictions"),
         scores=scores,
+        effects=None if effects is None else _effect_rows(effects),
+        texts=_text_rows(run.records("texts")),
     )
+
+
+def _effect_rows(effects: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the effects on the pages of facts, in the order of ``SHOWN_EFFECTS``."""
+    import pandas as pd
+
+    parts = []
+    for neuron_set, scope in SHOWN_EFFECTS:
+        rows = effects.loc[(effects["neuron_set"] == neuron_set) & (effects["scope"] == scope)]
+        suppressed = rows.loc[rows["factor"] == 0.0, ["key", "neuron_set", "scope", "before", "after"]]
+        suppressed = suppressed.rename(columns={"after": "suppressed"})
+        amplified = rows.loc[rows["factor"] == 2.0, ["key", "after"]].rename(columns={"after": "amplified"})
+        parts.append(suppressed.merge(amplified, on="key", how="left"))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _text_rows(texts: "pd.DataFrame | None") -> "pd.DataFrame | None":
+    """Return the texts of highest activation of each fact, then those of lowest, each text once."""
+    import pandas as pd
+
+    if texts is None:
+        return None
+    ordered = texts.sort_values("found", ascending=False, kind="stable")
+    by_fact = ordered.groupby("key", sort=False)
+    top = by_fact.head(TEXTS_OF_AN_END)
+    bottom = by_fact.tail(TEXTS_OF_AN_END)
+    bottom = bottom.loc[~bottom.index.isin(top.index)]
+    return pd.concat([top.assign(end="top"), bottom.assign(end="bottom")], ignore_index=True)
 
 
 def _add_answers(facts: "pd.DataFrame", answers: "pd.DataFrame | None") -> None:
