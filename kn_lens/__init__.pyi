@@ -59,7 +59,15 @@ from .neurons import (
     refine_released,
 )
 from .prompts import PromptBatch, make_prompts, predict
-from .reports import Comparison, compare_runs, reproduce, write_figures, write_report, write_tables
+from .reports import (
+    Comparison,
+    compare_runs,
+    reproduce,
+    write_comparison,
+    write_figures,
+    write_report,
+    write_tables,
+)
 from .reports import figures as figures
 from .runs import StudyConfig, read_study, run_study
 
@@ -127,6 +135,7 @@ __all__ = [
     "run_study",
     "update_effects",
     "update_fact",
+    "write_comparison",
     "write_figures",
     "write_report",
     "write_tables",

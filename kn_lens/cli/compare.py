@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 SAMPLING = "Random draws"
 FACT_SETS = {"shared": "facts queried in all", "known_by_all": "facts known by all"}
 """Sets of facts in the terminal. Those known by both models of a pair, or by one alone, are in the files."""
+PAGE = "comparison.html"
+"""Page of the runs side by side."""
 PAIRS_SHOWN = 3
 """With more pairs of runs, the terminal shows contrasts; the differences of all pairs are in the files."""
 
@@ -40,7 +42,9 @@ def compare(
     ],
     to: Annotated[
         Path | None,
-        named_option(RESULT, "--out -o", "DIR", "Folder of all tables, as CSV."),
+        named_option(
+            RESULT, "--out -o", "DIR", "Folder of comparison.html, the runs side by side, and all tables, as CSV."
+        ),
     ] = None,
     json: options.Json = False,
     seed: Annotated[int, option(SAMPLING, "N", "Seed of all random draws.", min=0)] = 0,
@@ -60,6 +64,7 @@ def compare(
     named = _named_directories(runs)
 
     from kn_lens.reports.compare.comparison import check_folder, compare_runs
+    from kn_lens.reports.report import write_comparison
 
     if to is not None:
         check_folder(to)
@@ -72,6 +77,7 @@ def compare(
         )
     if to is not None:
         comparison.write_csv(to)
+        write_comparison(comparison, to / PAGE)
     if json:
         tables = {name: rows.to_dict("records") for name, rows in comparison.tables.items()}
         print_json(

@@ -1,6 +1,6 @@
 from . import figures as figures
 from .compare.comparison import Comparison, compare_runs
-from .report import write_figures, write_report, write_tables
+from .report import write_comparison, write_figures, write_report, write_tables
 from .reproduce import reproduce
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "compare_runs",
     "figures",
     "reproduce",
+    "write_comparison",
     "write_figures",
     "write_report",
     "write_tables",

@@ -146,6 +146,27 @@ def map_text(
     return " ".join(sentences)
 
 
+def runs_text(table: "pd.DataFrame", value: str, form: str) -> str:
+    """Return what ``figures.runs_side_by_side`` shows."""
+    sentences = [f"Dot plot of {value} of several runs{_intervals_text(table)}."]
+    for statistic in dict.fromkeys(table["statistic"]):
+        rows = table.loc[table["statistic"] == statistic].to_dict("records")
+        parts = [f"{row['run']} {estimate_text(row, form)}" for row in rows]
+        sentences.append(f"{str(statistic).capitalize()}: {_joined(parts)}.")
+    return " ".join(sentences)
+
+
+def depths_text(table: "pd.DataFrame") -> str:
+    """Return what ``figures.depth_side_by_side`` shows: the depth that half of the neurons lie at or below."""
+    sentences = ["Line chart of the share of the neurons up to each depth of the model."]
+    for run in dict.fromkeys(table["run"]):
+        rows = table.loc[(table["run"] == run) & (table["value"] >= 0.5)].sort_values("depth")
+        if len(rows):
+            row = rows.iloc[0]
+            sentences.append(f"{run}: {row['value']:.0%} lie in layers 0 to {row['layer']:.0f}.")
+    return " ".join(sentences)
+
+
 def predictions_text(table: "pd.DataFrame") -> str:
     """Return what ``figures.predictions`` shows."""
     before = table["before"]

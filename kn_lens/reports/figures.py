@@ -14,6 +14,8 @@ words what a figure shows, for readers who do not see it.
     neuron_relation_map    neurons by relation         relations that share neurons
     neuron_scores          scores of neurons           neurons of a fact
     predictions            ``measure``                 probability of the answer before and after, by prompt
+    runs_side_by_side      ``Comparison.values``       a statistic or more of several runs
+    depth_side_by_side     ``Comparison.depth``        depth of the neurons in several models
 
 Plotly is imported when the first figure is drawn.
 """
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from kn_lens.errors import ArgumentError
 from kn_lens.reports.descriptions import (
+    depths_text,
     doses_text,
     effects_by_relation_text,
     effects_text,
@@ -29,6 +32,7 @@ from kn_lens.reports.descriptions import (
     layers_text,
     map_text,
     predictions_text,
+    runs_text,
 )
 from kn_lens.reports.export import save_figures
 from kn_lens.reports.style import (
@@ -58,6 +62,7 @@ from kn_lens.reports.style import (
     number_ticks,
     plain,
     plain_texts,
+    run_marker,
     show_zero_line,
 )
 
@@ -66,6 +71,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 __all__ = [
+    "depth_side_by_side",
     "dose_response",
     "effects",
     "effects_by_relation",
@@ -74,6 +80,7 @@ __all__ = [
     "neuron_relation_map",
     "neuron_scores",
     "predictions",
+    "runs_side_by_side",
     "save_figures",
 ]
 
@@ -436,3 +443,85 @@ def predictions(table: "pd.DataFrame") -> "Figure":
     label_rows(figure, dict(zip(heights, texts, strict=True)), ROW)
     figure.update_xaxes(tickformat=".0%", range=[-0.02, 1.02])
     return describe(figure, predictions_text(table))
+
+
+def runs_side_by_side(table: "pd.DataFrame", *, title: str, value: str, form: str = ".2f") -> "Figure":
+    """Draw statistics of several runs beside one another, one row for each statistic.
+
+    Args:
+        table: ``statistic``, ``run``, ``value``, ``low``, ``high``, ``control``; drawn in this order, from the top.
+        title: title of the figure.
+        value: title of the value axis.
+        form: number format, as in a format string: ``"+.0%"``.
+
+    Raises:
+        ArgumentError: A column is missing.
+    """
+    check_columns(table, "statistic", "run", "value", "low", "high", "control")
+    figure = new_figure(title, value, None)
+    runs = list(dict.fromkeys(table["run"]))
+    statistics = list(dict.fromkeys(table["statistic"]))
+    height = {statistic: len(statistics) - i for i, statistic in enumerate(statistics)}
+    interval = f"[%{{customdata[0]:{form}}}, %{{customdata[1]:{form}}}]"
+    shift = 0.5 / max(len(runs), 2)
+    for i, run in enumerate(runs):
+        rows = table.loc[table["run"] == run]
+        heights = [height[statistic] + shift * ((len(runs) - 1) / 2 - i) for statistic in rows["statistic"]]
+        figure.add_scatter(
+            **horizontal_marks(rows, heights),
+            name=plain(run),
+            marker=run_marker(i),
+            text=plain_texts(rows["statistic"]),
+            hovertemplate=f"{plain(run)}, %{{text}}: %{{x:{form}}} {interval}<extra></extra>",
+        )
+        figure.add_scatter(
+            x=rows["control"].tolist(),
+            y=heights,
+            mode="markers",
+            name="control",
+            legendgroup="control",
+            showlegend=i == 0,
+            marker=marker("random"),
+            hovertemplate=f"{plain(run)}, control: %{{x:{form}}}<extra></extra>",
+        )
+    label_rows(figure, {height[name]: plain(name) for name in statistics}, max(ROW, 16 * len(runs)))
+    figure.update_xaxes(**number_ticks(form))
+    if form.startswith("+"):
+        show_zero_line(figure)
+    return describe(figure, runs_text(table, value, form))
+
+
+def depth_side_by_side(table: "pd.DataFrame") -> "Figure":
+    """Draw the share of the neurons up to each depth of several models; an even spread is the diagonal.
+
+    Args:
+        table: ``run``, ``layer``, ``depth``, ``value``, ``low``, ``high``, of one set of facts.
+
+    Raises:
+        ArgumentError: A column is missing.
+    """
+    check_columns(table, "run", "layer", "depth", "value", "low", "high")
+    figure = new_figure("Depth of the neurons", "depth of the model", "share of the neurons up to it", height=380)
+    for i, run in enumerate(dict.fromkeys(table["run"])):
+        rows = table.loc[table["run"] == run]
+        look = run_marker(i)
+        figure.add_scatter(
+            x=[0.0, *rows["depth"].tolist()],
+            y=[0.0, *rows["value"].tolist()],
+            mode="lines+markers",
+            name=plain(run),
+            marker=look,
+            line={"color": look["color"], "width": 1.5},
+            hovertemplate=f"{plain(run)}: %{{y:.0%}} up to depth %{{x:.0%}}<extra></extra>",
+        )
+    figure.add_scatter(
+        x=[0.0, 1.0],
+        y=[0.0, 1.0],
+        mode="lines",
+        name="even spread",
+        line={"color": GREY, "dash": "dash", "width": 1.5},
+        hoverinfo="skip",
+    )
+    figure.update_xaxes(**number_ticks(".0%"), range=[-0.02, 1.02])
+    figure.update_yaxes(**number_ticks(".0%"), range=[-0.02, 1.05])
+    return describe(figure, depths_text(table))

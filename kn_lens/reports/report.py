@@ -10,13 +10,17 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kn_lens._core.atomic import write_whole
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.reports.style import neuron_names
 from kn_lens.runs.reader import RunRecords, checked_path
 
-__all__ = ["write_figures", "write_report", "write_tables"]
+if TYPE_CHECKING:
+    from kn_lens.reports.compare.comparison import Comparison
+
+__all__ = ["write_comparison", "write_figures", "write_report", "write_tables"]
 
 
 def write_report(
@@ -57,6 +61,33 @@ def write_report(
     if facts is None and not tables:
         raise DataError(f"{records.path} has no results yet. This command computes them: {records.command()}")
     _write(path, page(records, tables, draw_figures(records, tables), facts))
+    return path
+
+
+def write_comparison(comparison: "Comparison", out: str | os.PathLike[str]) -> Path:
+    """Write the page of a comparison: runs side by side in one HTML file that loads nothing else.
+
+    Args:
+        comparison: result of ``compare_runs``.
+        out: output file, written whole or not at all.
+
+    Returns:
+        The file.
+
+    Raises:
+        ArgumentError: ``out`` cannot be a file.
+        DataError: It cannot be written.
+
+    Example:
+        >>> import kn_lens as kn
+        >>> kn.write_comparison(kn.compare_runs(["run_a", "run_b"]), "comparison.html")   # doctest: +SKIP
+    """
+    from kn_lens.reports.html.comparison import comparison_page
+
+    path = checked_path(out)
+    if path.is_dir():
+        raise ArgumentError(f"{path} is a directory; expected a file name.")
+    _write(path, comparison_page(comparison))
     return path
 
 

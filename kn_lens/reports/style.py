@@ -36,6 +36,17 @@ LOOKS = {
 }
 """Colour and symbol of the neuron sets."""
 
+RUN_LOOKS = (
+    {"color": BLUE, "symbol": "circle"},
+    {"color": ORANGE, "symbol": "square"},
+    {"color": GREEN, "symbol": "triangle-up"},
+    {"color": PURPLE, "symbol": "diamond"},
+    {"color": BLUE, "symbol": "circle-open"},
+    {"color": ORANGE, "symbol": "square-open"},
+    {"color": GREEN, "symbol": "triangle-up-open"},
+)
+"""Colours and symbols of runs beside one another."""
+
 SHARES = ["#dbe9f5", "#6aaed6", "#08519c"]
 """Colour scale of shares, from few to many, on white."""
 SHARES_ON_DARK = ["#20405c", "#4a93c9", "#d6ebfb"]
@@ -176,6 +187,12 @@ def marker(neuron_set: str, *, hollow: bool = False) -> dict[str, Any]:
     if hollow:
         symbol += "-open"
     return {"color": color, "symbol": symbol, "size": 9, "line": {"width": 1.5, "color": color}}
+
+
+def run_marker(number: int) -> dict[str, Any]:
+    """Return the marker of a run among several, which differ in colour and in symbol."""
+    look = RUN_LOOKS[number % len(RUN_LOOKS)]
+    return {**look, "size": 9, "line": {"width": 1.5, "color": look["color"]}}
 
 
 def error_bars(rows: "pd.DataFrame") -> dict[str, Any]:

@@ -93,22 +93,22 @@ const NEURON_SET_LABELS = {
 const SCOPE_LABELS = { own: "this fact", other: "a fact of another relation" };
 const TEXT_LABELS = { "head and tail": "subject and answer", "head only": "subject only", random: "a random sentence" };
 
-function formatChange(after, before) {
+/** Return a probability and, relative to the one before, its change. */
+function formatChanged(after, before) {
   if (isMissing(after) || isMissing(before) || before === 0) {
-    return DASH;
+    return formatProbability(after);
   }
   const percent = Math.round(100 * (after / before - 1));
-  return percent === 0 ? "0%" : `${percent > 0 ? "+" : "−"}${Math.abs(percent)}%`;
+  const sign = percent > 0 ? "+" : "−";
+  return `${formatProbability(after)} (${percent ? sign : ""}${Math.abs(percent)}%)`;
 }
 
 const EFFECT_COLUMNS = [
   { title: "Neurons", cell: (row) => NEURON_SET_LABELS[row.neuron_set] },
   { title: "Measured on", cell: (row) => SCOPE_LABELS[row.scope] },
   { title: "P", isNumber: true, cell: (row) => formatProbability(row.before) },
-  { title: "P suppressed", isNumber: true, cell: (row) => formatProbability(row.suppressed) },
-  { title: "Change (×0)", isNumber: true, cell: (row) => formatChange(row.suppressed, row.before) },
-  { title: "P amplified", isNumber: true, cell: (row) => formatProbability(row.amplified) },
-  { title: "Change (×2)", isNumber: true, cell: (row) => formatChange(row.amplified, row.before) },
+  { title: "P suppressed", isNumber: true, cell: (row) => formatChanged(row.suppressed, row.before) },
+  { title: "P amplified", isNumber: true, cell: (row) => formatChanged(row.amplified, row.before) },
 ];
 
 const TEXT_COLUMNS = [
@@ -118,7 +118,9 @@ const TEXT_COLUMNS = [
   { title: "Contains", cell: (row) => TEXT_LABELS[row.texts] ?? row.texts },
 ];
 
-const EFFECT_NOTE = "P: mean probability of the answer over the prompts. Suppressed: activations times 0; amplified: times 2.";
+const EFFECT_NOTE =
+  "P: mean probability of the answer over the prompts. Suppressed: activations times 0; amplified: times 2. " +
+  "In brackets: the relative change.";
 const READOUT_NOTE = "The tokens of highest logit when the model's head reads the neuron's row of W_out alone.";
 const TEXT_NOTE = "Activation: mean over the fact's knowledge neurons, at the word that the model does not read.";
 

@@ -1,13 +1,5 @@
-"""The page of a report: its content, put into its template.
+"""The page of a run: its content, put into its template."""
 
-Text from the data is either escaped by the template or packed (gzip, base64) and unpacked as text in the browser.
-Control and format characters in it are shown as escapes, so that no name can affect the text around it. The content
-security policy of the page allows the scripts below, by their digests, and nothing else; nothing can be loaded.
-"""
-
-import base64
-import gzip
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +8,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import kn_lens
 from kn_lens._core.advice import NO_SUCCESS, has_no_success
-from kn_lens._core.escape import escaped, shown_in
 from kn_lens._core.intervals import FEWEST
 from kn_lens.reports import figures
 from kn_lens.reports.html.facts import FACTS_AT_ONCE, FactPages, as_columns
 from kn_lens.reports.html.findings import findings
 from kn_lens.reports.html.panels import MAP, PANELS
+from kn_lens.reports.html.template import figures_json, rendered
 from kn_lens.reports.html.wording import cell_label, column_title, model_name, table_title
 from kn_lens.reports.style import description_of
 from kn_lens.runs.reader import RunRecords
@@ -29,8 +21,6 @@ from kn_lens.runs.reader import RunRecords
 if TYPE_CHECKING:
     import pandas as pd
     from plotly.graph_objects import Figure
-
-SCRIPTS = ("data.js", "table.js", "plots.js", "facts.js", "page.js")
 
 CONTENT_OF_STAGES = {
     "facts": "which facts can be queried",
@@ -87,29 +77,12 @@ def page(
         run_figures: figures of the run by name.
         facts: content of the pages of its facts.
     """
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
-    folder = files("kn_lens.reports.html")
-    template = (folder / "page.html").read_text(encoding="utf-8")
-    css = (folder / "page.css").read_text(encoding="utf-8")
-    scripts = [get_plotlyjs()]
-    for name in SCRIPTS:
-        scripts.append((folder / name).read_text(encoding="utf-8"))
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        finalize=_escaped_value,
-    )
     heading = _heading(run)
     relations = run.relations()
     missing = [] if facts is None else _missing_stages(run, tables, relations)
-    return environment.from_string(template).render(
-        policy=_security_policy(scripts),
-        css=Markup(css),
-        scripts=list(map(Markup, scripts)),
+    return rendered(
+        "page.html",
+        _data(run_figures, facts),
         title=f"Knowledge neurons in {heading} - kn_lens" if "model" in run.config else f"{heading} - kn_lens",
         heading=heading,
         about=_about(run, facts, relations),
@@ -125,9 +98,7 @@ def page(
         tables=_table_entries(tables),
         settings=_dotted_entries(run.config),
         provenance=_dotted_entries(run.provenance),
-        version=kn_lens.__version__,
         run=run.path.resolve().name,
-        data=_data(run_figures, facts),
     )
 
 
@@ -189,56 +160,19 @@ def _table_entries(tables: "Mapping[str, pd.DataFrame]") -> list[dict[str, Any]]
     return entries
 
 
-def _escaped_value(value: Any) -> Any:
-    """Return a value of the template; control and format characters in text from the data are escaped."""
-    # The page's own markup has the type Markup.
-    return escaped(value, keep="\n") if type(value) is str else value
-
-
-def _security_policy(scripts: Sequence[str]) -> str:
-    hashes = []
-    for script in scripts:
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        hashes.append(f"'sha256-{digest}'")
-    # Plotly writes style sheets, and draws an image of a figure in order to save it.
-    return (
-        f"default-src 'none'; script-src {' '.join(hashes)}; style-src 'unsafe-inline'; img-src "
-        "data: blob:; base-uri 'none'; form-action 'none'"
-    )
-
-
 def _data(run_figures: "Mapping[str, Figure]", facts: FactPages | None) -> dict[str, Any]:
-    """Return the packed data: ``core``, which the page unpacks at its start, and the details of groups of facts."""
-    core: dict[str, Any] = {"figures": _figures_json(run_figures)}
+    """Return the data of the scripts: ``core``, and the details of groups of facts."""
+    core: dict[str, Any] = {"figures": figures_json(run_figures)}
     if facts is None:
-        return {"core": _packed(core)}
+        return {"core": core}
     core["facts"] = as_columns(facts.facts.drop(columns="relation").rename(columns={"relation_name": "relation"}))
     core["neurons"] = as_columns(facts.neurons.drop(columns="logits", errors="ignore"))
     core["facts_at_once"] = FACTS_AT_ONCE
-    core["patterns"] = _figures_json(_fact_figures())
-    data = {"core": _packed(core)}
+    core["patterns"] = figures_json(_fact_figures())
+    data: dict[str, Any] = {"core": core}
     for number, part in enumerate(facts.details()):
-        data[f"facts-{number}"] = _packed(part)
+        data[f"facts-{number}"] = part
     return data
-
-
-def _packed(value: Any) -> Any:
-    """Return data as a JSON string of base64 of gzip of JSON, which has no characters with a meaning in HTML."""
-    from markupsafe import Markup
-
-    text = json.dumps(
-        shown_in(value, keep="\n"),
-        ensure_ascii=False,
-        allow_nan=False,
-        separators=(",", ":"),
-    )
-    packed = base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
-    return Markup(f'"{packed}"')
-
-
-def _figures_json(run_figures: "Mapping[str, Figure]") -> dict[str, Any]:
-    """Return figures as JSON values, by name."""
-    return {name: json.loads(str(figure.to_json())) for name, figure in run_figures.items()}
 
 
 def _fact_figures() -> "dict[str, Figure]":
