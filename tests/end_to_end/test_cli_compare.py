@@ -40,6 +40,8 @@ def test_a_masked_and_a_causal_model_are_compared(compare, runs):
     assert code == 0, err
     for words in ("masked", "Values, facts queried in all", "Difference: world-gpt2 - masked", "different prompts"):
         assert words in out
+    page = (runs / "tables" / "comparison.html").read_text(encoding="utf-8")
+    assert "<title>masked beside world-gpt2 - kn_lens</title>" in page
     code, out, err = compare(*paths, "--json")
     assert code == 0, err
     document = json.loads(out)
