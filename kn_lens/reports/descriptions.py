@@ -5,6 +5,7 @@ other values are in the table of the figure. Text from the data is as it is, not
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from kn_lens.reports.style import NEURON_SETS, SCOPES, factor_label, neuron_names, neuron_sets_in
@@ -169,15 +170,15 @@ def depths_text(table: "pd.DataFrame") -> str:
 
 def predictions_text(table: "pd.DataFrame") -> str:
     """Return what ``figures.predictions`` shows."""
-    before = table["before"]
-    after = table["after"]
-    n_fallen = int((after < before).sum())
-    furthest = (after - before).abs().to_numpy().argmax()
-    text = table["text"].tolist()[furthest]
+    rows = table.to_dict("records")
+    n_fallen = sum(row["after"] < row["before"] for row in rows)
+    furthest = max(rows, key=lambda row: abs(row["after"] - row["before"]))
+    before = fmean(row["before"] for row in rows)
+    after = fmean(row["after"] for row in rows)
     return (
-        f"Dot plot of the probability of the answer in {len(table):,} prompts: {before.mean():.3f} before and "
-        f"{after.mean():.3f} after on average; it falls in {n_fallen:,} of them. It changes most in “{text}”, from "
-        f"{before.tolist()[furthest]:.3f} to {after.tolist()[furthest]:.3f}."
+        f"Dot plot of the probability of the answer in {len(rows):,} prompts: {before:.3f} before and {after:.3f} "
+        f"after on average; it falls in {n_fallen:,} of them. It changes most in “{furthest['text']}”, from "
+        f"{furthest['before']:.3f} to {furthest['after']:.3f}."
     )
 
 
@@ -190,10 +191,10 @@ def _rows_text(table: "pd.DataFrame", label: str, form: str) -> str:
     ordered = table.sort_values("value", kind="stable").to_dict("records")
     lowest = ordered[0]
     highest = ordered[-1]
-    median = number_text(table["value"].median(), form)
+    middle = number_text(median(row["value"] for row in rows), form)
     return (
         f"{len(rows):,} values from {number_text(lowest['value'], form)} ({lowest[label]}) to "
-        f"{number_text(highest['value'], form)} ({highest[label]}), median {median}"
+        f"{number_text(highest['value'], form)} ({highest[label]}), median {middle}"
     )
 
 

@@ -105,7 +105,7 @@ def _page(name: str, figure: "Figure") -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n</head>\n<body>\n"
-        f'<main role="img" aria-label="{description}">\n{drawing}\n</main>\n</body>\n</html>\n'
+        f'<main>\n<div role="img" aria-label="{description}">\n{drawing}\n</div>\n</main>\n</body>\n</html>\n'
     )
 
 
