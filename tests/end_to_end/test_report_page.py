@@ -6,7 +6,9 @@ from urllib.parse import quote
 
 import pytest
 
+import kn_lens as kn
 from kn_lens.reports.report import write_report
+from tests import made_run
 from tests.browser import browsing, opened
 from tests.synthetic_run import write_run
 
@@ -214,6 +216,18 @@ def test_all_text_stands_out_and_a_phone_shows_it_without_scrolling_sideways(bro
         page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
         found = page.evaluate(CONTRASTS)
         assert len(found) > 50 and found[0][0] >= 4.5, found[:3]
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        assert page.evaluate(CUT_OFF) == []
+
+
+def test_compared_runs_fit_a_phone_with_named_values(browser, tmp_path):
+    facts = made_run.made_facts(0)
+    runs = [made_run.write_run(tmp_path / "a run", facts), made_run.write_run(tmp_path / "another run", facts)]
+    with opened(browser, kn.write_comparison(kn.compare_runs(runs), tmp_path / "page.html"), viewport=PHONE) as page:
+        page.evaluate("drawAllFigures()")
+        assert page.locator(".js-plotly-plot").count() == 2
+        titles = page.locator("#statistics td").evaluate_all("cells => cells.map(cell => cell.dataset.title)")
+        assert titles[:4] == ["statistic", "a run", "a run, control", "another run"] and None not in titles
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
         assert page.evaluate(CUT_OFF) == []
 

@@ -77,7 +77,6 @@ def test_two_runs_stand_side_by_side_with_their_difference(runs, tmp_path):
     header, *rows = Tables(page).captioned("Facts known by all models")
     assert header == [
         "statistic", "<b>masked</b>", "<b>masked</b>, control", "causal", "causal, control", "difference",
-        "p of relations",
     ]  # fmt: skip
     by_label = {row[0]: row for row in rows}
     values = comparison.values.query("fact_set == 'known_by_all' and neuron_set in ('', 'found')")
@@ -90,6 +89,18 @@ def test_two_runs_stand_side_by_side_with_their_difference(runs, tmp_path):
         assert by_label[label][3] == estimate_text(cells.loc["causal"], form)
         difference = differences[differences["statistic"] == statistic].iloc[0]
         assert by_label[label][5] == estimate_text(difference, f"+{form.lstrip('+')}")
+
+
+def test_differences_over_six_relations_have_their_p(tmp_path):
+    facts = made_facts(0, sizes=(2,) * 6, right=4)
+    runs = {"a": write_run(tmp_path / "a", facts)}
+    runs["b"] = write_run(tmp_path / "b", of_objects(made_facts(1, sizes=(2,) * 6, right=4), facts))
+    comparison, page = written(runs, tmp_path, "a", "b")
+    header, *rows = Tables(page).captioned("Facts known by all models")
+    (row,) = (row for row in rows if row[0] == LABELS["suppress_own"])
+    is_shown = "fact_set == 'known_by_all' and statistic == 'suppress_own'"
+    expected = comparison.differences.query(is_shown)["p_relations_holm"].iloc[0]
+    assert header[-1] == "p of relations" and row[-1] == f"{expected:.3f}"
 
 
 def test_three_runs_have_a_column_each_and_no_difference(runs, tmp_path):

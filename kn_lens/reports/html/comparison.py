@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from kn_lens._core.intervals import WHY_NONE
+from kn_lens._core.intervals import FEWEST
 from kn_lens.reports import figures
 from kn_lens.reports.compare.comparison import Comparison
 from kn_lens.reports.descriptions import estimate_text, number_text
@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 FACT_SETS = ("known_by_all", "shared")
 """Sets of facts that all runs have in common, in the order of the page."""
 PERCENTAGES = {"accuracy": ".1%", "known": ".1%", "mean_depth": ".0%"}
-CHANGES = ("suppress_own", "suppress_other", "amplify_own", "amplify_other")
-"""Statistics that are changes of the answer's probability."""
+CHANGES = {
+    "suppress_own": "suppressed, own fact",
+    "suppress_other": "suppressed, other fact",
+    "amplify_own": "amplified, own fact",
+    "amplify_other": "amplified, other fact",
+}
+"""Statistics that are changes of the answer's probability, with the labels of their figure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +59,9 @@ def comparison_page(comparison: Comparison) -> str:
         about=f"{len(runs)} runs on the same {n_shared:,} facts.",
         runs=list(map(_run_card, comparison.runs.to_dict("records"))),
         notes=comparison.notes,
-        why_none=WHY_NONE,
+        fewest=FEWEST,
         is_pair=len(runs) == 2,
+        has_p=_has_p(comparison.differences),
         groups=groups,
         panels=list(map(_panel_entry, panels)),
         tables=_tables(comparison),
@@ -87,7 +93,9 @@ def _side_by_side(comparison: Comparison, fact_set: str, rows: "pd.DataFrame", r
         columns += [Column(title=run, number=True), Column(title=f"{run}, control", number=True)]
     is_pair = len(runs) == 2
     if is_pair:
-        columns += [Column(title="difference", number=True), Column(title="p of relations", number=True)]
+        columns.append(Column(title="difference", number=True))
+    if is_pair and _has_p(comparison.differences):
+        columns.append(Column(title="p of relations", number=True))
     lines = []
     for statistic in dict.fromkeys(rows["statistic"]):
         form = _form(statistic)
@@ -96,7 +104,7 @@ def _side_by_side(comparison: Comparison, fact_set: str, rows: "pd.DataFrame", r
             cell = rows.loc[(rows["statistic"] == statistic) & (rows["run"] == run)].to_dict("records")
             line += [estimate_text(cell[0], form), _number_or_empty(cell[0]["control"], form)] if cell else ["", ""]
         if is_pair:
-            line += _difference(comparison.differences, fact_set, statistic, form)
+            line += _difference(comparison.differences, fact_set, statistic, form)[: len(columns) - len(line)]
         lines.append(line)
     return Grid(columns=columns, rows=lines)
 
@@ -109,6 +117,11 @@ def _difference(differences: "pd.DataFrame", fact_set: str, statistic: str, form
         return ["", ""]
     row = found[0]
     return [estimate_text(row, f"+{form.lstrip('+')}"), _number_or_empty(row["p_relations_holm"], ".3f")]
+
+
+def _has_p(differences: "pd.DataFrame") -> bool:
+    """Return whether a difference was tested over relations, which needs six of them."""
+    return bool(differences["p_relations_holm"].notna().to_numpy().any())
 
 
 def _number_or_empty(value: float, form: str) -> str:
@@ -125,9 +138,9 @@ def _panels(comparison: Comparison) -> list[_Panel]:
     panels = []
     values = comparison.values
     is_known = (values["fact_set"] == "known_by_all") & (values["neuron_set"] == "found")
-    changes = values.loc[is_known & values["statistic"].isin(CHANGES)]
+    changes = values.loc[is_known & values["statistic"].isin(list(CHANGES))]
     if len(changes):
-        labels = [cell_label("statistic", name) for name in changes["statistic"]]
+        labels = [CHANGES[name] for name in changes["statistic"]]
         figure = figures.runs_side_by_side(
             changes.assign(statistic=labels),
             title="Effects of the neurons",

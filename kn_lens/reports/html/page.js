@@ -137,8 +137,9 @@ function setPrinting(value) {
   facts?.neuronTable.draw();
 }
 
-function nameCellsOfOpened(event) {
-  for (const table of event.target.querySelectorAll("table")) {
+/** Name the cells of the tables in an element, which phones show as blocks. */
+function nameCellsIn(parent) {
+  for (const table of parent.querySelectorAll("table.stack")) {
     nameCells(table);
   }
 }
@@ -165,7 +166,10 @@ async function start() {
   addEventListener("hashchange", showAddress);
   addEventListener("beforeprint", prepareForPrint);
   addEventListener("afterprint", restoreAfterPrint);
-  document.addEventListener("toggle", nameCellsOfOpened, { capture: true });
+  document.addEventListener("toggle", (event) => nameCellsIn(event.target), { capture: true });
+  for (const group of document.querySelectorAll(".open-tables, details[open]")) {
+    nameCellsIn(group);
+  }
   addEventListener("keydown", handleKey);
   await showAddress();
   root.dataset.ready = "";
