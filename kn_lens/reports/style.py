@@ -167,11 +167,13 @@ def _apply_style(figure: "Figure", title: str, height: int | None) -> None:
 
 
 def number_ticks(form: str) -> dict[str, Any]:
-    """Return the arguments of an axis of numbers in a format: zero has no sign, percentages have the digits they need.
+    """Return the arguments of an axis of numbers in a format: zero has no sign, and numbers the digits they need.
 
     >>> number_ticks("+.0%")["tickformat"], number_ticks("+.0%")["labelalias"]["+0%"], number_ticks(".2f")
-    ('+.2~%', '0%', {'tickformat': '.2f'})
+    ('+.2~%', '0%', {'tickformat': '.2~f'})
     """
+    if form.endswith("f"):
+        return {"tickformat": f"{form[:-1]}~f"}
     if not form.endswith("%"):
         return {"tickformat": form}
     sign = "+" if form.startswith("+") else ""
