@@ -1,10 +1,11 @@
 """Attribution: how much of an answer's probability each neuron of a layer carries, with an error bar.
 
 ``reference`` has the definition as a plain sum, and ``attribute`` the calls that compute it fast. ``options`` are their
-arguments, and ``result`` is what they return. A chunk of prompts goes layer by layer (``layer_context``) through a
-method: ``method`` is the interface, ``integrated_gradients`` and ``single_path`` integrate along a path
-(``integration``, with the rules of ``quadrature``), and ``baselines`` are simpler scores. ``outputs`` are what can be
-explained. ``storage`` keeps scores of more prompts than memory holds.
+arguments, and ``result`` is what they return. A chunk of prompts, with a ``layer_context`` for each layer, goes through
+a method: ``method`` is the interface, ``integrated_gradients`` and ``single_path`` integrate along a path
+(``integration``, with the rules of ``quadrature`` and the ``panels`` of hard paths; ``sweep`` runs the passes of all
+layers), and ``baselines`` are simpler scores. ``outputs`` are what can be explained. ``storage`` keeps scores of more
+prompts than memory holds.
 """
 
 from kn_lens.attribution.attribute import attribute, attribute_in_parts
@@ -16,11 +17,13 @@ from kn_lens.attribution.quadrature import fixed_rule
 from kn_lens.attribution.reference import reference_attribution
 from kn_lens.attribution.result import Attribution, check_attribution
 from kn_lens.attribution.storage import attribute_to_file, read_attribution
+from kn_lens.attribution.sweep import PathPoints, sweep
 
 __all__ = [
     "Attribution",
     "AttributionMethod",
     "Output",
+    "PathPoints",
     "Preset",
     "Progress",
     "attribute",
@@ -35,6 +38,7 @@ __all__ = [
     "read_attribution",
     "reference_attribution",
     "resolve_output",
+    "sweep",
     "target_log_probs",
     "target_logits",
 ]

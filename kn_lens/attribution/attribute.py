@@ -15,8 +15,8 @@ the error bar of every (prompt, layer).
 An answer of several tokens is read in several rows (see ``PromptBatch``). Its rows move together, and a neuron's score
 is the sum over them, so that completeness holds for the probability of the whole answer.
 
-Prompts go through the model in chunks that fit into memory with their clean state. A chunk is attributed layer by
-layer: its ``LayerContext`` runs the passes, the ``AttributionMethod`` makes scores of them.
+Prompts go through the model in chunks that fit into memory with their clean state. Each layer has a ``LayerContext``
+under a chunk, and the ``AttributionMethod`` makes scores of passes that start there.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +31,7 @@ from torch import Tensor
 from kn_lens._core.notation import NeuronLike
 from kn_lens.attribution.integration import absolute_tolerance
 from kn_lens.attribution.layer_context import budget_for, layer_contexts
-from kn_lens.attribution.method import AttributionMethod
+from kn_lens.attribution.method import AttributionMethod, PathMethod
 from kn_lens.attribution.options import (
     AttributionKeywords,
     AttributionOptions,
@@ -78,8 +78,8 @@ def attribute(
             ``log_prob_gain`` have units of their own and ignore it.
         preset: ``paper`` (right sum, 20 points) or ``official`` (left sum, 20 points), instead of ``quadrature``.
         quadrature: ``adaptive``, or a fixed rule of ``kn_lens.attribution.quadrature``. ``adaptive`` starts with
-            3 points and doubles the intervals for just those (prompt, layer) pairs whose completeness gap is above
-            the tolerance, reusing all points.
+            3 points and adds more to just those (prompt, layer) pairs whose completeness gap is above the tolerance,
+            at those parts of the path where the gap arises.
         n_steps: number of points of a fixed rule (default 20).
         tolerance: for the gap, relative to the size of the clean output (taken as at least 0.01). Taken as at least
             twice the rounding of the weights' type, 1.6e-2 in bfloat16: below it the gap is rounding.
@@ -229,10 +229,12 @@ class _Computation:
     def chunks(self, prompts: PromptBatch) -> Iterator[tuple[Int[Tensor, " chunk"], Attribution]]:
         """Return an iterator over the numbers of some prompts that fit into memory together, and their attribution."""
         attribute_chunk = partial(self.attribute_chunk, prompts)
+        n_layers = len(self.layers) if isinstance(self.method, PathMethod) else 1
+        rows_per_chunk = partial(self.budget.rows_per_chunk, n_layers=n_layers)
         return self.budget.map_chunks(
             prompts.rows_per_prompt,
             prompts.length,
-            self.budget.rows_per_chunk,
+            rows_per_chunk,
             attribute_chunk,
         )
 
@@ -264,16 +266,21 @@ class _Computation:
         rows_per_pass = self.budget.rows_per_pass(int(chunk.length.max()))
         dtype = torch.promote_types(host.dtype, torch.float32)
         shape = (len(chunk), host.n_layers)
+        n_pairs = len(chunk) * len(self.layers)
+
+        def report(share: float) -> None:
+            if options.progress is not None:
+                options.progress(self.n_done + int(share * n_pairs), self.n_pairs)
+
         with exclusively(host):
             total = torch.full(shape, torch.nan, device=host.device, dtype=dtype)
             expected = torch.full_like(total, torch.nan)
             scores = total.new_full((*shape, host.d_mlp), torch.nan)
             n_points = torch.zeros(shape, device=host.device, dtype=torch.long)
             contexts = layer_contexts(host, chunk, self.output, self.layers, rows_per_pass)
-            for n_layers_done, context in enumerate(contexts, start=1):
+            for context, result in self.method.score_layers(contexts, self.neurons, report):
                 layer = context.layer
                 indices = None if self.neurons is None else self.neurons[layer]
-                result = self.method.score_layer(context, indices)
                 scores[:, layer] = result.scores.to(dtype)
                 if indices is None:
                     total[:, layer] = result.scores.sum(-1).to(dtype)
@@ -281,8 +288,6 @@ class _Computation:
                     total[:, layer] = result.scores[:, indices].sum(-1).to(dtype)
                 expected[:, layer] = result.expected.to(dtype)
                 n_points[:, layer] = torch.as_tensor(result.n_points, device=host.device)
-                if options.progress is not None:
-                    options.progress(self.n_done + n_layers_done * len(chunk), self.n_pairs)
             clean = contexts[0].clean.to(dtype)
         attr = Attribution(
             scores=scores,
@@ -298,5 +303,6 @@ class _Computation:
         )
         if options.keep is not None:
             attr = attr.thresholded(options.keep)
-        self.n_done += len(chunk) * len(self.layers)
+        self.n_done += n_pairs
+        report(0)
         return attr

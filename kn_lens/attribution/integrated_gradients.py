@@ -6,10 +6,12 @@
 ``reference`` has the same as a plain sum over a plain model.
 """
 
+from collections.abc import Sequence
+
 from jaxtyping import Int
 from torch import Tensor
 
-from kn_lens.attribution.integration import integrate
+from kn_lens.attribution.integration import Integration, PathIntegral, integrate
 from kn_lens.attribution.layer_context import LayerContext
 from kn_lens.attribution.method import LayerScores, PathMethod
 
@@ -23,12 +25,21 @@ class IntegratedGradients(PathMethod):
 
     name = "integrated_gradients"
 
-    def score_layer(
+    def integrals(
         self,
         context: LayerContext,
         indices: Int[Tensor, " chosen"] | None,
+    ) -> list[Integration]:
+        """Return the integral along the path of the whole layer; ``indices`` is None."""
+        return [integrate(context, context.post, self.rule)]
+
+    def scores_of(
+        self,
+        context: LayerContext,
+        indices: Int[Tensor, " chosen"] | None,
+        paths: Sequence[PathIntegral],
     ) -> LayerScores:
-        """Return the scores of all neurons; ``indices`` is None."""
-        path = integrate(context, context.post, self.rule)
+        """Return the scores of all neurons."""
+        (path,) = paths
         scores = context.sum_rows(context.post * context.gradient_at_post(path.gradient))
         return LayerScores(scores=scores, expected=path.expected, n_points=path.n_points)

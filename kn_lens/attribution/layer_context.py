@@ -26,11 +26,11 @@ from kn_lens._core.precision import at_least_float32
 from kn_lens.attribution.outputs import Output
 from kn_lens.errors import UnsupportedModelError
 from kn_lens.hosts import (
-    Additions,
     Budget,
     CleanState,
     Host,
     MLPActivation,
+    Replacement,
     recomputes_last_token_only,
     run_clean,
 )
@@ -122,37 +122,11 @@ class LayerContext:
         values = []
         with torch.no_grad():
             for rows, owner, pass_post in self._passes(batch, post):
-                logits = self.state.logits_with_post(self.layer, rows, pass_post, early_exit=early_exit)
-                values.append(_read(self.output, self.prompts, rows, owner, logits))
+                replacement = Replacement(layer=self.layer, rows=rows, post=pass_post)
+                logits = self.state.logits_with_post([replacement], early_exit=early_exit)
+                values.append(read_output(self.output, self.prompts, rows, owner, int(owner[-1]) + 1, logits))
                 del logits  # else those of two passes are held
             return torch.cat(values)
-
-    def gradients(
-        self,
-        batch: Int[Tensor, " pair"],
-        post: Float[Tensor, "row d_mlp"],
-    ) -> tuple[Float[Tensor, " pair"], Float[Tensor, "row d_gradient"]]:
-        """Return what ``outputs`` does, and the gradient of each prompt's output to ``gradient_activation``.
-
-        Cost: a forward and a backward pass per row, from this layer up.
-        """
-        values, gradients = [], []
-        for rows, owner, pass_post in self._passes(batch, post):
-            with torch.enable_grad():
-                if self.gradient_activation == "post":
-                    point = pass_post.detach().requires_grad_()
-                    logits = self.state.logits_with_post(self.layer, rows, point)
-                else:
-                    d_model = self.value_rows.shape[1]
-                    point = post.new_zeros(len(rows), d_model).requires_grad_()
-                    added: Additions = {self.layer: ("mlp_out", point)}
-                    replacement = pass_post.detach()
-                    logits = self.state.logits_with_post(self.layer, rows, replacement, added)
-                value = _read(self.output, self.prompts, rows, owner, logits)
-                del logits  # else those of two passes are held
-                gradients += _gradients(value, [point])
-            values.append(value.detach())
-        return torch.cat(values), torch.cat(gradients)
 
     def _passes(
         self,
@@ -167,6 +141,56 @@ class LayerContext:
             rows, owner = self.prompts.rows_and_owners(batch[positions])
             start = int(end[first] - n_rows[first])
             yield rows, owner, post[start : int(end[last])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerRows:
+    """The rows of each prompt's answer, one for each of its tokens, and their form with an axis for them.
+
+    Attributes:
+        prompts: the prompts.
+        most: rows of the longest answer.
+    """
+
+    prompts: PromptBatch
+    most: int
+
+    @classmethod
+    def of(cls, prompts: PromptBatch) -> "AnswerRows":
+        """Count the rows of each answer."""
+        return cls(prompts=prompts, most=int(prompts.rows_per_prompt.max()))
+
+    def padded(
+        self,
+        values: Float[Tensor, "row d"],
+        chosen: Int[Tensor, " chosen"] | None = None,
+    ) -> Float[Tensor, "chosen answer_row d"]:
+        """Return the values of the rows of chosen prompts by prompt, with zeros after shorter answers.
+
+        Args:
+            values: one for each of ``prompts.rows_of(chosen)``.
+            chosen: numbers of prompts, repeats allowed; None for each of them once.
+        """
+        if self.most == 1:
+            return values[:, None]
+        if chosen is None:
+            chosen = torch.arange(len(self.prompts), device=values.device)
+        _, owner = self.prompts.rows_and_owners(chosen)
+        padded = values.new_zeros(len(chosen), self.most, values.shape[-1])
+        padded[owner, _place_in_run(owner)] = values
+        return padded
+
+    def rows(self, padded: Float[Tensor, "batch answer_row d"]) -> Float[Tensor, "row d"]:
+        """Return the values of all rows."""
+        owner = self.prompts.prompt_index
+        return padded[owner, _place_in_run(owner)]
+
+
+def _place_in_run(owner: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
+    """Return how many rows before each one have the same owner; rows of one owner follow each other."""
+    n_rows = torch.bincount(owner)
+    first_row = n_rows.cumsum(0) - n_rows
+    return torch.arange(len(owner), device=owner.device) - first_row[owner]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -209,9 +233,9 @@ class CleanGradients:
                     zeros = torch.zeros_like(clean[added_layer][rows])
                     added[added_layer] = (activation, zeros.requires_grad_())
                 logits = self.state.logits_with_additions(rows, added)
-                value = _read(self.output, self.prompts, rows, owner, logits)
+                value = read_output(self.output, self.prompts, rows, owner, len(chunk), logits)
                 del logits
-                gradients = _gradients(value, [point for _, point in added.values()])
+                gradients = gradients_of(value, [point for _, point in added.values()])
             for added_layer, gradient in zip(added, gradients, strict=True):
                 parts[added_layer].append(gradient)
         for added_layer, gradients in parts.items():
@@ -219,9 +243,9 @@ class CleanGradients:
         return self._by_layer[layer]
 
 
-def _gradients(
+def gradients_of(
     values: Float[Tensor, " pair"],
-    points: Sequence[Float[Tensor, "row _"]],
+    points: Sequence[Float[Tensor, "_ _"]],
 ) -> list[Tensor]:
     """Return the gradient of each value with respect to its rows of each point.
 
@@ -277,7 +301,7 @@ def layer_contexts(
     """
     state = run_clean(host, prompts.tokens, prompts.attention_mask, prompts.read_pos, layers)
     rows = torch.arange(prompts.n_rows, device=host.device)
-    clean = _read(output, prompts, rows, prompts.prompt_index, state.logits)
+    clean = read_output(output, prompts, rows, prompts.prompt_index, len(prompts), state.logits)
     check_numbers(host, prompts, clean, output.name, finite=True)
     gradient_activations: dict[int, MLPActivation] = {}
     for layer in layers:
@@ -372,16 +396,26 @@ def _remedy(value: float, dtype: torch.dtype) -> str:
     )
 
 
-def _read(
+def read_output(
     output: Output,
     prompts: PromptBatch,
     rows: Int[Tensor, " row"],
     owner: Int[Tensor, " row"],
+    n_pairs: int,
     logits: Float[Tensor, "row d_vocab"],
 ) -> Float[Tensor, " pair"]:
-    """Return the output of each prompt from the logits of its rows."""
+    """Return the output of each prompt of a pass from the logits of its rows.
+
+    Args:
+        output: what is read.
+        prompts: the prompts.
+        rows: the rows of the pass.
+        owner: the position, among the prompts of the pass, of the prompt of each row; ascending.
+        n_pairs: the number of prompts of the pass.
+        logits: of the rows.
+    """
     contrast_ids = None if prompts.contrast_ids is None else prompts.contrast_ids[rows]
-    return output(logits, prompts.target_ids[rows], contrast_ids, owner, int(owner[-1]) + 1)
+    return output(logits, prompts.target_ids[rows], contrast_ids, owner, n_pairs)
 
 
 def chunk_by_rows(

@@ -1,20 +1,25 @@
-"""The interface of attribution methods: the scores of one layer's neurons.
+"""The interface of attribution methods: the scores of the neurons of some layers.
 
 ``attribute`` runs the unaltered model once on some prompts, makes a ``LayerContext`` of each layer, and asks the method
-for that layer's scores. A new method is a subclass in a file of its own, a line in
-``options.METHODS``, and its name in ``Method`` of ``_core.names``.
+for the scores. A new method is a subclass of ``LayerMethod`` in a file of its own, a line in ``options.METHODS``, and
+its name in ``Method`` of ``_core.names``.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kn_lens.attribution.integration import PathRule
+from kn_lens.attribution.integration import Integration, PathIntegral, PathRule, integrate_together
 from kn_lens.attribution.layer_context import LayerContext
+
+ShareDone = Callable[[float], None]
+"""Called with the share of the work that is done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +38,10 @@ class LayerScores:
 
 
 class AttributionMethod(ABC):
-    """A way to score the neurons of one layer.
+    """A way to score the neurons of layers.
 
-    A subclass states its properties as class attributes and implements one step, ``score_layer``. An instance holds
-    settings alone, so that it serves all layers and prompts.
+    A subclass states its properties as class attributes and implements one step, ``score_layers``; most derive from
+    ``LayerMethod``. An instance holds settings alone, so that it serves all layers and prompts.
 
     Attributes:
         name: the value of ``attribute(..., method=)``.
@@ -59,6 +64,25 @@ class AttributionMethod(ABC):
         return "none"
 
     @abstractmethod
+    def score_layers(
+        self,
+        contexts: Sequence[LayerContext],
+        indices: Mapping[int, Int[Tensor, " chosen"]] | None,
+        progress: ShareDone,
+    ) -> Iterator[tuple[LayerContext, LayerScores]]:
+        """Yield the scores of each layer.
+
+        Args:
+            contexts: the layers under some prompts, from which passes start.
+            indices: the neurons to score, by layer; None for all.
+            progress: called with the share of the work that is done.
+        """
+
+
+class LayerMethod(AttributionMethod):
+    """A method that scores one layer after the other. A subclass implements ``score_layer``."""
+
+    @abstractmethod
     def score_layer(
         self,
         context: LayerContext,
@@ -71,12 +95,24 @@ class AttributionMethod(ABC):
             indices: the neurons to score; None for all.
         """
 
+    def score_layers(
+        self,
+        contexts: Sequence[LayerContext],
+        indices: Mapping[int, Int[Tensor, " chosen"]] | None,
+        progress: ShareDone,
+    ) -> Iterator[tuple[LayerContext, LayerScores]]:
+        """Score each layer by itself."""
+        for n_done, context in enumerate(contexts, start=1):
+            scores = self.score_layer(context, _of_layer(indices, context))
+            progress(n_done / len(contexts))
+            yield context, scores
+
 
 class PathMethod(AttributionMethod):
-    """A method that integrates gradients along a path to the clean activation.
+    """A method that integrates gradients along paths to the clean activation. A subclass names the paths.
 
     Attributes:
-        rule: the quadrature of the integral.
+        rule: the quadrature of the integrals.
     """
 
     is_complete = True
@@ -88,6 +124,44 @@ class PathMethod(AttributionMethod):
     def quadrature(self) -> str:
         """The label of the quadrature, with its number of points."""
         return self.rule.name
+
+    @abstractmethod
+    def integrals(
+        self,
+        context: LayerContext,
+        indices: Int[Tensor, " chosen"] | None,
+    ) -> list[Integration]:
+        """Return the integrals that the scores of one layer are made of."""
+
+    @abstractmethod
+    def scores_of(
+        self,
+        context: LayerContext,
+        indices: Int[Tensor, " chosen"] | None,
+        paths: Sequence[PathIntegral],
+    ) -> LayerScores:
+        """Return the scores of one layer, from its integrals."""
+
+    def score_layers(
+        self,
+        contexts: Sequence[LayerContext],
+        indices: Mapping[int, Int[Tensor, " chosen"]] | None,
+        progress: ShareDone,
+    ) -> Iterator[tuple[LayerContext, LayerScores]]:
+        """Integrate along the paths of all layers together, in the order of the layers."""
+        in_order = sorted(contexts, key=lambda context: context.layer)
+        integrals = [self.integrals(context, _of_layer(indices, context)) for context in in_order]
+        paths = iter(integrate_together([integral for of_one in integrals for integral in of_one], progress))
+        for context, of_one in zip(in_order, integrals, strict=True):
+            paths_of_one = list(islice(paths, len(of_one)))
+            yield context, self.scores_of(context, _of_layer(indices, context), paths_of_one)
+
+
+def _of_layer(
+    indices: Mapping[int, Int[Tensor, " chosen"]] | None,
+    context: LayerContext,
+) -> Int[Tensor, " chosen"] | None:
+    return None if indices is None else indices[context.layer]
 
 
 def no_expected_sum(context: LayerContext) -> Float[Tensor, " batch"]:

@@ -18,7 +18,7 @@ from kn_lens.attribution.integrated_gradients import IntegratedGradients
 from kn_lens.attribution.integration import PathRule
 from kn_lens.attribution.method import AttributionMethod, PathMethod
 from kn_lens.attribution.outputs import Output, resolve_output
-from kn_lens.attribution.quadrature import RULES, Quadrature, fixed_rule, nested_levels
+from kn_lens.attribution.quadrature import RULES, fixed_rule, nested_levels
 from kn_lens.attribution.single_path import SinglePath
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.hosts import Host
@@ -67,14 +67,17 @@ class AttributionOptions:
         if self.method not in known:
             hint = did_you_mean(self.method, known)
             raise ArgumentError(f"Unknown method {self.method!r}; expected one of {', '.join(known)}.{hint}")
-        self.levels()
+        self.rule(self.tolerance)
         if not 0 < self.tolerance < float("inf"):
             raise ArgumentError(f"tolerance={self.tolerance}; expected a positive number, such as 1e-3.")
         if self.keep is not None:
             check_share("keep", self.keep)
 
-    def levels(self) -> tuple[str, tuple[Quadrature, ...]]:
-        """Return the name of the quadrature, and its levels, coarsest first; a fixed rule is one level.
+    def rule(self, tolerance: float) -> PathRule:
+        """Return the quadrature.
+
+        Args:
+            tolerance: for the completeness gap, relative to the clean output.
 
         Raises:
             ArgumentError: unknown rule or preset, or a number of points that does not go with it.
@@ -97,15 +100,17 @@ class AttributionOptions:
                     f"n_steps={n_steps} with quadrature='adaptive', which chooses the number itself: "
                     "bound it with max_points, or name a fixed rule such as 'gauss-legendre'."
                 )
-            levels = nested_levels(self.max_points)
-            return f"adaptive clenshaw-curtis, 3 to {len(levels[-1])} points", levels
+            fewest = len(nested_levels(self.max_points)[0])
+            name = f"adaptive, {fewest} to {self.max_points} points"
+            return PathRule(name=name, fixed=None, max_points=self.max_points, tolerance=tolerance)
         if rule not in RULES:
             raise ArgumentError(
                 f"Unknown quadrature {rule!r}; expected one of {', '.join(QUADRATURES)}."
                 f"{did_you_mean(rule, QUADRATURES)}"
             )
         n_steps = defaults.N_STEPS if n_steps is None else n_steps
-        return f"{rule}, {n_steps} points", (fixed_rule(rule, n_steps),)
+        fixed = fixed_rule(rule, n_steps)
+        return PathRule(name=f"{rule}, {n_steps} points", fixed=fixed, max_points=n_steps, tolerance=tolerance)
 
     def tolerance_of(self, host: Host) -> float:
         """Return the relative tolerance for a model.
@@ -119,8 +124,7 @@ class AttributionOptions:
         method = METHODS[self.method]
         if not issubclass(method, PathMethod):
             return method()
-        name, levels = self.levels()
-        return method(PathRule(name=name, levels=levels, tolerance=self.tolerance_of(host)))
+        return method(self.rule(self.tolerance_of(host)))
 
     def output_for(self, prompts: PromptBatch) -> Output:
         """Return the output that is explained.

@@ -7,10 +7,10 @@ Rules have their names in the literature. ``left`` with 20 points is the rule of
 ``midpoint`` and ``trapezoid`` as 1/n^2, that of ``gauss-legendre`` and ``clenshaw-curtis`` faster than any power where
 the integrand is smooth.
 
-The adaptive default refines Clenshaw-Curtis rules. They nest (the nodes of 2m intervals contain those of m), so that
-refinement reuses every point. They contain both ends of the path, so that the completeness gap
-``sum - (f(w) - f(0))`` costs no pass of its own. At equal n they are about as accurate as Gauss-Legendre in practice
-(L. N. Trefethen, "Is Gauss quadrature better than Clenshaw-Curtis?", SIAM Review 50, 2008).
+The adaptive default begins with Clenshaw-Curtis rules and goes on with ``panels``. These rules nest (the nodes of 2m
+intervals contain those of m), so that refinement reuses every point. They contain both ends of the path, so that the
+completeness gap ``sum - (f(w) - f(0))`` costs no pass of its own. At equal n they are about as accurate as
+Gauss-Legendre in practice (L. N. Trefethen, "Is Gauss quadrature better than Clenshaw-Curtis?", SIAM Review 50, 2008).
 """
 
 import math

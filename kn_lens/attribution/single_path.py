@@ -8,11 +8,13 @@ so that the exact score is the neuron's ablation. The paper's formula can be rea
 takes the joint path.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from kn_lens.attribution.integration import integrate
+from kn_lens.attribution.integration import Integration, PathIntegral, integrate
 from kn_lens.attribution.layer_context import LayerContext
 from kn_lens.attribution.method import LayerScores, PathMethod
 
@@ -26,20 +28,32 @@ class SinglePath(PathMethod):
     name = "single_path"
     neurons = "required"
 
-    def score_layer(
+    def integrals(
         self,
         context: LayerContext,
         indices: Int[Tensor, " chosen"] | None,
-    ) -> LayerScores:
-        """Return the scores of the chosen neurons; ``expected`` is the sum of their ablations."""
+    ) -> list[Integration]:
+        """Return the integral along the path of each chosen neuron."""
         assert indices is not None  # checked with the options
-        scores = context.sum_rows(torch.full_like(context.post, float("nan")))
-        expected = torch.zeros_like(context.clean)
-        n_points = torch.zeros_like(context.all_prompts)
+        integrals = []
         for index in indices.tolist():
             moving = torch.zeros_like(context.post)
             moving[:, index] = context.post[:, index]
-            path = integrate(context, moving, self.rule)
+            integrals.append(integrate(context, moving, self.rule))
+        return integrals
+
+    def scores_of(
+        self,
+        context: LayerContext,
+        indices: Int[Tensor, " chosen"] | None,
+        paths: Sequence[PathIntegral],
+    ) -> LayerScores:
+        """Return the scores of the chosen neurons; ``expected`` is the sum of their ablations."""
+        assert indices is not None
+        scores = context.sum_rows(torch.full_like(context.post, float("nan")))
+        expected = torch.zeros_like(context.clean)
+        n_points = torch.zeros_like(context.all_prompts)
+        for index, path in zip(indices.tolist(), paths, strict=True):
             scores[:, index] = path.total
             expected += path.expected
             n_points += path.n_points

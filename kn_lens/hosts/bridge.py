@@ -45,6 +45,14 @@ from kn_lens.hosts.overrides import (
     repack_like,
     select_position,
 )
+from kn_lens.hosts.row_entries import (
+    EntryPhase,
+    LeafPath,
+    RowEntry,
+    join_rows,
+    row_leaves,
+    select_row_leaves,
+)
 from kn_lens.hosts.tokenizers import fingerprint, tokenizer_of
 
 FOR_ONE_BATCH = "for_one_batch"
@@ -175,6 +183,11 @@ class Host:
     def W_E(self) -> Float[Tensor, "d_vocab d_embed"]:
         """The input word embeddings, live. ``d_embed`` is ``d_model`` unless the model projects (ELECTRA, OPT-350m)."""
         return self.model.embed.W_E
+
+    @property
+    def unembedding(self) -> nn.Module:
+        """The checkpoint's map from the residual stream to logits."""
+        return self.model.unembed.original_component
 
     @property
     def checkpoint(self) -> nn.Module:
@@ -439,6 +452,50 @@ class Host:
             forwards[blocks[layer].attn] = lambda *_, **__: as_attn_output(attn_out)
         return override_forwards(forwards)
 
+    def enter_rows(
+        self,
+        entries: Mapping[int, RowEntry],
+        phase: EntryPhase,
+        n_rows: int,
+        *,
+        after_prefix: bool = False,
+    ) -> AbstractContextManager[None]:
+        """Let rows enter forward passes at several layers, for the time of a ``with`` block.
+
+        The passes are over the tokens and masks of all rows, in the order of the layers where they enter. No block
+        below the lowest runs. The results are those of `skip_blocks_below` at each of the layers. The first use costs
+        two passes over a few tokens.
+
+        Args:
+            entries: by layer; at least one.
+            phase: for hooks, which rows a block is running on.
+            n_rows: the number of rows of all entries.
+            after_prefix: whether the passes start after a prefix.
+        """
+        as_block_output, as_attn_output = self._output_forms
+        leaves = self._row_leaves_after_prefix if after_prefix else self._row_leaves
+        lowest = min(entries)
+        forwards: dict[Any, Callable[..., Any]] = {}
+        n_entered = 0
+        for layer, block in enumerate(self.model.blocks):
+            entry = entries.get(layer)
+            if layer < lowest:
+                forwards[block] = lambda resid, *_, **__: as_block_output(resid)
+                continue
+            forwards[block] = _entering_forward(
+                run=block.forward,
+                entry=entry,
+                rows=range(n_entered, n_entered + (0 if entry is None else len(entry.resid_pre))),
+                n_rows=n_rows,
+                leaves=leaves[layer],
+                phase=phase,
+                as_output=as_block_output,
+            )
+            if entry is not None:
+                forwards[block.attn] = _known_for_entering(block.attn.forward, as_attn_output(entry.attn_out), phase)
+                n_entered += len(entry.resid_pre)
+        return override_forwards(forwards)
+
     def skip_blocks_above(self, layer: int) -> AbstractContextManager[None]:
         """Make the head read the output of ``layer``, for the time of a ``with`` block: an early exit."""
         blocks = self.model.blocks
@@ -523,6 +580,36 @@ class Host:
             with torch.no_grad():
                 self.logits(tokens, torch.ones_like(tokens))
         return repack_like(outputs[-1]), repack_like(outputs[0])
+
+    @cached_property
+    def _row_leaves(self) -> list[set[LeafPath]]:
+        """The places of the tensors that have entries for each row, among the arguments of each block."""
+        return self._find_row_leaves(after_prefix=False)
+
+    @cached_property
+    def _row_leaves_after_prefix(self) -> list[set[LeafPath]]:
+        """The same for passes that start after a prefix."""
+        return self._find_row_leaves(after_prefix=True)
+
+    def _find_row_leaves(self, *, after_prefix: bool) -> list[set[LeafPath]]:
+        """Compare the arguments of each block in passes over two and over three rows."""
+        arguments: dict[int, list[Any]] = {}
+        for n_rows in (2, 3):
+            tokens = torch.zeros(n_rows, 2, dtype=torch.long, device=self.device)
+            mask = torch.ones_like(tokens)
+            prefix = None
+            if after_prefix:
+                prefix = self.kv_prefix(tokens[:, :1])
+                tokens = tokens[:, 1:]
+            else:
+                mask[0, 1] = 0  # some models get no mask where nothing is padding
+            arguments[n_rows] = [None] * self.n_layers
+            forwards: dict[Any, Callable[..., Any]] = {}
+            for layer, block in enumerate(self.model.blocks):
+                forwards[block] = _recorded(block.forward, arguments[n_rows], layer)
+            with torch.no_grad(), override_forwards(forwards):
+                self.logits(tokens, mask, prefix=prefix)
+        return [row_leaves(two, three) for two, three in zip(arguments[2], arguments[3], strict=True)]
 
     def _checked(self, layer: int) -> int:
         if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= layer < self.n_layers:
@@ -648,6 +735,64 @@ def _in_rows(point: Any, function: PostFn) -> Callable[[Tensor], Tensor]:
     def forward(value: Tensor) -> Tensor:
         conversion = point.hook_conversion
         return function(value) if conversion is None else conversion.revert(function(conversion.convert(value)))
+
+    return forward
+
+
+def _entering_forward(
+    *,
+    run: Callable[..., Any],
+    entry: RowEntry | None,
+    rows: range,
+    n_rows: int,
+    leaves: set[LeafPath],
+    phase: EntryPhase,
+    as_output: Callable[[Tensor], Any],
+) -> Callable[..., Any]:
+    """Return the forward of a block that runs on the rows that entered below, and on those that enter.
+
+    Args:
+        run: the forward of the block.
+        entry: the rows that enter; None where none do.
+        rows: their numbers in the pass; the rows before them entered below.
+        n_rows: the number of rows of the pass.
+        leaves: the places of the arguments that have entries for each row.
+        phase: set for the time in which the rows that enter are run.
+        as_output: gives a tensor the form in which the block returns it.
+    """
+
+    def run_on(part: Tensor, arguments: Any, start: int, stop: int) -> Tensor:
+        args, kwargs = select_row_leaves(arguments, leaves, start, stop, n_rows)
+        output = run(part, *args, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    def forward(resid: Tensor, *args: Any, **kwargs: Any) -> Any:
+        parts = []
+        if rows.start:
+            parts.append(run_on(resid, (args, kwargs), 0, rows.start))
+        if entry is not None:
+            phase.entering = True
+            try:
+                leaving = run_on(entry.resid_pre, (args, kwargs), rows.start, rows.stop)
+            finally:
+                phase.entering = False
+            parts.append(entry.complete(leaving))
+        return as_output(join_rows(parts))
+
+    return forward
+
+
+def _known_for_entering(run: Callable[..., Any], known: Any, phase: EntryPhase) -> Callable[..., Any]:
+    """Return the forward of an attention whose output is known for the rows that enter."""
+    return lambda *args, **kwargs: known if phase.entering else run(*args, **kwargs)
+
+
+def _recorded(run: Callable[..., Any], arguments: list[Any], layer: int) -> Callable[..., Any]:
+    """Return the forward of a block that also keeps its arguments beside the residual stream."""
+
+    def forward(resid: Tensor, *args: Any, **kwargs: Any) -> Any:
+        arguments[layer] = (args, kwargs)
+        return run(resid, *args, **kwargs)
 
     return forward
 

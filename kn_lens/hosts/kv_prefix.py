@@ -1,5 +1,6 @@
 """The keys and values of the tokens before the read position, which passes through a causal model start from."""
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -35,10 +36,15 @@ class KVPrefix:
         # TransformerLens 3.9 runs MPT without filling the cache.
         return cls(cache) if cache.get_seq_length() == tokens.shape[1] else None
 
-    def select(self, rows: Int[Tensor, " selected"], first_layer: int = 0) -> "KVPrefix":
-        """Return the prefix of these rows, for a pass that starts at ``first_layer``; this one stays as it is."""
+    def select(self, rows_of_layers: Sequence[Int[Tensor, " selected"] | None]) -> "KVPrefix":
+        """Return the prefix of the rows that run in each layer; this one stays as it is.
+
+        Args:
+            rows_of_layers: the rows of each layer; None where a pass does not run the layer's attention.
+        """
         cache = copy(self.cache)
         cache.layers = [copy(layer) for layer in cache.layers]
-        for layer in cache.layers[first_layer:]:
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+        for layer, rows in zip(cache.layers, rows_of_layers, strict=True):
+            if rows is not None:
+                layer.keys, layer.values = layer.keys[rows], layer.values[rows]
         return KVPrefix(cache)

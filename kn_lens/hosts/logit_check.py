@@ -30,7 +30,7 @@ from kn_lens.hosts.bridge import CONTEXT_LENGTHS, Host
 from kn_lens.hosts.checkpoints import first_line
 from kn_lens.hosts.families import Kind, text_config
 from kn_lens.hosts.memory import ran_out_of_memory
-from kn_lens.hosts.partial_forward import run_clean
+from kn_lens.hosts.partial_forward import Replacement, run_clean
 
 PROMPT_LENGTHS = (8, 5)
 """Tokens of the two prompts: run as one batch, so that the padding of the second is part of the check."""
@@ -135,7 +135,7 @@ def _host_logits(host: Host, prompts: Sequence[Int[Tensor, " pos"]]) -> Float[Te
     logits = host.logits(tokens, mask)
     first, middle = torch.zeros_like(lengths[:1]), host.n_layers // 2
     state = run_clean(host, tokens[:1], mask[:1], lengths[:1] - 1, [middle])
-    resumed = state.logits_with_post(middle, first, state.post[middle])
+    resumed = state.logits_with_post([Replacement(layer=middle, rows=first, post=state.post[middle])])
     return torch.cat([logits[mask.bool()], resumed])
 
 

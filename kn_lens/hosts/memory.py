@@ -83,10 +83,16 @@ class Budget:
         """Return how many rows of ``length`` tokens go into one pass."""
         return self._divided(self._pass_limit(length))
 
-    def rows_per_chunk(self, length: int) -> int:
-        """Return how many rows of ``length`` tokens are held with their clean state."""
+    def rows_per_chunk(self, length: int, n_layers: int = 1) -> int:
+        """Return how many rows of ``length`` tokens are held with their clean state.
+
+        Args:
+            length: tokens of the longest row.
+            n_layers: the layers whose passes each row takes part in.
+        """
         rows_in_memory = self.memory / 2 / self._state_bytes(length)
-        return self._divided(min(rows_in_memory, PASSES_PER_CHUNK * self._pass_limit(length)))
+        enough = PASSES_PER_CHUNK * self._pass_limit(length) / max(1, n_layers / 2)
+        return self._divided(min(rows_in_memory, enough))
 
     def map_chunks(
         self,
@@ -164,7 +170,8 @@ class Budget:
         """Estimate the memory of the clean state of one row, its scores included."""
         host = self.host
         n_vectors = 2 if self.last_token_only else 4
-        per_layer = n_vectors * length * host.d_model + 4 * host.d_model + 3 * host.d_mlp
+        # The gradients at three points, and their mean, belong to it.
+        per_layer = n_vectors * length * host.d_model + 8 * host.d_model + 3 * host.d_mlp
         return host.n_layers * per_layer * host.dtype.itemsize
 
 

@@ -11,9 +11,9 @@ results are the same numbers as those of full passes. A resumed pass
    the last block nothing is needed at other positions but keys and values (the clean pass leaves the rest out too);
 3. runs the head at the read position.
 
-Three kinds of change are computed: the activation of layer l is replaced (``logits_with_post``); tensors are added to
-activations, or to outputs of ``W_out``, of this layer and of layers above (``logits_with_additions``); hooks change
-activations (``logits_with_hooks``).
+Three kinds of change are computed: the activation of a layer is replaced (``logits_with_post``); tensors are added to
+activations, or to outputs of ``W_out``, of several layers (``logits_with_additions``); hooks change activations
+(``logits_with_hooks``). Rows whose activation is replaced in different layers go through one pass: see ``row_entries``.
 
 The user's hooks on the model belong to the function: they may read and change any row and position. Every pass is then
 a full pass, in which each hook sees what it would see without kn_lens, and activations are replaced before any hook on
@@ -21,12 +21,13 @@ a full pass, in which each hook sees what it would see without kn_lens, and acti
 (``Host.whole_passes``).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -34,7 +35,9 @@ from kn_lens._core.precision import at_least_float32
 from kn_lens.hosts.bridge import Host, LinearMap
 from kn_lens.hosts.kv_prefix import KVPrefix
 from kn_lens.hosts.model_protocol import HookFn, PostFn
-from kn_lens.hosts.overrides import position_index, scatter_position, select_position
+from kn_lens.hosts.overrides import override_forwards, position_index, scatter_position, select_position
+from kn_lens.hosts.padded_head import PaddedHead, pays_off
+from kn_lens.hosts.row_entries import EntryPhase, RowEntry
 
 MLPActivation = Literal["post", "mlp_out"]
 """The input of ``W_out``, or its output."""
@@ -43,6 +46,23 @@ Additions = Mapping[int, tuple[MLPActivation, Float[Tensor, "_ _"]]]
 """By layer: the activation that is changed, and the tensor that is added to it, one vector for each row."""
 
 Hooks = list[tuple[str, HookFn]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replacement:
+    """New activations of one layer at the read position, for some rows.
+
+    Attributes:
+        layer: one of the layers of the state.
+        rows: indices of rows; repeats allowed.
+        post: their new activations; gradients flow back into them.
+        added: a tensor that is added to the output of ``W_out`` of the layer; gradients flow back into it.
+    """
+
+    layer: int
+    rows: Int[Tensor, " selected"]
+    post: Float[Tensor, "selected d_mlp"]
+    added: Float[Tensor, "selected d_model"] | None = None
 
 
 @runtime_checkable
@@ -69,23 +89,27 @@ class CleanState(Protocol):
         """Whether the user's hooks stand between the activations and the logits."""
         ...
 
+    @property
+    def pass_group(self) -> Int[Tensor, " row"]:
+        """The group of each row: rows of one group go through the model together, those of two groups do not."""
+        ...
+
     def logits_with_post(
         self,
-        layer: int,
-        rows: Int[Tensor, " selected"],
-        post: Float[Tensor, "selected d_mlp"],
-        additions: Additions | None = None,
+        replacements: Sequence[Replacement],
         *,
         early_exit: bool = False,
     ) -> Float[Tensor, "selected d_vocab"]:
-        """Return the logits of selected rows with the layer's activation at the read position replaced.
+        """Return the logits of rows with the activation of one layer at the read position replaced.
 
         Args:
-            layer: one of the layers of the state.
-            rows: indices of rows; repeats allowed.
-            post: their new activations; gradients flow back into them.
-            additions: as in `logits_with_additions`; of this layer and of layers above.
-            early_exit: compute the logits from the residual stream that leaves this layer, without the layers above.
+            replacements: at least one, in the order of their layers, each layer once.
+            early_exit: compute the logits from the residual stream that leaves the layer, without the layers above.
+                For one replacement.
+
+        Returns:
+            The logits of the rows of the first replacement, those of the second, and so on. All of them go through
+            the layers in one pass.
         """
         ...
 
@@ -143,8 +167,9 @@ def run_clean(
     with torch.no_grad():
         if host.whole_passes or host.has_user_hooks:
             return _FullPassState.run(host, tokens, attention_mask, read_pos, layers)
+        padded_head = PaddedHead.of(host.unembedding) if pays_off(host.device) else None
         if not recomputes_last_token_only(host, attention_mask, read_pos):
-            return _ResumedState.run(host, tokens, attention_mask, read_pos, layers)
+            return _ResumedState.run(host, tokens, attention_mask, read_pos, layers, padded_head)
         # Keys and values are kept without padding, so rows of one length go together.
         lengths, group = attention_mask.sum(-1).unique(return_inverse=True)
         states, index = [], torch.zeros_like(group)
@@ -152,12 +177,13 @@ def run_clean(
             rows = (group == number).nonzero().squeeze(1)
             prefix = host.kv_prefix(tokens[rows, : length - 1]) if length > 1 else None
             if length > 1 and prefix is None:
-                return _ResumedState.run(host, tokens, attention_mask, read_pos, layers)
+                return _ResumedState.run(host, tokens, attention_mask, read_pos, layers, padded_head)
             last_token, mask = (
                 tokens[rows, length - 1 : length],
                 attention_mask[rows, :length],
             )
-            states.append(_ResumedState.run(host, last_token, mask, torch.zeros_like(rows), layers, prefix))
+            state = _ResumedState.run(host, last_token, mask, torch.zeros_like(rows), layers, padded_head, prefix)
+            states.append(state)
             index[rows] = torch.arange(len(rows), device=rows.device)
     return _GroupedState.of(states, group, index)
 
@@ -172,30 +198,48 @@ class _LayerState:
     next_projections: dict[LinearMap, Float[Tensor, "row pos ..."]]  # queries, keys and values of the next layer
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """Rows whose pass starts at a layer, and what is changed of that layer for them alone."""
+
+    layer: int
+    rows: Int[Tensor, " selected"]
+    post: Float[Tensor, "selected d_mlp"] | None = None
+    added: Float[Tensor, "selected d_model"] | None = None
+
+
 class _SinglePassState:
     """A clean state whose rows go into one pass; a subclass defines how that pass runs."""
 
     host: Host
     read_pos: Int[Tensor, " row"]
 
+    @property
+    def pass_group(self) -> Int[Tensor, " row"]:
+        return torch.zeros_like(self.read_pos)
+
     def logits_with_post(
         self,
-        layer: int,
-        rows: Int[Tensor, " selected"],
-        post: Float[Tensor, "selected d_mlp"],
-        additions: Additions | None = None,
+        replacements: Sequence[Replacement],
         *,
         early_exit: bool = False,
     ) -> Float[Tensor, "selected d_vocab"]:
-        functions, hooks = _addition_functions(self.host, additions or {}, self.read_pos[rows])
-        functions = {layer: _replace_at(post, self.read_pos[rows]), **functions}
-        return self._pass(layer, rows, functions, hooks, early_exit=early_exit)
+        starts = []
+        for replacement in replacements:
+            start = _Start(
+                layer=replacement.layer,
+                rows=replacement.rows,
+                post=replacement.post,
+                added=replacement.added,
+            )
+            starts.append(start)
+        return self._pass(starts, {}, [], early_exit=early_exit)
 
     def logits_with_additions(
         self, rows: Int[Tensor, " selected"], additions: Additions
     ) -> Float[Tensor, "selected d_vocab"]:
         functions, hooks = _addition_functions(self.host, additions, self.read_pos[rows])
-        return self._pass(min(additions), rows, functions, hooks)
+        return self._pass([_Start(layer=min(additions), rows=rows)], functions, hooks)
 
     def logits_with_hooks(
         self,
@@ -205,18 +249,24 @@ class _SinglePassState:
     ) -> Float[Tensor, "selected d_vocab"]:
         read_pos = self.read_pos[rows]
         at_read = [(name, _hook_at(hook_fn, read_pos)) for name, hook_fn in hooks]
-        return self._pass(layer, rows, {}, at_read)
+        return self._pass([_Start(layer=layer, rows=rows)], {}, at_read)
 
     def _pass(
         self,
-        layer: int,
-        rows: Int[Tensor, " selected"],
+        starts: Sequence[_Start],
         functions: Mapping[int, PostFn],
         hooks: Hooks,
         *,
         early_exit: bool = False,
     ) -> Float[Tensor, "selected d_vocab"]:
-        """Return the logits of selected rows with activations changed by functions and hooks, from a layer on."""
+        """Return the logits of the rows of all starts.
+
+        Args:
+            starts: in the order of their layers, each layer once.
+            functions: change the activations of layers, of all rows; for one start.
+            hooks: the same, after the functions; for one start.
+            early_exit: leave out the layers above; for one start.
+        """
         raise NotImplementedError
 
 
@@ -233,6 +283,7 @@ class _ResumedState(_SinglePassState):
     post: dict[int, Float[Tensor, "row d_mlp"]]
     mlp_out: dict[int, Float[Tensor, "row d_model"]]
     layer_states: dict[int, _LayerState]
+    padded_head: PaddedHead | None
     has_user_hooks: bool = False
 
     @classmethod
@@ -243,6 +294,7 @@ class _ResumedState(_SinglePassState):
         attention_mask: Int[Tensor, "row prefix_and_pos"],
         read_pos: Int[Tensor, " row"],
         layers: Sequence[int],
+        padded_head: PaddedHead | None,
         prefix: KVPrefix | None = None,
     ) -> "_ResumedState":
         cache: dict[str, Tensor] = {}
@@ -269,7 +321,7 @@ class _ResumedState(_SinglePassState):
         every_row = torch.arange(len(tokens), device=tokens.device)
         if prefix is None:
             hooks += last_block_hooks(host, read_pos, tokens.shape[1])
-        prefix_of_rows = None if prefix is None else prefix.select(every_row)
+        prefix_of_rows = None if prefix is None else prefix.select([every_row] * host.n_layers)
         logits = host.logits(tokens, attention_mask, read_pos, hooks, prefix=prefix_of_rows)
         layer_states: dict[int, _LayerState] = {}
         for layer in layers:
@@ -294,54 +346,113 @@ class _ResumedState(_SinglePassState):
             post={layer: at_least_float32(cache[host.hook_post(layer)]) for layer in layers},
             mlp_out={layer: at_least_float32(cache[host.hook_mlp_out(layer)]) for layer in layers},
             layer_states=layer_states,
+            padded_head=padded_head,
         )
 
     def _pass(
         self,
-        layer: int,
-        rows: Int[Tensor, " selected"],
+        starts: Sequence[_Start],
         functions: Mapping[int, PostFn],
         hooks: Hooks,
         *,
         early_exit: bool = False,
     ) -> Float[Tensor, "selected d_vocab"]:
-        """Run the read position through what follows the layer's attention, and the blocks above."""
-        host, state, read_pos = self.host, self.layer_states[layer], self.read_pos[rows]
-        tokens, attention_mask = self.tokens[rows], self.attention_mask[rows]
-        next_resid_pre = None if early_exit else state.next_resid_pre
-        if next_resid_pre is None and self.prefix is None:
+        """Run the read position through what follows the attention of its first layer, and the blocks above."""
+        host, lowest, phase = self.host, starts[0].layer, EntryPhase()
+        rows = torch.cat([start.rows for start in starts])
+        tokens, attention_mask, read_pos = self.tokens[rows], self.attention_mask[rows], self.read_pos[rows]
+        if (early_exit or lowest == host.n_layers - 1) and self.prefix is None:
             # No attention is left to run. Some models give the output of their blocks the shape of the tokens.
             tokens = tokens.gather(1, read_pos[:, None])
             attention_mask, read_pos = torch.ones_like(tokens), torch.zeros_like(read_pos)
-        n_pos = tokens.shape[1]
-        if self.prefix is None:  # else the rows have one length
+        elif self.prefix is None:  # else the rows have one length
             n_pos = int(attention_mask.any(0).nonzero().max()) + 1  # beyond it, all of these rows are padding
             tokens, attention_mask = tokens[:, :n_pos], attention_mask[:, :n_pos]
-        if next_resid_pre is not None:
-            hooks.append(
-                (
-                    host.resid_post(layer),
-                    scatter_position(next_resid_pre[rows, :n_pos], read_pos),
-                )
+        n_pos = tokens.shape[1]
+
+        functions, hooks = dict(functions), list(hooks)
+        entries: dict[int, RowEntry] = {}
+        n_entered = 0
+        for start in starts:
+            state, stop = self.layer_states[start.layer], n_entered + len(start.rows)
+            if start.post is not None:
+                functions[start.layer] = phase.for_entering(_replaced_by(start.post))
+            if start.added is not None:
+                hooks.append((host.hook_mlp_out(start.layer), _addition_for_entering(start.added, phase)))
+            entries[start.layer] = RowEntry(
+                resid_pre=state.resid_pre[start.rows],
+                attn_out=state.attn_out[start.rows],
+                complete=self._completion(start, read_pos[n_entered:stop], n_pos),
             )
-            hooks += self._reuse_kv_hooks(layer, rows, n_pos)
-        prefix = None if self.prefix is None else self.prefix.select(rows, first_layer=layer)
+            if not early_exit:
+                hooks += self._reuse_hooks(start, read_pos[:stop], n_entered, n_pos, phase)
+            n_entered = stop
+        if n_pos > 1:
+            below_last = read_pos[: sum(len(start.rows) for start in starts if start.layer < host.n_layers - 1)]
+            for name, hook_fn in last_block_hooks(host, below_last, n_pos):
+                hooks.append((name, phase.for_entered(hook_fn)))
+        prefix = None if self.prefix is None else self.prefix.select(self._rows_of_layers(starts))
+        padded_head = {} if self.padded_head is None else {self.padded_head.module: self.padded_head.forward}
         with (
-            host.skip_blocks_below(layer, state.resid_pre[rows], state.attn_out[rows]),
+            host.enter_rows(entries, phase, len(rows), after_prefix=prefix is not None),
             host.transform_post(functions),
-            host.skip_blocks_above(layer) if early_exit else nullcontext(),
+            host.skip_blocks_above(lowest) if early_exit else nullcontext(),
+            override_forwards(padded_head),
         ):
             return host.logits(tokens, attention_mask, read_pos, hooks, prefix=prefix)
 
-    def _reuse_kv_hooks(self, layer: int, rows: Int[Tensor, " selected"], n_pos: int) -> Hooks:
-        """Return hooks by which a masked model reuses clean projections of the next block, and prunes the last one."""
-        host, read_pos = self.host, self.read_pos[rows]
+    def _completion(
+        self,
+        start: _Start,
+        read_pos: Int[Tensor, " selected"],
+        n_pos: int,
+    ) -> Callable[[Float[Tensor, "selected 1 d_model"]], Float[Tensor, "selected pos d_model"]]:
+        """Return the function that puts what leaves the layer at the read position between the clean positions."""
+        clean = self.layer_states[start.layer].next_resid_pre
+        if n_pos == 1:
+            return lambda leaving: leaving
+        if clean is None:  # of the last layer no other position is read
+            return lambda leaving: leaving.expand(-1, n_pos, -1)
+        clean_rows = clean[start.rows, :n_pos]
+        return lambda leaving: clean_rows.scatter(1, position_index(read_pos, leaving), leaving)
+
+    def _reuse_hooks(
+        self,
+        start: _Start,
+        read_pos: Int[Tensor, " entered"],
+        n_below: int,
+        n_pos: int,
+        phase: EntryPhase,
+    ) -> Hooks:
+        """Return hooks by which the next block of a masked model reuses the clean projections of rows that entered.
+
+        Args:
+            start: the rows, and the layer where they entered.
+            read_pos: of the rows that entered below, and of these.
+            n_below: the number of rows that entered below.
+            n_pos: the number of positions of the pass.
+            phase: of the pass.
+        """
+        host = self.host
         hooks: Hooks = []
-        for linear_map, clean in self.layer_states[layer].next_projections.items():
-            before, after = host.linear_hooks(layer + 1, linear_map)
-            hooks.append((before, select_position(read_pos)))
-            hooks.append((after, scatter_position(clean[rows, :n_pos], read_pos)))
-        return hooks + last_block_hooks(host, read_pos, n_pos)
+        for linear_map, clean in self.layer_states[start.layer].next_projections.items():
+            before, after = host.linear_hooks(start.layer + 1, linear_map)
+            select = select_position(read_pos[n_below:])
+            scatter = scatter_position(clean[start.rows, :n_pos], read_pos[n_below:])
+            hooks.append((before, phase.for_entered(_select_after(n_below, select))))
+            hooks.append((after, phase.for_entered(_scatter_after(n_below, n_pos, scatter))))
+        return hooks
+
+    def _rows_of_layers(self, starts: Sequence[_Start]) -> list[Int[Tensor, " selected"] | None]:
+        """Return the rows that the attention of each layer runs on."""
+        rows_of_layers: list[Tensor | None] = []
+        entered: list[Tensor] = []
+        entering = {start.layer: start.rows for start in starts}
+        for layer in range(self.host.n_layers):
+            rows_of_layers.append(torch.cat(entered) if entered else None)
+            if layer in entering:
+                entered.append(entering[layer])
+        return rows_of_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,17 +497,27 @@ class _FullPassState(_SinglePassState):
 
     def _pass(
         self,
-        layer: int,
-        rows: Int[Tensor, " selected"],
+        starts: Sequence[_Start],
         functions: Mapping[int, PostFn],
         hooks: Hooks,
         *,
         early_exit: bool = False,
     ) -> Float[Tensor, "selected d_vocab"]:
-        host = self.host
-        exit_context = host.skip_blocks_above(layer) if early_exit else nullcontext()
+        host, functions, hooks = self.host, dict(functions), list(hooks)
+        rows = torch.cat([start.rows for start in starts])
+        read_pos = self.read_pos[rows]
+        first = 0
+        for start in starts:
+            own = slice(first, first + len(start.rows))
+            first = own.stop
+            if start.post is not None:
+                functions[start.layer] = _on_rows(own, _replace_at(start.post, read_pos[own]))
+            if start.added is not None:
+                add = _on_rows(own, _add_at(start.added, read_pos[own]))
+                hooks.append((host.hook_mlp_out(start.layer), lambda value, hook, add=add: add(value)))
+        exit_context = host.skip_blocks_above(starts[0].layer) if early_exit else nullcontext()
         with host.transform_post(functions), exit_context:
-            return host.logits_at_read_pos(self.tokens[rows], self.attention_mask[rows], self.read_pos[rows], hooks)
+            return host.logits_at_read_pos(self.tokens[rows], self.attention_mask[rows], read_pos, hooks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -428,32 +549,22 @@ class _GroupedState:
             mlp_out={layer: cls._in_order([state.mlp_out[layer] for state in states], group) for layer in layers},
         )
 
+    @property
+    def pass_group(self) -> Int[Tensor, " row"]:
+        return self.group
+
     def logits_with_post(
         self,
-        layer: int,
-        rows: Int[Tensor, " selected"],
-        post: Float[Tensor, "selected d_mlp"],
-        additions: Additions | None = None,
+        replacements: Sequence[Replacement],
         *,
         early_exit: bool = False,
     ) -> Float[Tensor, "selected d_vocab"]:
-        group, index = self.group[rows], self.index[rows]
+        group = self.group[torch.cat([replacement.rows for replacement in replacements])]
         logits = []
         for number in group.unique().tolist():
-            in_group = group == number
-            state, additions_in_group = (
-                self.states[number],
-                _select_rows(additions or {}, in_group),
-            )
-            logits.append(
-                state.logits_with_post(
-                    layer,
-                    index[in_group],
-                    post[in_group],
-                    additions_in_group,
-                    early_exit=early_exit,
-                )
-            )
+            parts = [_in_group(replacement, self.group, number, self.index) for replacement in replacements]
+            non_empty = [part for part in parts if len(part.rows)]
+            logits.append(self.states[number].logits_with_post(non_empty, early_exit=early_exit))
         return self._in_order(logits, group)
 
     def logits_with_additions(
@@ -539,6 +650,74 @@ def _addition_functions(
         else:
             hooks.append((host.hook_mlp_out(layer), lambda value, hook, add=add: add(value)))
     return functions, hooks
+
+
+def _in_group(
+    replacement: Replacement,
+    group: Int[Tensor, " row"],
+    number: int,
+    index: Int[Tensor, " row"],
+) -> Replacement:
+    """Return the part of a replacement that is in a group of rows, with its rows numbered in the group."""
+    chosen = group[replacement.rows] == number
+    return Replacement(
+        layer=replacement.layer,
+        rows=index[replacement.rows[chosen]],
+        post=replacement.post[chosen],
+        added=None if replacement.added is None else replacement.added[chosen],
+    )
+
+
+def _replaced_by(post: Float[Tensor, "row d_mlp"]) -> PostFn:
+    """Return the function that replaces the activations of rows that have one position."""
+    return lambda value: post[:, None].to(value.dtype)
+
+
+def _addition_for_entering(added: Float[Tensor, "row d_model"], phase: EntryPhase) -> HookFn:
+    """Return the hook that adds vectors to the values of the rows that enter, which have one position."""
+
+    def hook_fn(value: Float[Tensor, "row _ d_model"], hook: object) -> Float[Tensor, "row 1 d_model"] | None:
+        return value + added[:, None].to(value.dtype) if phase.entering else None
+
+    return hook_fn
+
+
+def _on_rows(rows: slice, function: PostFn) -> PostFn:
+    """Return the function that changes some of the rows and leaves the others as they are."""
+
+    def change(value: Float[Tensor, "row pos d"]) -> Float[Tensor, "row pos d"]:
+        return torch.cat([value[: rows.start], function(value[rows]), value[rows.stop :]])
+
+    return change
+
+
+def _select_after(n_below: int, select: Callable[..., Tensor]) -> HookFn:
+    """Return the hook that keeps all positions of the first rows, and what ``select`` does of the later ones.
+
+    A linear map takes them as the positions of one row.
+    """
+
+    def hook_fn(value: Float[Tensor, "row pos d"], hook: object) -> Float[Tensor, "_ _ d"]:
+        if not n_below:
+            return select(value, hook)
+        whole = rearrange(value[:n_below], "row pos d -> 1 (row pos) d")
+        selected = rearrange(select(value[n_below:], hook), "row 1 d -> 1 row d")
+        return torch.cat([whole, selected], dim=1)
+
+    return hook_fn
+
+
+def _scatter_after(n_below: int, n_pos: int, scatter: Callable[..., Tensor]) -> HookFn:
+    """Return the hook that undoes `_select_after` behind the linear map; ``scatter`` completes the later rows."""
+
+    def hook_fn(value: Float[Tensor, "_ _ *d"], hook: object) -> Float[Tensor, "row pos *d"]:
+        if not n_below:
+            return scatter(value, hook)
+        n_whole = n_below * n_pos
+        whole = value[0, :n_whole].unflatten(0, (n_below, n_pos))
+        return torch.cat([whole, scatter(value[0, n_whole:, None], hook)])
+
+    return hook_fn
 
 
 def _add_at(values: Float[Tensor, "row d"], read_pos: Int[Tensor, " row"]) -> PostFn:

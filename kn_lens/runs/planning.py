@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kn_lens.attribution import attribute, budget_for, layer_contexts, resolve_output
+from kn_lens.attribution import PathPoints, attribute, budget_for, layer_contexts, resolve_output, sweep
 from kn_lens.facts import Fact, FactSet
 from kn_lens.hosts import Budget, HookedModel, Host
 from kn_lens.interventions import Ticks, score_answers
@@ -241,7 +241,16 @@ def measured(context: RunContext, *, adaptive: bool) -> Rates:
 
         run_outputs = partial(run_changed, middle.outputs)
         resumed = timer.seconds("resumed", run_outputs, together, predicted=whole / 2)
-        run_gradients = partial(run_changed, middle.gradients)
+
+        def run_gradients(n: int) -> None:
+            points = PathPoints(
+                context=middle,
+                moving=middle.post,
+                prompts=first(n) % len(few),
+                alpha=middle.post.new_ones(n),
+            )
+            sweep([points])
+
         most = max(1, round(min(at_once, MOST_ROWS) * per_row))
         gradient = timer.seconds("gradient", run_gradients, most, predicted=3 * resumed)
     zeros = torch.zeros(MOST_ROWS, host.d_model, dtype=host.dtype, device=host.device)

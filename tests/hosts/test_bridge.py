@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kn_lens.errors import ArgumentError, HookError
 from kn_lens.hosts import FAMILIES, Host, host_of, load_model
-from kn_lens.hosts.partial_forward import run_clean
+from kn_lens.hosts.partial_forward import Replacement, run_clean
 from tests.tiny import CAUSAL, COUNTRIES, MASKED, N_CTX, N_LAYERS, equal, tiny_checkpoint, tiny_model
 
 # Settings of a family under which its blocks compute something else; all tests run with these.
@@ -160,7 +160,7 @@ def assert_equal_to_hugging_face(case: Case, tolerance: float) -> None:
     assert every.shape == (4, 14, case.host.d_vocab)
     at_last = case.host.logits(case.tokens, case.mask, case.read_pos)
     state = run_clean(case.host, case.tokens, case.mask, case.read_pos, [0])
-    resumed = state.logits_with_post(0, case.rows, state.post[0])
+    resumed = state.logits_with_post([Replacement(layer=0, rows=case.rows, post=state.post[0])])
     for row, expected in enumerate(case.expected()):
         equal(every[row, : len(expected)], expected, tolerance)
         for found in (at_last, state.logits, resumed):

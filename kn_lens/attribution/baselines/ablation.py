@@ -6,10 +6,10 @@ from torch import Tensor
 
 from kn_lens.attribution.baselines._one_by_one import n_scored, outputs_by_neuron
 from kn_lens.attribution.layer_context import LayerContext
-from kn_lens.attribution.method import AttributionMethod, LayerScores, no_expected_sum
+from kn_lens.attribution.method import LayerMethod, LayerScores, no_expected_sum
 
 
-class Ablation(AttributionMethod):
+class Ablation(LayerMethod):
     """Score by what the output loses without the neuron: ``P(w) - P(w with w_i = 0)``.
 
     Cost: a forward pass per row and neuron.

@@ -5,10 +5,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from kn_lens.attribution.layer_context import LayerContext
-from kn_lens.attribution.method import AttributionMethod, LayerScores, no_expected_sum
+from kn_lens.attribution.method import LayerMethod, LayerScores, no_expected_sum
 
 
-class Activation(AttributionMethod):
+class Activation(LayerMethod):
     """Score by the activation, ``w_i``, averaged over the answer's rows. Cost: no pass beyond the clean one."""
 
     name = "activation"

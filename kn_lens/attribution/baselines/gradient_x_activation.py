@@ -5,10 +5,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from kn_lens.attribution.layer_context import LayerContext
-from kn_lens.attribution.method import AttributionMethod, LayerScores
+from kn_lens.attribution.method import LayerMethod, LayerScores
 
 
-class GradientXActivation(AttributionMethod):
+class GradientXActivation(LayerMethod):
     """Score by the gradient at the clean activation, times the activation: ``w_i dP(w)/dw_i``.
 
     Cost: a forward pass per row and layer, and for all layers together one with its backward pass.

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from kn_lens.attribution.baselines._one_by_one import n_scored, outputs_by_neuron
 from kn_lens.attribution.layer_context import LayerContext
-from kn_lens.attribution.method import AttributionMethod, LayerScores, no_expected_sum
+from kn_lens.attribution.method import LayerMethod, LayerScores, no_expected_sum
 
 
-class LogProbGain(AttributionMethod):
+class LogProbGain(LayerMethod):
     """Score by what ``w_i W_out[i]`` alone adds to the answer's log-probability, read off after the layer; in nats.
 
     Cost: a forward pass per row and neuron, of the layer and the head.
