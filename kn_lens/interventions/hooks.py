@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kn_lens._core.notation import NeuronLike
+from kn_lens._core.wording import counted
 from kn_lens.errors import ArgumentError, HookError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.hosts import FOR_ONE_BATCH, HookedModel, HookFn, Host, host_of
@@ -156,6 +157,20 @@ class _NeuronIntervention:
             return self
         return replace(self, neurons=[sets[prompt] for prompt in chosen.tolist()])
 
+    def __repr__(self) -> str:
+        sets = self._sets
+        if isinstance(sets, NeuronSet):
+            parts = [repr(sets)]
+        else:
+            parts = [f"sets of {counted(len(sets), 'fact' if isinstance(sets, Mapping) else 'prompt')}"]
+        for name in ("factor", "value", "position"):
+            value = getattr(self, name, None)
+            if isinstance(value, Tensor):
+                value = f"tensor of shape {list(value.shape)}"
+            if value is not None:
+                parts.append(f"{name}={value}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
     @property
     def _sets(self) -> Sets:
         return cast("Sets", self.neurons)
@@ -213,7 +228,7 @@ class _NeuronIntervention:
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Suppress(_NeuronIntervention):
     """Turn neurons off: ``w_i -> 0``.
 
@@ -235,7 +250,7 @@ class Suppress(_NeuronIntervention):
         return torch.zeros_like(old)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Amplify(_NeuronIntervention):
     """Multiply neurons: ``w_i -> factor * w_i``.
 
@@ -275,7 +290,7 @@ class Amplify(_NeuronIntervention):
         return self.factor * old
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SetTo(_NeuronIntervention):
     """Set neurons to given activations: ``w_i -> value``.
 

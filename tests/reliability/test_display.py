@@ -1,12 +1,16 @@
 """What values show in a console and in a notebook: never more than 30 lines, whatever their size."""
 
+from dataclasses import fields
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import kn_lens as kn
 from kn_lens.interventions import Effect
 from kn_lens.neurons import Refined, SetsByFact
+from kn_lens.reports import Comparison
 from tests.edit_cases import FACTS, random_edit
 from tests.tiny import D_MLP, N_LAYERS, loaded
 
@@ -39,7 +43,10 @@ VALUES = {
     "Effect": lambda: effect(N),
     "WeightEdit": long_edit,
     "Suppress": lambda: kn.Suppress(EVERY_NEURON),
+    "Amplify": lambda: kn.Amplify(dict.fromkeys(MANY_FACTS, EVERY_NEURON)),
+    "SetTo": lambda: kn.SetTo([EVERY_NEURON] * N, torch.zeros(N, N_LAYERS, D_MLP)),
 }
+INTERVENTIONS = ("Suppress", "Amplify", "SetTo")
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -47,10 +54,28 @@ def test_a_large_value_has_a_short_line_and_a_short_table(name):
     value = VALUES[name]()
     assert repr(value).startswith(name) and "\n" not in repr(value) and len(repr(value)) < 400
     assert str(value).count("\n") < 15
-    if name != "Suppress":
+    if name not in INTERVENTIONS:
         html = value._repr_html_()
         assert html.count("\n") < 30 and html.count("<tr>") <= 11 and len(html) < 8000
         assert "<b>" not in html and " more<" in html
+
+
+def test_an_intervention_names_its_neurons_and_its_numbers():
+    neurons = kn.NeuronSet(["L0N1"])
+    assert repr(kn.Suppress("L0N1")) == "Suppress(NeuronSet(['L0N1']), position=read)"
+    assert repr(kn.Amplify({FACTS[0]: neurons}, 3.0)) == "Amplify(sets of 1 fact, factor=3.0, position=read)"
+    values = torch.zeros(2, N_LAYERS, D_MLP)
+    assert f"SetTo(sets of 2 prompts, value=tensor of shape {list(values.shape)}, position=all)" == repr(
+        kn.SetTo([neurons, neurons], values, position="all")
+    )
+
+
+def test_a_comparison_counts_its_runs_and_rows():
+    table = pd.DataFrame({"value": range(N)})
+    names = [field.name for field in fields(Comparison)]
+    comparison = Comparison(**{**dict.fromkeys(names, table), "notes": ()})
+    assert repr(comparison).startswith("Comparison(500 runs; rows of its tables: runs (500), values (500), ")
+    assert "\n" not in repr(comparison) and len(repr(comparison)) < 300
 
 
 def test_refined_sets_say_how_many_neurons_facts_have_and_how_many_are_left_out():

@@ -38,6 +38,7 @@ import numpy as np
 from kn_lens._core import defaults, permutation
 from kn_lens._core.atomic import write_whole
 from kn_lens._core.intervals import SHARE
+from kn_lens._core.wording import counted
 from kn_lens.errors import ArgumentError
 from kn_lens.reports.compare.estimates import STATISTICS, Estimate, Estimates, Estimator, control_value
 from kn_lens.reports.compare.runs import ComparedRun, StrPath, read_runs
@@ -95,6 +96,10 @@ class Comparison:
     correlations: "pd.DataFrame"
     contrasts: "pd.DataFrame"
     notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(f"{name} ({len(table)})" for name, table in self.tables.items())
+        return f"Comparison({counted(len(self.runs), 'run')}; rows of its tables: {numbers})"
 
     @property
     def tables(self) -> "dict[str, pd.DataFrame]":
