@@ -411,6 +411,7 @@ def erase_effects(
     top: int | None = None,
     min_facts: int | None = None,
     value: str | int = defaults.ERASED_VALUE,
+    across_relations: bool = True,
     seed: int = 0,
     tokenizer: Any = None,
     memory_budget: float | None = None,
@@ -427,6 +428,8 @@ def erase_effects(
         top: see ``erase_relation``.
         min_facts: see ``erase_relation``.
         value: see ``erase_neurons``.
+        across_relations: whether facts of other relations are expected among ``prompts``: the control that needs facts
+            of two relations.
         seed: seed of the random neurons, as many in each layer as are erased.
         tokenizer: the tokenizer to look ``value`` up in, instead of the model's own.
         memory_budget: bytes of memory for passes; see ``attribute``.
@@ -440,7 +443,8 @@ def erase_effects(
         ``prompts``, and once more for each relation and set of neurons.
 
     Raises:
-        ArgumentError: no facts, a relation without prompts or prompts of it alone, a fact without activation neurons;
+        ArgumentError: no facts, a relation without prompts, prompts of it alone with ``across_relations``, a fact
+            without activation neurons;
             numbers out of range; a wrong kind of argument.
         EditError: nothing to erase; see ``erase_relation``.
         UnsupportedModelError: the model cannot be hosted, is in train mode, or has NaN weights.
@@ -471,7 +475,7 @@ def erase_effects(
         )
     prompts_of = {fact: _numpy(chosen) for fact, chosen in prompts_by_fact(prompts).items()}
     erasures: list[tuple[str, str, WeightEdit]] = []
-    for relation, sets in _by_relation(neurons_by_fact, prompts_of).items():
+    for relation, sets in _by_relation(neurons_by_fact, prompts_of, across_relations).items():
         edit = erase_relation(
             model,
             sets,
@@ -513,8 +517,9 @@ def erase_effects(
 def _by_relation(
     neurons_by_fact: Mapping[Fact, NeuronSet],
     prompts_of: Mapping[Fact, Any],
+    across_relations: bool,
 ) -> dict[str, dict[Fact, NeuronSet]]:
-    """Return the sets of each relation, after a check that there are prompts of it and of others."""
+    """Return the sets of each relation, after a check that there are prompts of it, and of others where expected."""
     groups: dict[str, dict[Fact, NeuronSet]] = {}
     for fact, neurons in neurons_by_fact.items():
         groups.setdefault(fact.relation, {})[fact] = neurons
@@ -522,11 +527,12 @@ def _by_relation(
         raise ArgumentError("There are no neurons of any relation to erase; expected at least one fact.")
     known = {fact.relation for fact in prompts_of}
     for relation in groups:
-        if relation not in known or len(known) == 1:
+        if relation not in known or (across_relations and len(known) == 1):
             near = did_you_mean(relation, known - {relation})
             raise ArgumentError(
                 f"The prompts are of {', '.join(sorted(known))}; "
-                f"expected some of {relation}, which is to be erased, and some of other relations.{near}"
+                f"expected some of {relation}, which is to be erased, and some of other relations, or "
+                f"across_relations=False.{near}"
             )
     return groups
 

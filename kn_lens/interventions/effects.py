@@ -177,6 +177,7 @@ def controlled_effects(
     activation_neurons: Mapping[Fact, NeuronSet] | None = None,
     *,
     intervene: Intervene | Mapping[Any, Intervene] = Suppress,
+    across_relations: bool = True,
     seed: int = 0,
     memory_budget: float | None = None,
     progress: Progress | None = None,
@@ -191,6 +192,8 @@ def controlled_effects(
             control out.
         intervene: returns the intervention on one set of neurons for each prompt; ``lambda n: Amplify(n, 3.0)``. Or
             several of these by name, which share all passes that do not depend on them.
+        across_relations: whether to measure each intervention on a fact of another relation too, the control that needs
+            facts of two relations.
         seed: of the random neurons and of the draw of facts of other relations; the random neurons of a fact do not
             depend on the other facts.
         memory_budget: bytes that passes may take; see ``attribute``.
@@ -198,7 +201,8 @@ def controlled_effects(
 
     Returns:
         A table with one row for each fact, ``neuron_set`` (``found``, ``activation``, ``random``) and ``scope``
-        (``own``: read on the fact's own prompts; ``other``: on those of a fact of another relation): ``relation``,
+        (``own``: read on the fact's own prompts; ``other``: on those of a fact of another relation, unless
+        ``across_relations`` is False): ``relation``,
         ``subject``, ``object`` and ``key`` of the fact; ``measured``, the key of the fact whose prompts were read;
         ``n_neurons``, ``n_prompts``; and ``before``, ``after``, mean probabilities over these prompts. With several
         interventions the same for each, and ``intervention``, its name, as the first column. Cost: one forward pass for
@@ -206,8 +210,8 @@ def controlled_effects(
         prompts; from the lowest layer with neurons up, where the intervention acts at the read position alone.
 
     Raises:
-        ArgumentError: no facts, a fact without prompts or without activation neurons, prompts of one relation only,
-            neurons that the model does not have, no intervention, or a budget of no memory.
+        ArgumentError: no facts, a fact without prompts or without activation neurons, prompts of one relation only with
+            ``across_relations``, neurons that the model does not have, no intervention, or a budget of no memory.
         UnsupportedModelError: the model cannot be hosted, is in train mode, or has NaN weights or answers.
 
     Example:
@@ -240,14 +244,13 @@ def controlled_effects(
                 f"Got {type_with_article(make)} as intervene; expected a function that makes an intervention of one "
                 "set for each prompt, such as kn_lens.Suppress or lambda sets: kn_lens.Amplify(sets, 3.0)."
             )
-    others: dict[Fact, Fact] = {}
-    for fact, other in zip(pool, pool.paired_with_other_relations(seed), strict=True):
-        others[fact] = pool[other]
+    measured_facts = {"own": facts}
+    if across_relations:
+        measured_facts["other"] = _facts_of_other_relations(facts, pool, seed)
     sets_by_kind: dict[str, Mapping[Fact, NeuronSet]] = {"found": neurons_by_fact}
     if activation_neurons is not None:
         sets_by_kind["activation"] = activation_neurons
     sets_by_kind["random"] = _random_controls(host, neurons_by_fact, seed)
-    measured_facts = {"own": facts, "other": [others[fact] for fact in facts]}
 
     readings: list[_Reading] = []
     changes: list[Change] = []
@@ -285,6 +288,23 @@ def controlled_effects(
             table = table.drop(columns="intervention")
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def _facts_of_other_relations(facts: Sequence[Fact], pool: FactSet, seed: int) -> list[Fact]:
+    """Return for each fact one of another relation, drawn from the pool.
+
+    Raises:
+        ArgumentError: the pool has one relation.
+    """
+    if len(pool.relations) < 2:
+        raise ArgumentError(
+            f"The prompts are of one relation, {', '.join(pool.relations)}; expected some of another too, or "
+            "across_relations=False, which leaves out the effect on facts of another relation."
+        )
+    others = {}
+    for fact, other in zip(pool, pool.paired_with_other_relations(seed), strict=True):
+        others[fact] = pool[other]
+    return [others[fact] for fact in facts]
 
 
 @dataclass(frozen=True, kw_only=True)

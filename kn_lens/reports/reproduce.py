@@ -38,7 +38,8 @@ def reproduce(
 
     Args:
         model: a TransformerLens model in evaluation mode. It is not changed.
-        facts: facts of at least two relations; ``settings`` choose from them.
+        facts: all facts; ``settings`` choose from them. With a single relation, effects on facts of another are left
+            out.
         out: run directory: new, or that of a run to resume.
         stages: names of stages, computed with those that they need; all by default. ``effects`` computes Figures 3, 4
             and 5 and Table 2.
@@ -56,8 +57,8 @@ def reproduce(
 
     Raises:
         ArgumentError: A stage, preset, setting or relation is unknown, or the directory is not that of a run.
-        DataError: The facts are of one relation only, none can be queried, or the directory belongs to another model,
-            other facts, settings or versions, is in use, or cannot be written.
+        DataError: None of the facts can be queried, or the directory belongs to another model, other facts, settings or
+            versions, is in use, or cannot be written.
         UnsupportedModelError: The model cannot be hosted, is in train mode, or has NaN weights.
 
     Example:

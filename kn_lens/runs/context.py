@@ -105,7 +105,8 @@ class RunContext:
     def sample_other_facts(self, relation: str, n: int, *names: str) -> list[Fact]:
         """Return ``n`` facts of other relations of the source, in its order, drawn with the generator of ``names``.
 
-        Some of them may have no prompt that the model can be queried with. Where none has, more facts are drawn.
+        Some of them may have no prompt that the model can be queried with. Where none has, more facts are drawn. There
+        is none where the source has one relation.
         """
         candidates = [fact for fact in self.source if fact.relation != relation and fact.templates]
         while True:
@@ -146,6 +147,10 @@ class RunContext:
             NoPromptError: no prompt is left.
         """
         return make_prompts(self.host, FactSet(facts), unknown_answers="leave_out")
+
+    def has_other_relations(self, prompts: PromptBatch) -> bool:
+        """Return whether prompts are of more than one relation, as the controls on facts of other relations need."""
+        return len({fact.relation for fact, n in prompts.prompts_per_fact().items() if n}) > 1
 
     def _has_prompts(self, fact: Fact) -> bool:
         if self.host.tokenizer is None:  # see n_rows_of
@@ -283,7 +288,7 @@ def open_context(
 
     Raises:
         ArgumentError: an unknown relation, or a directory that holds something else.
-        DataError: facts of a single relation, or as ``open_run``.
+        DataError: a relation whose name is too long for a file, or as ``open_run``.
     """
     settings = with_identifiers(settings, facts)
     data = RunData.of(facts, settings, held_out)

@@ -16,7 +16,7 @@ LONGEST_NAME = 180
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """The facts of a run.
+    """The facts of a run. With a single relation, what is measured on facts of other relations is left out.
 
     Attributes:
         source: all facts of the data; controls draw facts of other relations from it.
@@ -39,7 +39,7 @@ class RunData:
 
         Raises:
             ArgumentError: an unknown relation, or both ways of holding wordings out.
-            DataError: facts of a single relation, or a relation whose name is too long for a file.
+            DataError: a relation whose name is too long for a file.
         """
         if settings.held_out:
             if held_out is not None:
@@ -53,11 +53,6 @@ class RunData:
                     f"The relation {relation[:40]!r}... is too long for the name of a file (as which it has "
                     f"{length} characters, of {LONGEST_NAME}); give it a shorter name."
                 )
-        if len(facts.relations) < 2:
-            raise DataError(
-                f"All facts are of the relation {', '.join(facts.relations)}; the controls need facts of another. Give "
-                "a source with more relations; --relations chooses from it."
-            )
         return cls(source=facts, facts=chosen, held_out=held_out or FactSet(()))
 
     def digests(self) -> dict[str, str]:
@@ -87,11 +82,7 @@ def choose(facts: FactSet, settings: Settings) -> FactSet:
         facts = facts.of(*settings.relations)
     if settings.limit is None:
         return facts
-    chosen = []
-    for relation in facts.relations:
-        group = facts.of(relation)
-        chosen += group.sample(min(settings.limit, len(group)), settings.seed)
-    return FactSet(chosen)
+    return facts.sample_per_relation(settings.limit, settings.seed)
 
 
 def hold_out(facts: FactSet, n: int, min_templates: int, seed: int) -> tuple[FactSet, FactSet]:

@@ -206,7 +206,7 @@ def test_blocks_below_the_lowest_changed_layer_run_once(model_and_prompts):
         (FACTS, {}, None, "no facts with neurons"),
         (FACTS[1:], {FACTS[0]: kn.NeuronSet()}, None, r"P36/Ireland/Dublin has neurons and no prompts"),
         (FACTS, {FACTS[0]: kn.NeuronSet()}, {}, "no activation neurons"),
-        (FACTS[:8], {FACTS[0]: kn.NeuronSet()}, None, "two relations"),
+        (FACTS[:8], {FACTS[0]: kn.NeuronSet()}, None, "across_relations=False"),
         (FACTS, {FACTS[0]: kn.NeuronSet([(0, D_MLP)])}, None, f"indices 0 to {D_MLP - 1}"),
     ],
 )

@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 
 import kn_lens as kn
+from kn_lens._core.advice import one_relation_note
 from kn_lens.errors import ArgumentError, DataError, PromptError
+from kn_lens.reports import write_report
 from kn_lens.runs.context import open_context
 from kn_lens.runs.data import choose
 from kn_lens.runs.directory import Shard
@@ -18,7 +20,9 @@ from kn_lens.runs.stages.facts import FACTS
 from kn_lens.runs.stages.interventions import DOSES, EFFECTS
 from kn_lens.runs.stages.neurons import NEURONS
 from kn_lens.runs.stages.order import STAGES
+from kn_lens.runs.stages.robustness import METHODS, STABILITY
 from kn_lens.runs.stages.syntax_pairs import SYNTAX_PAIRS
+from kn_lens.runs.stages.texts import TEXTS
 from kn_lens.runs.stages.updates import UPDATES
 from tests.intervals import hold_their_values
 from tests.old_columns import write_old_columns
@@ -171,9 +175,24 @@ def test_other_facts_come_from_relations_that_were_not_chosen(model, tmp_path):
     assert of_others and of_others <= {"P1376", "seat%2Fof"}
 
 
-def test_one_relation_alone_has_no_control(model, tmp_path):
-    with pytest.raises(DataError, match="of another"), open_context(model, tiny_facts().of("P36"), tmp_path, SETTINGS):
-        pass
+def test_a_single_relation_lacks_what_needs_two_and_nothing_else(model, finished, tmp_path):
+    stages = [EFFECTS, DOSES, TEXTS, UPDATES, ERASURES, STABILITY, METHODS]
+    with open_context(model, tiny_facts().of("P36"), tmp_path, SETTINGS) as context:
+        tables = run_stages(context, stages, lambda state: None)
+        of_one = {stage: context.records(stage.name, Shard("P36")) for stage in stages}
+    of_all, tables_of_all = finished
+    within = {EFFECTS: "scope != 'other'", DOSES: "scope != 'other'", ERASURES: "question != 'other relations'"}
+    for stage, condition in within.items():
+        expected = of_all.records(stage.name, Shard("P36")).query(condition).reset_index(drop=True)
+        pd.testing.assert_frame_equal(of_one[stage], expected, rtol=1e-9)
+    assert "same relation" in set(of_one[UPDATES]["question"]) | set(of_one[UPDATES].query("why != ''")["why"])
+    lacking = {name for name, table in tables.items() if one_relation_note(name, table)}
+    assert {"table2", "figures4_5", "dose_response", "table5"} <= {
+        name.removesuffix("_by_relation") for name in lacking
+    }
+    assert not any(one_relation_note(name, table) for name, table in tables_of_all.items())
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "left out: one relation" in page
 
 
 def test_facts_with_too_few_prompts_are_counted_and_not_queried(model, tmp_path):

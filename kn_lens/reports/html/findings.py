@@ -56,8 +56,8 @@ def _effect(
     if own is None:
         return None
     beside = [("random neurons", _percent(own["control"]))]
-    if other is not None:
-        beside.append(("on another fact", _percent(other["value"])))
+    on_another = "left out: one relation" if other is None else _percent(other["value"])
+    beside.append(("on another fact", on_another))
     if is_known(own.get("paper")):
         beside.append(("Dai et al. (2022)", _percent(own["paper"])))
     return Finding(

@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, cast
 
 import kn_lens
-from kn_lens._core.advice import NO_SUCCESS, has_no_success
+from kn_lens._core.advice import NO_SUCCESS, has_no_success, one_relation_note
 from kn_lens._core.intervals import FEWEST
 from kn_lens.reports import figures
 from kn_lens.reports.html.facts import FACTS_AT_ONCE, FactPages, as_columns
@@ -155,7 +155,9 @@ def _table_entries(tables: "Mapping[str, pd.DataFrame]") -> list[dict[str, Any]]
     entries = []
     for name, table in tables.items():
         if name != MAP:
-            note = NO_SUCCESS if name == "table6" and has_no_success(table) else ""
+            notes = [NO_SUCCESS] if name == "table6" and has_no_success(table) else []
+            notes.append(one_relation_note(name, table))
+            note = " ".join(filter(None, notes))
             entries.append({"name": name, "title": table_title(name), "grid": grid(table, name), "note": note})
     return entries
 

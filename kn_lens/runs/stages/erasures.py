@@ -62,14 +62,15 @@ def _make(context: RunContext, shard: Shard, path: Path, progress: Progress) -> 
     if not any(found.values()):
         write_rows(path, [], ERASE_SCHEMA)
         return
-    facts = [*_own_facts(context, relation), *_other_facts(context, relation)]
+    prompts = context.make_prompts([*_own_facts(context, relation), *_other_facts(context, relation)])
     effects = erase_effects(
         context.host,
-        context.make_prompts(facts),
+        prompts,
         found,
         context.neurons("activation", relation),
         top=settings.erase_top,
         value=settings.erase_value,
+        across_relations=context.has_other_relations(prompts),
         seed=settings.seed,
         memory_budget=context.memory_budget,
         progress=progress,

@@ -1,9 +1,9 @@
 """Stages ``effects`` and ``doses``: suppressing and amplifying neurons; Figures 4 and 5, and the dose-response curve.
 
 The activations of each fact's neurons are multiplied by a factor, and the probability of the answer is computed again
-for the fact itself (scope ``own``) and for a random fact of another relation (``other``): ``controlled_effects``. The
-same is done with the neurons of the baseline and with random neurons. ``effects`` takes the factors 0 and 2 and all
-facts, ``doses`` more factors and some facts of each relation.
+for the fact itself (scope ``own``) and, where the source has one, for a random fact of another relation (``other``):
+``controlled_effects``. The same is done with the neurons of the baseline and with random neurons. ``effects`` takes the
+factors 0 and 2 and all facts, ``doses`` more factors and some facts of each relation.
 
 Records: the rows of ``controlled_effects`` with their ``factor``. ``neuron_set`` is a kind of the stage ``neurons``:
 ``found``, ``random``, and ``activation`` or ``baseline`` as the setting ``baseline`` says.
@@ -77,12 +77,14 @@ def _measure(
     interventions = {}
     for factor in factors:
         interventions[factor] = partial(Amplify, factor=factor) if factor else Suppress
+    prompts = context.make_prompts([*facts, *others])
     effects = controlled_effects(
         context.host,
-        context.make_prompts([*facts, *others]),
+        prompts,
         {fact: found[fact] for fact in facts},
         {fact: active[fact] for fact in facts},
         intervene=interventions,
+        across_relations=context.has_other_relations(prompts),
         seed=context.settings.seed,
         memory_budget=context.memory_budget,
         progress=progress,
@@ -145,9 +147,12 @@ def _passes(context: RunContext, shard: Shard, facts: Sequence[Fact], n_factors:
         intervened = [fact for fact in facts if found[fact]]
     n_own = sum(n_rows[fact.key] for fact in facts)
     n_intervened = sum(n_rows[fact.key] for fact in intervened)
+    n_resumed = n_intervened * N_COMPARED_KINDS * n_factors
+    if len(context.source.relations) < 2:
+        return Passes(whole=n_own, resumed=n_resumed)
     # Each fact has one other fact, drawn at random from as many and assumed to have as many rows; draws can coincide.
     n_others = n_own * (1 - (1 - 1 / max(1, len(facts))) ** len(facts))
-    n_resumed = 2 * n_intervened * N_COMPARED_KINDS * n_factors
+    n_resumed *= 2
     return Passes(whole=n_own + n_others, resumed=n_resumed)
 
 

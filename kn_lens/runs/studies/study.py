@@ -106,7 +106,7 @@ def jobs_of(config: StudyConfig, facts: Mapping[str, FactSet], held_out: Mapping
 
     Raises:
         ArgumentError: an unknown stage, relation or fact set, or a name too long for a directory.
-        DataError: a fact set of a single relation.
+        DataError: a relation whose name is too long for a file.
     """
     stages = [stage.name for stage in stages_named(STAGES, config.stages)]
     missing = [entry.name for entry in config.facts if entry.name not in facts]
