@@ -33,6 +33,9 @@ SPLITS: tuple[str, ...] = get_args(Split)
 FACT_FORMATS = ("world", "pararel", "official", "lama", "counterfact", "jsonl", "csv")
 """The formats of fact files."""
 
+FIGURE_FORMATS = ("html", "png", "svg")
+"""The formats of figures in files."""
+
 OWN_TEMPLATES = "kn_lens"
 """The templates that ship with the package for ParaRel's relations, for causal models: each ends with the object."""
 

@@ -6,23 +6,29 @@ import typer
 
 import kn_lens
 from kn_lens.cli import compare, data, demo, edit, find, intervene, models, report, reproduce, study
-from kn_lens.cli._options import help_without_subcommand
+from kn_lens.cli._help import Command, CommandGroup, help_without_subcommand
 
 app = typer.Typer(
     name="kn-lens",
-    help="Find, measure and change the neurons of a language model that carry a fact.",
+    cls=CommandGroup,
+    help="""Find, measure and change the neurons of a language model that carry a fact.
+
+Example:
+    kn-lens demo
+    kn-lens find --relation P36 --out neurons.json
+    kn-lens intervene --neurons neurons.json""",
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-app.command()(demo.demo)
-app.command()(find.find)
-app.command()(intervene.intervene)
-app.command()(reproduce.reproduce)
-app.command()(study.study)
-app.command()(compare.compare)
-app.command()(report.report)
-app.command()(models.models)
+app.command(cls=Command)(demo.demo)
+app.command(cls=Command)(find.find)
+app.command(cls=Command)(intervene.intervene)
+app.command(cls=Command)(reproduce.reproduce)
+app.command(cls=Command)(study.study)
+app.command(cls=Command)(compare.compare)
+app.command(cls=Command)(report.report)
+app.command(cls=Command)(models.models)
 app.add_typer(edit.app, name="edit")
 app.add_typer(data.app, name="data")
 

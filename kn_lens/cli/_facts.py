@@ -80,7 +80,7 @@ def choose(
     limit: int | None,
     seed: int,
 ) -> FactSet:
-    """Return the facts of some relations and subjects, at most ``limit`` of them, drawn at random.
+    """Return the facts of some relations and subjects, at most ``limit`` of each relation, drawn at random.
 
     Raises:
         ArgumentError: A relation or subject is unknown. The message names the nearest.
@@ -93,6 +93,6 @@ def choose(
             if subject not in known:
                 facts.find(subject)  # raises, with a suggestion
         facts = FactSet(fact for fact in facts if fact.subject in subjects)
-    if limit is None or limit >= len(facts):
+    if limit is None:
         return facts
-    return facts.sample(limit, seed=seed)
+    return facts.sample_per_relation(limit, seed)

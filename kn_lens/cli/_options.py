@@ -48,33 +48,18 @@ def choice(names: Sequence[str], description: str, panel: str | None = None) -> 
     )
 
 
-def _one_of(names: Sequence[str]) -> Callable[[str | None], str | None]:
-    """Return a callback that rejects any value outside ``names`` and suggests the nearest name."""
+def _one_of(names: Sequence[str]) -> Callable[[Any], Any]:
+    """Return a callback that rejects any value outside ``names``, also in a list, and suggests the nearest name."""
 
-    def check(value: str | None) -> str | None:
-        if value is not None and value not in names:
-            hint = did_you_mean(value, names)
-            raise typer.BadParameter(f"{value!r} is not one of {', '.join(names)}.{hint}")
+    def check(value: Any) -> Any:
+        values = value if isinstance(value, list) else [value]
+        for name in values:
+            if name is not None and name not in names:
+                hint = did_you_mean(name, names)
+                raise typer.BadParameter(f"{name!r} is not one of {', '.join(names)}.{hint}")
         return value
 
     return check
-
-
-def split_names(names: str | None) -> list[str]:
-    """Return the names in a list that is separated by commas.
-
-    >>> split_names("png, svg")
-    ['png', 'svg']
-    """
-    stripped = map(str.strip, (names or "").split(","))
-    return [name for name in stripped if name]
-
-
-def help_without_subcommand(context: typer.Context) -> None:
-    """Print the help of a group of commands that was called without a command, and exit."""
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help(), nl=False)  # empty if rich has printed the help itself
-        raise typer.Exit
 
 
 def check_output_path(path: Path | None, *inputs: Path | str | None) -> None:
@@ -151,13 +136,21 @@ Templates = Annotated[
 Split = Annotated[str, choice(SPLITS, "Templates of the embedded facts", FACTS)]
 Relations = Annotated[
     list[str] | None,
-    named_option(FACTS, "--relation -r", "NAME", "Relation of the facts, such as P36 or capital; repeatable."),
+    named_option(
+        FACTS,
+        "--relation -r",
+        "NAME",
+        "Relation of the facts, such as P36 or capital; repeatable, all by default.",
+    ),
 ]
 Subjects = Annotated[
     list[str] | None,
-    named_option(FACTS, "--subject -s", "TEXT", "Subject of the facts; repeatable."),
+    named_option(FACTS, "--subject -s", "TEXT", "Subject of the facts; repeatable, all by default."),
 ]
-Limit = Annotated[int | None, option(FACTS, "N", "Maximum number of facts, drawn at random.", min=1)]
+Limit = Annotated[
+    int | None,
+    option(FACTS, "N", "Maximum number of facts of each relation, drawn at random.", min=1),
+]
 Seed = Annotated[int, option(FACTS, "N", "Seed of all random draws.", min=0)]
 LeaveOutUnknown = Annotated[
     bool,

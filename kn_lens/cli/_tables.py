@@ -5,12 +5,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 from kn_lens._core.escape import escaped
 from kn_lens._core.notation import neuron_name
 from kn_lens._core.wording import counted
+from kn_lens.cli._terminal import UNLIMITED
 
+LEAST_TEXT_WIDTH = 12
+"""Width to which a column of texts folds."""
 ROWS_SHOWN = 40
 FACTS_SHOWN = 8
 NEURON_SETS = {"found": "knowledge neurons", "activation": "most active", "random": "random"}
@@ -18,7 +23,45 @@ NEURON_SETS = {"found": "knowledge neurons", "activation": "most active", "rando
 
 
 class EscapedTable(Table):
-    r"""A table whose texts are single lines: line breaks and control sequences are escaped, as in ``\n``."""
+    r"""A table that is whole on any terminal, with control characters escaped, as in ``\n``.
+
+    The heading is as wide as the terminal. Columns move together where the terminal is narrow, then texts fold. Where
+    this is not enough, each row becomes a block of lines: its labels, then each value with the name of its column.
+    """
+
+    def __init__(self, heading: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.heading = escaped(heading)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the heading and the table, or the rows."""
+        if self.heading:
+            yield Text(self.heading, style="bold")
+        if console.measure(self, options=options.update(max_width=UNLIMITED)).maximum > options.max_width:
+            self.padding = 0
+        if self._least_width() > options.max_width:
+            yield from self._blocks()
+        else:
+            yield from super().__rich_console__(console, options)
+
+    def _least_width(self) -> int:
+        """Return the width with all texts folded: of the columns, and of the dividers and edges around them."""
+        widths = []
+        for column in self.columns:
+            width = max(len(str(cell)) for cell in (column.header, *column.cells))
+            folded = max(LEAST_TEXT_WIDTH, column.min_width or 0)
+            widths.append(width if column.no_wrap else min(width, folded))
+        return sum(widths) + len(widths) + 1
+
+    def _blocks(self) -> Iterator[Text]:
+        """Yield the lines of each row: the texts before its first number, then a line for each other column."""
+        n_labels = next((i for i, column in enumerate(self.columns) if column.no_wrap), 1)
+        names = [str(column.header) for column in self.columns]
+        longest = max(map(len, names[n_labels:]), default=0)
+        for row in zip(*(column.cells for column in self.columns), strict=True):
+            yield Text("  ".join(str(cell) for cell in row[:n_labels] if cell))
+            for name, cell in zip(names[n_labels:], row[n_labels:], strict=True):
+                yield Text(f"  {name:<{longest}}  {cell}")
 
     def add_column(self, header: Any = "", *args: Any, **options: Any) -> None:
         """Add a column, with an escaped header."""
@@ -36,16 +79,10 @@ def _escaped_text(cell: Any) -> Any:
 
 def table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
     """Return an empty table in the style of all commands; the columns named in ``right`` contain numbers."""
-    result = EscapedTable(
-        title=escaped(title),
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
+    result = EscapedTable(title, box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         is_number = column in right
-        result.add_column(column, justify="right" if is_number else "left", no_wrap=is_number)
+        result.add_column(column, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
     return result
 
 

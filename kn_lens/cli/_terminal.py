@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from threading import Event, Thread, Timer
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.progress import (
     BarColumn,
     Progress,
@@ -27,6 +27,8 @@ from rich.text import Text
 
 from kn_lens._core.escape import escaped, json_text, shown
 
+UNLIMITED = 100_000
+"""Width of a console that is no terminal."""
 SHOW_AFTER = 2.0
 """Seconds of work before a progress bar appears on a terminal."""
 FIRST_LINE = 5.0
@@ -40,6 +42,12 @@ class EscapingConsole(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    @property
+    def size(self) -> ConsoleDimensions:  # type: ignore[override]  # a width is given to the constructor, never set
+        """The size of the terminal; a file or a pipe takes lines of any length, so that nothing is wrapped or cut."""
+        size = super().size
+        return size if self.is_terminal else ConsoleDimensions(UNLIMITED, size.height)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Return a text as it is displayed, in a table or alone."""

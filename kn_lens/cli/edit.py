@@ -1,7 +1,7 @@
 """``kn-lens edit``: weight edits, their effects, and the edited model as a checkpoint."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -17,6 +17,7 @@ from kn_lens._core.names import DTYPES, UPDATE_FORMS, Scaling
 from kn_lens._core.wording import counted
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
+from kn_lens.cli._help import Command, CommandGroup, help_without_subcommand
 from kn_lens.cli._options import MODEL, RESULT, check_output_path, choice, flag, named_option, option
 from kn_lens.cli._run import (
     build_prompts,
@@ -43,8 +44,13 @@ TRIAL_SEED = 0
 """Advice of all messages about the strength of updates."""
 
 app = typer.Typer(
-    help="Make weight edits, inspect and apply them, and write the edited model.",
-    callback=options.help_without_subcommand,
+    cls=CommandGroup,
+    help="""Make weight edits, inspect and apply them, and write the edited model.
+
+Example:
+    kn-lens edit show tokyo.safetensors
+    kn-lens edit apply tokyo.safetensors""",
+    callback=help_without_subcommand,
     invoke_without_command=True,
 )
 
@@ -69,7 +75,7 @@ DtypeOfEdit = Annotated[
 ]
 
 
-@app.command()
+@app.command(cls=Command)
 def update(
     neurons: Neurons,
     new_object: Annotated[str, named_option(None, "--object", "TEXT", "New answer.")],
@@ -113,8 +119,8 @@ def update(
             CHANGE,
             "P",
             "Maximum share of the relation's facts that have a changed neuron.",
-            min=0.0,
-            max=1.0,
+            min=0,
+            max=1,
         ),
     ] = defaults.MAX_SHARE,
     allow_unknown: Annotated[
@@ -134,9 +140,14 @@ def update(
     subject: options.Subjects = None,
     json: options.Json = False,
 ) -> None:
-    """Give one fact, chosen by --subject and --relation, another answer.
+    r"""Give one fact, chosen by --subject and --relation, another answer.
 
     The edit is tried on the fact and on a hundred other facts of the source, and its effects on both are printed.
+
+    Example:
+        kn-lens edit update --neurons neurons.json \
+            --subject Ireland --relation P36 --object Tokyo \
+            --out tokyo.safetensors
     """
     check_output_path(to, facts, neurons, templates)
     from kn_lens.edits import resolve_form
@@ -175,23 +186,26 @@ def update(
     _warn_about_trial(trial)
 
 
-@app.command()
+@app.command(cls=Command)
 def erase(
     neurons: Neurons,
-    relation: Annotated[str, named_option(None, "--relation -r", "NAME", "Relation to erase.")],
+    relation: Annotated[
+        list[str],
+        named_option(None, "--relation -r", "NAME", "Relation to erase; repeatable."),
+    ],
     to: To,
     top: Annotated[
         int | None,
         option(
             CHANGE,
             "N",
-            f"Number of its most frequent neurons; {defaults.ERASED_NEURONS} by default, without --min-facts.",
+            f"Number of a relation's most frequent neurons; {defaults.ERASED_NEURONS} by default, without --min-facts.",
             min=1,
         ),
     ] = None,
     min_facts: Annotated[
         int | None,
-        option(CHANGE, "N", "Minimum number of its facts that have an erased neuron.", min=1),
+        option(CHANGE, "N", "Minimum number of a relation's facts that have an erased neuron.", min=1),
     ] = None,
     value: Annotated[
         str,
@@ -208,26 +222,43 @@ def erase(
     split: options.Split = defaults.SPLIT,
     json: options.Json = False,
 ) -> None:
-    """Erase the output of the neurons that the facts of a relation have."""
+    r"""Erase the output of the neurons that the facts of a relation have, or of several relations one after the other.
+
+    Example:
+        kn-lens edit erase --neurons neurons.json \
+            --relation P36 --out erased.safetensors
+    """
     check_output_path(to, facts, neurons, templates)
     source = read_facts(facts, format, templates, split)
-    relation = source.relation_of(relation)
-    members = source.of(relation)
-    found = _neurons_of(neurons, source, members)
-    own = {fact: found[fact] for fact in members if fact in found}
-    if not own:
-        raise DataError(f"{neurons} has neurons of {counted(len(found), 'fact')}, none of them of {relation}.")
+    sets_by_relation: dict[str, dict[Fact, NeuronSet]] = {}
+    for name in dict.fromkeys(map(source.relation_of, relation)):
+        members = source.of(name)
+        found = _neurons_of(neurons, source, members)
+        own = {fact: found[fact] for fact in members if fact in found}
+        if not own:
+            raise DataError(f"{neurons} has neurons of {counted(len(found), 'fact')}, none of them of {name}.")
+        sets_by_relation[name] = own
     loaded = load_for_neurons(neurons, model, device, dtype, force=force, check=check)
 
     from kn_lens.edits import erase_relation
 
-    edit = erase_relation(loaded, own, top=top, min_facts=min_facts, value=value)
-    _save("edit erase", edit, to, json)
+    steps: list[WeightEdit] = []
+    with ExitStack() as erased:
+        for own in sets_by_relation.values():
+            step = erase_relation(loaded, own, top=top, min_facts=min_facts, value=value)
+            # Relations may share neurons: the next edit starts from the rows that this one leaves.
+            erased.enter_context(step.applied(loaded))
+            steps.append(step)
+    _save("edit erase", reduce(add, steps), to, json)
 
 
-@app.command()
+@app.command(cls=Command)
 def show(files: Edits, json: options.Json = False) -> None:
-    """Print what edit files change, in which model, and how they were made."""
+    """Print what edit files change, in which model, and how they were made.
+
+    Example:
+        kn-lens edit show tokyo.safetensors
+    """
     edits = _read(files)
     documents = _documents(files, edits)
     if json:
@@ -237,7 +268,7 @@ def show(files: Edits, json: options.Json = False) -> None:
         _print_edit(document)
 
 
-@app.command()
+@app.command(cls=Command)
 def apply(
     files: Edits,
     model: ModelOfEdit = None,
@@ -260,6 +291,9 @@ def apply(
     """Compare the answers of a model without and with edits. No file of the model is changed.
 
     By default, the facts are those that the edits name. --out takes the answer to each prompt as CSV.
+
+    Example:
+        kn-lens edit apply tokyo.safetensors --relation P36
     """
     check_output_path(to, facts, templates, *files)
     edits = _read(files)
@@ -308,7 +342,7 @@ def apply(
         out.print(f"Answers to every prompt written to {to}", soft_wrap=True)
 
 
-@app.command()
+@app.command(cls=Command)
 def export(
     files: Edits,
     to: Annotated[Path, named_option(RESULT, "--out -o", "DIR", "New directory of the checkpoint.")],
@@ -318,7 +352,11 @@ def export(
     check: options.Check = True,
     json: options.Json = False,
 ) -> None:
-    """Write the edited model as a Hugging Face checkpoint, which transformers alone can load."""
+    """Write the edited model as a Hugging Face checkpoint, which transformers alone can load.
+
+    Example:
+        kn-lens edit export tokyo.safetensors -o edited-model
+    """
     from kn_lens.edits import check_new
     from kn_lens.edits import export as write_checkpoint
 

@@ -40,10 +40,13 @@ def find(
     seed: options.Seed = 0,
     leave_out_unknown: options.LeaveOutUnknown = False,
     method: Annotated[str, choice(options.METHODS, "Attribution method", METHOD)] = defaults.METHOD,
-    output: Annotated[str, choice(OUTPUTS, "Attributed output", METHOD)] = defaults.OUTPUT,
+    target: Annotated[
+        str,
+        choice(OUTPUTS, "What the scores explain, as a function of the answer's logits", METHOD),
+    ] = defaults.OUTPUT,
     contrast: Annotated[
         str | None,
-        option(METHOD, "TEXT", "Contrasting answer of --output logit_diff."),
+        option(METHOD, "TEXT", "Contrasting answer of --target logit_diff."),
     ] = None,
     preset: Annotated[
         str | None,
@@ -96,8 +99,11 @@ def find(
     """Find the knowledge neurons of facts, with an error bar for each fact.
 
     Each fact is queried in all of its templates. Its neurons are those that carry the answer in most of them.
+
+    Example:
+        kn-lens find -r P36 --limit 20 --out neurons.json
     """
-    _check_consistent(preset, quadrature, n_steps, tolerance, output, contrast)
+    _check_consistent(preset, quadrature, n_steps, tolerance, target, contrast)
     memory_budget = memory_budget_of(memory)
     check_output_path(to, facts, templates)
     chosen = choose(read_facts(facts, format, templates, split), relation, subject, limit, seed)
@@ -115,7 +121,7 @@ def find(
 
     attribution_options: dict[str, Any] = {
         "method": method,
-        "output": output,
+        "output": target,
         "preset": preset,
         "quadrature": quadrature,
         "n_steps": n_steps,
@@ -184,7 +190,7 @@ def _check_consistent(
     quadrature: str,
     n_steps: int | None,
     tolerance: float,
-    output: str,
+    target: str,
     contrast: str | None,
 ) -> None:
     """Check, before anything is loaded, that no options contradict each other.
@@ -200,8 +206,8 @@ def _check_consistent(
         raise ArgumentError("--n-steps is for a fixed rule. Name one, such as --quadrature gauss-legendre.")
     if not 0 < tolerance < math.inf:
         raise ArgumentError(f"--tolerance {tolerance}; expected a positive number, such as 1e-3.")
-    if (output == "logit_diff") != (contrast is not None):
-        raise ArgumentError("--output logit_diff and --contrast ANSWER, the contrasting answer, require each other.")
+    if (target == "logit_diff") != (contrast is not None):
+        raise ArgumentError("--target logit_diff and --contrast ANSWER, the contrasting answer, require each other.")
 
 
 def _write_neurons(

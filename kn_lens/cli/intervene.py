@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.console import Group
 
 from kn_lens._core import defaults
+from kn_lens._core.advice import EFFECTS_ON_ANOTHER, ONE_RELATION
 from kn_lens._core.atomic import write_whole
 from kn_lens._core.intervals import WHY_NONE
 from kn_lens._core.wording import counted
@@ -92,6 +93,9 @@ def intervene(
 
     The table gives the change of the correct answer's probability, relative to its value before, with a 95% bootstrap
     interval; --out takes the underlying values of each fact as CSV.
+
+    Example:
+        kn-lens intervene --neurons neurons.json --amplify 2
     """
     memory_budget = memory_budget_of(memory)
     position = "all" if all_positions else "read"
@@ -120,6 +124,7 @@ def intervene(
         "neurons": str(neurons),
         "intervention": label,
         "positions": position,
+        "controls": controls,
         "seed": seed,
         "n_facts": len(sets),
         "n_facts_without_neurons": sum(not found for found in sets.values()),
@@ -151,6 +156,9 @@ def _effects_group(document: Mapping[str, Any]) -> Group:
     )
     if any(is_missing(row["low"]) for row in document["effects"]):
         note += f" {WHY_NONE}"
+    scopes = {row["scope"] for row in document["effects"]}
+    if document["controls"] and "other" not in scopes:
+        note += f" {ONE_RELATION}: {EFFECTS_ON_ANOTHER}."
     return Group(effects_table(title, {document["intervention"]: document["effects"]}), note)
 
 
@@ -232,24 +240,12 @@ def _check_neurons(sets: "Mapping[Fact, NeuronSet]", model: Any) -> None:
 
 
 def _controlled_effects(job: _Job, source: FactSet) -> "pd.DataFrame":
-    """Measure found, random and most active neurons, on each fact and on a fact of another relation."""
+    """Measure found, random and most active neurons, on each fact and on one of another relation, if there is any."""
     from kn_lens.interventions import controlled_effects
 
-    if len(source.relations) < 2:
-        raise ArgumentError(
-            "The controls need facts of another relation, and all of these are of "
-            f"{', '.join(source.relations)}. Name a source with more relations (--relation chooses "
-            "from it), or give --no-controls."
-        )
     others = _other_facts(job, source)
     pool = build_prompts(job.model, [*job.sets, *others], leave_out=True)
     relations = {fact.relation for fact, n in pool.prompts_per_fact().items() if n}
-    if len(relations) < 2:  # before the model runs
-        raise ArgumentError(
-            "The controls need facts of another relation, but of the drawn facts the model can "
-            f"only be queried with those of {', '.join(relations)}. Name a source with others, or "
-            "give --no-controls."
-        )
     active = most_active_neurons(job.model, job.prompts, job.sets, memory_budget=job.memory_budget)
     with show_progress("Measuring", unit="prompts") as progress:
         return controlled_effects(
@@ -258,6 +254,7 @@ def _controlled_effects(job: _Job, source: FactSet) -> "pd.DataFrame":
             job.sets,
             active,
             intervene=job.intervene,
+            across_relations=len(relations) > 1,
             seed=job.seed,
             memory_budget=job.memory_budget,
             progress=progress,
@@ -270,7 +267,7 @@ def _other_facts(job: _Job, source: FactSet) -> FactSet:
     rest = FactSet(fact for fact in source if fact not in job.sets and fact.templates)
     others = rest.sample(min(len(rest), n_others), job.seed)
     own_relations = {fact.relation for fact in job.sets}
-    if len(own_relations.union(others.relations)) < 2:
+    if len(source.relations) > 1 and len(own_relations.union(others.relations)) < 2:
         # Nearly all facts of the source are of one relation, so that none of another was drawn.
         rest = rest.of(*(set(rest.relations) - own_relations))
         others = rest.sample(min(len(rest), n_others), job.seed)

@@ -28,7 +28,11 @@ REFUSED = {
 
 
 def models(json: options.Json = False) -> None:
-    """List the embedded models, the supported families, and the rejected kinds of models."""
+    """List the embedded models, the supported families, and the rejected kinds of models.
+
+    Example:
+        kn-lens models
+    """
     from kn_lens.hosts import FAMILIES, PACKAGED_MODELS
 
     families = []

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
+from kn_lens._core.names import FIGURE_FORMATS
 from kn_lens.cli import _options as options
-from kn_lens.cli._options import RESULT, check_output_path, named_option, option, split_names
+from kn_lens.cli._options import RESULT, check_output_path, choice, named_option
 from kn_lens.cli._terminal import out, print_json, show_progress
-from kn_lens.errors import ArgumentError, did_you_mean
 
 
 def report(
@@ -21,31 +21,31 @@ def report(
         named_option(RESULT, "--out -o", "FILE", "Output file; report.html in the run directory by default."),
     ] = None,
     figures: Annotated[
-        str | None,
-        option(RESULT, "png,svg,...", "Formats of figure files in figures/ beside it: html, png, svg."),
+        list[str] | None,
+        choice(FIGURE_FORMATS, "Format of figure files in figures/ beside it, repeatable", RESULT),
     ] = None,
     tables: Annotated[
         str | None,
-        option(RESULT, "csv", "Format of tables of facts and neurons in tables/ beside it: csv."),
+        choice(("csv",), "Format of tables of facts and neurons in tables/ beside it", RESULT),
     ] = None,
     json: options.Json = False,
 ) -> None:
     """Write one HTML file about a run that opens in any browser, offline.
 
     No model is loaded. For an incomplete run, the report lists what is missing and the command that computes it.
+
+    Example:
+        kn-lens report run/ --figures png --figures svg
     """
     check_output_path(to)
-    formats = split_names(figures)
-    if tables not in (None, "csv"):
-        raise ArgumentError(f"--tables {tables!r}; expected csv.{did_you_mean(tables, ['csv'])}")
 
     from kn_lens.reports.report import write_figures, write_report, write_tables
 
     folder = run if to is None else to.parent
     paths: list[Path] = []
     with show_progress("Writing the report"):
-        if formats:
-            paths += write_figures(run, folder / "figures", formats)
+        if figures:
+            paths += write_figures(run, folder / "figures", figures)
         if tables:
             paths += write_tables(run, folder / "tables")
         paths.append(write_report(run, to))

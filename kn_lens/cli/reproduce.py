@@ -10,12 +10,12 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from kn_lens._core import defaults
-from kn_lens._core.advice import NO_SUCCESS, STRENGTH_ADVICE, has_no_success
+from kn_lens._core.advice import NO_SUCCESS, STRENGTH_ADVICE, has_no_success, one_relation_note
 from kn_lens._core.escape import escaped
 from kn_lens._core.intervals import WHY_NONE
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import read_facts
-from kn_lens.cli._options import FACTS, METHOD, RESULT, choice, flag, named_option, option, split_names
+from kn_lens.cli._options import METHOD, RESULT, choice, flag, named_option, option
 from kn_lens.cli._run import describe_model, load, memory_budget_of
 from kn_lens.cli._tables import ROWS_SHOWN, is_missing, table
 from kn_lens.cli._terminal import Activity, duration, err, out, print_json, show_progress
@@ -46,14 +46,8 @@ def reproduce(
     format: options.Format = None,
     templates: options.Templates = None,
     split: options.Split = defaults.SPLIT,
-    relations: Annotated[
-        str | None,
-        option(FACTS, "P36,...", "Relations of the facts; all by default."),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        option(FACTS, "N", "Maximum number of facts of each relation, drawn at random.", min=1),
-    ] = None,
+    relation: options.Relations = None,
+    limit: options.Limit = None,
     seed: options.Seed = 0,
     preset: Annotated[
         str,
@@ -63,9 +57,9 @@ def reproduce(
         list[str] | None,
         named_option(METHOD, "--set", "NAME=VALUE", "Changed setting of the preset; repeatable."),
     ] = None,
-    stages: Annotated[
-        str | None,
-        option(EXECUTION, "NAME,...", "Stages, with those that they need; all by default."),
+    stage: Annotated[
+        list[str] | None,
+        named_option(EXECUTION, "--stage", "NAME", "Stage, with those that it needs; repeatable, all by default."),
     ] = None,
     workers: Annotated[
         int,
@@ -97,10 +91,14 @@ def reproduce(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Run the paper's study on a model: attribution, refining, suppression and amplification, tables and figures.
+    r"""Run the paper's study on a model: attribution, refining, suppression and amplification, tables and figures.
 
     The command can be stopped at any time; the same command resumes the run. The run directory contains records, tables
     and figures.
+
+    Example:
+        kn-lens reproduce --model world-bert --stage effects \
+            --relation P36 --relation P30 --limit 20 --out run
     """
     if neurons:
         _summarise_neurons(neurons, baseline or [], facts, format, n_layers, to, seed, force, json)
@@ -113,7 +111,7 @@ def reproduce(
         changes,
         seed=seed,
         limit=limit,
-        relations=tuple(split_names(relations)),
+        relations=tuple(relation or ()),
     )
     source = read_facts(facts, format, templates, split)
     held_out = None
@@ -132,7 +130,7 @@ def reproduce(
     from kn_lens.runs.workers.processes import run_shared
 
     # Raises for an unknown stage, before the model is loaded.
-    chosen_stages = stages_named(STAGES, split_names(stages))
+    chosen_stages = stages_named(STAGES, stage or ())
     loaded = load(model, device, dtype)
     document = {
         "command": "reproduce",
@@ -184,8 +182,8 @@ def reproduce(
             with show_progress("Drawing the figures"):
                 write_figures(to)
         displays: dict[str, TableDisplay] = {}
-        for stage in chosen_stages:
-            displays |= stage.shown
+        for chosen_stage in chosen_stages:
+            displays |= chosen_stage.shown
         _print_results(document, tables, displays, to, json)
     except KeyboardInterrupt:
         print(
@@ -294,7 +292,7 @@ def _print_results(
         return
     for name, display in displays.items():
         if name in tables:
-            out.print(_result_table(tables[name], display, out))
+            out.print(_result_table(tables[name], display, out, one_relation_note(name, tables[name])))
     if "coverage" in tables:
         out.print(_coverage_line(tables["coverage"]), soft_wrap=True)
     out.print(
@@ -347,8 +345,8 @@ Lines = dict[tuple[Any, ...], dict[str, Row]]
 """The rows of each line by its labels, then by neuron set; the key is "" in a table without neuron sets."""
 
 
-def _result_table(rows: "pd.DataFrame", display: "TableDisplay", console: Console) -> Group:
-    """Return a table of a run in the widest layout that fits the console."""
+def _result_table(rows: "pd.DataFrame", display: "TableDisplay", console: Console, note: str = "") -> Group:
+    """Return a table of a run in the widest layout that fits the console, with a note below it."""
     if display.measures:
         rows = rows.loc[rows["measure"].isin(display.measures)]
     by_neuron_set = "neuron_set" in rows and FOUND in set(rows["neuron_set"])
@@ -363,7 +361,7 @@ def _result_table(rows: "pd.DataFrame", display: "TableDisplay", console: Consol
         drawn = _layout(display.caption, labels, lines, all_intervals, gap)
         if console.measure(drawn, options=unlimited).maximum <= console.width:
             break
-    notes = []
+    notes = [note] if note else []
     n_hidden = len(lines) - ROWS_SHOWN
     if n_hidden > 0:
         notes.append(f"{n_hidden:,} more rows are not shown.")
@@ -421,7 +419,7 @@ def _layout(
         for line in lines.values():
             for row in line.values():
                 longest_word = max(longest_word, *map(len, _label(row[name]).split()), 0)
-        result.add_column(name.replace("_", " "), min_width=longest_word)
+        result.add_column(name.replace("_", " "), min_width=longest_word, overflow="fold")
     heads = []
     for neuron_set in neuron_sets:
         heads.append(neuron_set or "value")

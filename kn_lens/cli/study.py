@@ -75,6 +75,9 @@ def study(
 
     The command can be stopped at any time; the same command resumes the study. A failed model is recorded, and the
     other models continue. Exit code 1: some runs failed.
+
+    Example:
+        kn-lens study study.toml --out study --dry-run
     """
     from kn_lens.runs.studies.config import read_study
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from kn_lens._core.atomic import part_folder, read_whole, replace_durably, write_whole
 from kn_lens._core.escape import escaped
+from kn_lens._core.names import FIGURE_FORMATS
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 from kn_lens.reports.style import description_of
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-FORMATS = ("html", "png", "svg")
 WIDTH = 900
 """Width of an image, in pixels."""
 PNG_SCALE = 2
@@ -50,9 +50,9 @@ def save_figures(
         ['scores.html']
     """
     for form in formats:
-        if form not in FORMATS:
-            hint = did_you_mean(form, FORMATS)
-            raise ArgumentError(f"Format {form!r} of figures; expected some of {', '.join(FORMATS)}.{hint}")
+        if form not in FIGURE_FORMATS:
+            hint = did_you_mean(form, FIGURE_FORMATS)
+            raise ArgumentError(f"Format {form!r} of figures; expected some of {', '.join(FIGURE_FORMATS)}.{hint}")
     for name in figures:
         if not name or set(name) & set("/\\\0") or name in (".", ".."):
             raise ArgumentError(f"Figure name {name!r}; expected a file name without a directory.")

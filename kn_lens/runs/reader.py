@@ -31,9 +31,8 @@ OPTIONS = (
     "preset",
     "seed",
     "limit",
-    "relations",
 )
-"""Settings with command-line options of their own; the others are given with ``--set``."""
+"""Settings with command-line options of their own name, beside ``--relation``; others are given with ``--set``."""
 DEFAULT_OPTIONS = {"preset": Settings.preset, "split": defaults.SPLIT}
 """Values of such settings that need no option."""
 DERIVED = ("texts_digest", "syntax_digest")
@@ -262,18 +261,19 @@ class RunRecords:
         for name in OPTIONS:
             value = config.get(name)
             if value and value != DEFAULT_OPTIONS.get(name):
-                text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-                words += [f"--{name}", text]
+                words += [f"--{name}", str(value)]
+        for relation in config.get("relations") or ():
+            words += ["--relation", relation]
         preset = config.get("preset", DEFAULT_OPTIONS["preset"])
         settings = Settings.of(preset).as_dict() if preset in PRESETS else {}
         for name, value in settings.items():
             changed = config.get(name)
-            if name not in (*OPTIONS, *DERIVED) and changed != value:
+            if name not in (*OPTIONS, "relations", *DERIVED) and changed != value:
                 text = changed if isinstance(changed, str) else json.dumps(changed)
                 words += ["--set", f"{name}={text}"]
         words += ["--out", str(self.path)]
-        if stages:
-            words += ["--stages", ",".join(stages)]
+        for stage in stages:
+            words += ["--stage", stage]
         return shlex.join(words)
 
 

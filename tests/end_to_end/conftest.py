@@ -37,6 +37,17 @@ def cli():
     transformers_logging.enable_progress_bar()
 
 
+@pytest.fixture
+def terminal(monkeypatch):
+    """Let the results of this process go to a terminal with so many columns."""
+
+    def set_width(columns):
+        monkeypatch.setattr(_terminal.EscapingConsole, "is_terminal", True)
+        monkeypatch.setenv("COLUMNS", str(columns))
+
+    return set_width
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("cli")

@@ -6,15 +6,19 @@ import queue
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import warnings
+from functools import reduce
 
 import pytest
 import typer
 
 import kn_lens as kn
 from kn_lens.cli import _app, _terminal, main
+from kn_lens.cli._tables import table
 from kn_lens.cli._terminal import EscapingConsole
+from tests.pages import parse
 
 # --- the process -----------------------------------------------------------------------------------------
 
@@ -104,12 +108,28 @@ def test_every_command_has_help(cli):
     for words in every:
         code, out, err = cli(*words, "--help")
         assert (code, err) == (0, "") and f"Usage: {' '.join(('kn-lens', *words))} " in out
-        flags = [line for line in out.splitlines() if " --help" not in line]
-        assert not any("<bool>" in line for line in flags), "a flag takes no value"
+        assert "<" not in out.replace("<=", ""), "no type of Python is shown"
     for group in ((), ("data",), ("edit",)):
         code, out, err = cli(*group)
         assert (code, err) == (0, "") and out.strip() == cli(*group, "--help")[1].strip()
     assert cli("--version")[1] == f"kn-lens {kn.__version__}\n"
+
+
+@pytest.mark.parametrize("columns", [60, 100])
+def test_help_is_whole_at_any_width_and_has_an_example(cli, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for words in commands_in(typer.main.get_command(_app.app)):
+        command = reduce(lambda group, name: group.commands[name], words, typer.main.get_command(_app.app))
+        out = cli(*words, "--help")[1]
+        assert max(map(len, out.splitlines())) <= columns
+        assert "…" not in out
+        for parameter in command.params:
+            assert all(name in out.split() or f"{name}," in out.split() for name in parameter.opts if "-" in name)
+            assert " ".join(parameter.help.split()) in " ".join(out.split())
+        example = out.partition("  Example:\n")[2].partition("\n\n")[0]
+        for line in textwrap.dedent(example).replace("\\\n", " ").splitlines():
+            parse(line)
+        assert "kn-lens " in example
 
 
 @pytest.mark.parametrize(
@@ -124,7 +144,7 @@ def test_every_command_has_help(cli):
         ("find --n-steps 5", "--n-steps is for a fixed rule"),
         ("find --preset paper --quadrature left", "--preset paper fixes the quadrature"),
         ("find --tolerance 0", "--tolerance 0.0; expected a positive number"),
-        ("find --output logit_diff", "--contrast"),
+        ("find --target logit_diff", "--contrast"),
         ("find --split held_out -f {facts}", "--split held_out is for the embedded facts"),
         ("find --templates x -f world", "--templates is for pararel, lama, jsonl and csv"),
         ("find -f nowhere.jsonl", "nowhere.jsonl: no such file"),
@@ -273,3 +293,62 @@ def test_every_long_step_reports_progress(monkeypatch, capsys, arguments, slow, 
 def test_numbers_outside_json_become_null(capsys):
     _terminal.print_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": {"d": None}})
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5], "c": {"d": None}}
+
+
+# --- tables ----------------------------------------------------------------------------------------------
+
+NAMES = ("world-bert-plain", "mistralai/Mistral-Small-3.1-24B-Base-2503", "a", "The capital of Ireland is [MASK].")
+VALUES = ("+12.3% [+10.1, +14.5]", "0.812", "-", "1,234,567")
+
+
+def printed(table, columns, *, terminal):
+    written = io.StringIO()
+    EscapingConsole(file=written, force_terminal=terminal, width=columns, color_system=None).print(table)
+    return written.getvalue().splitlines()
+
+
+def wide_table():
+    rows = table(
+        "A heading that is longer than forty columns, for all models", "model", "value", "n", right=("value", "n")
+    )
+    for name in NAMES:
+        for value in VALUES:
+            rows.add_row(name, value, str(len(name)))
+    return rows
+
+
+def test_a_piped_table_is_neither_wrapped_nor_cut():
+    lines = printed(wide_table(), 40, terminal=False)
+    assert lines[0] == "A heading that is longer than forty columns, for all models"
+    assert [line.split() for line in lines[4 : 4 + len(NAMES) * len(VALUES)]] == [
+        [*name.split(), *value.split(), str(len(name))] for name in NAMES for value in VALUES
+    ]
+
+
+@pytest.mark.parametrize("columns", [20, 30, 40, 60, 100])
+def test_a_table_is_whole_on_a_narrow_terminal(columns):
+    lines = printed(wide_table(), columns, terminal=True)
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= columns and "…" not in text
+    assert all(text.count(value) >= len(NAMES) for value in VALUES) or columns < 30
+    letters = sorted("".join(text.split()))
+    for letter in set("".join(NAMES + VALUES)) - {" "}:
+        expected = sum(name.count(letter) * len(VALUES) for name in NAMES)
+        expected += sum(value.count(letter) * len(NAMES) for value in VALUES)
+        assert letters.count(letter) >= expected
+
+
+def test_paragraphs_have_no_line_breaks_where_there_is_no_terminal(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = cli("models")[1].splitlines()
+    assert any(line.startswith("constructed: ") and line.endswith("trained templates.") for line in lines)
+    assert any("mistralai/Mistral-Small-3.1-24B-Base-2503" in line for line in lines)
+
+
+@pytest.mark.parametrize("columns", [60, 100])
+def test_models_are_readable_on_a_terminal(cli, terminal, columns):
+    terminal(columns)
+    lines = cli("models")[1].splitlines()
+    commands = [line for line in lines if "pip install" in line]
+    assert max(len(line) for line in lines if "nstall" not in line) <= columns and "…" not in "".join(lines)
+    assert len(commands) == 1, "a command is one line, as it is copied"

@@ -32,6 +32,8 @@ FUNCTIONS = {
 """The functions that take the options of each command, under the same names."""
 OWN = {"model", "facts", "fact", "check", "dtype", "seed", "engine", "workers", "gpus", "controls"}
 """Options whose default is the command's own, or is tested below."""
+PYTHON_NAMES = {"target": "output"}
+"""Options with another name than their parameter: beside ``--out``, ``--output`` would be read as a file."""
 UNSET = (None, False, inspect.Parameter.empty)
 
 
@@ -54,6 +56,7 @@ def test_every_command_is_covered():
 def test_defaults_of_a_command_match_the_functions_it_calls(name):
     """An option without a default leaves the choice to the function."""
     for option, parameter in inspect.signature(COMMANDS[name]).parameters.items():
+        option = PYTHON_NAMES.get(option, option)
         if parameter.default in UNSET:
             continue
         expected = []

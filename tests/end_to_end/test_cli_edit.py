@@ -109,6 +109,26 @@ def test_erase_writes_the_edit_of_the_library(cli, source, checkpoint, neurons, 
     assert kn.WeightEdit.load(path).digest == expected.digest == json.loads(out)["digest"]
 
 
+def test_erase_of_several_relations_is_one_edit_also_of_neurons_that_they_share(
+    cli, facts, folder, checkpoint, tmp_path
+):
+    shared = kn.Neuron(1, 7)
+    sets = {
+        "P36": kn.NeuronSet([shared, kn.Neuron(0, 1)]),
+        "P1376": kn.NeuronSet([shared, kn.Neuron(2, 3)]),
+    }
+    kn.NeuronSet.write_many(tmp_path / "neurons.json", {fact: sets[fact.relation] for fact in facts})
+    path = tmp_path / "edit.safetensors"
+    options = ("-f", folder / "facts.jsonl", "-n", tmp_path / "neurons.json", "-m", checkpoint)
+    code, _, err = cli("erase", *options, "-r", "P36", "-r", "P1376", "--value", "unk", "-o", path, "--json")
+    assert (code, err) == (0, "")
+    edit = kn.WeightEdit.load(path)
+    model = kn.load_model(checkpoint, device="cpu")
+    expected = kn.erase_neurons(model, sets["P36"] | sets["P1376"], value="unk")
+    assert edit.neurons == expected.neurons and edit.new.equal(expected.new) and edit.old.equal(expected.old)
+    assert [step["relation"] for step in edit.why] == ["P36", "P1376"]
+
+
 def test_show_prints_the_contents_of_a_file(cli, written):
     path, edit = written
     code, out, err = cli("show", path)

@@ -72,11 +72,12 @@ def test_prompts_that_a_causal_model_cannot_use_are_counted(cli, checkpoints, fa
     assert "Left out: 16 prompts (object not last)" in cli(*arguments)[1]
 
 
-def test_table_fits_eighty_columns_and_counts_hidden_rows(cli, checkpoints, facts_file, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
+@pytest.mark.parametrize("columns", [60, 80])
+def test_table_fits_the_terminal_and_counts_hidden_rows(cli, checkpoints, facts_file, terminal, monkeypatch, columns):
+    terminal(columns)
     monkeypatch.setattr("kn_lens.cli.find.ROWS_SHOWN", 5)
     code, out, _ = cli("find", "-m", checkpoints["bert"], "-f", facts_file, "--preset", "paper", "--tolerance", 1e-9)
-    assert code == 0 and max(map(len, out.splitlines())) <= 80
+    assert code == 0 and max(map(len, out.splitlines())) <= columns and "…" not in out
     text = " ".join(out.split())  # where lines break depends on the length of the checkpoint's path
     assert "Ireland" in text and "right, 20 points" in text and "unconverged" in text
     assert "16 facts, 64 prompts" in text and "11 more facts are not shown" in text

@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 
 import kn_lens as kn
+from kn_lens._core.advice import ONE_RELATION
+from kn_lens._core.intervals import WHY_NONE
 from kn_lens.neurons import match_facts
 from tests.tiny import tiny_checkpoint
 
@@ -80,21 +82,39 @@ def test_the_one_fact_of_another_relation_is_found(cli, checkpoints, facts_file,
     assert measured == {facts.of("P1376")[0].key}
 
 
-def test_intervene_prints_a_table(cli, found, checkpoints, facts_file, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    code, out, _ = cli("intervene", "-m", checkpoints["bert"], "-f", facts_file, "-n", found[0])
-    assert code == 0 and max(map(len, out.splitlines())) <= 80
-    assert re.search(r"knowledge( neurons|\s.*\n\s*neurons)", out)  # in two lines, where intervals are wide
-    assert all(words in out for words in ("most active", "random", "own facts", "other facts"))
+def test_intervene_prints_a_table(cli, found, checkpoints, facts_file, terminal):
+    command = ("intervene", "-m", checkpoints["bert"], "-f", facts_file, "-n", found[0])
+    code, piped, _ = cli(*command)
+    assert code == 0 and re.search(r"^ knowledge neurons +off +\d.*%.*%", piped, re.MULTILINE)
+    assert all(words in piped for words in ("most active", "random", "own facts", "other facts"))
+    for columns in (60, 80):
+        terminal(columns)
+        code, out, _ = cli(*command)
+        assert code == 0 and max(map(len, out.splitlines())) <= columns
+        assert all(value in out for value in re.findall(r"[+-][\d.]+%", piped))
 
 
-def test_single_relation_has_no_controls(cli, found, checkpoints, facts_file, tmp_path):
+def test_an_interval_of_one_fact_is_a_dash(cli, found, checkpoints, facts_file):
+    code, out, _ = cli("intervene", "-m", checkpoints["bert"], "-f", facts_file, "-n", found[0], "-s", "Ireland")
+    assert code == 0 and WHY_NONE in out
+    rows = re.findall(r"^.* off .*$", out, re.MULTILINE)
+    assert len(rows) == 3 and all(len(re.findall(r"% \[-\]", row)) == 2 for row in rows)
+
+
+def test_a_single_relation_is_measured_without_facts_of_another(cli, found, checkpoints, facts_file, tmp_path):
     single = tmp_path / "single.jsonl"
     kn.FactSet.from_jsonl(facts_file).of("P36").to_jsonl(single)
     path = tmp_path / "own.json"
     cli("find", "-m", checkpoints["bert"], "-f", single, "-o", path)
-    code, _, err = cli("intervene", "-m", checkpoints["bert"], "-f", single, "-n", path)
-    assert code == 2 and "--no-controls" in err
+    effects = intervene(cli, checkpoints, single, path)["facts"]
+    assert {(row["neuron_set"], row["scope"]) for row in effects} == {
+        ("found", "own"),
+        ("activation", "own"),
+        ("random", "own"),
+    }
+    code, out, _ = cli("intervene", "-m", checkpoints["bert"], "-f", single, "-n", path)
+    assert code == 0 and f"{ONE_RELATION}: effects on a fact of another relation." in out
+    assert ONE_RELATION not in cli("intervene", "-m", checkpoints["bert"], "-f", single, "-n", path, "--no-controls")[1]
     assert len(intervene(cli, checkpoints, single, path, "--no-controls")["facts"]) == 8
 
 

@@ -24,7 +24,14 @@ def test_a_report_is_written_into_the_run_directory(cli, run):
 def test_figures_and_tables_are_written_next_to_the_report(cli, run, tmp_path):
     chromium()
     code, out, err = cli(
-        "report", run, "--out", tmp_path / "r.html", "--figures", "html,png,svg", "--tables", "csv", "--json"
+        "report",
+        run,
+        "--out",
+        tmp_path / "r.html",
+        *("--figures", "html", "--figures", "png", "--figures", "svg"),
+        "--tables",
+        "csv",
+        "--json",
     )
     assert code == 0, err
     files = json.loads(out)["files"]
@@ -58,8 +65,8 @@ def test_without_a_browser_images_are_refused_with_the_cure(cli, run, tmp_path, 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--figures", "pgn"), "expected some of html, png, svg. Did you mean 'png'"),
-        (("--tables", "cvs"), "expected csv. Did you mean 'csv'"),
+        (("--figures", "pgn"), "not one of html, png, svg. Did you mean 'png'"),
+        (("--tables", "cvs"), "not one of csv. Did you mean 'csv'"),
         (("--out", "no/such/report.html"), "there is no directory no/such"),
     ],
 )

@@ -105,7 +105,7 @@ def test_reproduce_divides_its_work_among_processes(cli, folder):
     for workers in (1, 2):
         code, out, err = cli(
             "reproduce", "--model", folder / "bert", "--facts", folder / "facts.jsonl", "--dtype", "float64",
-            "--set", "attr_threshold=0.5", "--set", "n_resamples=5", "--stages", "neurons,effects",
+            "--set", "attr_threshold=0.5", "--set", "n_resamples=5", "--stage", "neurons", "--stage", "effects",
             "--workers", workers, "--out", folder / f"run-{workers}",
         )  # fmt: skip
         assert code == 0, err
@@ -117,7 +117,7 @@ def test_reproduce_divides_its_work_among_processes(cli, folder):
 def test_a_model_that_a_process_cannot_load_ends_reproduce_with_the_reason(cli, folder, monkeypatch):
     monkeypatch.setattr("kn_lens.cli.reproduce.load", lambda name, device, dtype: kn.load_model("world-bert"))
     code, _, err = cli(
-        "reproduce", "--model", "nowhere/to-be-found", "--facts", folder / "facts.jsonl", "--stages", "facts",
+        "reproduce", "--model", "nowhere/to-be-found", "--facts", folder / "facts.jsonl", "--stage", "facts",
         "--workers", 2, "--out", folder / "other",
     )  # fmt: skip
     assert code == 2 and "loading the model: " in " ".join(err.split()) and "Traceback" not in err

@@ -52,11 +52,11 @@ SCRIPT = """
             raise AssertionError(name)
     run = f"{folder}/run"
     some = ["--limit", "1", "--set", "n_resamples=2"]
-    relations = ["--relations", "P36,P30"]
+    relations = ["--relation", "P36", "--relation", "P30"]
     assert command("models", "--json") == 0
     assert not BY_HAND or command("demo") == 0
     assert command("find", "--subject", "Ireland", "--relation", "P36", "--out", f"{folder}/found.json") == 0
-    assert command("reproduce", "--out", run, "--stages", "effects,answers", *some, *relations) == 0
+    assert command("reproduce", "--out", run, "--stage", "effects", "--stage", "answers", *some, *relations) == 0
     assert command("report", run) == 0
     assert command("find", "--model", "google-bert/bert-base-cased") == 2
     assert not requests, requests

@@ -47,7 +47,8 @@ FEW_OF_THEM = "\x1b[2J\x07\x00\n\t\x9b\u202e\u2066\u2028x"
 ACTS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 """What must not leave: written out, not taken from the library."""
 FEW = (
-    "--stages", "answers,effects,predictions,readouts,answer_readouts,texts,updates,erasures", "--limit", "2",
+    "--stage", "answers", "--stage", "effects", "--stage", "predictions", "--stage", "readouts",
+    "--stage", "answer_readouts", "--stage", "texts", "--stage", "updates", "--stage", "erasures", "--limit", "2",
     "--set", "n_resamples=5", "--set", "update_facts=1", "--set", "update_others=2", "--set", "erase_facts=2",
     "--set", "erase_others=2", "--set", "text_sentences=3", "--set", "max_share=1", "--set", "quadrature=left",
     "--set", "n_steps=2",
@@ -148,7 +149,7 @@ REFUSED = {
     "edit export": lambda it: ("edit", "export", it.edit, "-m", it.model, "-o", it.folder),
     "demo": lambda it: ("demo", "--fact", f"{ALL}/P36"),
     "reproduce a setting": lambda it: ("reproduce", *it.inputs, "-o", it.folder / "x", *FEW, "--set", f"keep={ALL}"),
-    "reproduce a relation": lambda it: ("reproduce", *it.inputs, "-o", it.folder / "x", *FEW, "--relations", "\x9b2J"),
+    "reproduce a relation": lambda it: ("reproduce", *it.inputs, "-o", it.folder / "x", *FEW, "--relation", "\x9b2J"),
     "report": lambda it: ("report", it.folder),
     "compare": lambda it: ("compare", it.folder, it.folder / "x"),
     "study": lambda it: ("study", it.facts, "-o", it.folder / "x"),

@@ -317,7 +317,7 @@ def test_unfinished_runs_are_refused_with_the_command(folder, runs, missing, sta
     paths = broken(folder, runs, missing.replace("/", "_"))
     path = paths[0] / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    command = r"kn-lens reproduce --model made .*--stages answers,effects"
+    command = r"kn-lens reproduce --model made .*--stage answers --stage effects"
     with pytest.raises(DataError, match=f"not finished: stage {stage} is missing. '{command}' computes it"):
         compare_runs(paths)
 

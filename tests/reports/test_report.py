@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 
 import pandas as pd
 import pyarrow as pa
@@ -198,7 +199,8 @@ def test_report_of_an_incomplete_run_names_missing_stages_and_the_command(tmp_pa
     (command,) = re.findall(r"<pre><code>(.*?)</code></pre>", page)
     words = shlex.split(command.replace("&#39;", "'").replace("&#34;", '"'))
     assert words[:2] == ["kn-lens", "reproduce"] and words[words.index("--out") + 1] == str(run)
-    assert sorted(words[words.index("--stages") + 1].split(",")) == sorted(lacking)
+    stages = [value for name, value in pairwise(words) if name == "--stage"]
+    assert sorted(stages) == sorted(lacking)
     assert all(f"<code>{stage}</code>" in page for stage in lacking)
     assert "Not measured yet" not in write_report(write_run(tmp_path / "whole")).read_text()
 
@@ -220,11 +222,12 @@ def test_command_repeats_the_settings(run):
     changed = {**records.config, "attr_threshold": 0.3, "relations": ["P1", "P 2"], "doses": [0.0, 3.0], "seed": 5}
     changed |= {"format": "lama", "split": "trained"}
     words = shlex.split(RunRecords(run, changed, records.provenance).command("effects"))
-    given = dict(zip(words[2::2], words[3::2], strict=True))
-    sets = [value for name, value in zip(words[2::2], words[3::2], strict=True) if name == "--set"]
+    options = list(zip(words[2::2], words[3::2], strict=True))
+    given = dict(options)
+    sets = [value for name, value in options if name == "--set"]
     settings = _settings(
         given.get("--preset", "kn_lens"), sets, seed=int(given["--seed"]), limit=int(given["--limit"]),
-        relations=tuple(given["--relations"].split(",")),
+        relations=tuple(value for name, value in options if name == "--relation"),
     )  # fmt: skip
     assert {name: value for name, value in settings.as_dict().items() if value is not None} == {
         name: value for name, value in changed.items() if name not in ("model", "facts", "format", "split")
@@ -241,7 +244,7 @@ def test_damaged_records_are_named_and_stop_the_report(tmp_path):
     path = run / "records" / "effects" / "P2.parquet"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(
-        DataError, match=r"P2.parquet is damaged; it is made again by: kn-lens reproduce .* --stages effects"
+        DataError, match=r"P2.parquet is damaged; it is made again by: kn-lens reproduce .* --stage effects"
     ):
         write_report(run)
     assert not (run / "report.html").exists()
