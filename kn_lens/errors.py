@@ -54,14 +54,16 @@ class UnsupportedModelError(KNLensError):
     """The model is not supported, or not in the required state: evaluation mode, unprocessed and finite weights."""
 
 
-def did_you_mean(got: str, known: Iterable[str]) -> str:
+def did_you_mean(got: object, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` with the nearest of the ``known`` names, or an empty string if none is near.
 
-    The name ``got`` itself is never suggested.
+    The name ``got`` itself is never suggested. Whatever is no name has no near one.
 
     >>> did_you_mean("P63", ["P36", "P1376", "P63"])
     " Did you mean 'P36'?"
     """
+    if not isinstance(got, str):
+        return ""
     options = {option.casefold(): option for option in known if option != got}
     near = get_close_matches(got.casefold(), options, n=1)
     return f" Did you mean {options[near[0]]!r}?" if near else ""

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 STRENGTH_ADVICE = "kn_lens.choose_lambdas measures the strengths that a model tolerates"
 NO_SUCCESS = f"No update puts its new answer on top; try other lambdas, such as half or twice. {STRENGTH_ADVICE}."
 
-ONE_RELATION = "Left out, as all facts that the model can be queried with are of one relation"
+ONE_RELATION = "Left out, as all measured facts are of one relation"
 """Beginning of the notes on what needs facts of two relations."""
 EFFECTS_ON_ANOTHER = "effects on a fact of another relation"
 SCOPES = ("scope", "own", "other", EFFECTS_ON_ANOTHER)

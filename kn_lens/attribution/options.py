@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from kn_lens._core import defaults
-from kn_lens._core.checks import check_share
+from kn_lens._core.checks import check_kind, check_number, check_share
 from kn_lens._core.names import QUADRATURES, Method, Preset
 from kn_lens._core.notation import NeuronLike, layer_and_index, neuron_name
 from kn_lens.attribution.baselines import Ablation, Activation, GradientXActivation, LogProbGain
@@ -67,6 +67,7 @@ class AttributionOptions:
         if self.method not in known:
             hint = did_you_mean(self.method, known)
             raise ArgumentError(f"Unknown method {self.method!r}; expected one of {', '.join(known)}.{hint}")
+        check_number("tolerance", self.tolerance)
         self.rule(self.tolerance)
         if not 0 < self.tolerance < float("inf"):
             raise ArgumentError(f"tolerance={self.tolerance}; expected a positive number, such as 1e-3.")
@@ -143,6 +144,7 @@ class AttributionOptions:
         """
         if self.layers is None:
             return list(range(host.n_layers))
+        check_kind(self.layers, Sequence, "a list of layers: [0, 1]", "layers")
         for layer in self.layers:
             host.hook_post(layer)  # raises for a layer that does not exist
         if not self.layers or len(set(self.layers)) != len(self.layers):

@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kn_lens._core.bootstrap import mean_intervals
-from kn_lens._core.checks import check_share
+from kn_lens._core.checks import check_kind, check_share
 from kn_lens._core.drawing import drawing
 from kn_lens._core.notation import neuron_name
-from kn_lens._core.wording import counted, type_with_article
+from kn_lens._core.wording import counted
 from kn_lens.attribution.options import METHODS
 from kn_lens.errors import ArgumentError
 from kn_lens.facts import Fact
@@ -287,7 +287,4 @@ def check_attribution(attr: object) -> None:
     Raises:
         ArgumentError: another kind of argument, such as its scores.
     """
-    if not isinstance(attr, Attribution):
-        raise ArgumentError(
-            f"Got {type_with_article(attr)}; expected an Attribution, as kn_lens.attribute(model, prompts) returns it."
-        )
+    check_kind(attr, Attribution, "an Attribution: kn_lens.attribute(model, prompts)")

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from kn_lens._core.atomic import opened, writing_whole
+from kn_lens._core.checks import check_path
 from kn_lens.attribution.attribute import attribute_in_parts
 from kn_lens.attribution.options import KeywordsWithoutKeep
 from kn_lens.attribution.result import Attribution
@@ -113,6 +114,7 @@ def attribute_to_file(
         >>> attr.scores.is_sparse, attr.keep, list(kn.refine(attr)) == list(prompts.facts[:2])
         (True, 0.1, True)
     """
+    check_path(path)
     path = Path(path)
     if os.path.exists(path):  # False for names that no file can have; writing reports them
         raise ArgumentError(f"{path} exists and is not overwritten: read it with read_attribution, or name another.")
@@ -178,6 +180,8 @@ def read_attribution(
             for relation, numbers in prompts_by_relation.items():
                 neurons |= kn.refine(kn.read_attribution("scores.parquet", prompts, only=numbers))
     """
+    check_path(path)
+    check_prompts(prompts)
     path = Path(path)
     with _opened(path) as file:
         metadata = _metadata(file, path)

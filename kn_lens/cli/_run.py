@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from kn_lens._core import defaults
 from kn_lens._core.names import DTYPES
 from kn_lens._core.notation import layer_and_index
-from kn_lens.cli._options import split_names
 from kn_lens.cli._terminal import err, show_progress
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.facts import Fact
@@ -48,7 +47,7 @@ def named_neurons(neurons: Path) -> list[str]:
     >>> named_neurons(Path("L2N7,L3N5")), named_neurons(Path("neurons.json"))
     (['L2N7', 'L3N5'], [])
     """
-    names = split_names(str(neurons))
+    names = [name.strip() for name in str(neurons).split(",")]
     if neurons.exists() or None in map(layer_and_index, names):
         return []
     return names

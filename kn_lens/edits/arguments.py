@@ -1,9 +1,9 @@
 """Kinds of arguments: one sentence with the right call for each mix-up that is easy to make."""
 
 from collections.abc import Iterable, Mapping
-from os import PathLike
 from typing import Any
 
+from kn_lens._core.checks import check_kind, wrong_kind
 from kn_lens.errors import ArgumentError, EditError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.neurons import NeuronSet, check_neurons_by_fact, neuron_set_of
@@ -28,10 +28,7 @@ def check_fact(fact: Any) -> None:
     Raises:
         ArgumentError: another kind of argument, such as a subject or several facts.
     """
-    if not isinstance(fact, Fact):
-        raise ArgumentError(
-            f"Got a fact of type {type(fact).__name__}; expected one Fact, such as facts.find('Ireland', 'P36')."
-        )
+    check_kind(fact, Fact, "one Fact: facts.find('Ireland', 'P36')", "fact")
 
 
 def checked_facts(facts: Any) -> list[Fact]:
@@ -40,8 +37,7 @@ def checked_facts(facts: Any) -> list[Fact]:
     Raises:
         ArgumentError: another kind of argument, such as prompts.
     """
-    if not isinstance(facts, Iterable):
-        raise ArgumentError(f"Got facts of type {type(facts).__name__}; expected several, such as a FactSet.")
+    check_kind(facts, Iterable, "several Facts, such as a FactSet", "facts")
     facts = list(facts)
     for fact in facts:
         check_fact(fact)
@@ -83,17 +79,4 @@ def check_new_objects(new_objects: Any) -> None:
     """
     is_mapping = isinstance(new_objects, Mapping)
     if not is_mapping or not all(isinstance(fact, Fact) for fact in new_objects):
-        raise ArgumentError(
-            f"Got new_objects of type {type(new_objects).__name__}; "
-            "expected a mapping from facts to new objects, such as {fact: 'Tokyo'}."
-        )
-
-
-def check_path(path: Any) -> None:
-    """Raise unless the argument is the name of a file or a directory.
-
-    Raises:
-        ArgumentError: another kind of argument.
-    """
-    if not isinstance(path, (str, PathLike)):
-        raise ArgumentError(f"Got a path of type {type(path).__name__}; expected text or a Path, such as 'name'.")
+        raise wrong_kind(new_objects, "a mapping from facts to new objects: {fact: 'Tokyo'}", "new_objects")

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kn_lens._core.atomic import writing_folder
+from kn_lens._core.checks import check_kind, check_path, wrong_kind
 from kn_lens._core.interrupts import Undone
-from kn_lens._core.wording import type_with_article
-from kn_lens.edits.arguments import check_path
 from kn_lens.edits.value_rows import check_raw
 from kn_lens.edits.weight_edit import WeightEdit
 from kn_lens.errors import ArgumentError, EditError
@@ -58,7 +57,7 @@ def export(
     """
     host = host_of(model)
     edits = _checked_edits(edits)
-    check_path(directory)
+    check_path(directory, "directory")
     check_raw(host, "A checkpoint of processed weights would be another model.")
     directory = Path(directory)
     check_new(directory)
@@ -85,16 +84,12 @@ def _checked_edits(edits: Any) -> list[WeightEdit]:
     if isinstance(edits, WeightEdit):
         return [edits]
     if isinstance(edits, (str, Mapping)) or not isinstance(edits, Iterable):
-        raise ArgumentError(
-            f"Got edits of type {type(edits).__name__}; expected a WeightEdit or a list of them: "
-            "kn_lens.export(model, edit, directory)."
-        )
+        raise wrong_kind(edits, "a WeightEdit or a list of them: kn_lens.export(model, edit, directory)", "edits")
     edits = list(edits)
     if not edits:
         raise ArgumentError("There are no edits to export; expected a WeightEdit, or several.")
     for edit in edits:
-        if not isinstance(edit, WeightEdit):
-            raise ArgumentError(f"Got {type_with_article(edit)} among the edits; expected WeightEdits alone.")
+        check_kind(edit, WeightEdit, "WeightEdits alone: kn_lens.export(model, [edit], directory)", "one of the edits")
     return edits
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
+from kn_lens._core.checks import check_kind
 from kn_lens.edits.arguments import check_new_objects, checked_facts
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact
@@ -127,11 +128,8 @@ def checked_groups(own: Questions, groups: Any) -> dict[str, Questions]:
         ArgumentError: another kind of argument; a group with a reserved name; a question about a fact that is not
             updated, or whose answer does not change.
     """
-    if not isinstance(groups, Mapping):
-        raise ArgumentError(
-            f"Got questions of type {type(groups).__name__}; "
-            "expected groups by name, such as {'held out': kn_lens.reworded(facts, new_objects)}."
-        )
+    expected = "groups by name: {'held out': kn_lens.reworded(facts, new_objects)}"
+    check_kind(groups, Mapping, expected, "questions")
     checked = {OWN: own}
     for name, group in groups.items():
         _check_group(own, name, group)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kn_lens._core import defaults
-from kn_lens._core.checks import check_share
+from kn_lens._core.checks import check_kind, check_share
 from kn_lens._core.names import Scaling
 from kn_lens.attribution import Preset
 from kn_lens.edits.arguments import check_each_has_neurons, check_new_objects
@@ -158,6 +158,7 @@ def choose_lambdas(
     check_each_has_neurons(new_objects, neurons_by_fact, "neurons_by_fact", "neurons")
     check_prompts(others, "others")
     check_share("max_disturbed", max_disturbed)
+    check_kind(grid, Sequence, "pairs of lambdas: [(1, 1), (1, 2)]", "grid")
     if not len(grid):
         raise ArgumentError("grid is empty; expected at least one pair of lambdas, such as (1, 2).")
     strengths = [checked_lambdas(lambdas) for lambdas in grid]

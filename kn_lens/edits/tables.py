@@ -26,6 +26,7 @@ from kn_lens._core.bootstrap import (
     perplexity,
     ratio,
 )
+from kn_lens._core.checks import check_table
 from kn_lens._core.intervals import SHARE
 from kn_lens.edits.questions import OTHER_FACTS, OWN
 from kn_lens.errors import ArgumentError, did_you_mean
@@ -139,12 +140,7 @@ def edit_table(
 
 
 def _check_effects(effects: Any) -> None:
-    import pandas as pd
-
-    if not isinstance(effects, pd.DataFrame):
-        raise ArgumentError(
-            f"Got effects of type {type(effects).__name__}; expected the table of update_effects or erase_effects."
-        )
+    check_table(effects, "the table of kn_lens.update_effects or kn_lens.erase_effects", "effects")
     for column in _REQUIRED_COLUMNS:
         if column not in effects:
             raise ArgumentError(f"The effects have no column {column!r}.{did_you_mean(column, map(str, effects))}")

@@ -27,13 +27,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kn_lens._core.checks import check_path, wrong_kind
 from kn_lens._core.display import ROWS_SHOWN, shortened, table_html
 from kn_lens._core.escape import shown
 from kn_lens._core.interrupts import Undone
 from kn_lens._core.notation import NeuronLike
 from kn_lens._core.precision import at_least_float32
 from kn_lens._core.wording import counted
-from kn_lens.edits.arguments import check_path, checked_neurons
+from kn_lens.edits.arguments import checked_neurons
 from kn_lens.edits.files import canonical, digest_of, read_edit, write_edit
 from kn_lens.edits.value_rows import ValueRows, check_raw
 from kn_lens.errors import ArgumentError, DataError, EditError, HookError, KNLensError
@@ -198,7 +199,7 @@ class WeightEdit:
         neurons = checked_neurons(neurons)
         rows = ValueRows.of(host, neurons)
         if not isinstance(new, Tensor):
-            raise ArgumentError(f"Got new rows of type {type(new).__name__}; expected a tensor: torch.tensor(rows).")
+            raise wrong_kind(new, "a tensor: torch.tensor(rows)", "new rows")
         host.check_rows_editable(neurons.by_layer())
         old = rows.read()
         return cls(

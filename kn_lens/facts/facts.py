@@ -16,8 +16,9 @@ import numpy as np
 
 from kn_lens._core import defaults
 from kn_lens._core.atomic import write_whole
+from kn_lens._core.checks import check_kind, check_path, check_table, wrong_kind
 from kn_lens._core.display import ROWS_SHOWN, enumerated, shortened, table_html
-from kn_lens._core.wording import counted, type_with_article
+from kn_lens._core.wording import counted
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 from kn_lens.facts import readers
 from kn_lens.facts.readers import OBJECT_SLOT, SUBJECT_SLOT, Record, Split, Templates
@@ -144,12 +145,12 @@ class FactSet(Sequence[Fact]):
 
     def __init__(self, facts: Iterable[Fact]) -> None:
         if isinstance(facts, (str, Fact)) or not isinstance(facts, Iterable):
-            got = f"a string, {facts!r}" if isinstance(facts, str) else type_with_article(facts)
-            raise ArgumentError(f"Got {got}; expected several Facts, such as [facts.find('Ireland', 'P36')].")
+            raise wrong_kind(facts, "several Facts: [facts.find('Ireland', 'P36')]")
         facts = tuple(facts)
         for fact in facts:
-            if not isinstance(fact, Fact):
-                raise ArgumentError(f"A FactSet holds Facts; got {fact!r}, of type {type(fact).__name__}.")
+            check_kind(
+                fact, Fact, "Facts alone: kn_lens.Fact('Ireland', 'P36', 'Dublin', templates)", "one of the facts"
+            )
         _check_unique(facts, map(str, range(len(facts))))
         object.__setattr__(self, "facts", facts)
 
@@ -220,6 +221,7 @@ class FactSet(Sequence[Fact]):
         >>> FactSet.world().relation_of("capital")
         'P36'
         """
+        check_kind(name, str, "names of relations: facts.of('P36', 'capital')", "relation")
         labels = self.relation_labels
         if name in labels:
             return name
@@ -251,6 +253,7 @@ class FactSet(Sequence[Fact]):
             ArgumentError: no fact matches (the message names the nearest relation or subject), or several facts do (the
                 message lists them).
         """
+        check_kind(subject, str, "the name of a subject: facts.find('Ireland', 'P36')", "subject")
         facts = self if relation is None else self.of(relation)
         about = [fact for fact in facts if fact.subject == subject]
         if not about:
@@ -287,8 +290,8 @@ class FactSet(Sequence[Fact]):
         Raises:
             ArgumentError: ``n`` is negative or larger than the number of facts.
         """
-        if not 0 <= n <= len(self):
-            raise ArgumentError(f"n is {n}; expected 0 to {len(self)}, the number of facts.")
+        if not isinstance(n, (int, np.integer)) or not 0 <= n <= len(self):
+            raise ArgumentError(f"n is {n!r}; expected 0 to {len(self)}, the number of facts.")
         chosen = np.random.default_rng(seed).choice(len(self), size=n, replace=False)
         return FactSet(self.facts[index] for index in sorted(chosen.tolist()))
 
@@ -392,7 +395,7 @@ class FactSet(Sequence[Fact]):
         Raises:
             DataError: a file or a requested relation is missing or malformed, or has too few templates.
         """
-        records = readers.read_pararel(Path(path), relations, min_templates, _resolved(templates))
+        records = readers.read_pararel(_source(path), relations, min_templates, _resolved(templates))
         return cls.from_records(records, path)
 
     @classmethod
@@ -402,7 +405,7 @@ class FactSet(Sequence[Fact]):
         One list is one fact; an object may group the facts by relation. The file does not mark the subject in its
         prompts, so subjects are empty; ``uid`` is the zero-based position of the fact in the file.
         """
-        return cls.from_records(readers.read_official(Path(path)), path)
+        return cls.from_records(readers.read_official(_source(path)), path)
 
     @classmethod
     def from_lama(
@@ -420,7 +423,7 @@ class FactSet(Sequence[Fact]):
                 ``masked_sentences`` of each line, and the ``evidences`` of T-REx.
             relations: the files of the folder to read; None reads all.
         """
-        records = readers.read_lama(Path(path), _resolved(templates), relations)
+        records = readers.read_lama(_source(path), _resolved(templates), relations)
         return cls.from_records(records, path)
 
     @classmethod
@@ -431,7 +434,7 @@ class FactSet(Sequence[Fact]):
             path: the JSON file.
             paraphrases: whether to use ``paraphrase_prompts`` as further templates.
         """
-        records = readers.read_counterfact(Path(path), paraphrases)
+        records = readers.read_counterfact(_source(path), paraphrases)
         return cls.from_records(records, path)
 
     @classmethod
@@ -446,13 +449,13 @@ class FactSet(Sequence[Fact]):
             path: the file.
             templates: templates in place of the file's: by relation, or where to read them (see ``from_lama``).
         """
-        records = readers.read_jsonl(Path(path), _resolved(templates))
+        records = readers.read_jsonl(_source(path), _resolved(templates))
         return cls.from_records(records, path)
 
     @classmethod
     def from_csv(cls, path: StrPath, templates: Templates | StrPath | None = None) -> "FactSet":
         """Read a CSV table with the columns of ``from_jsonl``; a ``templates`` cell holds a JSON list."""
-        records = readers.read_csv(Path(path), _resolved(templates))
+        records = readers.read_csv(_source(path), _resolved(templates))
         return cls.from_records(records, path)
 
     @classmethod
@@ -465,6 +468,7 @@ class FactSet(Sequence[Fact]):
 
         A ``uid`` of 3.0 is read as 3: pandas stores integer columns with missing cells as floats.
         """
+        check_table(frame, "a table: kn_lens.FactSet.from_csv(path) reads a file", "frame")
         names = [str(name) for name in frame]
         readers.check_columns(names, "the table")
         is_first = [names.index(name) == column for column, name in enumerate(names)]
@@ -571,6 +575,16 @@ def _require_unicode(text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise ArgumentError(f"{text!r} is not valid Unicode text: it holds half of a surrogate pair.") from None
+
+
+def _source(path: StrPath) -> Path:
+    """Return the path of a file or folder of facts.
+
+    Raises:
+        ArgumentError: another kind of argument, such as a table.
+    """
+    check_path(path)
+    return Path(path)
 
 
 def _require_slots(template: object, *, has_subject: bool) -> None:

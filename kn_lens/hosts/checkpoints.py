@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from kn_lens._core.atomic import read_whole
-from kn_lens._core.wording import type_with_article
+from kn_lens._core.checks import wrong_kind
 from kn_lens.errors import ArgumentError, KNLensError, UnsupportedModelError, did_you_mean
 from kn_lens.hosts.exclusive import one_load_at_a_time
 from kn_lens.hosts.families import (
@@ -328,10 +328,8 @@ def check_in_memory(model: Any) -> None:
             "in: peft_model.merge_and_unload()."
         )
     if not isinstance(model, PreTrainedModel):
-        raise UnsupportedModelError(
-            f"Got {type_with_article(model)}; expected a name, a directory, a Hugging Face model or a TransformerLens "
-            "model."
-        )
+        expected = "a name, a directory, a Hugging Face model or a TransformerLens model"
+        raise wrong_kind(model, expected, error=UnsupportedModelError)
     if is_wrapped(model):
         raise UnsupportedModelError(
             f"This {kind} is wrapped by TransformerLens already; pass the TransformerLens model that wraps it."

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kn_lens._core.wording import type_with_article
+from kn_lens._core.checks import wrong_kind
 from kn_lens.errors import (
     ArgumentError,
     HookError,
@@ -73,10 +73,8 @@ def host_of(model: HookedModel | Host) -> Host:
         return hooked_host(model)
     if is_bridge(model):
         return bridge_host(model)
-    raise UnsupportedModelError(
-        f"Got {type_with_article(model)}; expected a TransformerLens model, such as a TransformerBridge. "
-        "kn_lens.load_model makes one from a name, a directory or a Hugging Face model."
-    )
+    name = repr(model) if isinstance(model, str) else "name_or_model"
+    raise wrong_kind(model, f"a TransformerLens model: kn_lens.load_model({name})", error=UnsupportedModelError)
 
 
 def checked_host(model: HookedModel | Host) -> Host:

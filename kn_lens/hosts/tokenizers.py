@@ -11,7 +11,7 @@ import hashlib
 import json
 from typing import Any
 
-from kn_lens._core.wording import type_with_article
+from kn_lens._core.checks import check_kind
 from kn_lens.errors import ArgumentError
 from kn_lens.hosts.families import quiet_imports
 
@@ -88,11 +88,9 @@ def check_tokenizer(tokenizer: Any) -> None:
     with quiet_imports():
         from transformers import PreTrainedTokenizerBase
 
-    if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise ArgumentError(
-            f"tokenizer is {type_with_article(tokenizer)}; expected a Hugging Face tokenizer, such as "
-            "transformers.AutoTokenizer.from_pretrained(...) returns."
-        )
+    if tokenizer is not None:
+        expected = "a Hugging Face tokenizer: transformers.AutoTokenizer.from_pretrained(name)"
+        check_kind(tokenizer, PreTrainedTokenizerBase, expected, "tokenizer")
 
 
 def check_beginning(tokenizer: Any, unchanged: Any) -> None:

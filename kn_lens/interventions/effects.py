@@ -19,9 +19,10 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
+from kn_lens._core.checks import wrong_kind
 from kn_lens._core.display import ROWS_SHOWN, table_html
 from kn_lens._core.drawing import drawing
-from kn_lens._core.wording import counted, type_with_article
+from kn_lens._core.wording import counted
 from kn_lens.attribution import check_numbers
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact, FactSet
@@ -240,10 +241,11 @@ def controlled_effects(
         raise ArgumentError("intervene is empty; expected an intervention, or some by name: {'off': Suppress}.")
     for make in makers.values():
         if not callable(make):
-            raise ArgumentError(
-                f"Got {type_with_article(make)} as intervene; expected a function that makes an intervention of one "
-                "set for each prompt, such as kn_lens.Suppress or lambda sets: kn_lens.Amplify(sets, 3.0)."
+            expected = (
+                "a function that makes an intervention of one set for each prompt: kn_lens.Suppress, or "
+                "lambda sets: kn_lens.Amplify(sets, 3.0)"
             )
+            raise wrong_kind(make, expected, "intervene")
     measured_facts = {"own": facts}
     if across_relations:
         measured_facts["other"] = _facts_of_other_relations(facts, pool, seed)
@@ -384,9 +386,7 @@ def _checked_interventions(interventions: Any) -> list[Intervention]:
     applied = list(interventions) if isinstance(interventions, (list, tuple)) else [interventions]
     for intervention in applied:
         if isinstance(intervention, type) or not isinstance(intervention, Intervention):
-            raise ArgumentError(
-                f"Got {type_with_article(intervention)}; expected an intervention, such as kn_lens.Suppress(neurons)."
-            )
+            raise wrong_kind(intervention, "an intervention: kn_lens.Suppress(neurons)")
     return applied
 
 

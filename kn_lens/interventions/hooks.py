@@ -23,6 +23,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kn_lens._core.checks import check_number, wrong_kind
 from kn_lens._core.notation import NeuronLike
 from kn_lens._core.wording import counted
 from kn_lens.errors import ArgumentError, HookError, did_you_mean
@@ -277,6 +278,7 @@ class Amplify(_NeuronIntervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_number("factor", self.factor)
         if not math.isfinite(self.factor):
             raise ArgumentError(f"factor={self.factor}; expected a finite number, such as 2.0.")
 
@@ -404,7 +406,8 @@ def _checked_sets(neurons: Any) -> Sets:
     if isinstance(neurons, (str, Neuron)):
         return neuron_set_of(neurons)
     if isinstance(neurons, Mapping):
-        sets = list(neurons.values())
+        are_facts = all(isinstance(fact, Fact) for fact in neurons)
+        sets = list(neurons.values()) if are_facts else [None]
     elif isinstance(neurons, Sequence):
         sets = neurons
         if sets and all(isinstance(neuron, (str, tuple)) for neuron in sets):
@@ -412,11 +415,11 @@ def _checked_sets(neurons: Any) -> Sets:
     else:
         sets = [None]
     if not all(isinstance(neuron_set, NeuronSet) for neuron_set in sets):
-        raise ArgumentError(
-            f"Got neurons of type {type(neurons).__name__}; "
-            "expected a NeuronSet, a mapping from facts to NeuronSets, "
-            "or a sequence with one NeuronSet for each prompt."
+        expected = (
+            "a NeuronSet, a mapping from facts to NeuronSets, or a sequence with one NeuronSet for each prompt: "
+            "kn_lens.NeuronSet(['L2N7'])"
         )
+        raise wrong_kind(neurons, expected, "neurons")
     return neurons
 
 

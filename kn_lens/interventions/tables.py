@@ -13,6 +13,7 @@ import numpy as np
 
 from kn_lens._core import defaults
 from kn_lens._core.bootstrap import bootstrap_table, change_ratio
+from kn_lens._core.checks import check_table
 from kn_lens.errors import ArgumentError, did_you_mean
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def effect_table(
 
 
 def _check_effects(effects: "pd.DataFrame", n_resamples: int, level: float) -> None:
+    check_table(effects, "the table of kn_lens.controlled_effects", "effects")
     for column in COLUMNS:
         if column not in effects:
             near = did_you_mean(column, map(str, effects))

@@ -11,6 +11,7 @@ from operator import index as as_int
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
+from kn_lens._core.checks import check_kind, check_path, wrong_kind
 from kn_lens._core.display import ROWS_SHOWN, enumerated, table_html
 from kn_lens._core.notation import NeuronLike, layer_and_index, neuron_name
 from kn_lens._core.wording import counted
@@ -99,6 +100,7 @@ class NeuronSet(AbstractSet[Neuron], Hashable):
     def __init__(self, neurons: Iterable[NeuronLike] = ()) -> None:
         if isinstance(neurons, str):  # its characters are no neurons
             raise ArgumentError(f"Got the text {neurons!r}; expected several neurons, such as ['L9N1234'].")
+        check_kind(neurons, Iterable, "several neurons: kn_lens.NeuronSet(['L2N7'])", "neurons")
         self._members = frozenset(map(_neuron, neurons))
         self._ordered = tuple(sorted(self._members))
 
@@ -212,6 +214,7 @@ class NeuronSet(AbstractSet[Neuron], Hashable):
         Raises:
             DataError: the file cannot be read, has another format, or holds neurons of another model.
         """
+        check_path(path)
         sets, of_model = read_sets(Path(path))
         identity = ModelIdentity.read(of_model)
         if model is not None and identity is not None:
@@ -261,6 +264,8 @@ class NeuronSet(AbstractSet[Neuron], Hashable):
             ArgumentError: two facts with one key, or ``meta`` that is not JSON.
             DataError: the file cannot be written.
         """
+        check_path(path)
+        check_kind(sets, Mapping, "sets by fact or by name: {fact: neurons}", "sets")
         named: dict[str, NeuronSet] = {}
         for key, neurons in sets.items():
             name = key.key if isinstance(key, Fact) else str(key)
@@ -321,9 +326,13 @@ def match_facts(
         >>> list(match_facts({"P36[0]": NeuronSet([(9, 7)])}, [capital])) == [capital]
         True
     """
+    check_kind(sets, Mapping, "the sets of a neuron file: kn_lens.NeuronSet.read_many(path)", "sets")
+    if isinstance(facts, (str, Fact)):
+        raise wrong_kind(facts, "several Facts, such as a FactSet", "facts")
     facts_of_name: dict[str, list[Fact]] = {}
     n_facts: dict[str, int] = {}
     for fact in facts:
+        check_kind(fact, Fact, "Facts alone", "one of the facts")
         position = n_facts.setdefault(fact.relation, 0)
         n_facts[fact.relation] += 1
         names = {fact.key, fact.uid, f"{fact.relation}[{position}]"}
@@ -377,10 +386,7 @@ def neuron_set_of(neurons: Any) -> NeuronSet:
             f"Got a mapping of {counted(len(neurons), 'fact')} as neurons; "
             "expected the NeuronSet of one fact: neurons[fact]."
         )
-    if not isinstance(neurons, (Sequence, AbstractSet)):
-        raise ArgumentError(
-            f"Got neurons of type {type(neurons).__name__}; expected a NeuronSet, such as kn_lens.NeuronSet(['L2N7'])."
-        )
+    check_kind(neurons, (Sequence, AbstractSet), "a NeuronSet: kn_lens.NeuronSet(['L2N7'])", "neurons")
     return NeuronSet(neurons)
 
 
@@ -391,10 +397,7 @@ def check_neurons_by_fact(neurons_by_fact: object, name: str = "neurons_by_fact"
         ArgumentError: another kind of argument, such as one set.
     """
     if not isinstance(neurons_by_fact, Mapping):
-        raise ArgumentError(
-            f"Got {name} of type {type(neurons_by_fact).__name__}; "
-            "expected a mapping from facts to NeuronSets, such as {fact: neurons}."
-        )
+        raise wrong_kind(neurons_by_fact, "a mapping from facts to NeuronSets: {fact: neurons}", name)
     for fact, neurons in neurons_by_fact.items():
         if not isinstance(fact, Fact) or not isinstance(neurons, NeuronSet):
             raise ArgumentError(

@@ -20,8 +20,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kn_lens._core import defaults
-from kn_lens._core.checks import check_share
-from kn_lens._core.wording import counted, type_with_article
+from kn_lens._core.checks import check_path, check_share, wrong_kind
+from kn_lens._core.wording import counted
 from kn_lens.attribution import Attribution, check_attribution
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact
@@ -68,7 +68,7 @@ class Refined(SetsByFact):
     def __missing__(self, fact: object) -> NeuronSet:
         """Raise a ``MissingFactError`` that says why there is no set."""
         if not isinstance(fact, Fact):
-            raise MissingFactError(f"Got {type_with_article(fact)}; expected a Fact, since each fact has its own set.")
+            raise wrong_kind(fact, "a Fact, since each fact has its own set: neurons[fact]", error=MissingFactError)
         if fact in self.left_out:
             n_prompts = counted(self.left_out[fact], "prompt")
             raise MissingFactError(f"{fact.key} has no set: its {n_prompts} are fewer than min_prompts.")
@@ -276,6 +276,7 @@ def refine_released(
         ArgumentError: a threshold out of range, or a fact with fewer than ``min_prompts`` prompts.
         DataError: the file cannot be read or has another format.
     """
+    check_path(path)
     _check_thresholds(attr_threshold, share_threshold, min_prompts)
     if attr_threshold < 0.1:
         raise ArgumentError(f"attr_threshold={attr_threshold}; expected 0.1 or more: the file has no lower scores.")

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from kn_lens._core.checks import check_kind
 from kn_lens._core.display import ROWS_SHOWN, shortened, table_html
 from kn_lens._core.wording import counted
 from kn_lens.errors import ArgumentError, PromptError, did_you_mean
@@ -314,6 +315,7 @@ class PromptBatch:
 
     def _indices(self, prompts: Sequence[int] | Int[Tensor, " chosen"]) -> Int[Tensor, " chosen"]:
         """Return the numbers of prompts as a tensor, checked."""
+        check_kind(prompts, (Sequence, Tensor, np.ndarray), "a list of the numbers of prompts: [0, 1]", "prompts")
         try:
             chosen = torch.as_tensor(prompts, device=self.tokens.device)
         except (TypeError, ValueError, RuntimeError):
@@ -376,10 +378,7 @@ def check_prompts(prompts: object, name: str = "prompts") -> None:
     Raises:
         ArgumentError: another kind of argument, such as facts.
     """
-    if not isinstance(prompts, PromptBatch):
-        raise ArgumentError(
-            f"Got {name} of type {type(prompts).__name__}; expected a PromptBatch: kn_lens.make_prompts(model, facts)."
-        )
+    check_kind(prompts, PromptBatch, "a PromptBatch: kn_lens.make_prompts(model, facts)", name)
 
 
 def _check_shapes(batch: PromptBatch) -> None:

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from kn_lens._core.checks import check_kind
 from kn_lens.errors import ArgumentError, NoPromptError, PromptError, did_you_mean
 from kn_lens.facts import OBJECT_SLOT, SUBJECT_SLOT, Fact, FactSet
 from kn_lens.hosts import (
@@ -377,6 +378,7 @@ def _contrast_ids(
     if contrast is None:
         return None
     if not isinstance(contrast, str):
+        check_kind(contrast, Mapping, "an answer, or answers by fact: {fact: 'Rome'}", "contrast")
         for fact in facts:
             if fact not in contrast:
                 raise PromptError(f"contrast gives no answer for the fact {fact.key}; expected one for each fact.")
@@ -428,6 +430,7 @@ def _with_templates(
             fact_templates = templates[fact.relation]
         if isinstance(fact_templates, str):
             fact_templates = (fact_templates,)
+        check_kind(fact_templates, Iterable, "a text or several: ['The capital of [X] is [Y].']", "templates")
         reworded.append(replace(fact, templates=tuple(fact_templates)))
     return FactSet(reworded)
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kn_lens._core.checks import check_kind
 from kn_lens.facts import FactSet
 from kn_lens.hosts import HookedModel, Host, exclusive, host_of
 from kn_lens.reports.report import write_figures
@@ -69,6 +70,7 @@ def reproduce(
         >>> sorted(tables)
         ['answers', 'answers_by_relation', 'coverage']
     """
+    check_kind(facts, FactSet, "a FactSet: kn_lens.FactSet(facts)", "facts")
     chosen_stages = stages_named(STAGES, stages)
     chosen_settings = Settings.of(preset, **settings)
     with open_context(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from kn_lens._core.checks import wrong_kind
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 from kn_lens.hosts import release_memory
 from kn_lens.runs.context import RunContext
@@ -75,6 +76,8 @@ def stages_named(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
     Raises:
         ArgumentError: an unknown name.
     """
+    if isinstance(names, str):
+        raise wrong_kind(names, f"a list of stages: [{names!r}]", "stages")
     by_name = {stage.name: stage for stage in stages}
     for name in names:
         if name not in by_name:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from kn_lens._core import defaults
 from kn_lens._core.atomic import read_whole
-from kn_lens._core.checks import is_list_of
+from kn_lens._core.checks import check_path, is_list_of
 from kn_lens._core.toml import from_toml
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.facts.relations import relation_name
@@ -339,6 +339,7 @@ def checked_path(path: str | os.PathLike[str]) -> Path:
     Raises:
         ArgumentError: no file can have this name.
     """
+    check_path(path)
     path = Path(path)
     try:
         path.resolve().exists()

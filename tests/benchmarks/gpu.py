@@ -655,7 +655,7 @@ def reproduction(device: str, tiny: bool, limit: float) -> str:
     with TemporaryDirectory() as folder:
         run_dir = Path(folder, "run")
         command = [sys.executable, "-m", "kn_lens.cli", "reproduce", "--model", "world-gpt2", "--device", device]
-        command += ["--limit", "1", "--relations", "P36", "--stages", "attributions"] if tiny else ["--limit", "4"]
+        command += ["--limit", "1", "--relation", "P36", "--stage", "attributions"] if tiny else ["--limit", "4"]
         environment = {**os.environ, "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
         began, started = time.time(), time.perf_counter()
         try:

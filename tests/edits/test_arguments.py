@@ -24,7 +24,7 @@ MAKING = {
     ),
     "a number for neurons": (
         lambda m: kn.update_fact(m, IRELAND, "Tokyo", 7),
-        r"neurons of type int; .* kn_lens.NeuronSet\(\['L2N7'\]\)",
+        r"an int as neurons; .* kn_lens.NeuronSet\(\['L2N7'\]\)",
     ),
     "facts for neurons": (
         lambda m: kn.update_fact(m, IRELAND, "Tokyo", FACTS),
@@ -36,15 +36,15 @@ MAKING = {
     ),
     "subject for fact": (
         lambda m: kn.update_fact(m, "Ireland", "Tokyo", NEURONS),
-        r"fact of type str; .* facts.find\('Ireland', 'P36'\)",
+        r"the text '.*' as fact; .* facts.find\('Ireland', 'P36'\)",
     ),
     "several facts": (
         lambda m: kn.update_fact(m, [IRELAND], "Tokyo", NEURONS),
-        "fact of type list",
+        "a list as fact",
     ),
     "neurons for sets": (
         lambda m: kn.update_fact(m, IRELAND, "Tokyo", NEURONS, neurons_by_fact=NEURONS),
-        r"neurons_by_fact of type NeuronSet; .* \{fact: neurons\}",
+        r"a NeuronSet as neurons_by_fact; .* \{fact: neurons\}",
     ),
     "sets to erase": (
         lambda m: kn.erase_neurons(m, SETS),
@@ -52,7 +52,7 @@ MAKING = {
     ),
     "neurons for a relation": (
         lambda m: kn.erase_relation(m, NEURONS),
-        r"neurons_by_fact of type NeuronSet; .* \{fact: neurons\}",
+        r"a NeuronSet as neurons_by_fact; .* \{fact: neurons\}",
     ),
     "keys for facts": (
         lambda m: kn.erase_relation(m, {"P36/Ireland/Dublin": NEURONS}),
@@ -64,11 +64,11 @@ MAKING = {
     ),
     "rows and neurons exchanged": (
         lambda m: kn.WeightEdit.of(m, NEW_ROWS, NEURONS),
-        "neurons of type Tensor",
+        "a Tensor as neurons",
     ),
     "lists for rows": (
         lambda m: kn.WeightEdit.of(m, NEURONS, NEW_ROWS.tolist()),
-        r"rows of type list; .* torch.tensor\(rows\)",
+        r"a list as new rows; .* torch.tensor\(rows\)",
     ),
 }
 USING = {
@@ -78,45 +78,45 @@ USING = {
     ),
     "a number to restrict to": (
         lambda m: random_edit(m).restricted_to(7),
-        "neurons of type int; expected a NeuronSet",
+        "an int as neurons; expected a NeuronSet",
     ),
     "no path": (
         lambda m: random_edit(m).save(None),
-        "path of type NoneType; expected text or a Path",
+        "None as path; expected the name of a file or folder, or a Path",
     ),
     "an edit to load": (
         lambda m: kn.WeightEdit.load(random_edit(m)),
-        "path of type WeightEdit; expected text or a Path",
+        "a WeightEdit as path; expected the name of a file or folder, or a Path",
     ),
     "directory and edit exchanged": (
         lambda m: kn.export(m, "edited", random_edit(m)),
-        r"edits of type str; .* kn_lens.export\(model, edit, directory\)",
+        r"the text '.*' as edits; .* kn_lens.export\(model, edit, directory\)",
     ),
     "edits by fact": (
         lambda m: kn.export(m, {IRELAND: random_edit(m)}, "edited"),
-        "edits of type dict; expected a WeightEdit or a list",
+        "a dict as edits; expected a WeightEdit or a list",
     ),
     "a fact among edits": (
         lambda m: kn.export(m, [IRELAND], "edited"),
-        "Got a Fact among the edits",
+        "Got a Fact as one of the edits; expected WeightEdits alone",
     ),
     "no directory": (
         lambda m: kn.export(m, random_edit(m), None),
-        "path of type NoneType",
+        "None as directory",
     ),
 }
 MEASURING = {
     "fact and object": (
         lambda m: kn.update_effects(m, IRELAND, "Tokyo"),
-        r"new_objects of type Fact; .* \{fact: 'Tokyo'\}",
+        r"a Fact as new_objects; .* \{fact: 'Tokyo'\}",
     ),
     "subjects for facts": (
         lambda m: kn.update_effects(m, {"Ireland": "Tokyo"}, SETS),
-        r"new_objects of type dict; .* \{fact: 'Tokyo'\}",
+        r"a dict as new_objects; .* \{fact: 'Tokyo'\}",
     ),
     "one set": (
         lambda m: kn.update_effects(m, NEW, NEURONS),
-        r"neurons_by_fact of type NeuronSet; .* \{fact: neurons\}",
+        r"a NeuronSet as neurons_by_fact; .* \{fact: neurons\}",
     ),
     "pairs by fact": (
         lambda m: kn.update_effects(m, NEW, {IRELAND: [(2, 7)]}),
@@ -124,7 +124,7 @@ MEASURING = {
     ),
     "one active set": (
         lambda m: kn.update_effects(m, NEW, SETS, NEURONS),
-        "activation_neurons of type NeuronSet",
+        "a NeuronSet as activation_neurons",
     ),
     "questions without a name": (
         lambda m: kn.update_effects(m, NEW, SETS, questions=kn.reworded([IRELAND], NEW)),
@@ -136,11 +136,11 @@ MEASURING = {
     ),
     "a list of questions": (
         lambda m: kn.update_effects(m, NEW, SETS, questions=[kn.Question(IRELAND, "Edo")]),
-        r"questions of type list; .* \{'held out': kn_lens.reworded\(facts, new_objects\)\}",
+        r"a list as questions; .* \{'held out': kn_lens.reworded\(facts, new_objects\)\}",
     ),
     "facts for others": (
         lambda m: kn.update_effects(m, NEW, SETS, others=FACTS),
-        r"others of type tuple; .* kn_lens.make_prompts\(model, facts\)",
+        r"a tuple as others; .* kn_lens.make_prompts\(model, facts\)",
     ),
     "one dose": (
         lambda m: kn.update_effects(m, NEW, SETS, doses=1.0),
@@ -148,27 +148,27 @@ MEASURING = {
     ),
     "facts for prompts": (
         lambda m: kn.erase_effects(m, FACTS, SETS),
-        r"prompts of type tuple; .* kn_lens.make_prompts\(model, facts\)",
+        r"a tuple as prompts; .* kn_lens.make_prompts\(model, facts\)",
     ),
     "one set to erase": (
         lambda m: kn.erase_effects(m, prompts_of(m), NEURONS),
-        "neurons_by_fact of type NeuronSet",
+        "a NeuronSet as neurons_by_fact",
     ),
     "one set to choose by": (
         lambda m: kn.choose_lambdas(m, NEW, NEURONS, prompts_of(m)),
-        "neurons_by_fact of type NeuronSet",
+        "a NeuronSet as neurons_by_fact",
     ),
     "facts for others to choose by": (
         lambda m: kn.choose_lambdas(m, NEW, SETS, FACTS),
-        "others of type tuple",
+        "a tuple as others",
     ),
     "prompts for held-out facts": (
         lambda m: kn.choose_lambdas(m, NEW, SETS, prompts_of(m), held_out=prompts_of(m)),
-        "facts of type PromptBatch; expected several",
+        "a PromptBatch as facts; expected several",
     ),
     "updates and facts exchanged": (
         lambda m: kn.reworded(NEW, FACTS),
-        "new_objects of type tuple",
+        "a tuple as new_objects",
     ),
     "one inverse relation": (
         lambda m: kn.inverse_questions(FACTS, NEW, "P1376"),
@@ -176,7 +176,7 @@ MEASURING = {
     ),
     "an edit for its effects": (
         lambda m: kn.edit_table(random_edit(m)),
-        "effects of type WeightEdit; expected the table of update_effects",
+        "a WeightEdit as effects; expected the table of kn_lens.update_effects",
     ),
 }
 
@@ -196,5 +196,5 @@ def test_the_error_of_a_wrong_argument_type_names_the_right_call(no_passes, call
 def test_an_edit_is_applied_to_models_only(wrong):
     edit = random_edit(loaded("BertForMaskedLM"))
     for use in (edit.apply_, edit.undo_, edit.applied, edit.hooks):
-        with pytest.raises(kn.UnsupportedModelError, match=rf"Got an? {type(wrong).__name__}; .* kn_lens.load_model"):
+        with pytest.raises(kn.UnsupportedModelError, match=r"expected a TransformerLens model: kn_lens.load_model"):
             use(wrong)

@@ -28,13 +28,16 @@ FEW = (
     "--set", "syntax_sentences=6", "--set", "syntax_facts=1",
 )  # fmt: skip
 OF_PRESETS = ("--split", "held_out", *FEW, "--set", "n_steps=4")
+STAGES_OF_OFFICIAL = (
+    "--stage", "effects", "--stage", "doses", "--stage", "texts", "--stage", "updates", "--stage", "erasures",
+)  # fmt: skip
 COMPLETE = ("world-bert", "world-gpt2", "paper")
 """Names of runs of all stages."""
 RUNS = {
     "world-bert": ("--model", "world-bert", *FEW),
     "world-gpt2": ("--model", "world-gpt2", "--split", "trained", *FEW),
     "paper": ("--preset", "paper", *OF_PRESETS),
-    "official": ("--preset", "official", *OF_PRESETS, "--stages", "effects,doses,texts,updates,erasures"),
+    "official": ("--preset", "official", *OF_PRESETS, *STAGES_OF_OFFICIAL),
 }
 PAPER = {
     "table2": ("statistic == 'neurons_per_fact'", 4.13),

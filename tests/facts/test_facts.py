@@ -182,5 +182,5 @@ def test_a_repeated_fact_is_refused_with_both_positions():
 
 
 def test_a_set_refuses_elements_that_are_no_facts():
-    with pytest.raises(ArgumentError, match="holds Facts; got 'Ireland', of type str"):
+    with pytest.raises(ArgumentError, match="Got the text 'Ireland' as one of the facts; expected Facts alone"):
         FactSet([FACTS[0], "Ireland"])  # pyright: ignore

@@ -158,9 +158,9 @@ def test_an_unknown_name_says_why_when_offline(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("thing", [None, 3, torch.nn.Linear(2, 2), ["world-bert"]])
 def test_other_objects_are_refused(thing: Any) -> None:
-    with pytest.raises(UnsupportedModelError, match=rf"Got an? {type(thing).__name__}; expected"):
+    with pytest.raises(UnsupportedModelError, match=rf"Got (None|an? {type(thing).__name__}); expected"):
         load_model(thing)
-    with pytest.raises(UnsupportedModelError, match=rf"Got an? {type(thing).__name__}; expected"):
+    with pytest.raises(UnsupportedModelError, match=rf"Got (None|an? {type(thing).__name__}); expected"):
         host_of(thing)
 
 

@@ -150,5 +150,5 @@ def test_a_tokenizer_that_adds_bos_as_its_checkpoint_does_is_taken(tmp_path):
 
 
 def test_what_is_no_hugging_face_tokenizer_is_refused(gpt2):
-    with pytest.raises(kn.ArgumentError, match="tokenizer is a str; expected a Hugging Face tokenizer"):
+    with pytest.raises(kn.ArgumentError, match="Got the text 'gpt2' as tokenizer; expected a Hugging Face tokenizer"):
         kn.load_model(gpt2, tokenizer="gpt2")

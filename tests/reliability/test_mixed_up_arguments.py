@@ -1,17 +1,24 @@
 """Arguments that are easy to mix up: an error of one sentence that names the right call, before the model runs."""
 
+import inspect
+from pathlib import Path
+
 import pytest
 
 import kn_lens as kn
+from kn_lens.cli._facts import detect_format
 from tests.effects import FACTS
 from tests.tiny import tiny_model
 
 NEURONS = kn.NeuronSet([(0, 1)])
 SETS = {FACTS[0]: NEURONS}
 EXPECTED_PROMPTS = r"expected a PromptBatch: kn_lens.make_prompts\(model, facts\)"
-EXPECTED_INTERVENTION = r"expected an intervention, such as kn_lens.Suppress\(neurons\)"
-EXPECTED_ATTRIBUTION = "expected an Attribution"
-EXPECTED_TOKENIZER = "tokenizer is a str; expected a Hugging Face tokenizer"
+EXPECTED_INTERVENTION = r"expected an intervention: kn_lens.Suppress\(neurons\)"
+EXPECTED_ATTRIBUTION = r"expected an Attribution: kn_lens.attribute\(model, prompts\)"
+EXPECTED_TOKENIZER = "Got the text 'llama' as tokenizer; expected a Hugging Face tokenizer"
+
+REFUSED_ELSEWHERE = {"load_model", "check_host", "host_of"}
+"""Functions that take a model alone: tests/hosts/test_refused_models.py."""
 
 CASES = {
     "neurons as an intervention": (
@@ -28,7 +35,7 @@ CASES = {
     ),
     "measure: swapped": (
         lambda model, prompts: kn.measure(model, kn.Suppress(NEURONS), prompts),
-        f"Got prompts of type Suppress; {EXPECTED_PROMPTS}",
+        f"Got a Suppress as prompts; {EXPECTED_PROMPTS}",
     ),
     "measure: model after prompts": (
         lambda model, prompts: kn.measure(prompts, model, kn.Suppress(NEURONS)),
@@ -65,11 +72,11 @@ CASES = {
     ),
     "make_prompts: a subject": (
         lambda model, prompts: kn.make_prompts(model, "Ireland"),
-        "Got a string, 'Ireland'; expected several Facts",
+        "Got the text 'Ireland'; expected several Facts",
     ),
     "make_prompts: a subject, with templates": (
         lambda model, prompts: kn.make_prompts(model, "Ireland", templates="[X] is [Y]"),
-        "Got a string, 'Ireland'; expected several Facts",
+        "Got the text 'Ireland'; expected several Facts",
     ),
     "make_prompts: a number": (lambda model, prompts: kn.make_prompts(model, 1), "Got an int; expected several Facts"),
     "refine: scores": (lambda model, prompts: kn.refine(prompts.tokens), f"Got a Tensor; {EXPECTED_ATTRIBUTION}"),
@@ -81,6 +88,150 @@ CASES = {
     ),
     "matched_neurons: scores": (lambda model, prompts: kn.matched_neurons(prompts.tokens, SETS), EXPECTED_ATTRIBUTION),
     "random_neurons: swapped": (lambda model, prompts: kn.random_neurons(model, NEURONS), "expected a NeuronSet"),
+    "attribute: a name for a model": (
+        lambda model, prompts: kn.attribute("gpt2", prompts),
+        r"Got the text 'gpt2'; expected a TransformerLens model: kn_lens.load_model\('gpt2'\)",
+    ),
+    "attribute: one layer": (
+        lambda model, prompts: kn.attribute(model, prompts, layers=0),
+        r"Got an int as layers; expected a list of layers: \[0, 1\]",
+    ),
+    "attribute: a function as method": (
+        lambda model, prompts: kn.attribute(model, prompts, method=kn.coarse),
+        "Unknown method <function coarse.*expected one of integrated_gradients",
+    ),
+    "attribute: a text as tolerance": (
+        lambda model, prompts: kn.attribute(model, prompts, tolerance="x"),
+        "tolerance='x'; expected a number",
+    ),
+    "attribute_to_file: swapped": (
+        lambda model, prompts: kn.attribute_to_file(model, prompts, "scores.parquet"),
+        "Got a PromptBatch as path; expected the name of a file",
+    ),
+    "read_attribution: facts": (
+        lambda model, prompts: kn.read_attribution("scores.parquet", FACTS),
+        EXPECTED_PROMPTS,
+    ),
+    "reference: a layer that is not there": (
+        lambda model, prompts: kn.reference_attribution(model, prompts, layer=99),
+        "no layer 99; expected 0 to 2",
+    ),
+    "Suppress: sets by key": (
+        lambda model, prompts: kn.Suppress({FACTS[0].key: NEURONS}),
+        "Got a dict as neurons; expected a NeuronSet, a mapping from facts",
+    ),
+    "Amplify: a text as factor": (
+        lambda model, prompts: kn.Amplify(NEURONS, factor="2"),
+        "factor='2'; expected a number",
+    ),
+    "effect_table: an attribution": (
+        lambda model, prompts: kn.effect_table(NEURONS),
+        "Got a NeuronSet as effects; expected the table of kn_lens.controlled_effects",
+    ),
+    "refine_released: an attribution": (
+        lambda model, prompts: kn.refine_released(prompts),
+        "Got a PromptBatch as path",
+    ),
+    "match_facts: one set": (
+        lambda model, prompts: kn.match_facts(NEURONS, FACTS),
+        r"Got a NeuronSet as sets; .*: kn_lens.NeuronSet.read_many\(path\)",
+    ),
+    "match_facts: a fact": (
+        lambda model, prompts: kn.match_facts({FACTS[0].key: NEURONS}, FACTS[0]),
+        "Got a Fact as facts; expected several Facts",
+    ),
+    "match_facts: a file of facts": (
+        lambda model, prompts: kn.match_facts({FACTS[0].key: NEURONS}, "facts.csv"),
+        "Got the text 'facts.csv' as facts; expected several Facts",
+    ),
+    "make_prompts: a number of templates": (
+        lambda model, prompts: kn.make_prompts(model, FACTS, templates=1),
+        "Got an int as templates; expected a text or several",
+    ),
+    "make_prompts: a number as contrast": (
+        lambda model, prompts: kn.make_prompts(model, FACTS, contrast=1),
+        "Got an int as contrast; expected an answer",
+    ),
+    "select: a fact": (
+        lambda model, prompts: prompts.select(FACTS[0]),
+        r"Got a Fact as prompts; expected a list of the numbers of prompts: \[0, 1\]",
+    ),
+    "FactSet: subjects": (
+        lambda model, prompts: kn.FactSet(["Ireland"]),
+        "Got the text 'Ireland' as one of the facts; expected Facts alone",
+    ),
+    "find: a fact": (
+        lambda model, prompts: kn.FactSet(FACTS).find(FACTS[0]),
+        "Got a Fact as subject; expected the name of a subject",
+    ),
+    "of: a list": (
+        lambda model, prompts: kn.FactSet(FACTS).of(["P36"]),
+        r"Got a list as relation; expected names of relations: facts.of\('P36', 'capital'\)",
+    ),
+    "sample: a text": (
+        lambda model, prompts: kn.FactSet(FACTS).sample("3", seed=0),
+        "n is '3'; expected 0 to",
+    ),
+    "from_csv: a table": (
+        lambda model, prompts: kn.FactSet.from_csv(kn.FactSet(FACTS).to_frame()),
+        "Got a DataFrame as path",
+    ),
+    "from_frame: a file": (
+        lambda model, prompts: kn.FactSet.from_frame("facts.csv"),
+        r"Got the text 'facts.csv' as frame; expected a table: kn_lens.FactSet.from_csv\(path\)",
+    ),
+    "NeuronSet.read: a set": (
+        lambda model, prompts: kn.NeuronSet.read(NEURONS),
+        "Got a NeuronSet as path",
+    ),
+    "NeuronSet.write_many: swapped": (
+        lambda model, prompts: kn.NeuronSet.write_many(SETS, "neurons.json"),
+        "Got a dict as path",
+    ),
+    "NeuronSet.write_many: one set": (
+        lambda model, prompts: kn.NeuronSet.write_many("neurons.json", NEURONS),
+        r"Got a NeuronSet as sets; expected sets by fact or by name: \{fact: neurons\}",
+    ),
+    "choose_lambdas: a number as grid": (
+        lambda model, prompts: kn.choose_lambdas(model, {FACTS[0]: "Rome"}, SETS, prompts, grid=1),
+        r"Got an int as grid; expected pairs of lambdas: \[\(1, 1\), \(1, 2\)\]",
+    ),
+    "compare_runs: one run": (
+        lambda model, prompts: kn.compare_runs("run"),
+        r"Got the text 'run' as runs; expected directories of runs, .*: \['run_a', 'run_b'\]",
+    ),
+    "compare_runs: models": (
+        lambda model, prompts: kn.compare_runs([model, model]),
+        "Got a TransformerBridge as path",
+    ),
+    "reproduce: prompts": (
+        lambda model, prompts: kn.reproduce(model, prompts, "run"),
+        r"Got a PromptBatch as facts; expected a FactSet: kn_lens.FactSet\(facts\)",
+    ),
+    "reproduce: a list of facts": (
+        lambda model, prompts: kn.reproduce(model, list(FACTS), "run"),
+        "Got a list as facts; expected a FactSet",
+    ),
+    "reproduce: one stage": (
+        lambda model, prompts: kn.reproduce(model, kn.FactSet(FACTS), "run", stages="facts"),
+        r"Got the text 'facts' as stages; expected a list of stages: \['facts'\]",
+    ),
+    "write_report: tables": (lambda model, prompts: kn.write_report({"table2": None}), "Got a dict as path"),
+    "write_figures: tables": (lambda model, prompts: kn.write_figures({"table2": None}), "Got a dict as path"),
+    "write_tables: tables": (lambda model, prompts: kn.write_tables({"table2": None}), "Got a dict as path"),
+    "read_study: a mapping": (lambda model, prompts: kn.read_study({"models": []}), "Got a dict as path"),
+    "run_study: a file": (
+        lambda model, prompts: kn.run_study("study.toml", {"world": kn.FactSet(FACTS)}, "study"),
+        r"Got the text 'study.toml' as config; expected a StudyConfig: kn_lens.read_study\(path\)",
+    ),
+    "StudyConfig: one name": (
+        lambda model, prompts: kn.StudyConfig(models="world-bert"),
+        r"Got the text 'world-bert' as models; expected a list: \[model\]",
+    ),
+    "StudyConfig: names": (
+        lambda model, prompts: kn.StudyConfig(models=["world-bert"]),
+        "Got the text 'world-bert' as model; expected a kn_lens.runs.ModelEntry",
+    ),
     "random_neurons: subjects": (
         lambda model, prompts: kn.random_neurons(["Ireland"], model),
         "'Ireland' is not the name of a neuron; expected one such as 'L9N1234'",
@@ -117,5 +268,52 @@ def test_a_fact_without_a_set_is_named_in_short(model_and_prompts):
     ) as error:
         neurons[FACTS[1]]
     assert isinstance(error.value, KeyError) and neurons.get(FACTS[1]) is None and FACTS[1] not in neurons
-    with pytest.raises(kn.ArgumentError, match="Got a str; expected a Fact"):
+    with pytest.raises(kn.ArgumentError, match="Got the text 'Ireland'; expected a Fact"):
         neurons["Ireland"]
+
+
+def test_a_text_as_threshold_is_refused(model_and_prompts):
+    attr = kn.attribute(*model_and_prompts, method="activation")
+    with pytest.raises(kn.ArgumentError, match="attr_threshold='x'; expected a number"):
+        kn.refine(attr, attr_threshold="x")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("atribute", "Did you mean 'attribute'?"),
+        ("load", "Did you mean 'load_model'?"),
+        ("Neurons", "Did you mean 'Neuron"),
+        ("suppress", "Did you mean 'Suppress'?"),
+        ("xyzzy", r"dir\(kn_lens\) lists what it has"),
+    ],
+)
+def test_a_name_that_the_package_lacks_is_told_with_the_nearest(name, hint):
+    with pytest.raises(AttributeError, match=f"kn_lens has no '{name}'. {hint}"):
+        getattr(kn, name)
+
+
+def test_every_public_function_is_called_with_a_wrong_argument():
+    called = " ".join(inspect.getsource(call) for call, _ in CASES.values())
+    elsewhere = Path(__file__).parents[1].joinpath("edits", "test_arguments.py").read_text(encoding="utf-8")
+    for name in kn.__all__:
+        if inspect.isfunction(getattr(kn, name)) and name not in REFUSED_ELSEWHERE:
+            assert f"kn.{name}(" in called + elsewhere, name
+
+
+def test_a_template_of_plain_text_in_a_table_is_told_with_its_row(tmp_path):
+    path = tmp_path / "facts.csv"
+    path.write_text("subject,relation,object,template\nFrance,P36,Paris,The capital of France is\n")
+    with pytest.raises(
+        kn.DataError, match=r"facts.csv:2: .*'The capital of France is' holds \[Y\].*expected exactly once"
+    ):
+        kn.FactSet.from_csv(path)
+
+
+def test_a_file_with_an_unknown_ending_is_told_with_the_known_ones(tmp_path):
+    path = tmp_path / "facts.xlsx"
+    path.write_bytes(b"PK")
+    with pytest.raises(
+        kn.ArgumentError, match=r"'.xlsx' does not determine the format.*--format.*\.jsonl, \.json or \.csv"
+    ):
+        detect_format(str(path))

@@ -27,6 +27,7 @@ anew, with replacement, identically for all models, so that differences are pair
 how much depends on the sample of facts, with models and relations given. There is none for fewer than 8 facts.
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
@@ -37,6 +38,7 @@ import numpy as np
 
 from kn_lens._core import defaults, permutation
 from kn_lens._core.atomic import write_whole
+from kn_lens._core.checks import wrong_kind
 from kn_lens._core.intervals import SHARE
 from kn_lens._core.wording import counted
 from kn_lens.errors import ArgumentError
@@ -165,6 +167,8 @@ def compare_runs(
     """
     if n_resamples < 1 or n_permutations < 1:
         raise ArgumentError(f"n_resamples={n_resamples}, n_permutations={n_permutations}; expected at least 1 of each.")
+    if isinstance(runs, (str, os.PathLike)) or not isinstance(runs, (Sequence, Mapping)):
+        raise wrong_kind(runs, "directories of runs, as a list or by name: ['run_a', 'run_b']", "runs")
     compared = tuple(read_runs(runs))
     return _compare(
         Estimator(

@@ -35,7 +35,7 @@ from typing import Any, TypeVar
 
 from kn_lens._core import defaults
 from kn_lens._core.atomic import read_whole
-from kn_lens._core.checks import is_list_of
+from kn_lens._core.checks import check_kind, check_path, is_list_of, wrong_kind
 from kn_lens._core.names import DTYPES, OWN_TEMPLATES
 from kn_lens._core.redact import without_secrets
 from kn_lens._core.toml import toml_value
@@ -123,8 +123,14 @@ class StudyConfig:
     def __post_init__(self) -> None:
         """Check for duplicates, missing entries and values out of range."""
         for kind, entries in (("model", self.models), ("fact set", self.facts), ("seed", self.seeds)):
+            if isinstance(entries, str):
+                raise wrong_kind(entries, f"a list: [{kind}]", f"{kind}s")
             if not entries:
                 raise ArgumentError(f"A study needs a {kind}; there is none.")
+        for model in self.models:
+            check_kind(model, ModelEntry, "a kn_lens.runs.ModelEntry(name='bert', model='world-bert')", "model")
+        for entry in self.facts:
+            check_kind(entry, FactsEntry, "a kn_lens.runs.FactsEntry(name='world')", "fact set")
         model_names = _Names("model")
         models = _Names("model")
         fact_sets = _Names("fact set")
@@ -164,6 +170,7 @@ def read_study(path: str | Path) -> StudyConfig:
     >>> read_study(path).models[0].tags
     {'size': 'small'}
     """
+    check_path(path)
     path = Path(path)
     try:
         table = tomllib.loads(read_whole(path).decode())

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from kn_lens._core.atomic import read_whole
+from kn_lens._core.checks import check_kind
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.facts import FactSet
 from kn_lens.runs.data import RunData
@@ -108,6 +109,8 @@ def jobs_of(config: StudyConfig, facts: Mapping[str, FactSet], held_out: Mapping
         ArgumentError: an unknown stage, relation or fact set, or a name too long for a directory.
         DataError: a relation whose name is too long for a file.
     """
+    check_kind(config, StudyConfig, "a StudyConfig: kn_lens.read_study(path)", "config")
+    check_kind(facts, Mapping, "fact sets by name: {'world': facts}", "facts")
     stages = [stage.name for stage in stages_named(STAGES, config.stages)]
     missing = [entry.name for entry in config.facts if entry.name not in facts]
     if missing:
