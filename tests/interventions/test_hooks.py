@@ -260,7 +260,7 @@ def test_a_hook_equals_a_loop_over_rows_and_neurons(sets, position):
         (lambda: kn.Suppress([[(0, 1)]]), "sequence with one NeuronSet for each prompt"),
         (lambda: kn.Suppress(["Ireland"]), "'Ireland' is not the name of a neuron"),
         (lambda: kn.Suppress({FACTS[0]: [(0, 1)]}), "mapping from facts"),
-        (lambda: kn.Suppress(None), "NoneType"),
+        (lambda: kn.Suppress(None), "Got None as neurons"),
         (lambda: kn.Amplify(NEURONS, float("nan")), "factor=nan"),
         (lambda: kn.SetTo(NEURONS, float("inf")), "value=inf"),
         (lambda: kn.SetTo(NEURONS, "much"), "value='much'"),
