@@ -217,7 +217,7 @@ class CleanGradients:
     )
 
     def of_layer(self, layer: int) -> Float[Tensor, "row d_gradient"]:
-        """Return the gradients that ``LayerContext.gradients`` computes, at ``w`` of every prompt.
+        """Return the gradients at ``w`` of every prompt.
 
         Cost: at the first call a forward and a backward pass per row, from the lowest layer up; none later.
         """

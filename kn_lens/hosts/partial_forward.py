@@ -50,18 +50,18 @@ Hooks = list[tuple[str, HookFn]]
 
 @dataclass(frozen=True, kw_only=True)
 class Replacement:
-    """New activations of one layer at the read position, for some rows.
+    """Rows whose pass starts at a layer, and what is replaced there at the read position.
 
     Attributes:
         layer: one of the layers of the state.
         rows: indices of rows; repeats allowed.
-        post: their new activations; gradients flow back into them.
+        post: their new activations; gradients flow back into them. None leaves them.
         added: a tensor that is added to the output of ``W_out`` of the layer; gradients flow back into it.
     """
 
     layer: int
     rows: Int[Tensor, " selected"]
-    post: Float[Tensor, "selected d_mlp"]
+    post: Float[Tensor, "selected d_mlp"] | None = None
     added: Float[Tensor, "selected d_model"] | None = None
 
 
@@ -198,16 +198,6 @@ class _LayerState:
     next_projections: dict[LinearMap, Float[Tensor, "row pos ..."]]  # queries, keys and values of the next layer
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Start:
-    """Rows whose pass starts at a layer, and what is changed of that layer for them alone."""
-
-    layer: int
-    rows: Int[Tensor, " selected"]
-    post: Float[Tensor, "selected d_mlp"] | None = None
-    added: Float[Tensor, "selected d_model"] | None = None
-
-
 class _SinglePassState:
     """A clean state whose rows go into one pass; a subclass defines how that pass runs."""
 
@@ -224,22 +214,13 @@ class _SinglePassState:
         *,
         early_exit: bool = False,
     ) -> Float[Tensor, "selected d_vocab"]:
-        starts = []
-        for replacement in replacements:
-            start = _Start(
-                layer=replacement.layer,
-                rows=replacement.rows,
-                post=replacement.post,
-                added=replacement.added,
-            )
-            starts.append(start)
-        return self._pass(starts, {}, [], early_exit=early_exit)
+        return self._pass(replacements, {}, [], early_exit=early_exit)
 
     def logits_with_additions(
         self, rows: Int[Tensor, " selected"], additions: Additions
     ) -> Float[Tensor, "selected d_vocab"]:
         functions, hooks = _addition_functions(self.host, additions, self.read_pos[rows])
-        return self._pass([_Start(layer=min(additions), rows=rows)], functions, hooks)
+        return self._pass([Replacement(layer=min(additions), rows=rows)], functions, hooks)
 
     def logits_with_hooks(
         self,
@@ -249,11 +230,11 @@ class _SinglePassState:
     ) -> Float[Tensor, "selected d_vocab"]:
         read_pos = self.read_pos[rows]
         at_read = [(name, _hook_at(hook_fn, read_pos)) for name, hook_fn in hooks]
-        return self._pass([_Start(layer=layer, rows=rows)], {}, at_read)
+        return self._pass([Replacement(layer=layer, rows=rows)], {}, at_read)
 
     def _pass(
         self,
-        starts: Sequence[_Start],
+        starts: Sequence[Replacement],
         functions: Mapping[int, PostFn],
         hooks: Hooks,
         *,
@@ -351,7 +332,7 @@ class _ResumedState(_SinglePassState):
 
     def _pass(
         self,
-        starts: Sequence[_Start],
+        starts: Sequence[Replacement],
         functions: Mapping[int, PostFn],
         hooks: Hooks,
         *,
@@ -403,7 +384,7 @@ class _ResumedState(_SinglePassState):
 
     def _completion(
         self,
-        start: _Start,
+        start: Replacement,
         read_pos: Int[Tensor, " selected"],
         n_pos: int,
     ) -> Callable[[Float[Tensor, "selected 1 d_model"]], Float[Tensor, "selected pos d_model"]]:
@@ -418,7 +399,7 @@ class _ResumedState(_SinglePassState):
 
     def _reuse_hooks(
         self,
-        start: _Start,
+        start: Replacement,
         read_pos: Int[Tensor, " entered"],
         n_below: int,
         n_pos: int,
@@ -443,7 +424,7 @@ class _ResumedState(_SinglePassState):
             hooks.append((after, phase.for_entered(_scatter_after(n_below, n_pos, scatter))))
         return hooks
 
-    def _rows_of_layers(self, starts: Sequence[_Start]) -> list[Int[Tensor, " selected"] | None]:
+    def _rows_of_layers(self, starts: Sequence[Replacement]) -> list[Int[Tensor, " selected"] | None]:
         """Return the rows that the attention of each layer runs on."""
         rows_of_layers: list[Tensor | None] = []
         entered: list[Tensor] = []
@@ -497,7 +478,7 @@ class _FullPassState(_SinglePassState):
 
     def _pass(
         self,
-        starts: Sequence[_Start],
+        starts: Sequence[Replacement],
         functions: Mapping[int, PostFn],
         hooks: Hooks,
         *,
@@ -564,7 +545,7 @@ class _GroupedState:
         for number in group.unique().tolist():
             parts = [_in_group(replacement, self.group, number, self.index) for replacement in replacements]
             non_empty = [part for part in parts if len(part.rows)]
-            logits.append(self.states[number].logits_with_post(non_empty, early_exit=early_exit))
+            logits.append(self.states[number]._pass(non_empty, {}, [], early_exit=early_exit))
         return self._in_order(logits, group)
 
     def logits_with_additions(
@@ -663,7 +644,7 @@ def _in_group(
     return Replacement(
         layer=replacement.layer,
         rows=index[replacement.rows[chosen]],
-        post=replacement.post[chosen],
+        post=None if replacement.post is None else replacement.post[chosen],
         added=None if replacement.added is None else replacement.added[chosen],
     )
 

@@ -41,7 +41,7 @@ def test_the_call_depth_from_attribute_to_a_pass_is_bounded(architecture, method
 
     monkeypatch.setattr(Host, "logits", watched)
     kn.attribute(model, prompts, method=method, **options)
-    # Once in a call the host looks at what a block returns, on one token.
-    passes = [functions for functions in calls if "_output_forms" not in functions]
+    # Once the host looks at what a block returns and receives, on a few tokens.
+    passes = [functions for functions in calls if not {"_output_forms", "_find_row_leaves"} & set(functions)]
     deepest = max(passes, key=len)
     assert len(deepest) <= DEEPEST, " > ".join(deepest)

@@ -130,7 +130,7 @@ def test_hosted_and_refused_models_are_listed():
         (kn.refine_by_relation, "target", (2, 5), "fewer than 2 neurons on average and up when more than 5"),
         (kn.refine_by_relation, "max_moves", 6, "at most 6\n   times"),
         (kn.attribute, "tolerance", 1e-3, "`tolerance` being 1e-3"),
-        (kn.attribute, "max_points", 129, "Clenshaw-Curtis with 3, 5, 9, ..., 129"),
+        (kn.attribute, "max_points", 129, "and panels where it is slow; 129 at most"),
         (kn.update_fact, "lambdas", None, r"$(\lambda_1, \lambda_2) = (1, 2)$"),
         (kn.update_fact, "scaling", "norm", '`scaling="norm"` unless given'),
         (kn.update_fact, "max_share", 0.1, "more than a tenth of the\nrelation's facts"),
