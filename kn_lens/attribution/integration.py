@@ -23,7 +23,7 @@ from torch import Tensor
 
 from kn_lens.attribution.layer_context import AnswerRows, LayerContext
 from kn_lens.attribution.panels import Panels, joined_panels
-from kn_lens.attribution.quadrature import Quadrature, nested_levels
+from kn_lens.attribution.quadrature import Quadrature, nested_levels, weights_up_to_nodes
 from kn_lens.attribution.sweep import PathPoints, PointValues, sweep
 
 OUTPUT_FLOOR = 1e-2
@@ -31,6 +31,12 @@ OUTPUT_FLOOR = 1e-2
 
 LEAST_BEFORE_CUT = 9
 """Points of the first Clenshaw-Curtis rule after which a path can be cut into panels."""
+
+GAP_AT_NODES = 10.0
+"""Bound on the gap of the integral from 0 to any point of a whole path, in tolerances; that to the end has one.
+
+The output is known at every point. Spikes of opposite signs that fall between the points would not show at the end.
+"""
 
 SUM_OF_GAPS = 4.0
 """Bound on the sum of the sizes of a path's gaps over its panels, in tolerances. Their sum is bounded by one tolerance.
@@ -249,7 +255,7 @@ def _integrate_adaptive(
     unconverged = context.all_prompts
     outputs = context.clean.new_zeros(len(unconverged), 0)
     gradients = paths.written[:, :, None][:, :, :0]
-    gap = torch.full_like(context.clean, torch.inf)  # of the unconverged paths
+    gap = torch.full_like(context.clean, torch.inf)  # of the unconverged paths, in the unit of the bound at the end
     to_cut: list[Panels] = []
     for number, level in enumerate(levels):
         # The first level has both ends of the path. The gradient at alpha = 1 costs no point of this layer.
@@ -268,20 +274,23 @@ def _integrate_adaptive(
         of_level = einsum(weights, gradients, "point, path answer_row point d_gradient -> path answer_row d_gradient")
         mean_gradient[unconverged] = of_level
         n_points[unconverged] = len(level)
-        total = (paths.written[unconverged] * of_level).sum((-1, -2))
-        gap_before, gap = gap, (total - expected[unconverged]).abs()
+        slopes = paths.slopes(unconverged, gradients)
+        weights_to_nodes = moving.new_tensor(weights_up_to_nodes(level))
+        up_to_nodes = einsum(slopes, weights_to_nodes, "path point, node point -> path node")
+        gap_at_nodes = (up_to_nodes - (outputs - outputs[:, :1])).abs()
+        gap_at_end = gap_at_nodes[:, level.nodes.index(1.0)]
+        gap_before, gap = gap, torch.maximum(gap_at_end, gap_at_nodes.amax(-1) / GAP_AT_NODES)
         bound = allowed[unconverged]
         is_open = gap > bound
         if len(level) >= LEAST_BEFORE_CUT and level is not levels[-1]:
             # If each of the next two levels divides the gap by as much as this one did, will it be small enough?
             is_slow = is_open & (gap * (gap / gap_before).square() > bound)
             if is_slow.any():
-                slopes = paths.slopes(unconverged[is_slow], gradients[is_slow])
                 ascending = torch.tensor(level.nodes, device=outputs.device).argsort()
                 panels = Panels.of_whole_paths(
                     path=unconverged[is_slow],
                     outputs=outputs[is_slow][:, ascending],
-                    slopes=slopes[:, ascending],
+                    slopes=slopes[is_slow][:, ascending],
                     gradients=gradients[is_slow][:, :, ascending],
                 )
                 to_cut.append(panels)

@@ -16,7 +16,7 @@ Gauss-Legendre in practice (L. N. Trefethen, "Is Gauss quadrature better than Cl
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -96,6 +96,32 @@ def nested_levels(max_points: int) -> tuple[Quadrature, ...]:
         levels.append(Quadrature(tuple(nodes.tolist()), tuple(level_weights.tolist())))
         n_intervals *= 2
     return tuple(levels)
+
+
+@lru_cache(maxsize=16)
+def weights_up_to_nodes(level: Quadrature) -> np.ndarray:
+    r"""Return the weights of the integral from 0 to each node of a Clenshaw-Curtis rule, ``[upper node, node]``.
+
+    They integrate the same polynomial through all nodes as the rule does; the row of the node 1 is the rule itself.
+    With x = (1 - cos theta) / 2 that polynomial is a sum of cos(k theta), and
+
+        integral of cos(k theta) (sin theta) / 2 = (cos((k - 1) theta) / (k - 1) - cos((k + 1) theta) / (k + 1)) / 4.
+
+    Args:
+        level: one of ``nested_levels``.
+    """
+    theta = np.arccos(np.clip(1 - 2 * np.array(level.nodes), -1, 1))
+    m = len(level) - 1
+    k = np.arange(m + 1)
+    halved_ends = np.where((k == 0) | (k == m), 0.5, 1.0)
+    is_end = np.isin(level.nodes, (0.0, 1.0))
+    coefficients = (2 / m) * halved_ends[:, None] * np.cos(np.outer(k, theta)) * np.where(is_end, 0.5, 1.0)
+
+    def antiderivative(at: np.ndarray) -> np.ndarray:
+        below = np.where(k == 1, 0.0, np.cos(np.outer(at, k - 1)) / np.where(k == 1, 1, k - 1))
+        return (below - np.cos(np.outer(at, k + 1)) / (k + 1)) / 4
+
+    return (antiderivative(theta) - antiderivative(np.zeros(1))) @ coefficients
 
 
 def _riemann(n: int, *, shift: float) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from kn_lens.attribution.quadrature import RULES, fixed_rule, nested_levels
+from kn_lens.attribution.quadrature import RULES, fixed_rule, nested_levels, weights_up_to_nodes
 from kn_lens.errors import ArgumentError
 
 
@@ -89,3 +89,11 @@ def test_an_unknown_rule_or_number_of_points_is_refused(rule, n, words):
 def test_a_max_points_below_the_first_level_is_refused():
     with pytest.raises(ArgumentError, match="max_points=2"):
         nested_levels(2)
+
+
+@pytest.mark.parametrize("level", nested_levels(33))
+def test_weights_up_to_a_node_integrate_polynomials_from_zero_to_it(level):
+    nodes, weights = np.array(level.nodes), weights_up_to_nodes(level)
+    for power in range(len(level)):
+        np.testing.assert_allclose(weights @ nodes**power, nodes ** (power + 1) / (power + 1), atol=1e-14)
+    np.testing.assert_allclose(weights[level.nodes.index(1.0)], level.weights, atol=1e-14)

@@ -224,7 +224,7 @@ def test_progress_counts_every_prompt_and_layer_once(pair, prompts):
         ({"neurons": [kn.Neuron(0, 0)]}, "scores every neuron at once"),
         ({"method": "ablation", "neurons": [kn.Neuron(0, D_MLP)]}, f"d_mlp={D_MLP}"),
         ({"method": "ablation", "neurons": [kn.Neuron(9, 0)]}, "layers"),
-        ({"method": "ablation", "neurons": [(0, 1)]}, r"neurons holds \(0, 1\)"),
+        ({"method": "ablation", "neurons": [5]}, "neurons holds 5"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_forward_pass(pair, prompts, arguments, words):
