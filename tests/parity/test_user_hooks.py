@@ -223,9 +223,8 @@ def test_has_user_hooks_is_true_only_while_hooks_are_on_the_model(architecture):
             assert host.has_user_hooks
     module = host.checkpoint.get_submodule("")
     for register in (module.register_forward_hook, module.register_forward_pre_hook):
-        handle = register(partial(lambda *_: None))
-        assert host.has_user_hooks
-        handle.remove()
+        with register(partial(lambda *_: None)):
+            assert host.has_user_hooks
     assert not host.has_user_hooks
 
 

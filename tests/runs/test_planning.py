@@ -66,12 +66,10 @@ def watched(model, see):
 
         return call
 
-    handle = head.register_forward_pre_hook(look)
-    with pytest.MonkeyPatch.context() as patch:
+    with head.register_forward_pre_hook(look), pytest.MonkeyPatch.context() as patch:
         patch.setattr(Host, "kv_prefix", pausing(Host.kv_prefix))
         patch.setattr(Host, "_output_forms", property(pausing(Host._output_forms.func)))
         yield
-    handle.remove()
 
 
 @contextmanager
