@@ -29,8 +29,9 @@ from tests.tiny_runs import contents, tiny_facts
 
 FACTS = tiny_facts(2).of("P36", "P1376")
 SETTINGS = Settings.of(
-    attr_threshold=0.5, n_resamples=5, dose_facts=1, doses=(3.0,), max_moves=1, syntax_forms=1, syntax_facts=1
-)
+    attr_threshold=0.5, n_resamples=5, dose_facts=1, doses=(3.0,), max_moves=1, syntax_forms=1, syntax_facts=1,
+    check_facts=1,
+)  # fmt: skip
 KILLS = int(os.environ.get("KN_LENS_KILLS", "50"))
 AT_MOST = 0.8
 """Seconds until a kill; a run takes about two."""

@@ -30,8 +30,9 @@ from tests.tiny_runs import CAPITAL, tiny_facts
 
 # A quarter of a layer's neurons at most, so that random ones can be drawn beside those found.
 SETTINGS = Settings.of(
-    attr_threshold=0.5, n_resamples=40, dose_facts=2, doses=(0.0, 3.0), max_moves=2, syntax_forms=1, syntax_facts=1
-)
+    attr_threshold=0.5, n_resamples=40, dose_facts=2, doses=(0.0, 3.0), max_moves=2, syntax_forms=1, syntax_facts=1,
+    check_facts=2,
+)  # fmt: skip
 
 
 def test_other_fact_is_found_even_if_few_can_be_queried(model, tmp_path):
@@ -227,7 +228,7 @@ def test_invalid_template_stops_the_run_before_any_pass(model, tmp_path):
 def test_sets_of_more_than_half_a_layer_have_controls(model, tmp_path):
     # All neurons with a positive score under any prompt, which are most of them.
     any_prompt = {"keep": 0.0, "attr_threshold": 0.0, "share_threshold": 0.0, "max_moves": 0, "min_prompts": 1}
-    settings = Settings.of(**any_prompt, n_resamples=5, doses=(0.0,), relations=("P36",))
+    settings = Settings.of(**any_prompt, n_resamples=5, doses=(0.0,), relations=("P36",), check_facts=1)
     with open_context(model, tiny_facts(2), tmp_path, settings) as context:
         run_stages(context, STAGES, lambda state: None)
         found, random = (context.neurons(kind, "P36") for kind in ("found", "random"))
