@@ -4,7 +4,7 @@ A prompt whose answer has k tokens has k consecutive rows (see ``build``); paddi
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -258,11 +258,12 @@ class PromptBatch:
             ArgumentError: no such prompt, or none at all.
         """
         chosen = self._indices(prompts)
-        rows, owner = self.rows_and_owners(chosen)
         numbers = chosen.tolist()
+        if not numbers:
+            raise ArgumentError("There is no prompt in the batch; expected at least one.")
+        rows, owner = self.rows_and_owners(chosen)
         contrast_ids = self.contrast_ids
-        return replace(
-            self,
+        return self._unchecked(
             tokens=self.tokens[rows],
             attention_mask=self.attention_mask[rows],
             read_pos=self.read_pos[rows],
@@ -274,13 +275,32 @@ class PromptBatch:
             template=tuple(self.template[number] for number in numbers),
         )
 
+    def read_tokens_only(self) -> "PromptBatch":
+        """Return the prompts with one token in each row, the one at the read position."""
+        tokens = self.tokens.gather(1, self.read_pos[:, None])
+        return self._unchecked(
+            tokens=tokens,
+            attention_mask=torch.ones_like(tokens),
+            read_pos=torch.zeros_like(self.read_pos),
+        )
+
     def to(self, device: str | torch.device) -> "PromptBatch":
         """Return the batch on another device."""
         tensors = {}
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 tensors[name] = value.to(device)
-        return replace(self, **tensors)
+        return self._unchecked(**tensors)
+
+    def _unchecked(self, **changed: Any) -> "PromptBatch":
+        """Return the batch with other values of fields, which come from checked ones.
+
+        Each check of a value would wait for the device, and passes select their prompts again and again.
+        """
+        batch = object.__new__(type(self))
+        for name, value in {**vars(self), **changed}.items():
+            object.__setattr__(batch, name, value)
+        return batch
 
     def check_for(self, host: Host) -> None:
         """Raise if the model cannot run on these prompts.
