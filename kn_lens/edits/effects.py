@@ -15,25 +15,28 @@ weights while answers are scored, and undone exactly. ``edit_table`` summarises 
 
 import math
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from kn_lens._core import defaults
 from kn_lens._core.checks import check_share
 from kn_lens._core.names import Scaling, UpdateForm
-from kn_lens.attribution import Preset
+from kn_lens.attribution import Preset, check_numbers
 from kn_lens.edits.arguments import (
     check_each_has_neurons,
     check_new_objects,
 )
 from kn_lens.edits.erasures import erase_neurons, erase_relation
+from kn_lens.edits.prompt_edits import score_under_edits
 from kn_lens.edits.questions import (
     OTHER_RELATIONS,
+    OWN,
     SAME_RELATION,
     Question,
     QuestionPrompts,
@@ -41,12 +44,12 @@ from kn_lens.edits.questions import (
     checked_groups,
     group_other_facts,
 )
-from kn_lens.edits.updates import FactUpdate, make_edits, resolve_form
+from kn_lens.edits.updates import FactUpdate, recorder_of, resolve_form, with_signs
 from kn_lens.edits.weight_edit import WeightEdit
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.hosts import Budget, HookedModel, Host, checked_host, exclusive
-from kn_lens.interventions import AnswerScores, Progress, Ticks, score_answers
+from kn_lens.interventions import AnswerScores, Intervention, Progress, Ticks, score_answers
 from kn_lens.neurons import (
     NeuronSet,
     check_neurons_by_fact,
@@ -62,6 +65,9 @@ if TYPE_CHECKING:
 MAX_DISTURBED = 0.1
 """An update disturbs other facts if it takes away more than this share of their right answers. The value is a choice,
 halfway between random rows in the embedded models (3%) and edits that leave little of what a model knows."""
+
+ROWS_AT_ONCE = 1 << 16
+"""Rows of trials whose scores are in memory together: enough to fill passes, whatever the number of trials."""
 
 
 # --- updates ----------------------------------------------------------------------------------------------
@@ -132,8 +138,8 @@ def update_effects(
         answers to ``others`` that it takes away (NaN without right answers). ``disturbs`` is whether that is more than
         ``max_disturbed``: the update then changes the model at large, not this fact.
 
-        Cost: a forward pass for each row of all prompts, and for the signs one more for each row of own wordings; and
-        for each fact, set of neurons and dose, one for each row of its questions, with both answers, and of ``others``.
+        Cost: a forward pass for each row of all prompts; and for each fact, set of neurons and dose, one for each row
+        of its questions, with both answers, and of ``others``. Facts, sets and doses share passes.
 
     Raises:
         ArgumentError: no facts, a fact without neurons or activation neurons, a question about a fact that is not
@@ -269,53 +275,99 @@ def measure_updates(
     n_rows = n_other_rows
     for prompts in group_prompts.values():
         n_rows += prompts.n_rows
+    rows_per_trial: dict[Fact, int] = {}
     for fact in new_objects:
-        n_rows_per_trial = n_other_rows
+        rows_per_trial[fact] = n_other_rows
         for prompts in group_prompts.values():
-            n_rows_per_trial += prompts.n_rows_of(fact)
-        n_trials = len(doses) * len(trials[fact])
-        n_rows += updates[fact][0].prompts.n_rows + n_trials * n_rows_per_trial
+            rows_per_trial[fact] += prompts.n_rows_of(fact)
+        n_rows += len(doses) * len(trials[fact]) * rows_per_trial[fact]
     tick = Ticks(measurement.progress, n_rows)
 
     if tokenizer is None:
         tokenizer = host.tokenizer
+    recorder = recorder_of(updates, group_prompts[OWN].current)
     scored_groups: dict[str, _ScoredQuestions] = {}
     for name, prompts in group_prompts.items():
-        scored_groups[name] = _ScoredQuestions.of(host, prompts, budget, tick, tokenizer)
+        interventions = [recorder] if name == OWN and recorder is not None else []
+        scored = _ScoredQuestions.of(host, prompts, interventions, budget, tick, tokenizer)
+        scored_groups[name] = scored
+    own_answers = torch.from_numpy(scored_groups[OWN].current.log_prob)
+    check_numbers(host, group_prompts[OWN].current, own_answers)
     others_before = None if others is None else score_answers(host, others, [], budget, tick)
+
+    def edited_trials() -> Iterator[_EditedTrial]:
+        for fact, new_object in new_objects.items():
+            edits = [with_signs(update, fact, recorder) for update in updates[fact]]
+            for dose in doses:
+                for trial, edit in zip(trials[fact], edits, strict=True):
+                    labels = {
+                        "relation": fact.relation,
+                        "subject": fact.subject,
+                        "object": fact.object,
+                        "key": fact.key,
+                        "new_object": new_object,
+                        **trial.labels,
+                        "n_neurons": len(edit.neurons),
+                        "dose": dose,
+                    }
+                    yield _EditedTrial(fact, new_object, edit.scaled(dose), labels)
+
     records = []
-    for fact, new_object in new_objects.items():
-        edits, _ = make_edits(updates[fact], budget, tick)
-        for dose in doses:
-            for trial, edit in zip(trials[fact], edits, strict=True):
-                labels = {
-                    "relation": fact.relation,
-                    "subject": fact.subject,
-                    "object": fact.object,
-                    "key": fact.key,
-                    "new_object": new_object,
-                    **trial.labels,
-                    "n_neurons": len(edit.neurons),
-                    "dose": dose,
-                }
-                rows = []
-                with edit.scaled(dose).applied(host):
-                    for name, scored in scored_groups.items():
-                        if fact in scored.prompts.questions:
-                            row = scored.effect_on(host, fact, budget, tick)
-                            rows.append({**labels, "question": name, **row})
-                    if others is not None and others_before is not None:
-                        others_after = score_answers(host, others, [], budget, tick)
-                        for name, chosen in group_other_facts(others, fact, new_object).items():
-                            before = _select(others_before, chosen)
-                            after = _select(others_after, chosen)
-                            row = _current_answer_columns(before, after)
-                            rows.append({**labels, "question": name, **row})
-                disturbed = disturbed_share(rows)
-                disturbs = disturbed > measurement.max_disturbed
-                for row in rows:
-                    records.append({**row, "disturbed": disturbed, "disturbs": disturbs})
+    for group in _groups_of_rows(edited_trials(), rows_per_trial):
+        rows_of_trial: list[list[dict[str, Any]]] = [[] for _ in group]
+        for name, scored in scored_groups.items():
+            numbers = [number for number, trial in enumerate(group) if trial.fact in scored.prompts.questions]
+            effects = scored.effects_of(host, [group[number] for number in numbers], budget, tick)
+            for number, row in zip(numbers, effects, strict=True):
+                rows_of_trial[number].append({**group[number].labels, "question": name, **row})
+        if others is not None and others_before is not None:
+            every_prompt = torch.arange(len(others))
+            edits = [(trial.edit, every_prompt) for trial in group]
+            others_after = score_under_edits(host, others, edits, budget, tick)
+            for rows, trial, after in zip(rows_of_trial, group, others_after, strict=True):
+                for name, chosen in group_other_facts(others, trial.fact, trial.new_object).items():
+                    row = _current_answer_columns(others_before.select(chosen), after.select(chosen))
+                    rows.append({**trial.labels, "question": name, **row})
+        for rows in rows_of_trial:
+            disturbed = disturbed_share(rows)
+            disturbs = disturbed > measurement.max_disturbed
+            for row in rows:
+                records.append({**row, "disturbed": disturbed, "disturbs": disturbs})
     return pd.DataFrame(records)
+
+
+class _EditedTrial(NamedTuple):
+    """A trial with its edit.
+
+    Attributes:
+        fact: the updated fact.
+        new_object: its new object.
+        edit: the edit of one strength.
+        labels: the columns of the table that describe the trial.
+    """
+
+    fact: Fact
+    new_object: str
+    edit: WeightEdit
+    labels: Mapping[str, Any]
+
+
+def _groups_of_rows(
+    trials: Iterable[_EditedTrial],
+    rows_per_trial: Mapping[Fact, int],
+) -> Iterator[list[_EditedTrial]]:
+    """Yield consecutive trials that run at most ``ROWS_AT_ONCE`` rows together, at least one."""
+    group: list[_EditedTrial] = []
+    n_rows = 0
+    for trial in trials:
+        n_trial_rows = rows_per_trial[trial.fact]
+        if group and n_rows + n_trial_rows > ROWS_AT_ONCE:
+            yield group
+            group, n_rows = [], 0
+        group.append(trial)
+        n_rows += n_trial_rows
+    if group:
+        yield group
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -339,39 +391,46 @@ class _ScoredQuestions:
         cls,
         host: Host,
         prompts: QuestionPrompts,
+        interventions: Sequence[Intervention],
         budget: Budget,
         tick: Ticks,
         tokenizer: Any,
     ) -> "_ScoredQuestions":
-        """Score the answers without an edit."""
-        current = score_answers(host, prompts.current, [], budget, tick)
+        """Score the answers without an edit; ``interventions`` take part in the passes of the current answers."""
+        current = score_answers(host, prompts.current, interventions, budget, tick)
         new = score_answers(host, prompts.new, [], budget, tick)
         return cls(prompts=prompts, current=current, new=new, tokenizer=tokenizer)
 
-    def effect_on(
+    def effects_of(
         self,
         host: Host,
-        fact: Fact,
+        trials: Sequence[_EditedTrial],
         budget: Budget,
         tick: Ticks,
-    ) -> dict[str, Any]:
-        """Score the answers to the question of an updated fact again, with an edit applied, and compare."""
-        chosen_current, chosen_new = self.prompts.prompts_of(fact)
-        current_before = _select(self.current, _numpy(chosen_current))
-        current_after = score_answers(
-            host,
-            self.prompts.current.select(chosen_current),
-            [],
-            budget,
-            tick,
-        )
-        new_before = _select(self.new, _numpy(chosen_new))
-        new_after = score_answers(host, self.prompts.new.select(chosen_new), [], budget, tick)
-        return {
-            **_current_answer_columns(current_before, current_after),
-            **_new_answer_columns(new_before, new_after),
-            "says": _most_frequent(current_after.top_text(self.tokenizer)),
-        }
+    ) -> list[dict[str, Any]]:
+        """Score the answers to the question of each trial's fact again, with its edit, and compare."""
+        if not trials:
+            return []
+        chosen_current = []
+        chosen_new = []
+        for trial in trials:
+            current, new = self.prompts.prompts_of(trial.fact)
+            chosen_current.append((trial.edit, current))
+            chosen_new.append((trial.edit, new))
+        current_after = score_under_edits(host, self.prompts.current, chosen_current, budget, tick)
+        new_after = score_under_edits(host, self.prompts.new, chosen_new, budget, tick)
+        effects = []
+        for number in range(len(trials)):
+            current_before = self.current.select(_numpy(chosen_current[number][1]))
+            new_before = self.new.select(_numpy(chosen_new[number][1]))
+            effects.append(
+                {
+                    **_current_answer_columns(current_before, current_after[number]),
+                    **_new_answer_columns(new_before, new_after[number]),
+                    "says": _most_frequent(current_after[number].top_text(self.tokenizer)),
+                }
+            )
+        return effects
 
 
 def disturbed_share(rows: Iterable[Mapping[str, Any]]) -> float:
@@ -508,7 +567,7 @@ def erase_effects(
                     "question": SAME_RELATION if fact.relation == relation else OTHER_RELATIONS,
                     "measured": fact.key,
                     "measured_relation": fact.relation,
-                    **_current_answer_columns(_select(before, chosen), _select(after, chosen)),
+                    **_current_answer_columns(before.select(chosen), after.select(chosen)),
                 }
             )
     return pd.DataFrame(records)
@@ -567,11 +626,6 @@ def _new_answer_columns(before: AnswerScores, after: AnswerScores) -> dict[str, 
         columns[f"new_mrr_{when}"] = float((1 / (1 + scores.rank)).mean())
         columns[f"new_nll_{when}"] = float(-scores.log_prob.mean())
     return columns
-
-
-def _select(scores: AnswerScores, chosen: Int[np.ndarray, " prompt"]) -> AnswerScores:
-    top = [scores.top[prompt] for prompt in chosen.tolist()]
-    return AnswerScores(log_prob=scores.log_prob[chosen], rank=scores.rank[chosen], top=top)
 
 
 def _numpy(chosen: Int[Tensor, " prompt"]) -> Int[np.ndarray, " prompt"]:

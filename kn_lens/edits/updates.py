@@ -48,7 +48,7 @@ from kn_lens.errors import ArgumentError, EditError, NoPromptError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.hosts import Budget, HookedModel, HookFn, Host, exclusive, host_of
 from kn_lens.interventions import AnswerScores, Ticks, is_known, score_answers
-from kn_lens.neurons import NeuronSet, check_neurons_by_fact
+from kn_lens.neurons import NeuronSet, check_neurons_by_fact, prompts_by_fact
 from kn_lens.prompts import PromptBatch, make_prompts
 
 
@@ -321,19 +321,42 @@ def make_edits(
         EditError: the rows would not be finite.
     """
     host, prompts = updates[0].host, updates[0].prompts
-    neurons = NeuronSet(chain.from_iterable(update.neurons for update in updates))
-    recorder = ActivationRecorder.of(neurons, prompts)
-    needs_signs = any(update.form.signed for update in updates)
-    interventions = [recorder] if needs_signs else []
+    fact = prompts.fact(0)
+    recorder = recorder_of({fact: updates}, prompts)
+    interventions = [] if recorder is None else [recorder]
     scores = score_answers(host, prompts, interventions, budget, tick)
     check_numbers(host, prompts, torch.from_numpy(scores.log_prob))
-    edits = []
-    for update in updates:
-        if update.form.signed:
-            edits.append(update.signed(recorder.mean(update.neurons)))
-        else:
-            edits.append(update.unsigned)
+    edits = [with_signs(update, fact, recorder) for update in updates]
     return edits, scores
+
+
+def recorder_of(
+    updates: Mapping[Fact, Sequence[FactUpdate]],
+    prompts: PromptBatch,
+) -> "ActivationRecorder | None":
+    """Return a recorder of all activations whose signs updates need, under the prompts of their facts.
+
+    None where no update needs one.
+    """
+    neurons: dict[Fact, NeuronSet] = {}
+    for fact, fact_updates in updates.items():
+        signed = [update.neurons for update in fact_updates if update.form.signed]
+        neurons[fact] = NeuronSet(chain.from_iterable(signed))
+    if not any(neurons.values()):
+        return None
+    return ActivationRecorder.of(neurons, prompts)
+
+
+def with_signs(update: FactUpdate, fact: Fact, recorder: "ActivationRecorder | None") -> WeightEdit:
+    """Return the edit of an update of a fact, with the signs of the recorded activations if it takes signs.
+
+    Raises:
+        EditError: the rows would not be finite.
+    """
+    if not update.form.signed:
+        return update.unsigned
+    assert recorder is not None  # one was made for the updates with signs
+    return update.signed(recorder.mean(fact, update.neurons))
 
 
 @dataclass(frozen=True, eq=False)
@@ -341,21 +364,24 @@ class ActivationRecorder:
     """An intervention that changes nothing and records activations at the read position.
 
     Attributes:
-        neurons: the neurons to record.
-        values: their activations under each prompt of the whole batch, averaged over the rows of its answer, in the
-            order in which the set iterates; NaN until the prompt has run.
+        neurons: the neurons to record under the prompts of each fact.
+        prompts_of: for each of these facts its prompts, by their numbers in the whole batch.
+        values: the activations of the neurons of each prompt's fact, averaged over the rows of its answer, in the order
+            in which the set iterates; NaN until the prompt has run, and beyond the size of the set.
         numbers: for each prompt that this recorder is applied to, its number in the whole batch.
     """
 
-    neurons: NeuronSet
+    neurons: Mapping[Fact, NeuronSet]
+    prompts_of: Mapping[Fact, Int[Tensor, " prompt"]]
     values: Float[Tensor, "batch neuron"]
     numbers: Int[Tensor, " prompt"]
 
     @classmethod
-    def of(cls, neurons: NeuronSet, prompts: PromptBatch) -> "ActivationRecorder":
+    def of(cls, neurons: Mapping[Fact, NeuronSet], prompts: PromptBatch) -> "ActivationRecorder":
         """Return a recorder without values."""
-        values = torch.full((len(prompts), len(neurons)), torch.nan, dtype=torch.float64)
-        return cls(neurons, values, torch.arange(len(prompts)))
+        n_columns = max(map(len, neurons.values()))
+        values = torch.full((len(prompts), n_columns), torch.nan, dtype=torch.float64)
+        return cls(neurons, prompts_by_fact(prompts), values, torch.arange(len(prompts)))
 
     def select(
         self,
@@ -372,34 +398,45 @@ class ActivationRecorder:
     ) -> list[tuple[str, HookFn]]:
         """Return one hook for each layer with neurons."""
         host = host_of(model)
+        prompt_ids: dict[int, list[int]] = {}
+        columns: dict[int, list[int]] = {}
+        indices: dict[int, list[int]] = {}
+        for prompt, fact_index in enumerate(prompts.fact_index.tolist()):
+            neurons = self.neurons.get(prompts.facts[fact_index], NeuronSet())
+            for column, neuron in enumerate(neurons):
+                prompt_ids.setdefault(neuron.layer, []).append(prompt)
+                columns.setdefault(neuron.layer, []).append(column)
+                indices.setdefault(neuron.layer, []).append(neuron.index)
         hooks = []
-        start = 0
-        for layer, indices in self.neurons.by_layer().items():
-            columns = slice(start, start + len(indices))
-            hooks.append((host.hook_post(layer), self._hook(prompts, indices, columns)))
-            start = columns.stop
+        for layer in sorted(prompt_ids):
+            cells = [torch.tensor(numbers[layer]) for numbers in (prompt_ids, columns, indices)]
+            hooks.append((host.hook_post(layer), self._hook(prompts, *cells)))
         return hooks
 
-    def mean(self, neurons: NeuronSet) -> Float[Tensor, " neuron"]:
-        """Return the mean activation over prompts of some of the neurons, in the order in which their set iterates."""
-        column_of = {neuron: column for column, neuron in enumerate(self.neurons)}
+    def mean(self, fact: Fact, neurons: NeuronSet) -> Float[Tensor, " neuron"]:
+        """Return the mean activation over a fact's prompts of some of its neurons, in the order of their set."""
+        column_of = {neuron: column for column, neuron in enumerate(self.neurons[fact])}
         columns = [column_of[neuron] for neuron in neurons]
-        return self.values[:, columns].mean(0)
+        return self.values[self.prompts_of[fact]][:, columns].mean(0)
 
     def _hook(
         self,
         prompts: PromptBatch,
-        indices: Sequence[int],
-        columns: slice,
+        prompt_ids: Int[Tensor, " cell"],
+        columns: Int[Tensor, " cell"],
+        indices: Int[Tensor, " cell"],
     ) -> HookFn:
+        """Return the hook of a layer, whose cells are the neurons of each prompt."""
+        device = prompts.tokens.device
+        # The rows of a cell are those of its prompt.
+        rows, cell_of_row = prompts.rows_and_owners(prompt_ids.to(device))
+        index_of_row = indices.to(device)[cell_of_row]
+        n_rows = prompts.rows_per_prompt[prompt_ids.to(device)]
+
         def hook_fn(post: Float[Tensor, "row pos d_mlp"], hook: object = None) -> None:
-            rows = torch.arange(prompts.n_rows, device=post.device)
-            at_read_pos = post.detach()[rows, prompts.read_pos]
-            activations = at_read_pos[:, list(indices)].double()
-            zeros = activations.new_zeros(len(prompts), len(indices))
-            sums = zeros.index_add(0, prompts.prompt_index, activations)
-            n_rows = rearrange(prompts.rows_per_prompt, "prompt -> prompt 1")
-            self.values[self.numbers, columns] = (sums / n_rows).cpu()
+            activations = post.detach()[rows, prompts.read_pos[rows], index_of_row].double()
+            sums = activations.new_zeros(len(prompt_ids)).index_add(0, cell_of_row, activations)
+            self.values[self.numbers[prompt_ids], columns] = (sums / n_rows).cpu()
 
         return hook_fn
 

@@ -363,16 +363,31 @@ class WeightEdit:
             EditError: as ``apply_``.
         """
         host = host_of(model)
+        hooks: list[tuple[str, HookFn]] = []
+        for layer, (indices, change) in self.changes(host).items():
+            read, add = _layer_hooks(layer, indices, change)
+            hooks.append((host.hook_post(layer), read))
+            hooks.append((host.hook_mlp_out(layer), add))
+        return hooks
+
+    def changes(
+        self,
+        model: HookedModel | Host,
+    ) -> dict[int, tuple[Int[Tensor, " neuron"], Float[Tensor, "neuron d_model"]]]:
+        """Return the changed rows of each layer and what is added to them, on the model's device, in float32 at least.
+
+        Raises:
+            EditError: as ``apply_``.
+        """
+        host = host_of(model)
         self._prepare(host, force=False)
         change = (at_least_float32(self.new) - at_least_float32(self.old)).to(host.device)
         by_layer = self.neurons.by_layer()
         sizes = list(map(len, by_layer.values()))
-        hooks: list[tuple[str, HookFn]] = []
+        changes = {}
         for (layer, indices), layer_change in zip(by_layer.items(), change.split(sizes), strict=True):
-            read, add = _layer_hooks(layer, torch.tensor(indices, device=host.device), layer_change)
-            hooks.append((host.hook_post(layer), read))
-            hooks.append((host.hook_mlp_out(layer), add))
-        return hooks
+            changes[layer] = (torch.tensor(indices, device=host.device), layer_change)
+        return changes
 
     def select(
         self,

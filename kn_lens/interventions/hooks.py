@@ -86,6 +86,16 @@ class Resumable(Intervention, Protocol):
         ...
 
 
+@runtime_checkable
+class Positionwise(Intervention, Protocol):
+    """An intervention that treats all positions alike, whatever their number: passes may leave some out.
+
+    Its hooks are on ``hook_post`` and ``mlp_out`` alone.
+    """
+
+    treats_positions_alike: bool
+
+
 @dataclass(frozen=True)
 class _NeuronIntervention:
     """Base of the interventions; a subclass computes the new activations in ``_changed``."""

@@ -5,7 +5,7 @@ log-probabilities of the answers under many interventions and shares one clean p
 changes the read position only, its pass starts at the lowest layer that it changes.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from kn_lens.hosts import (
     recomputes_last_token_only,
     run_clean,
 )
-from kn_lens.interventions.hooks import Intervention, Resumable
+from kn_lens.interventions.hooks import Intervention, Positionwise, Resumable
 from kn_lens.prompts import PromptBatch
 
 Progress = Callable[[int, int], None]
@@ -54,6 +54,16 @@ class AnswerScores:
     def n_right(self) -> int:
         """The number of prompts whose answer is the most probable one."""
         return int((self.rank == 0).sum())
+
+    def select(self, chosen: Int[np.ndarray, " chosen"]) -> "AnswerScores":
+        """Return the scores of some prompts."""
+        top = [self.top[prompt] for prompt in chosen.tolist()]
+        return AnswerScores(log_prob=self.log_prob[chosen], rank=self.rank[chosen], top=top)
+
+    def split(self, sizes: Sequence[int]) -> "list[AnswerScores]":
+        """Return the scores of consecutive groups of prompts."""
+        ends = np.cumsum(sizes)
+        return [self.select(np.arange(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
 
     def top_text(self, tokenizer: Any) -> list[str]:
         """Return the top tokens of each prompt as text, or as token ids where there is no tokenizer."""
@@ -105,6 +115,7 @@ def score_answers(
 ) -> AnswerScores:
     """Score the answer of every prompt under some interventions. Cost: one forward pass per row."""
     interventions = list(interventions)
+    only_read_pos = all(isinstance(intervention, Positionwise) for intervention in interventions)
     log_prob = np.zeros(len(prompts))
     rank = np.zeros(len(prompts), dtype=np.int64)
     top: list[list[int]] = [[] for _ in range(len(prompts))]
@@ -117,8 +128,8 @@ def score_answers(
         for intervention in interventions:
             hooks += intervention.select(prompts, chosen).hooks(host.model, chunk)
         n_pos = int(chunk.length.max())
-        if not hooks:
-            hooks = last_block_hooks(host, chunk.read_pos, n_pos)
+        if only_read_pos or not hooks:
+            hooks = [*last_block_hooks(host, chunk.read_pos, n_pos), *hooks]
         with torch.no_grad():
             tokens = chunk.tokens[:, :n_pos]
             attention_mask = chunk.attention_mask[:, :n_pos]
@@ -245,8 +256,10 @@ def score_answers_under(
         chunk = _Chunk.of(host, prompts, covered[index], chunk_changes)
         changed: list[tuple[Tensor, Tensor]] = []
         if chunk_changes:
-            rows_per_pass = budget.rows_per_pass(int(chunk.prompts.length.max()))
-            changed = chunk.after(chunk_changes, rows_per_pass)
+            longest = int(chunk.prompts.length.max())
+            rows_per_pass = budget.rows_per_pass(longest)
+            cost = PassCost.of(host, 1 if last_token_only else longest)
+            changed = chunk.after(chunk_changes, rows_per_pass, cost)
         return chunk.prompts, chunk.before, changed
 
     before = np.full(len(prompts), np.nan)
@@ -264,6 +277,60 @@ def score_answers_under(
             after[number][items.cpu().numpy()] = log_probs.cpu().numpy()
             tick(int(change.prompts.rows_per_prompt[items].sum()))
     return before, after
+
+
+SECONDS_PER_BLOCK = 1e-3
+"""What a block costs at least, however few rows it runs on: the calls of some sixty operations."""
+PRODUCTS_PER_SECOND = {"cpu": 5e10}
+"""Operations a second of matrix products, by type of device; of one thread on a CPU. Only magnitudes count."""
+PRODUCTS_PER_SECOND_ELSEWHERE = 5e13
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassCost:
+    """What passes cost, so that rows which start at different layers can share those that few rows would leave empty.
+
+    Attributes:
+        n_layers: number of blocks.
+        seconds_per_row: what a row adds to the time of a block.
+    """
+
+    n_layers: int
+    seconds_per_row: float
+
+    @classmethod
+    def of(cls, host: Host, tokens_per_row: int) -> "PassCost":
+        """Return the cost of passes of a model over rows of so many tokens."""
+        device = host.device.type
+        rate = PRODUCTS_PER_SECOND.get(device, PRODUCTS_PER_SECOND_ELSEWHERE)
+        if device == "cpu":
+            rate *= torch.get_num_threads()
+        # Four maps of the attention, and up to three of the MLP.
+        n_weights = 4 * host.d_model**2 + 3 * host.d_model * host.d_mlp
+        return cls(n_layers=host.n_layers, seconds_per_row=2 * n_weights * tokens_per_row / rate)
+
+    def joined_starts(self, rows_by_start: Mapping[int, int], rows_per_pass: int) -> list[list[int]]:
+        """Return groups of start layers, ascending, whose rows go together: a pass starts at the lowest of its rows.
+
+        Rows join those that start below if running the blocks between costs less than blocks of their own. Rows that
+        fill a pass have one of their own.
+
+        >>> cost = PassCost(n_layers=12, seconds_per_row=1e-4)
+        >>> cost.joined_starts({3: 50, 4: 50, 11: 50}, rows_per_pass=170)
+        [[3, 4], [11]]
+        >>> cost.joined_starts({3: 50, 4: 200, 5: 2}, rows_per_pass=170)
+        [[3], [4, 5]]
+        """
+        groups: list[list[int]] = []
+        for start, n_rows in sorted(rows_by_start.items()):
+            if groups and n_rows < rows_per_pass:
+                between = (start - groups[-1][0]) * n_rows * self.seconds_per_row
+                own = (self.n_layers - start) * SECONDS_PER_BLOCK
+                if between < own:
+                    groups[-1].append(start)
+                    continue
+            groups.append([start])
+        return groups
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -316,10 +383,12 @@ class _Chunk:
         self,
         changes: Sequence[Change],
         rows_per_pass: int,
+        cost: PassCost,
     ) -> list[tuple[Int[Tensor, " _"], Float[Tensor, " _"]]]:
         """Return for each change its items in this chunk and their log-probabilities under the change.
 
-        Changes share passes: the items of one change that start at the same layer are too few to fill a pass.
+        Changes share passes: the items of one change that start at the same layer are too few to fill a pass. Items
+        that start at a higher layer join a pass that starts below where they would cost more in a pass of their own.
         """
         results: list[tuple[Tensor, Tensor]] = []
         # One entry for each item of each change: the number of its change, its index in that change's result, its
@@ -340,12 +409,15 @@ class _Chunk:
         index = torch.cat(indices)
         n_rows = torch.cat(rows)
         start = torch.cat(lowest)
+        rows_by_start: dict[int, int] = {}
         for layer in start.unique().tolist():
-            if layer == self.host.n_layers:  # nothing changes
-                continue
-            entries = (start == layer).nonzero().squeeze(1)
+            if layer < self.host.n_layers:  # else nothing changes
+                rows_by_start[layer] = int(n_rows[start == layer].sum())
+        for layers in cost.joined_starts(rows_by_start, rows_per_pass):
+            entries = torch.cat([(start == layer).nonzero().squeeze(1) for layer in layers])
             for selected in chunk_by_rows(n_rows[entries], rows_per_pass):
                 chosen = entries[selected]
+                layer = int(start[chosen].min())
                 parts: list[tuple[Change, Tensor]] = []
                 targets: list[tuple[Tensor, Tensor]] = []
                 for number in owner[chosen].unique().tolist():
@@ -380,7 +452,7 @@ class _Chunk:
             clean_rows.append(part_rows)
             rows = slice(n_rows, n_rows + prompts.n_rows)
             intervention = change.intervention.select(change.prompts, items)
-            for name, hook_fn in intervention.hooks(self.host, _read_tokens_only(prompts)):
+            for name, hook_fn in intervention.hooks(self.host, prompts.read_tokens_only()):
                 hooks_by_name.setdefault(name, []).append((rows, hook_fn))
             slices.append((rows, prompts))
             n_rows = rows.stop
@@ -415,18 +487,6 @@ def _combined_hook(row_hooks: Sequence[tuple[slice, HookFn]]) -> HookFn:
         return value
 
     return hook_fn
-
-
-def _read_tokens_only(prompts: PromptBatch) -> PromptBatch:
-    """Return the prompts with one token in each row, the one at the read position."""
-    tokens = prompts.tokens.gather(1, prompts.read_pos[:, None])
-    read_pos = torch.zeros_like(prompts.read_pos)
-    return replace(
-        prompts,
-        tokens=tokens,
-        attention_mask=torch.ones_like(tokens),
-        read_pos=read_pos,
-    )
 
 
 def _log_prob(

@@ -1,11 +1,14 @@
 """Controlled effects: equal to `measure`, with matched controls, in passes from the lowest changed layer."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 import kn_lens as kn
+from kn_lens.interventions import scoring
 from kn_lens.interventions.scoring import Change, Ticks, score_answers_under
 from kn_lens.neurons import prompts_by_fact
 from tests.effects import FACTS, MODELS, sets_of
@@ -220,3 +223,24 @@ def test_an_empty_mapping_of_interventions_is_refused_before_the_model_runs(no_p
     prompts = kn.make_prompts(no_passes, FACTS)
     with pytest.raises(kn.ArgumentError, match="intervene is empty"):
         kn.controlled_effects(no_passes, prompts, {FACTS[0]: kn.NeuronSet()}, intervene={})
+
+
+def test_passes_that_rows_of_several_start_layers_share_give_the_same_answers(model_and_prompts, monkeypatch):
+    """Rows join passes that start below where the blocks between cost less than blocks of their own."""
+    model, prompts = model_and_prompts
+    passes, answers = {}, {}
+    run = scoring._Chunk._changed
+
+    def counted(self, layer, parts):
+        passes[rate] = passes.get(rate, 0) + 1
+        return run(self, layer, parts)
+
+    monkeypatch.setattr(scoring._Chunk, "_changed", counted)
+    interventions = {factor: partial(kn.Amplify, factor=factor) for factor in (0.0, 2.0)}
+    neurons = {fact: kn.NeuronSet([(number % N_LAYERS, number)]) for number, fact in enumerate(FACTS)}
+    for rate in (1e-3, 1e20):
+        monkeypatch.setitem(scoring.PRODUCTS_PER_SECOND, "cpu", rate)
+        effects = kn.controlled_effects(model, prompts, neurons, sets_of(FACTS), intervene=interventions)
+        answers[rate] = effects.after.to_numpy()
+    assert passes[1e20] < passes[1e-3]
+    np.testing.assert_allclose(answers[1e20], answers[1e-3], rtol=1e-12)
