@@ -19,7 +19,7 @@ Prompts go through the model in chunks that fit into memory with their clean sta
 under a chunk, and the ``AttributionMethod`` makes scores of passes that start there.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Unpack, get_args
@@ -28,7 +28,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from kn_lens._core.notation import NeuronLike
 from kn_lens.attribution.integration import absolute_tolerance
 from kn_lens.attribution.layer_context import budget_for, layer_contexts
 from kn_lens.attribution.method import AttributionMethod, PathMethod
@@ -36,6 +35,7 @@ from kn_lens.attribution.options import (
     AttributionKeywords,
     AttributionOptions,
     Method,
+    Neurons,
     Preset,
     Progress,
 )
@@ -59,7 +59,7 @@ def attribute(
     tolerance: float = AttributionOptions.tolerance,
     max_points: int = AttributionOptions.max_points,
     layers: Sequence[int] | None = AttributionOptions.layers,
-    neurons: Iterable[NeuronLike] | None = AttributionOptions.neurons,
+    neurons: Neurons | None = AttributionOptions.neurons,
     keep: float | None = AttributionOptions.keep,
     memory_budget: float | None = AttributionOptions.memory_budget,
     progress: Progress | None = AttributionOptions.progress,
@@ -86,7 +86,8 @@ def attribute(
         max_points: where ``adaptive`` gives up; ``Attribution.unconverged`` lists the pairs that got there.
         layers: the layers to attribute; the others' scores are NaN. None takes all.
         neurons: the chosen ones, such as ``["L9N1234"]``: required by ``single_path``, optional for ``ablation`` and
-            ``log_prob_gain``, whose cost grows with their number.
+            ``log_prob_gain``, whose cost grows with their number. For these two also those of each fact,
+            ``{fact: NeuronSet}``, which are scored under the fact's prompts; the scores of others are NaN.
         keep: keep only the scores of at least this share of the prompt's largest (the released code: 0.1), sparse;
             see ``Attribution.thresholded``. None keeps all.
         memory_budget: bytes that passes may take, on the model's device; default: half of what is free. It sets how
@@ -211,6 +212,8 @@ class _Computation:
         check_prompts(prompts)
         layers = options.layers_of(host)
         neurons = options.neurons_of(host)
+        if options.chosen_neurons is not None:
+            options.chosen_neurons.check_prompts(prompts)
         output = options.output_for(prompts)
         prompts.check_for(host)
         budget = budget_for(host, prompts, options.memory_budget)
@@ -265,6 +268,7 @@ class _Computation:
         chunk = prompts.select(numbers)
         rows_per_pass = self.budget.rows_per_pass(int(chunk.length.max()))
         dtype = torch.promote_types(host.dtype, torch.float32)
+        chosen = options.chosen_neurons
         shape = (len(chunk), host.n_layers)
         n_pairs = len(chunk) * len(self.layers)
 
@@ -285,7 +289,11 @@ class _Computation:
                 if indices is None:
                     total[:, layer] = result.scores.sum(-1).to(dtype)
                 elif len(indices):
-                    total[:, layer] = result.scores[:, indices].sum(-1).to(dtype)
+                    chosen_scores = result.scores[:, indices]
+                    if chosen is not None:
+                        is_chosen = chosen.of_prompts(chunk, layer, indices)
+                        chosen_scores = chosen_scores.where(is_chosen, 0)
+                    total[:, layer] = chosen_scores.sum(-1).to(dtype)
                 expected[:, layer] = result.expected.to(dtype)
                 n_points[:, layer] = torch.as_tensor(result.n_points, device=host.device)
             clean = contexts[0].clean.to(dtype)

@@ -1,9 +1,9 @@
 """The options of an attribution, checked before any model runs."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import index as as_int
-from typing import Any, TypedDict, get_args
+from itertools import chain
+from typing import TypedDict, cast, get_args
 
 import torch
 from jaxtyping import Int
@@ -12,8 +12,10 @@ from torch import Tensor
 from kn_lens._core import defaults
 from kn_lens._core.checks import check_kind, check_number, check_share
 from kn_lens._core.names import QUADRATURES, Method, Preset
-from kn_lens._core.notation import NeuronLike, layer_and_index, neuron_name
+from kn_lens._core.notation import NeuronLike, neuron_name
 from kn_lens.attribution.baselines import Ablation, Activation, GradientXActivation, LogProbGain
+from kn_lens.attribution.baselines._one_by_one import NeuronwiseMethod
+from kn_lens.attribution.chosen_neurons import ChosenNeurons, layers_and_indices
 from kn_lens.attribution.integrated_gradients import IntegratedGradients
 from kn_lens.attribution.integration import PathRule
 from kn_lens.attribution.method import AttributionMethod, PathMethod
@@ -21,6 +23,7 @@ from kn_lens.attribution.outputs import Output, resolve_output
 from kn_lens.attribution.quadrature import RULES, fixed_rule, nested_levels
 from kn_lens.attribution.single_path import SinglePath
 from kn_lens.errors import ArgumentError, did_you_mean
+from kn_lens.facts import Fact
 from kn_lens.hosts import Host
 from kn_lens.prompts import PromptBatch
 
@@ -40,6 +43,9 @@ PRESETS = {"paper": ("right", 20), "official": ("left", 20)}
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
+Neurons = Iterable[NeuronLike] | Mapping[Fact, Iterable[NeuronLike]]
+"""The same neurons for all prompts, or those of each fact for its prompts."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttributionOptions:
@@ -57,7 +63,7 @@ class AttributionOptions:
     tolerance: float = defaults.TOLERANCE
     max_points: int = 129
     layers: Sequence[int] | None = None
-    neurons: Iterable[NeuronLike] | None = None
+    neurons: Neurons | None = None
     keep: float | None = None
     memory_budget: float | None = None
     progress: Progress | None = None
@@ -123,6 +129,8 @@ class AttributionOptions:
     def method_for(self, host: Host) -> AttributionMethod:
         """Return the method with its settings for a model."""
         method = METHODS[self.method]
+        if issubclass(method, NeuronwiseMethod):
+            return method(self.chosen_neurons)
         if not issubclass(method, PathMethod):
             return method()
         return method(self.rule(self.tolerance_of(host)))
@@ -151,11 +159,19 @@ class AttributionOptions:
             raise ArgumentError(f"layers={list(self.layers)}; expected at least one layer, and none twice.")
         return list(self.layers)
 
+    @property
+    def chosen_neurons(self) -> ChosenNeurons | None:
+        """The neurons of each fact; None where all prompts have the same, or all neurons."""
+        if isinstance(self.neurons, Mapping):
+            return ChosenNeurons.of(cast("Mapping[Fact, Iterable[NeuronLike]]", self.neurons))
+        return None
+
     def neurons_of(self, host: Host) -> dict[int, Int[Tensor, " chosen"]] | None:
-        """Return the chosen indices of every layer to attribute, ascending; None for all neurons.
+        """Return the chosen indices of every layer to attribute, of any fact, ascending; None for all neurons.
 
         Raises:
-            ArgumentError: the method takes no choice of neurons, or needs one; or a neuron that is not in the layers.
+            ArgumentError: the method takes no choice of neurons, or not one for each fact, or needs one; or a neuron
+                that is not in the layers.
         """
         choice = METHODS[self.method].neurons
         if self.neurons is None:
@@ -168,15 +184,20 @@ class AttributionOptions:
             raise ArgumentError(
                 f"{self.method} scores every neuron at once: leave neurons out, and select from the scores."
             )
+        neurons: Iterable[NeuronLike]
+        if not isinstance(self.neurons, Mapping):
+            neurons = self.neurons
+        elif choice == "optional":
+            neurons = chain.from_iterable(map(layers_and_indices, self.neurons.values()))
+        else:
+            raise ArgumentError(
+                f"{self.method} takes the same neurons for all prompts; got a set for each fact: "
+                "attribute the prompts of one fact at a time."
+            )
         layers = self.layers_of(host)
         # Sets, so that a neuron named twice counts once.
         chosen: dict[int, set[int]] = {layer: set() for layer in layers}
-        neurons = [self.neurons] if isinstance(self.neurons, str) else self.neurons
-        for neuron in neurons:
-            pair = _layer_and_index(neuron)
-            if pair is None:
-                raise ArgumentError(f"neurons holds {neuron!r}; expected neurons: ['L9N1234'], or a NeuronSet.")
-            layer, index = pair
+        for layer, index in layers_and_indices(neurons):
             name = neuron_name(layer, index)
             if layer not in chosen:
                 raise ArgumentError(f"{name} is not in the layers to attribute, {layers}.")
@@ -193,17 +214,6 @@ class AttributionOptions:
         return indices_by_layer
 
 
-def _layer_and_index(neuron: Any) -> tuple[int, int] | None:
-    """Return the layer and the index of a neuron, given by its name or as a pair; None for anything else."""
-    if isinstance(neuron, str):
-        return layer_and_index(neuron)
-    try:
-        layer, index = neuron
-        return as_int(layer), as_int(index)
-    except (TypeError, ValueError):
-        return None
-
-
 class KeywordsWithoutKeep(TypedDict, total=False):
     """The fields of ``AttributionOptions`` but ``keep`` as keyword arguments, for type checkers."""
 
@@ -215,7 +225,7 @@ class KeywordsWithoutKeep(TypedDict, total=False):
     tolerance: float
     max_points: int
     layers: Sequence[int] | None
-    neurons: Iterable[NeuronLike] | None
+    neurons: Neurons | None
     memory_budget: float | None
     progress: Progress | None
 

@@ -106,3 +106,33 @@ def test_a_neuron_named_twice_counts_once(pair, prompts):
     once, twice = (kn.attribute(pair[1], prompts, method="single_path", neurons=[kn.Neuron(1, 4)] * n) for n in (1, 2))
     assert torch.equal(once.scores[:, 1, 4], twice.scores[:, 1, 4]) and torch.equal(once.n_points, twice.n_points)
     assert torch.equal(once.completeness_gap[:, 1], twice.completeness_gap[:, 1]) and twice.converged.all()
+
+
+@pytest.mark.parametrize("method", ["ablation", "log_prob_gain"])
+def test_neurons_of_each_fact_are_scored_under_its_prompts_alone(pair, prompts, method):
+    model = pair[1]
+    neurons = {}
+    for number, fact in enumerate(prompts.prompts_per_fact()):
+        layers = range(number % 2, N_LAYERS)
+        neurons[fact] = kn.NeuronSet((layer, (3 * number + layer) % D_MLP) for layer in layers)
+    neurons[next(iter(neurons))] = kn.NeuronSet()
+    together = kn.attribute(model, prompts, method=method, neurons=neurons)
+    for prompt in range(len(prompts)):
+        chosen = neurons[prompts.fact(prompt)]
+        alone = kn.attribute(model, prompts.select([prompt]), method=method, neurons=chosen)
+        torch.testing.assert_close(together.scores[prompt], alone.scores[0], rtol=1e-10, atol=1e-12, equal_nan=True)
+        assert int((~together.scores[prompt].isnan()).sum()) == len(chosen)
+        expected = alone.total[0].nan_to_num()
+        torch.testing.assert_close(together.total[prompt].nan_to_num(), expected, rtol=1e-10, atol=1e-12)
+    assert together.unconverged == []
+
+
+def test_neurons_of_each_fact_are_refused_where_they_cannot_be_scored(pair, prompts):
+    model = pair[1]
+    facts = list(prompts.prompts_per_fact())
+    neurons = {fact: kn.NeuronSet([(0, 1)]) for fact in facts}
+    with pytest.raises(kn.errors.ArgumentError, match="single_path takes the same neurons for all prompts"):
+        kn.attribute(model, prompts, method="single_path", neurons=neurons)
+    del neurons[facts[-1]]
+    with pytest.raises(kn.errors.ArgumentError, match=f"no neurons of {facts[-1].key}"):
+        kn.attribute(model, prompts, method="ablation", neurons=neurons)

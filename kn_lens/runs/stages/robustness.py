@@ -27,7 +27,6 @@ Records of ``methods``, one row for each fact and method:
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -250,12 +249,18 @@ def _make_methods(context: RunContext, shard: Shard, path: Path, progress: Progr
     own = {fact: found[fact] for fact in facts}
     sets = {"refined": found, **_neurons_by_method(context, prompts, own, progress)}
     sets["random"] = context.neurons("random", shard.relation)
+    # The prompts go through the model once for each method, all together: those of some facts would not fill a pass.
+    n_prompts = len(prompts)
+    neurons: list[NeuronSet] = []
+    for method_sets in sets.values():
+        neurons += [method_sets[prompts.fact(prompt)] for prompt in range(n_prompts)]
+    copies = prompts.select(torch.arange(n_prompts).repeat(len(sets)))
+    effect = measure(context.host, copies, Suppress(neurons), memory_budget=context.memory_budget)
     rows: list[dict[str, Any]] = []
-    for method, method_sets in sets.items():
-        neurons = [method_sets[prompts.fact(prompt)] for prompt in range(len(prompts))]
-        effect = measure(context.host, prompts, Suppress(neurons), memory_budget=context.memory_budget)
+    for number, (method, method_sets) in enumerate(sets.items()):
+        of_method = effect[["before", "after"]].iloc[number * n_prompts : (number + 1) * n_prompts]
         for fact, prompt_ids in prompts_by_fact(prompts).items():
-            means = effect[["before", "after"]].iloc[prompt_ids.tolist()].mean()
+            means = of_method.iloc[prompt_ids.tolist()].mean()
             rows.append(
                 {
                     "relation": fact.relation,
@@ -280,7 +285,7 @@ def _neurons_by_method(
     for fact, neurons in found.items():
         n_found[fact] = len(neurons)
         n_candidates[fact] = min(CANDIDATES * len(neurons), host.n_layers * host.d_mlp)
-    n_steps = len(LAYERWISE_METHODS) + len(NEURON_BY_NEURON) * len(found) + 1
+    n_steps = len(LAYERWISE_METHODS) + len(NEURON_BY_NEURON) + 1
     candidates = dict(found)
     sets: dict[str, dict[Fact, NeuronSet]] = {}
     for n_done, method in enumerate(LAYERWISE_METHODS, start=1):
@@ -289,19 +294,15 @@ def _neurons_by_method(
         for fact, neurons in highest_neurons(scores, n_candidates).items():
             candidates[fact] = candidates[fact] | neurons
         progress(n_done, n_steps)
-    prompt_ids = prompts_by_fact(prompts)
-    n_done = len(LAYERWISE_METHODS)
-    for method, fact in product(NEURON_BY_NEURON, found):
+    for n_done, method in enumerate(NEURON_BY_NEURON, start=1 + len(LAYERWISE_METHODS)):
         scores = attribute(
             host,
-            prompts.select(prompt_ids[fact]),
+            prompts,
             method=method,
-            neurons=candidates[fact],
+            neurons=candidates,
             memory_budget=context.memory_budget,
         )
-        highest = highest_neurons(scores, {fact: n_found[fact]})
-        sets.setdefault(method, {}).update(highest)
-        n_done += 1
+        sets[method] = highest_neurons(scores, n_found)
         progress(n_done, n_steps)
     return sets
 

@@ -162,23 +162,34 @@ class _Queries:
     def score_amplified(
         self,
         context: RunContext,
-        interventions: Sequence[tuple[Fact, NeuronSet]],
-        factor: float,
+        readings: Sequence[tuple[Sequence[tuple[Fact, NeuronSet]], float]],
         ticks: Ticks,
-    ) -> list[Float[np.ndarray, " prompt"]]:
-        """Return the probabilities of the answer of each fact with its neurons multiplied by the factor."""
-        sizes, sets, chosen = [], [], []
-        for fact, neurons in interventions:
-            n_prompts = len(self.prompt_ids[fact])
-            sizes.append(n_prompts)
-            sets += [neurons] * n_prompts
-            chosen.append(self.prompt_ids[fact])
+    ) -> list[list[Float[np.ndarray, " prompt"]]]:
+        """Return for each reading the probabilities of the answer of each fact with its neurons multiplied.
+
+        Args:
+            context: the run.
+            readings: facts with their neurons, and the factor; all readings share one clean pass.
+            ticks: called with the number of rows that were run.
+        """
         host = context.host
-        prompt_ids = torch.cat(chosen).to(self.prompts.tokens.device)
-        prompts = self.prompts.select(prompt_ids)
-        change = Change.of(host, prompt_ids, prompts, Amplify(sets, factor=factor))
-        _, (log_prob,) = score_answers_under(host, self.prompts, [change], context.memory_budget, ticks)
-        return np.split(np.exp(log_prob), np.cumsum(sizes)[:-1])
+        sizes_of_readings, changes = [], []
+        for interventions, factor in readings:
+            sizes, sets, chosen = [], [], []
+            for fact, neurons in interventions:
+                n_prompts = len(self.prompt_ids[fact])
+                sizes.append(n_prompts)
+                sets += [neurons] * n_prompts
+                chosen.append(self.prompt_ids[fact])
+            prompt_ids = torch.cat(chosen).to(self.prompts.tokens.device)
+            prompts = self.prompts.select(prompt_ids)
+            changes.append(Change.of(host, prompt_ids, prompts, Amplify(sets, factor=factor)))
+            sizes_of_readings.append(sizes)
+        _, log_probs = score_answers_under(host, self.prompts, changes, context.memory_budget, ticks)
+        probabilities = []
+        for log_prob, sizes in zip(log_probs, sizes_of_readings, strict=True):
+            probabilities.append(np.split(np.exp(log_prob), np.cumsum(sizes)[:-1]))
+        return probabilities
 
 
 def _make(context: RunContext, shard: Shard, path: Path, progress: Progress) -> None:
@@ -207,10 +218,13 @@ def _effects(
     wrong_words = _Queries.score(context, forms, wrong_forms, ticks)
     answers = _Queries.score(context, facts, facts, ticks)
     queries = {OF_SYNTAX: (right_words, wrong_words), OF_FACTS: (answers,)}
-    # Each reading takes one clean pass, and one pass of every row for each set of neurons.
+    # The readings on one kind of answers share a clean pass; each takes one pass of every row for each set of neurons.
+    n_readings = len(KINDS) * len(FACTORS)
     n_form_rows = right_words.prompts.n_rows + wrong_words.prompts.n_rows
-    n_rows = n_form_rows * (2 + 1 + len(facts)) + answers.prompts.n_rows * (1 + len(forms))
-    ticks.total = ticks.done + len(KINDS) * len(FACTORS) * n_rows
+    n_rows = n_form_rows * (1 + n_readings * (1 + len(facts)))
+    n_rows += answers.prompts.n_rows * (1 + n_readings * len(forms))
+    ticks.total = ticks.done + n_rows
+    readings: list[_Reading] = []
     for kind in KINDS:
         sets = _sets(context, shard, forms, facts, kind)
         for factor in FACTORS:
@@ -221,29 +235,60 @@ def _effects(
                     owner = form if neurons_of == OF_SYNTAX else fact
                     read = form if read_on == OF_SYNTAX else fact
                     interventions.append((read, sets[owner]))
-                read_queries = queries[read_on]
-                after = []
-                for group in read_queries:
-                    after.append(group.score_amplified(context, interventions, factor, ticks))
-                for number, (form, fact) in enumerate(pairs):
-                    read, neurons = interventions[number]
-                    before_means = _means("before", [group.before[read] for group in read_queries])
-                    after_means = _means("after", [probabilities[number] for probabilities in after])
-                    takes_part = fact is not form
-                    yield {
-                        "neurons_of": neurons_of,
-                        "read_on": read_on,
-                        "phenomenon": shard.part,
-                        "form": form.key,
-                        "relation": fact.relation if takes_part else "",
-                        "fact": fact.key if takes_part else "",
-                        "neuron_set": kind,
-                        "factor": factor,
-                        "n_neurons": len(neurons),
-                        "n_prompts": len(read_queries[0].before[read]),
-                        **before_means,
-                        **after_means,
-                    }
+                readings.append(_Reading(kind, factor, neurons_of, read_on, pairs, interventions))
+    after: dict[_Reading, list[list[Float[np.ndarray, " prompt"]]]] = {reading: [] for reading in readings}
+    for name, groups in queries.items():
+        on_group = [reading for reading in readings if reading.read_on == name]
+        for group in groups:
+            amplified = [(reading.interventions, reading.factor) for reading in on_group]
+            for reading, probabilities in zip(
+                on_group,
+                group.score_amplified(context, amplified, ticks),
+                strict=True,
+            ):
+                after[reading].append(probabilities)
+    for reading in readings:
+        groups = queries[reading.read_on]
+        for number, (form, fact) in enumerate(reading.pairs):
+            read, neurons = reading.interventions[number]
+            before_means = _means("before", [group.before[read] for group in groups])
+            after_means = _means("after", [probabilities[number] for probabilities in after[reading]])
+            takes_part = fact is not form
+            yield {
+                "neurons_of": reading.neurons_of,
+                "read_on": reading.read_on,
+                "phenomenon": shard.part,
+                "form": form.key,
+                "relation": fact.relation if takes_part else "",
+                "fact": fact.key if takes_part else "",
+                "neuron_set": reading.kind,
+                "factor": reading.factor,
+                "n_neurons": len(neurons),
+                "n_prompts": len(groups[0].before[read]),
+                **before_means,
+                **after_means,
+            }
+
+
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """What is read under one kind of neurons, multiplied by one factor.
+
+    Attributes:
+        kind: of ``KINDS``.
+        factor: of ``FACTORS``.
+        neurons_of: whose neurons are multiplied.
+        read_on: whose answers are read.
+        pairs: each form with the fact that takes part, or with itself.
+        interventions: for each pair, whose answer is read, and the neurons.
+    """
+
+    kind: str
+    factor: float
+    neurons_of: str
+    read_on: str
+    pairs: Sequence[tuple[Fact, Fact]]
+    interventions: Sequence[tuple[Fact, NeuronSet]]
 
 
 def _sets(
@@ -414,7 +459,7 @@ def _neuron_passes(context: RunContext, shard: Shard) -> Passes:
 
 
 def _passes(context: RunContext, shard: Shard) -> Passes:
-    """Count one clean pass for each reading, and a pass of every row for each set of neurons that is not empty."""
+    """Count two clean passes, of scores and of states, and a pass of every row for each set of neurons not empty."""
     n_forms, n_form_rows = _n_queried(context, shard)  # rows with the right word, and as many with the wrong one
     if not n_forms:
         return Passes()
@@ -428,9 +473,7 @@ def _passes(context: RunContext, shard: Shard) -> Passes:
         intervened += sum(rows_of_forms) * 2
         intervened += n_facts * 2 * n_form_rows
     clean = 2 * n_form_rows + n_fact_rows
-    n_times = len(KINDS) * len(FACTORS)
-    whole = clean + n_times * (clean + 2 * n_form_rows)
-    return Passes(whole=whole, resumed=len(FACTORS) * intervened)
+    return Passes(whole=2 * clean, resumed=len(FACTORS) * intervened)
 
 
 def _rows_of_forms_with_neurons(context: RunContext, shard: Shard, kind: str, n_forms: int, n_rows: int) -> list[float]:
