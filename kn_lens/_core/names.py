@@ -39,8 +39,10 @@ FIGURE_FORMATS = ("html", "png", "svg")
 OWN_TEMPLATES = "kn_lens"
 """The templates that ship with the package for ParaRel's relations, for causal models: each ends with the object."""
 
-DTYPES = ("float32", "float64", "bfloat16", "float16")
-"""The types in which weights are loaded, by their names in PyTorch."""
+TF32 = "tf32"
+"""Weights in float32, of which an NVIDIA GPU takes products in TF32: operands have 10 bits of mantissa."""
+DTYPES = ("float32", TF32, "float64", "bfloat16", "float16")
+"""The types in which weights are loaded, by their names in PyTorch, and ``TF32``."""
 
 Scaling = Literal["norm", "plain"]
 

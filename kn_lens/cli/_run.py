@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kn_lens._core import defaults
-from kn_lens._core.names import DTYPES
+from kn_lens._core.names import DTYPES, TF32
 from kn_lens._core.notation import layer_and_index
 from kn_lens.cli._terminal import err, show_progress
 from kn_lens.errors import ArgumentError, DataError
@@ -26,17 +26,22 @@ def load(
     *,
     check: bool = True,
 ) -> Any:
-    """Load a model, with a progress report if it takes long."""
+    """Load a model, with a progress report if it takes long.
+
+    From now on the process takes products of float32 in TF32 or not, as the type says: it runs this command alone.
+    """
     with show_progress(f"Loading {name}"):
         import torch
 
+        from kn_lens._core.precision import weight_dtype
         from kn_lens.hosts import load_model
 
+        torch.set_float32_matmul_precision("high" if dtype == TF32 else "highest")
         return load_model(
             name,
             revision=revision,
             device=device,
-            dtype=getattr(torch, dtype),
+            dtype=weight_dtype(dtype),
             check=check,
         )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from kn_lens._core.precision import dtype_name
 from kn_lens.hosts import Host
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "transformer-lens")
@@ -14,7 +15,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "transformer-lens")
 
 
 def model_identity(host: Host) -> dict[str, Any]:
-    """Return digests of the model's weights and tokenizer, with its dtype and kind of device.
+    """Return digests of the model's weights and tokenizer, with its dtype, or TF32, and kind of device.
 
     Cost: reads all weights once, about a second per gigabyte.
     """
@@ -31,7 +32,7 @@ def model_identity(host: Host) -> dict[str, Any]:
         "architecture": host.architecture,
         "weights": weights.hexdigest(),
         "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest(),
-        "dtype": str(host.dtype).removeprefix("torch."),
+        "dtype": dtype_name(host.dtype),
         "device": host.device.type,
     }
 

@@ -261,3 +261,13 @@ def test_interrupted_run_says_how_to_resume(folder):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "are kept" in err and "Traceback" not in err
+
+
+def test_tf32_is_a_type_of_its_own_to_the_records(cli, folder):
+    few = ("--relations", "P36", "--limit", "1", "--stages", "facts", "--out", folder / "tf32")
+    code, _, err = cli(*few, "--dtype", "tf32")
+    assert code == 0, err
+    provenance = json.loads((folder / "tf32" / "provenance.json").read_text())
+    assert provenance["made_from"]["model"]["dtype"] == "tf32"
+    code, _, err = cli(*few, "--dtype", "float32")
+    assert code == 2 and "dtype" in err, err

@@ -9,7 +9,7 @@ rest.
 import gc
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from kn_lens._core.precision import product_precision, weight_dtype
 from kn_lens._core.redact import without_secrets
 from kn_lens.hosts import load_model
 from kn_lens.runs.context import RunContext, prepare_context
@@ -178,14 +179,16 @@ class ModelHolder:
     def __init__(self) -> None:
         self._entry: ModelEntry | None = None
         self._model: Any = None
+        self._precision = ExitStack()
 
     def prepare_context(self, job: Job, path: Path) -> tuple[RunContext, dict[str, Any], dict[str, Any]]:
         """Load a job's model, unless it is held already; return context, configuration and provenance of its run."""
         if self._entry != job.model:
             self.free()
             entry = job.model
-            dtype = getattr(torch, entry.dtype)
+            dtype = weight_dtype(entry.dtype)
             self._model = load_model(entry.model, revision=entry.revision, dtype=dtype, device=entry.device)
+            self._precision.enter_context(product_precision(entry.dtype))
             self._entry = entry
         context, config, provenance = prepare_context(
             self._model, job.data, path, job.settings, job.names, job.memory_budget
@@ -193,7 +196,8 @@ class ModelHolder:
         return context, config, {**provenance, "tags": dict(job.model.tags)}
 
     def free(self) -> None:
-        """Release the model and its memory."""
+        """Release the model and its memory, and take products in the precision of before."""
+        self._precision.close()
         self._entry = self._model = None
         gc.collect()  # hooks and modules refer to each other
         if torch.cuda.is_available():
