@@ -64,14 +64,18 @@ def answer_tokens(model, answer):
 def test_recorded_activations_are_means_over_the_rows_of_a_prompt_and_then_over_prompts():
     model = loaded("BertForMaskedLM")
     host, fact = kn.host_of(model), kn.Fact("France", "P36", "Paris and Rome", CAPITAL)
-    prompts = kn.make_prompts(model, fact)
-    assert prompts.n_rows > len(prompts) > 1
-    recorder = ActivationRecorder.of(NEURONS, prompts)
+    prompts = kn.make_prompts(model, [IRELAND, fact])
+    assert prompts.n_rows > len(prompts) > 2
+    neurons = {fact: NEURONS, IRELAND: kn.NeuronSet([(1, 7), (1, 9)])}
+    recorder = ActivationRecorder.of(neurons, prompts)
     score_answers(host, prompts, [recorder], Budget.of(host, None), Ticks(None, 0))
-    expected = mean_activations(model, fact, NEURONS)
-    assert recorder.mean(NEURONS).tolist() == pytest.approx([expected[neuron] for neuron in NEURONS])
+    for recorded_fact, recorded in neurons.items():
+        expected = mean_activations(model, recorded_fact, recorded)
+        means = recorder.mean(recorded_fact, recorded).tolist()
+        assert means == pytest.approx([expected[neuron] for neuron in recorded])
     some = kn.NeuronSet([(1, 7), (0, 3)])
-    assert recorder.mean(some).tolist() == pytest.approx([expected[neuron] for neuron in some])
+    expected = mean_activations(model, fact, some)
+    assert recorder.mean(fact, some).tolist() == pytest.approx([expected[neuron] for neuron in some])
 
 
 @ANY_FAMILY

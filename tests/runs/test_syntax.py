@@ -363,6 +363,6 @@ def test_the_cost_of_a_shard_is_counted_from_its_pairs(finished):
     records = context.records("syntax", shard).query("neuron_set == 'found' and factor == 0").copy()
     rows = records["n_prompts"].mul(1 + (records["read_on"] == "syntax"))  # the right word and the wrong one
     clean = 2 * 14 + rows[records["read_on"] == "facts"].sum() / 2  # two forms are read on the same facts
-    # For two kinds of neurons and two factors: three clean passes, two of them of the pairs, and half-way changed ones.
-    expected = clean + 4 * (clean + 2 * 14 + rows.sum() / 2)
+    # Two clean passes, of scores and of states; for two kinds of neurons and two factors, half-way changed ones.
+    expected = 2 * clean + 4 * rows.sum() / 2
     assert SYNTAX.cost(context, shard) == pytest.approx(expected, rel=0.2)  # a fact counts as the average one
