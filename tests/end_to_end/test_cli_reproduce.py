@@ -264,7 +264,7 @@ def test_interrupted_run_says_how_to_resume(folder):
 
 
 def test_tf32_is_a_type_of_its_own_to_the_records(cli, folder):
-    few = ("--relations", "P36", "--limit", "1", "--stages", "facts", "--out", folder / "tf32")
+    few = ("--relation", "P36", "--limit", "1", "--stage", "facts", "--out", folder / "tf32")
     code, _, err = cli(*few, "--dtype", "tf32")
     assert code == 0, err
     provenance = json.loads((folder / "tf32" / "provenance.json").read_text())
