@@ -43,7 +43,8 @@ def report(name: str, label: str, attr: kn.Attribution, exact: kn.Attribution) -
     same = (kn.coarse(attr).flatten(1) == kn.coarse(exact).flatten(1)).all(1).double().mean()
     points = attr.n_points.double()
     print(
-        f"| `{name}` | {label} | {points.mean():.1f} | {points[:, 0].mean():.1f} | {gap.mean():.1e} | {gap.max():.1e} | "
+        f"| `{name}` | {label} | {points.mean():.1f} | {points[:, 0].mean():.1f} | "
+        f"{gap.mean():.1e} | {gap.max():.1e} | "
         f"{len(attr.unconverged)} of {points.numel():,} | {error.mean():.2%} | {error.max():.2%} | {same:.1%} |",
         flush=True,
     )

@@ -44,6 +44,7 @@ def terminal(monkeypatch):
     def set_width(columns):
         monkeypatch.setattr(_terminal.EscapingConsole, "is_terminal", True)
         monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setenv("TERM", "xterm-256color")  # a dumb terminal has 80 columns, whatever they are set to
 
     return set_width
 
