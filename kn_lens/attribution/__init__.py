@@ -10,7 +10,7 @@ prompts than memory holds.
 
 from kn_lens.attribution.attribute import attribute, attribute_in_parts
 from kn_lens.attribution.layer_context import budget_for, check_numbers, chunk_by_rows, layer_contexts
-from kn_lens.attribution.method import AttributionMethod
+from kn_lens.attribution.method import AttributionMethod, LayerMethod
 from kn_lens.attribution.options import Preset, Progress
 from kn_lens.attribution.outputs import Output, resolve_output, target_log_probs, target_logits
 from kn_lens.attribution.quadrature import fixed_rule
@@ -22,6 +22,7 @@ from kn_lens.attribution.sweep import PathPoints, sweep
 __all__ = [
     "Attribution",
     "AttributionMethod",
+    "LayerMethod",
     "Output",
     "PathPoints",
     "Preset",

@@ -13,7 +13,8 @@ def test_data_read_counts(cli, facts_file):
     document = json.loads(out)
     assert (code, err) == (0, "") and document["format"] == "jsonl"
     assert (document["n_facts"], document["n_relations"], document["n_pairs"]) == (16, 2, 64)
-    assert document["relations"]["P36"] == {"label": "", "facts": 8, "templates": 4, "pairs": 32, "example": "Ireland: Dublin"}
+    of_relation = {"label": "", "facts": 8, "templates": 4, "pairs": 32, "example": "Ireland: Dublin"}
+    assert document["relations"]["P36"] == of_relation
     assert "16 facts of 2 relations, 64 pairs" in cli("data", "read", facts_file)[1]
     assert json.loads(cli("data", "read", facts_file, "-r", "P36", "-s", "Peru", "--json")[1])["n_facts"] == 1
 
