@@ -132,7 +132,7 @@ def test_sets_add_up_in_order_and_not_with_a_fact_of_both():
     assert isinstance(FACTS[:2] + FACTS[2:], FactSet)
     with pytest.raises(DataError, match="P36/Ireland/Dublin#a occurs twice"):
         FACTS + FACTS[:1]
-    with pytest.raises(ArgumentError, match="Got a string, 'Ireland'; expected several Facts"):
+    with pytest.raises(ArgumentError, match="Got the text 'Ireland'; expected several Facts"):
         FACTS + "Ireland"
 
 
