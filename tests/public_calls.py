@@ -124,6 +124,7 @@ CALLS: dict[str, list[Callable[[Case], Any]]] = {
     ],
     "NeuronSet.check": [lambda case: SOME.check(case.model)],
     "WeightEdit.of": [lambda case: kn.WeightEdit.of(case.model, SOME, torch.zeros(3, case.edit.old.shape[1]))],
+    "WeightEdit.changes": [lambda case: case.edit.changes(case.model)],
     "WeightEdit.applied": [applied],
     "WeightEdit.apply_": [applied_and_undone],
     "WeightEdit.undo_": [applied_and_undone],

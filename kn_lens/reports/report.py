@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kn_lens._core.atomic import write_whole
+from kn_lens._core.checks import check_kind
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.reports.style import neuron_names
 from kn_lens.runs.reader import RunRecords, checked_path
@@ -82,8 +83,10 @@ def write_comparison(comparison: "Comparison", out: str | os.PathLike[str]) -> P
         >>> import kn_lens as kn
         >>> kn.write_comparison(kn.compare_runs(["run_a", "run_b"]), "comparison.html")   # doctest: +SKIP
     """
+    from kn_lens.reports.compare.comparison import Comparison
     from kn_lens.reports.html.comparison import comparison_page
 
+    check_kind(comparison, Comparison, "a Comparison: kn_lens.compare_runs(['run_a', 'run_b'])", "comparison")
     path = checked_path(out)
     if path.is_dir():
         raise ArgumentError(f"{path} is a directory; expected a file name.")

@@ -217,6 +217,10 @@ CASES = {
         r"Got the text 'facts' as stages; expected a list of stages: \['facts'\]",
     ),
     "write_report: tables": (lambda model, prompts: kn.write_report({"table2": None}), "Got a dict as path"),
+    "write_comparison: runs": (
+        lambda model, prompts: kn.write_comparison(["run_a", "run_b"], "comparison.html"),
+        r"Got a list as comparison; expected a Comparison: kn_lens.compare_runs\(\['run_a', 'run_b'\]\)",
+    ),
     "write_figures: tables": (lambda model, prompts: kn.write_figures({"table2": None}), "Got a dict as path"),
     "write_tables: tables": (lambda model, prompts: kn.write_tables({"table2": None}), "Got a dict as path"),
     "read_study: a mapping": (lambda model, prompts: kn.read_study({"models": []}), "Got a dict as path"),
