@@ -63,6 +63,11 @@ class PathRule:
     max_points: int
     tolerance: float
 
+    @property
+    def has_end(self) -> bool:
+        """Whether the end of the path, alpha = 1, is a point of the rule."""
+        return self.fixed is None or 1.0 in self.fixed.nodes
+
 
 @dataclass(frozen=True, kw_only=True)
 class PathIntegral:

@@ -150,7 +150,8 @@ class PathMethod(AttributionMethod):
     ) -> Iterator[tuple[LayerContext, LayerScores]]:
         """Integrate along the paths of all layers together, in the order of the layers."""
         in_order = sorted(contexts, key=lambda context: context.layer)
-        in_order[0].clean_gradients.of_layer(in_order[0].layer)  # once for all layers, before the integrals need it
+        if self.rule.has_end:
+            in_order[0].clean_gradients.of_layer(in_order[0].layer)  # once for all layers
         integrals = [self.integrals(context, _of_layer(indices, context)) for context in in_order]
         paths = iter(integrate_together([integral for of_one in integrals for integral in of_one], progress))
         for context, of_one in zip(in_order, integrals, strict=True):

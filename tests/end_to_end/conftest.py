@@ -43,8 +43,9 @@ def terminal(monkeypatch):
 
     def set_width(columns):
         monkeypatch.setattr(_terminal.EscapingConsole, "is_terminal", True)
-        monkeypatch.setenv("COLUMNS", str(columns))
-        monkeypatch.setenv("TERM", "xterm-256color")  # a dumb terminal has 80 columns, whatever they are set to
+        for console in (_terminal.out, _terminal.err):  # made with the width that COLUMNS says at import, if it says one
+            monkeypatch.setattr(console, "_width", columns)
+            monkeypatch.setattr(console, "_height", 40)
 
     return set_width
 
