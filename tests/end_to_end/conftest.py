@@ -43,7 +43,7 @@ def terminal(monkeypatch):
 
     def set_width(columns):
         monkeypatch.setattr(_terminal.EscapingConsole, "is_terminal", True)
-        for console in (_terminal.out, _terminal.err):  # made with the width that COLUMNS says at import, if it says one
+        for console in (_terminal.out, _terminal.err):  # they have the width that COLUMNS said at import, if any
             monkeypatch.setattr(console, "_width", columns)
             monkeypatch.setattr(console, "_height", 40)
 

@@ -196,7 +196,7 @@ def test_invalid_input_is_one_clear_line(cli, folder, checkpoints, facts_file, a
 @pytest.mark.parametrize(("terminal", "slow"), [(True, True), (True, False), (False, True)])
 def test_progress_bar_appears_on_a_terminal_after_a_while(monkeypatch, terminal, slow):
     written = io.StringIO()
-    monkeypatch.setattr(_terminal, "err", EscapingConsole(file=written, force_terminal=terminal, width=100))
+    monkeypatch.setattr(_terminal, "err", EscapingConsole(file=written, force_terminal=terminal, width=100, height=40))
     monkeypatch.setattr(_terminal, "SHOW_AFTER", 0.01 if slow else 60)
     with _terminal.show_progress("Attributing", unit="prompts") as show:
         for done in range(1, 5):
@@ -210,7 +210,7 @@ def test_progress_bar_appears_on_a_terminal_after_a_while(monkeypatch, terminal,
 def test_long_work_is_reported_line_by_line_without_a_terminal(monkeypatch, terminal):
     now, written = 1000.0, io.StringIO()
     monkeypatch.setattr(_terminal.time, "perf_counter", lambda: now)
-    monkeypatch.setattr(_terminal, "err", EscapingConsole(file=written, force_terminal=terminal, width=40))
+    monkeypatch.setattr(_terminal, "err", EscapingConsole(file=written, force_terminal=terminal, width=40, height=40))
     monkeypatch.setattr(_terminal, "SHOW_AFTER", 60)
     pauses, signals = [], queue.Queue()
     monkeypatch.setattr(_terminal, "Event", lambda: Clock(pauses, signals))
@@ -304,7 +304,7 @@ VALUES = ("+12.3% [+10.1, +14.5]", "0.812", "-", "1,234,567")
 
 def printed(table, columns, *, terminal):
     written = io.StringIO()
-    EscapingConsole(file=written, force_terminal=terminal, width=columns, color_system=None).print(table)
+    EscapingConsole(file=written, force_terminal=terminal, width=columns, height=40, color_system=None).print(table)
     return written.getvalue().splitlines()
 
 

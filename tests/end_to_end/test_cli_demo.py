@@ -100,7 +100,7 @@ def test_demo_states_the_result_of_an_update(changes, words):
 @pytest.mark.parametrize("columns", [60, 80])
 def test_the_demo_is_readable_on_a_terminal(demo_document, monkeypatch, columns):
     written = io.StringIO()
-    console = EscapingConsole(file=written, width=columns, force_terminal=True, color_system=None)
+    console = EscapingConsole(file=written, width=columns, height=40, force_terminal=True, color_system=None)
     monkeypatch.setattr(demo, "out", console)
     for name in [name for name in demo_document if name != "command"]:
         demo.print_section(name, demo_document)

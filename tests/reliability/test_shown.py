@@ -272,7 +272,8 @@ def test_json_output_and_converted_files_keep_the_names(cli, place):
 def test_a_terminal_receives_styles_but_no_other_control_characters(monkeypatch):
     for what in NAUGHTY.values():
         written = io.StringIO()
-        monkeypatch.setattr(_terminal, "err", _terminal.EscapingConsole(file=written, force_terminal=True, width=100))
+        console = _terminal.EscapingConsole(file=written, force_terminal=True, width=100, height=40)
+        monkeypatch.setattr(_terminal, "err", console)
         monkeypatch.setattr(_terminal, "SHOW_AFTER", 0.0)
         with _terminal.show_progress(f"Loading {what}", unit="rows") as show:
             show(1, 2, f"Loading {what}")
