@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kn_lens.attribution.quadrature import Quadrature, fixed_rule
-from kn_lens.hosts import HookedModel, exclusive, host_of
+from kn_lens.hosts import HookedModel, exclusive
 from kn_lens.prompts import PromptBatch, check_prompts
 
 
@@ -54,8 +54,8 @@ def reference_attribution(
         True
     """
     check_prompts(prompts)
-    hook_post = host_of(model).hook_post(layer)
     points = fixed_rule(rule, n_steps)
+    hook_post = f"blocks.{layer}.mlp.hook_post"
     scores = []
     for number in range(len(prompts)):
         prompt = prompts.select([number])

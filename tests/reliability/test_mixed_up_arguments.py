@@ -112,10 +112,6 @@ CASES = {
         lambda model, prompts: kn.read_attribution("scores.parquet", FACTS),
         EXPECTED_PROMPTS,
     ),
-    "reference: a layer that is not there": (
-        lambda model, prompts: kn.reference_attribution(model, prompts, layer=99),
-        "no layer 99; expected 0 to 2",
-    ),
     "Suppress: sets by key": (
         lambda model, prompts: kn.Suppress({FACTS[0].key: NEURONS}),
         "Got a dict as neurons; expected a NeuronSet, a mapping from facts",
