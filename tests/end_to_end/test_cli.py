@@ -1,5 +1,6 @@
 """The command line: streams, exit codes, help and errors are as promised."""
 
+import importlib
 import io
 import json
 import queue
@@ -271,6 +272,7 @@ class Clock:
     ],
 )
 def test_every_long_step_reports_progress(monkeypatch, capsys, arguments, slow, description):
+    importlib.import_module("kn_lens.runs.workers.engine")  # else it could keep what replaces load_model here
     said = [""]
 
     def takes_long(*args, **how):
