@@ -21,6 +21,8 @@ PAGE = HERE.parents[1] / "docs" / "real_models.md"
 FIGURE = HERE.parents[1] / "docs" / "_static" / "smollm2_effects.png"
 RUNS = {"pararel": "ParaRel", "world": "embedded"}
 """The runs of the folder, and what the page calls their facts."""
+MODEL = "smollm2-135m"
+"""What the records call the model, wherever it was loaded from."""
 KEPT = ("config.toml", "provenance.json", "tables", "records")
 MIN_SHARE = 0.02
 """Layers with a smaller share of all kinds of neurons are not listed."""
@@ -237,6 +239,9 @@ def keep(run: Path) -> None:
                 shutil.copytree(source, HERE / name / part)
             elif source.is_file():
                 shutil.copy(source, HERE / name / part)
+        config = HERE / name / "config.toml"
+        text = config.read_text(encoding="utf-8")
+        config.write_text(re.sub("^model = .*$", f'model = "{MODEL}"', text, flags=re.M), encoding="utf-8")
     for path in (run / "facts").iterdir():
         if path.name != "selection.csv":  # the one here has all relations
             shutil.copy(path, HERE / "facts" / path.name)

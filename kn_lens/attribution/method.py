@@ -8,7 +8,7 @@ its name in ``Method`` of ``_core.names``.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import ClassVar, Literal
 
 import torch
@@ -153,7 +153,7 @@ class PathMethod(AttributionMethod):
         if self.rule.has_end:
             in_order[0].clean_gradients.of_layer(in_order[0].layer)  # once for all layers
         integrals = [self.integrals(context, _of_layer(indices, context)) for context in in_order]
-        paths = iter(integrate_together([integral for of_one in integrals for integral in of_one], progress))
+        paths = iter(integrate_together(list(chain.from_iterable(integrals)), progress))
         for context, of_one in zip(in_order, integrals, strict=True):
             paths_of_one = list(islice(paths, len(of_one)))
             yield context, self.scores_of(context, _of_layer(indices, context), paths_of_one)

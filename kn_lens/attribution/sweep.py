@@ -66,6 +66,7 @@ def sweep(requests: Sequence[PathPoints], pass_done: PassDone | None = None) -> 
     sizes = [len(request.prompts) for request in requests]
     prompt_of = torch.cat([request.prompts for request in requests]).cpu()
     request_of = torch.arange(len(requests)).repeat_interleave(torch.tensor(sizes))
+    number_in_request = torch.cat([torch.arange(size) for size in sizes])
     n_rows = prompts.rows_per_prompt[prompt_of]
     first_row = (prompts.rows_per_prompt.cumsum(0) - prompts.rows_per_prompt)[prompt_of]
     group = first.state.pass_group.cpu()[first_row]
@@ -84,7 +85,7 @@ def sweep(requests: Sequence[PathPoints], pass_done: PassDone | None = None) -> 
         parts: list[_Part] = []
         for number in row_request.unique().tolist():
             own = row_request == number
-            part = _Part.of(number, requests[number], rows[own], _own_points(chosen[owner[own]], number, sizes))
+            part = _Part.of(number, requests[number], rows[own], number_in_request[chosen[owner[own]]])
             parts.append(part)
         with torch.enable_grad():
             logits = first.state.logits_with_post(_replacements(parts))
@@ -147,11 +148,6 @@ class _Part:
     def variable(self) -> Tensor:
         """What the gradient is taken with respect to."""
         return self.post if self.added is None else self.added
-
-
-def _own_points(points: Int[Tensor, " row"], number: int, sizes: Sequence[int]) -> Int[Tensor, " row"]:
-    """Return the numbers of points of one request among its own, from those among the points of all requests."""
-    return points - sum(sizes[:number])
 
 
 def _replacements(parts: Sequence[_Part]) -> list[Replacement]:

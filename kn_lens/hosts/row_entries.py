@@ -12,7 +12,7 @@ These are the rows and the operations of one pass for each layer, in twice as ma
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class EntryPhase:
     Hooks and functions that are meant for one of the two ask it when they are called.
     """
 
-    entering: bool = field(default=False)
+    entering: bool = False
 
     def for_entering(self, function: PostFn) -> PostFn:
         """Return the function for the rows that enter, which leaves others as they are."""

@@ -46,8 +46,10 @@ def test_rows_are_skipped_once_the_time_is_over():
     assert "BERT-base" not in printed
 
 
-def test_a_row_that_takes_too_long_or_fails_says_so_and_the_next_one_runs(capsys, tmp_path):
-    session = gpu.Session(
+@pytest.fixture
+def session(tmp_path):
+    """A session of small rows on the processor."""
+    return gpu.Session(
         device=gpu.torch.device("cpu"),
         tiny=True,
         deadline=gpu.time.perf_counter() + 60,
@@ -56,6 +58,8 @@ def test_a_row_that_takes_too_long_or_fails_says_so_and_the_next_one_runs(capsys
         profile_file=tmp_path / "profile.txt",
     )
 
+
+def test_a_row_that_takes_too_long_or_fails_says_so_and_the_next_one_runs(session, capsys):
     def endless() -> str:
         while True:
             pass
@@ -74,15 +78,7 @@ def test_a_row_that_takes_too_long_or_fails_says_so_and_the_next_one_runs(capsys
 
 
 @pytest.mark.parametrize(("name", "precision"), [("BERT-base", "float32"), ("GPT-2", "float32")])
-def test_the_loop_captum_and_kn_lens_agree_on_its_prompts(name, precision, tmp_path):
-    session = gpu.Session(
-        device=gpu.torch.device("cpu"),
-        tiny=True,
-        deadline=gpu.time.perf_counter() + 60,
-        only=(),
-        profile="",
-        profile_file=tmp_path / "profile.txt",
-    )
+def test_the_loop_captum_and_kn_lens_agree_on_its_prompts(session, name, precision):
     case = gpu.Case(model=name, precision=precision, rows=())
     hf_model = gpu.random_model(session, case)
     prompts = gpu.random_prompts(session, hf_model.config, 3)
