@@ -8,8 +8,8 @@ What a page does with a block is said by its language:
     toml             read
     text             nothing
 
-Comments of MyST, which no reader sees, stand in front of a block: ``% given: STATEMENT`` is run before it, and
-``% not run: REASON`` leaves it out.
+Comments of MyST, which no reader sees, stand in front of a block: ``% given: STATEMENT`` is run before it,
+``% not run: REASON`` leaves it out, and ``% needs: MODULE`` skips the page where the module is missing.
 """
 
 import doctest
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import typer
 
 from kn_lens.cli._app import app
@@ -46,20 +47,21 @@ class Block:
     line: int
     given: str = ""
     not_run: str = ""
+    needs: str = ""
 
 
 def blocks(text: str) -> list[Block]:
     """Return the code of a page; what Sphinx is told with ``{...}`` is none."""
     found = []
     for match in _BLOCK.finditer(text):
-        said = {name: [] for name in ("given", "not run")}
+        said = {name: [] for name in ("given", "not run", "needs")}
         for comment in match["comments"].splitlines():
             name, _, what = comment.removeprefix("%").strip().partition(":")
             said[name].append(what.strip())
         if not match["language"].startswith("{"):
             line = text.count("\n", 0, match.start("code"))
-            given, reason = "\n".join(said["given"]), " ".join(said["not run"])
-            found.append(Block(match["language"], match["code"], line, given, reason))
+            given, reason, needs = "\n".join(said["given"]), " ".join(said["not run"]), " ".join(said["needs"])
+            found.append(Block(match["language"], match["code"], line, given, reason, needs))
     return found
 
 
@@ -71,6 +73,8 @@ def run_page(path: Path, cli: Callable[..., tuple[int, str, str]]) -> dict[str, 
     """
     names: dict[str, Any] = {"__name__": path.stem}
     for block in blocks(path.read_text(encoding="utf-8")):
+        if block.needs:
+            pytest.importorskip(block.needs, reason=f"{path.name} needs {block.needs}")
         if block.given:
             exec(block.given, names)
         if block.not_run:

@@ -11,6 +11,10 @@ from operator import index as as_int
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
 from kn_lens._core.checks import check_kind, check_path, wrong_kind
 from kn_lens._core.display import ROWS_SHOWN, enumerated, table_html
 from kn_lens._core.notation import NeuronLike, layer_and_index, neuron_name
@@ -175,6 +179,52 @@ class NeuronSet(AbstractSet[Neuron], Hashable):
             raise ArgumentError(f"{last} is in layer {last.layer}; there are {n_layers}.")
         by_layer = self.by_layer()
         return tuple(len(by_layer.get(layer, ())) for layer in range(n_layers))
+
+    @classmethod
+    def from_mask(cls, mask: Bool[Tensor, "n_layers d_mlp"]) -> "NeuronSet":
+        """Return the neurons at which a mask is true: the neurons that scores of another tool single out.
+
+        Args:
+            mask: a truth value for each neuron of the model, such as ``scores >= 0.2 * scores.max()`` for
+                ``scores: Float[Tensor, "n_layers d_mlp"]``. An array of NumPy will do.
+
+        Raises:
+            ArgumentError: not truth values, or not one for each layer and index.
+
+        >>> scores = torch.tensor([[0.1, 0.9, 0.0], [0.0, 0.2, 0.7]])
+        >>> NeuronSet.from_mask(scores >= 0.5)
+        NeuronSet(['L0N1', 'L1N2'])
+        """
+        values = mask if isinstance(mask, Tensor) else torch.as_tensor(mask)
+        if values.dtype != torch.bool or values.ndim != 2:
+            dtype = str(values.dtype).removeprefix("torch.")
+            raise ArgumentError(
+                f"mask is {dtype} of shape {list(values.shape)}; expected truth values of shape [n_layers, d_mlp]: "
+                "kn_lens.NeuronSet.from_mask(scores >= threshold)."
+            )
+        return cls(map(tuple, values.nonzero().tolist()))
+
+    def mask(self, model: HookedModel | Host) -> Bool[Tensor, "n_layers d_mlp"]:
+        """Return a truth value for each neuron of the model, on the CPU: whether it is in the set.
+
+        Args:
+            model: the model of the neurons; a ``Host`` will do.
+
+        Raises:
+            ArgumentError: a neuron that the model does not have.
+
+        >>> import kn_lens as kn
+        >>> model = kn.load_model("world-bert")
+        >>> mask = NeuronSet(["L2N7", "L3N5"]).mask(model)
+        >>> mask.shape, NeuronSet.from_mask(mask)
+        (torch.Size([4, 512]), NeuronSet(['L2N7', 'L3N5']))
+        """
+        host = host_of(model)
+        self.check(host)
+        mask = torch.zeros(host.n_layers, host.d_mlp, dtype=torch.bool)
+        for layer, indices in self.by_layer().items():
+            mask[layer, list(indices)] = True
+        return mask
 
     def check(self, model: HookedModel | Host) -> None:
         """Raise unless the model, or ``Host``, has every neuron of the set.

@@ -52,6 +52,25 @@ def test_equal_sets_have_equal_hashes_and_reprs(pairs):
     assert {(layer, i) for layer, indices in neurons.by_layer().items() for i in indices} == pairs
 
 
+@MANY_EXAMPLES
+@given(PAIRS)
+def test_mask_and_set_are_one_another(pairs):
+    """The mask is true at the pairs alone, and gives the set back, as a tensor and as an array of NumPy."""
+    model = tiny_model("GPT2LMHeadModel")
+    pairs = {(layer % N_LAYERS, index % D_MLP) for layer, index in pairs}
+    mask = kn.NeuronSet(pairs).mask(model)
+    assert mask.shape == (N_LAYERS, D_MLP) and set(map(tuple, mask.nonzero().tolist())) == pairs
+    assert kn.NeuronSet.from_mask(mask) == kn.NeuronSet.from_mask(mask.numpy()) == pairs
+
+
+def test_a_mask_of_scores_or_of_one_layer_is_refused_with_the_call():
+    for wrong in (torch.rand(2, 3), torch.ones(3, dtype=torch.bool), [[0, 1]]):
+        with pytest.raises(kn.ArgumentError, match=r"NeuronSet\.from_mask\(scores >= threshold\)"):
+            kn.NeuronSet.from_mask(wrong)
+    with pytest.raises(kn.ArgumentError, match="has no neuron L9N0"):
+        kn.NeuronSet(["L9N0"]).mask(tiny_model("GPT2LMHeadModel"))
+
+
 def test_a_neuron_is_a_named_tuple_with_python_integers():
     neuron = kn.Neuron(torch.tensor(9), index=7)
     layer, index = neuron
