@@ -3,9 +3,10 @@
 ``weight_edit`` is the edit, ``value_rows`` the rows that it reads and writes, ``files`` its file format. ``updates``
 and ``erasures`` make edits; ``export`` writes an edited checkpoint. ``questions`` are the questions that test an
 update, ``effects`` measures what edits do to their facts and to others, ``strength`` chooses the lambdas of updates,
-and ``tables`` summarises. ``arguments`` checks the kinds of arguments.
+and ``tables`` summarises. ``easyedit`` has the requests of EasyEdit. ``arguments`` checks the kinds of arguments.
 """
 
+from kn_lens.edits.easyedit import EasyEditRequests, easyedit_requests, read_easyedit
 from kn_lens.edits.effects import MAX_DISTURBED, disturbed_share, erase_effects, update_effects
 from kn_lens.edits.erasures import erase_neurons, erase_relation
 from kn_lens.edits.export import check_new, export
@@ -28,6 +29,7 @@ __all__ = [
     "OTHER_RELATIONS",
     "OWN",
     "SAME_RELATION",
+    "EasyEditRequests",
     "LambdaChoice",
     "Question",
     "Questions",
@@ -35,12 +37,14 @@ __all__ = [
     "check_new",
     "choose_lambdas",
     "disturbed_share",
+    "easyedit_requests",
     "edit_table",
     "erase_effects",
     "erase_neurons",
     "erase_relation",
     "export",
     "inverse_questions",
+    "read_easyedit",
     "resolve_form",
     "reworded",
     "update_effects",

@@ -142,7 +142,7 @@ def read_patterns(path: Path) -> dict[str, tuple[str, ...]]:
 
 def read_official(path: Path) -> Iterator[Record]:
     """Read the fact file of the released code: facts as lists of ``[prompt with [MASK], answer, "P36(capital)"]``."""
-    data = _json(path)
+    data = json_document(path)
     if isinstance(data, dict):
         bags: list[Any] = []
         for group in data.values():
@@ -201,7 +201,7 @@ def read_lama(
 
 def read_counterfact(path: Path, paraphrases: bool) -> Iterator[Record]:
     """Read ROME's CounterFact: the prompt and, if requested, its paraphrases, each with the true answer at its end."""
-    for number, case in enumerate(_list(_json(path), path)):
+    for number, case in enumerate(_list(json_document(path), path)):
         location = f"{path}: case {number}"
         case = _object(case, location)
         rewrite = _object(_get(case, "requested_rewrite", location), location)
@@ -452,7 +452,12 @@ def _parse(text: str, location: str) -> Any:
         raise DataError(f"{location}: not JSON: {error}; got {_short(text)}.") from error
 
 
-def _json(path: Path) -> Any:
+def json_document(path: Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        DataError: the file cannot be read, is not JSON, or repeats a key.
+    """
     return _parse(_read(path), str(path))
 
 

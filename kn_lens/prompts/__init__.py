@@ -6,7 +6,7 @@
 """
 
 from kn_lens.prompts.batch import PromptBatch, Selection, check_prompts
-from kn_lens.prompts.build import make_prompts
+from kn_lens.prompts.build import make_prompts, object_is_last
 from kn_lens.prompts.predict import predict
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "Selection",
     "check_prompts",
     "make_prompts",
+    "object_is_last",
     "predict",
 ]

@@ -229,7 +229,7 @@ def _queries(form: PromptForm, facts: FactSet) -> tuple[list[_Query], Counter[st
             )
         for template in fact.templates:
             if template not in usable:
-                usable[template] = form.masked or _object_is_last(template)
+                usable[template] = form.masked or object_is_last(template)
             if not usable[template]:
                 left_out[NOT_LAST] += 1
                 continue
@@ -249,7 +249,7 @@ def _queries(form: PromptForm, facts: FactSet) -> tuple[list[_Query], Counter[st
     return list(queries.values()), left_out
 
 
-def _object_is_last(template: str) -> bool:
+def object_is_last(template: str) -> bool:
     """Return whether nothing but punctuation, spaces and control characters follow the object."""
     rest = template.partition(OBJECT_SLOT)[2]
     if SUBJECT_SLOT in rest:
