@@ -1,7 +1,8 @@
 """Neurons: from scores to sets of neurons, their controls, their files, and the overlap of sets.
 
 ``neuron_set`` has ``Neuron`` and ``NeuronSet``, and ``files`` their files; ``refine`` goes from scores to neurons;
-``controls`` has as many other neurons to compare them with; ``overlap`` compares the sets of facts.
+``controls`` has as many other neurons to compare them with; ``overlap`` compares the sets of facts. ``dataset`` writes
+sets as a folder for the Hugging Face hub; ``neuronpedia`` has the addresses of neurons on Neuronpedia.
 """
 
 from kn_lens.neurons.controls import (
@@ -11,6 +12,7 @@ from kn_lens.neurons.controls import (
     most_active_neurons,
     random_neurons,
 )
+from kn_lens.neurons.dataset import write_dataset
 from kn_lens.neurons.files import read_sets
 from kn_lens.neurons.neuron_set import (
     Neuron,
@@ -20,6 +22,7 @@ from kn_lens.neurons.neuron_set import (
     match_facts,
     neuron_set_of,
 )
+from kn_lens.neurons.neuronpedia import neuronpedia_url
 from kn_lens.neurons.overlap import (
     OVERLAP_STATISTICS,
     Incidence,
@@ -61,6 +64,7 @@ __all__ = [
     "matched_neurons",
     "most_active_neurons",
     "neuron_set_of",
+    "neuronpedia_url",
     "overlap_statistics",
     "prompts_by_fact",
     "prompts_needed",
@@ -72,4 +76,5 @@ __all__ = [
     "relation_neurons",
     "resampled_layer_counts",
     "sampled_across",
+    "write_dataset",
 ]

@@ -2,7 +2,8 @@
 
 ``figures`` draws tables in the common ``style`` of all figures, and ``export`` writes figures to files. ``notebook``
 displays results in notebooks. ``compare`` compares runs. ``html`` builds the page of a run, and ``report`` writes the
-page, its figures and its tables. ``reproduce`` is a run with its figures in one call.
+page, its figures and its tables. ``paper_tables`` has tables as Markdown and LaTeX. ``reproduce`` is a run with its
+figures in one call.
 """
 
 import lazy_loader
