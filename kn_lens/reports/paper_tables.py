@@ -35,7 +35,7 @@ def format_table(
         form: ``"markdown"`` or ``"latex"``, which needs the package booktabs.
         caption: a line above the Markdown, or the ``\caption``, in LaTeX's own notation.
         label: the ``\label`` of the LaTeX table.
-        digits: digits behind the decimal point; whole numbers have none.
+        digits: digits behind the decimal point; integers have none.
 
     Raises:
         ArgumentError: no table, another form, or digits below 0.
@@ -108,7 +108,7 @@ def _cell(value: Any, digits: int, form: str) -> str:
     if pd.api.types.is_float(value):
         if math.isnan(value):
             return "-"
-        return _number(format(value, f".{digits}f"), form)
+        return _number(format(value, f"z.{digits}f"), form)
     if pd.api.types.is_integer(value):
         return _number(str(value), form)
     if pd.api.types.is_scalar(value) and pd.isna(value):
@@ -182,10 +182,14 @@ def _latex(
     import pandas as pd
 
     alignment = "".join("r" if right else "l" for right in is_number)
-    return pd.DataFrame(rows, columns=pd.Index(names)).to_latex(
-        index=False,
-        escape=False,  # the cells are escaped, and their numbers are in math mode for the sake of the minus
-        column_format=alignment,
-        caption=caption or None,
-        label=label or None,
+    return (
+        pd.DataFrame(rows, columns=pd.Index(names))
+        .to_latex(
+            index=False,
+            escape=False,  # the cells are escaped, and their numbers are in math mode for the sake of the minus
+            column_format=alignment,
+            caption=caption or None,
+            label=label or None,
+        )
+        .rstrip()
     )
