@@ -5,7 +5,7 @@ layers go up together, and one backward pass gives the gradient of each at its o
 each layer by itself. The number of calls is not: models and batches that are small wait for calls, not for arithmetic.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,7 +69,8 @@ def sweep(requests: Sequence[PathPoints], pass_done: PassDone | None = None) -> 
     number_in_request = torch.cat([torch.arange(size) for size in sizes])
     n_rows = prompts.rows_per_prompt[prompt_of]
     first_row = (prompts.rows_per_prompt.cumsum(0) - prompts.rows_per_prompt)[prompt_of]
-    group = first.state.pass_group.cpu()[first_row]
+    group_of_row = first.state.pass_group.cpu()
+    group = group_of_row[first_row]
     order = (group * len(requests) + request_of).argsort(stable=True)
 
     outputs: list[Tensor] = []
@@ -77,9 +78,7 @@ def sweep(requests: Sequence[PathPoints], pass_done: PassDone | None = None) -> 
     row_points: list[list[Tensor]] = [[] for _ in requests]  # the point of each row of ``gradients``
     points: list[Tensor] = []  # those of ``outputs``
     n_done, n_all = 0, int(n_rows.sum())
-    for positions in chunk_by_rows(n_rows[order], first.rows_per_pass):
-        chosen = order[positions]
-        chosen = chosen[request_of[chosen].argsort(stable=True)]
+    for chosen in _passes(order, group, n_rows, first.rows_per_pass):
         rows, owner = prompts.rows_and_owners(prompt_of[chosen])
         row_request = request_of[chosen][owner]
         parts: list[_Part] = []
@@ -88,8 +87,9 @@ def sweep(requests: Sequence[PathPoints], pass_done: PassDone | None = None) -> 
             part = _Part.of(number, requests[number], rows[own], number_in_request[chosen[owner[own]]])
             parts.append(part)
         with torch.enable_grad():
-            logits = first.state.logits_with_post(_replacements(parts))
-            values = read_output(first.output, first.prompts, rows.to(device), owner.to(device), len(chosen), logits)
+            logits = first.state.logits_with_post(_replacements(parts), groups=group_of_row[rows])
+            pass_rows, pass_owner = _moved(rows, device), _moved(owner, device)
+            values = read_output(first.output, first.prompts, pass_rows, pass_owner, len(chosen), logits)
             del logits  # else those of two passes are held
             part_gradients = gradients_of(values, [part.variable for part in parts])
         outputs.append(values.detach())
@@ -102,10 +102,10 @@ def sweep(requests: Sequence[PathPoints], pass_done: PassDone | None = None) -> 
         if pass_done is not None:
             pass_done(n_done, n_all)
 
-    in_order = torch.cat(outputs)[torch.cat(points).argsort().to(device)]
+    in_order = torch.cat(outputs)[_moved(torch.cat(points).argsort(), device)]
     results = []
     for own_outputs, own_gradients, own_points in zip(in_order.split(sizes), gradients, row_points, strict=True):
-        row_order = torch.cat(own_points).argsort(stable=True).to(device)
+        row_order = _moved(torch.cat(own_points).argsort(stable=True), device)
         results.append(PointValues(outputs=own_outputs, gradients=torch.cat(own_gradients)[row_order]))
     return results
 
@@ -134,8 +134,8 @@ class _Part:
     def of(cls, number: int, request: PathPoints, rows: Tensor, points: Tensor) -> "_Part":
         """Compute the activations of some rows of a request."""
         context = request.context
-        on_device = rows.to(context.post.device)
-        alpha = request.alpha[points.to(context.post.device), None]
+        on_device = _moved(rows, context.post.device)
+        alpha = request.alpha[_moved(points, context.post.device), None]
         post = (context.post[on_device] + (alpha - 1) * request.moving[on_device]).detach()
         added = None
         if context.gradient_activation == "mlp_out":
@@ -148,6 +148,31 @@ class _Part:
     def variable(self) -> Tensor:
         """What the gradient is taken with respect to."""
         return self.post if self.added is None else self.added
+
+
+def _passes(
+    order: Int[Tensor, " point"],
+    group: Int[Tensor, " point"],
+    n_rows: Int[Tensor, " point"],
+    rows_per_pass: int,
+) -> Iterator[Int[Tensor, " chosen"]]:
+    """Yield the points of each pass: those whose first rows are of one group, in the order of their layers.
+
+    Args:
+        order: the points by group, and in a group by layer.
+        group: of the first row of each point.
+        n_rows: of each point.
+        rows_per_pass: upper bound on the rows of a pass.
+    """
+    _, sizes = group[order].unique_consecutive(return_counts=True)
+    for of_group in order.split(sizes.tolist()):
+        for positions in chunk_by_rows(n_rows[of_group], rows_per_pass):
+            yield of_group[positions]
+
+
+def _moved(indices: Int[Tensor, " index"], device: torch.device) -> Int[Tensor, " index"]:
+    """Return indices on a device, without waiting for the passes that run there."""
+    return indices.to(device, non_blocking=True)
 
 
 def _replacements(parts: Sequence[_Part]) -> list[Replacement]:

@@ -8,7 +8,7 @@ What a hosted model offers is small:
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral
@@ -39,11 +39,16 @@ from kn_lens.hosts.kv_prefix import KVPrefix
 from kn_lens.hosts.model_protocol import HookFn, PostFn
 from kn_lens.hosts.overrides import (
     HOOKS,
+    WrappedModule,
+    fused_activations,
+    fused_attention,
     native_norm_forwards,
     norm_bridges,
     override_forwards,
+    own_modules,
     repack_like,
     select_position,
+    wrapped_modules,
 )
 from kn_lens.hosts.row_entries import (
     EntryPhase,
@@ -57,6 +62,9 @@ from kn_lens.hosts.tokenizers import fingerprint, tokenizer_of
 
 FOR_ONE_BATCH = "for_one_batch"
 """The attribute of a hook function that is True where it is made for the rows of one batch, in their order."""
+
+PROBE_ROUNDING = 64
+"""Units of rounding, times the square root of the number of blocks, by which two ways to run a model may differ."""
 
 ROUNDING = 4
 """Units of rounding by which the output of ``W_out`` may differ from the matrix product."""
@@ -332,21 +340,29 @@ class Host:
     def logits(
         self,
         tokens: Int[Tensor, "row pos"],
-        attention_mask: Int[Tensor, "row prefix_and_pos"],
+        attention_mask: Int[Tensor, "row prefix_and_pos"] | None,
         read_pos: Int[Tensor, " row"] | None = None,
         fwd_hooks: Sequence[tuple[str, HookFn]] = (),
         prefix: KVPrefix | None = None,
+        functions: Mapping[int, PostFn] | None = None,
+        *,
+        own: bool = False,
     ) -> Float[Tensor, "row d_vocab"] | Float[Tensor, "row pos d_vocab"]:
         """Run the model on right-padded tokens, in the caller's grad mode.
 
         Args:
             tokens: token ids, padded on the right.
-            attention_mask: 1 for tokens, 0 for padding.
+            attention_mask: 1 for tokens, 0 for padding; with ``own`` None where there is no padding.
             read_pos: compute the head at this position of each row alone: the same numbers, without ``pos * d_vocab``
                 logits. Hooks on the head then see one position.
             fwd_hooks: in TransformerLens' form; called in order.
             prefix: keys and values of earlier tokens. ``tokens``, ``read_pos`` and the hooks are then about the later
                 tokens alone, and the mask about both.
+            functions: by layer, as `transform_post` takes them.
+            own: run the checkpoint's modules without TransformerLens' wrappers around them (`has_own_modules`). The
+                numbers are the same to rounding. What is left out are the hooks that nobody listens to, and what the
+                wrappers compute for them: of a small model or a small batch, most of the time of a pass. Hooks must be
+                at the entry or the exit of a wrapped module, and those of the user are not called.
 
         Returns:
             Logits at ``read_pos``, or at every position.
@@ -358,11 +374,16 @@ class Host:
         self.check_hooks(name for name, _ in hooks)
         if read_pos is not None:
             hooks.append((self._head_entry, select_position(read_pos)))
-        with (
-            entered(self.model.hooks(fwd_hooks=hooks)),
-            override_forwards(native_norm_forwards(self._norms)),
-        ):
-            logits = self._run(tokens, attention_mask, prefix)
+        if own:
+            logits = self._run_own(tokens, attention_mask, prefix, hooks, functions, fused=self.fuses_attention)
+        else:
+            with (
+                entered(self.model.hooks(fwd_hooks=hooks)),
+                self.transform_post(functions or {}),
+                override_forwards(native_norm_forwards(self._norms)),
+            ):
+                assert attention_mask is not None
+                logits = self._run(tokens, attention_mask, prefix)
         return logits if read_pos is None else logits.squeeze(1)
 
     def logits_at_read_pos(
@@ -459,6 +480,7 @@ class Host:
         n_rows: int,
         *,
         after_prefix: bool = False,
+        own: bool = False,
     ) -> AbstractContextManager[None]:
         """Let rows enter forward passes at several layers, for the time of a ``with`` block.
 
@@ -471,13 +493,15 @@ class Host:
             phase: for hooks, which rows a block is running on.
             n_rows: the number of rows of all entries.
             after_prefix: whether the passes start after a prefix.
+            own: whether the passes run the checkpoint's own modules, see `logits`.
         """
-        as_block_output, as_attn_output = self._output_forms
-        leaves = self._row_leaves_after_prefix if after_prefix else self._row_leaves
+        as_block_output, as_attn_output = self._own_output_forms if own else self._output_forms
+        leaves = self._row_leaves[own, after_prefix]
         lowest = min(entries)
         forwards: dict[Any, Callable[..., Any]] = {}
         n_entered = 0
-        for layer, block in enumerate(self.model.blocks):
+        for layer, wrapper in enumerate(self.model.blocks):
+            block = wrapper.original_component if own else wrapper
             entry = entries.get(layer)
             if layer < lowest:
                 forwards[block] = lambda resid, *_, **__: as_block_output(resid)
@@ -492,7 +516,8 @@ class Host:
                 as_output=as_block_output,
             )
             if entry is not None:
-                forwards[block.attn] = _known_for_entering(block.attn.forward, as_attn_output(entry.attn_out), phase)
+                attn = wrapper.attn.original_component if own else wrapper.attn
+                forwards[attn] = _known_for_entering(attn.forward, as_attn_output(entry.attn_out), phase)
                 n_entered += len(entry.resid_pre)
         return override_forwards(forwards)
 
@@ -538,8 +563,108 @@ class Host:
             return self.model(tokens, attention_mask=attention_mask)
         # Padding comes after all tokens, and no token of a causal model sees what comes after it. With a mask, padding
         # longer than a sliding window would attend to nothing: NaN in float64, and in products with it at the tokens.
-        options = {"use_cache": False} if prefix is None else {"use_cache": True, "past_key_values": prefix.cache}
-        return self.model(tokens, attention_mask=torch.ones_like(attention_mask), **options)
+        return self.model(tokens, attention_mask=torch.ones_like(attention_mask), **_cache_options(prefix))
+
+    def _run_own(
+        self,
+        tokens: Int[Tensor, "row pos"],
+        attention_mask: Int[Tensor, "row prefix_and_pos"] | None,
+        prefix: KVPrefix | None,
+        hooks: Sequence[tuple[str, HookFn]] = (),
+        functions: Mapping[int, PostFn] | None = None,
+        *,
+        fused: bool,
+    ) -> Float[Tensor, "row _ d_vocab"]:
+        """Run the checkpoint's own modules, with functions and hooks before and after some of them."""
+        before: dict[nn.Module, list[Callable[[Tensor], Tensor]]] = {}
+        after: dict[nn.Module, list[Callable[[Tensor], Tensor]]] = {}
+        for layer, function in (functions or {}).items():
+            end = self._ends[self.hook_post(layer)]
+            before.setdefault(end.module, []).append(_in_rows(end.point, function))
+        for name, hook_fn in hooks:
+            end = self._ends[name]
+            at_end = after if end.is_output else before
+            at_end.setdefault(end.module, []).append(_in_rows(end.point, _kept_or_changed(hook_fn, end.point)))
+        forwards = dict(self._fused_activations)
+        for module in before | after:
+            forwards[module] = _between(before.get(module, []), module.forward, after.get(module, []))
+        options: dict[str, Any] = {"attention_mask": attention_mask}
+        if self.kind == "causal":  # as in `_run`; no mask spares transformers a look at it, for which it waits
+            options = {"attention_mask": None, **_cache_options(prefix)}
+        attention = fused_attention(self.checkpoint) if fused else nullcontext()
+        with own_modules(self._wrapped), override_forwards(forwards), attention:
+            return self.checkpoint(input_ids=tokens, return_dict=True, **options).logits
+
+    @cached_property
+    def has_own_modules(self) -> bool:
+        """Whether passes can run the checkpoint's modules without TransformerLens' wrappers around them.
+
+        They cannot where TransformerLens has processed the weights, or where a wrapper computes something else than the
+        module in it. Cost: two passes over a few tokens at the first use.
+        """
+        if not self.raw:
+            return False
+        in_place = {place.wrapper for place in self._wrapped}
+        for layer, block in enumerate(self.model.blocks):
+            # The blocks of some families prepare, in a forward of their own, what their hooks need.
+            is_general = type(block).forward.__module__.endswith(".generalized_components.block")
+            has_ends = {block, getattr(block, "attn", None)} <= in_place and self.hook_post(layer) in self._ends
+            if not (is_general and has_ends):
+                return False
+        if self._head_entry not in self._ends:
+            return False
+        wrapped = self._probe_logits(lambda tokens, mask: self.logits(tokens, mask))
+        return self._runs_own_modules(wrapped, fused=False)
+
+    @cached_property
+    def fuses_attention(self) -> bool:
+        """Whether passes of the checkpoint's own modules compute attention by PyTorch's fused function.
+
+        TransformerLens turns it off, because it needs the attention pattern; some models of transformers cannot do
+        without the pattern either. Cost: two passes over a few tokens at the first use.
+        """
+        if self.device.type == "cpu":  # no faster there: measured on BERTs and GPT-2s
+            return False
+        if not (self.has_own_modules and getattr(self.checkpoint, "_supports_sdpa", False)):
+            return False
+        separate = self._probe_logits(lambda tokens, mask: self._run_own(tokens, mask, None, fused=False))
+        return self._runs_own_modules(separate, fused=True)
+
+    def _probe_logits(
+        self, run: Callable[[Int[Tensor, "row pos"], Int[Tensor, "row pos"]], Tensor]
+    ) -> Float[Tensor, "token d_vocab"]:
+        """Return the logits of the tokens of two short prompts, of which one is padded."""
+        tokens = torch.arange(1, 11, device=self.device).view(2, 5) % self.d_vocab
+        mask = torch.ones_like(tokens)
+        mask[1, 3:] = 0
+        with torch.no_grad():
+            return run(tokens, mask)[mask.bool()]
+
+    def _runs_own_modules(self, expected: Float[Tensor, "token d_vocab"], *, fused: bool) -> bool:
+        """Return whether the checkpoint's own modules give the expected logits of `_probe_logits`, to rounding."""
+        try:
+            logits = self._probe_logits(lambda tokens, mask: self._run_own(tokens, mask, None, fused=fused))
+        except (RuntimeError, TypeError, ValueError):  # fused attention cannot cap its scores, for one
+            return False
+        tolerance = PROBE_ROUNDING * torch.finfo(self.dtype).eps * self.n_layers**0.5
+        return bool((logits - expected).norm() <= tolerance * expected.norm())
+
+    @cached_property
+    def _fused_activations(self) -> Mapping[Any, Callable[..., Any]]:
+        return fused_activations(self.checkpoint)
+
+    @cached_property
+    def _wrapped(self) -> list[WrappedModule]:
+        return wrapped_modules(self.checkpoint)
+
+    @cached_property
+    def _ends(self) -> Mapping[str, "_ModuleEnd"]:
+        """By the name of a hook: the module of the checkpoint at whose entry or exit it is, for those that are."""
+        by_point: dict[Any, _ModuleEnd] = {}
+        for place in self._wrapped:
+            for is_output, point in enumerate((place.wrapper.hook_in, place.wrapper.hook_out)):
+                by_point[point] = _ModuleEnd(module=place.own, is_output=bool(is_output), point=point)
+        return {name: by_point[point] for name, point in self._hook_points.items() if point in by_point}
 
     @cached_property
     def _hook_points(self) -> Mapping[str, Any]:
@@ -562,13 +687,22 @@ class Host:
     @cached_property
     def _output_forms(self) -> tuple[Callable[[Tensor], Any], Callable[[Tensor], Any]]:
         """The functions that give a tensor the form in which a block, and its attention, return it."""
+        return self._find_output_forms(own=False)
+
+    @cached_property
+    def _own_output_forms(self) -> tuple[Callable[[Tensor], Any], Callable[[Tensor], Any]]:
+        """The same for the checkpoint's own blocks."""
+        return self._find_output_forms(own=True)
+
+    def _find_output_forms(self, *, own: bool) -> tuple[Callable[[Tensor], Any], Callable[[Tensor], Any]]:
         outputs: list[Any] = []
         handles: list[Any] = []
 
         def watch() -> None:
             first = self.model.blocks[0]
             # In the order in which they finish. A first block without attention has no output of one to replace.
-            for module in (getattr(first, "attn", first), first):
+            for wrapper in (getattr(first, "attn", first), first):
+                module = wrapper.original_component if own else wrapper
                 handles.append(module.register_forward_hook(lambda module, args, output: outputs.append(output)))
 
         def unwatch() -> None:
@@ -578,21 +712,18 @@ class Host:
         with Undone(watch, unwatch):
             tokens = torch.zeros(1, 1, dtype=torch.long, device=self.device)
             with torch.no_grad():
-                self.logits(tokens, torch.ones_like(tokens))
+                self.logits(tokens, torch.ones_like(tokens), own=own)
         return repack_like(outputs[-1]), repack_like(outputs[0])
 
     @cached_property
-    def _row_leaves(self) -> list[set[LeafPath]]:
-        """The places of the tensors that have entries for each row, among the arguments of each block."""
-        return self._find_row_leaves(after_prefix=False)
+    def _row_leaves(self) -> "_RowLeaves":
+        return _RowLeaves(self)
 
-    @cached_property
-    def _row_leaves_after_prefix(self) -> list[set[LeafPath]]:
-        """The same for passes that start after a prefix."""
-        return self._find_row_leaves(after_prefix=True)
+    def find_row_leaves(self, *, own: bool, after_prefix: bool) -> list[set[LeafPath]]:
+        """Return, by block, the places of the tensors with entries for each row among the arguments of its call.
 
-    def _find_row_leaves(self, *, after_prefix: bool) -> list[set[LeafPath]]:
-        """Compare the arguments of each block in passes over two and over three rows."""
+        Compares passes over two and over three rows.
+        """
         arguments: dict[int, list[Any]] = {}
         for n_rows in (2, 3):
             tokens = torch.zeros(n_rows, 2, dtype=torch.long, device=self.device)
@@ -605,16 +736,45 @@ class Host:
                 mask[0, 1] = 0  # some models get no mask where nothing is padding
             arguments[n_rows] = [None] * self.n_layers
             forwards: dict[Any, Callable[..., Any]] = {}
-            for layer, block in enumerate(self.model.blocks):
+            for layer, wrapper in enumerate(self.model.blocks):
+                block = wrapper.original_component if own else wrapper
                 forwards[block] = _recorded(block.forward, arguments[n_rows], layer)
             with torch.no_grad(), override_forwards(forwards):
-                self.logits(tokens, mask, prefix=prefix)
+                self.logits(tokens, mask, prefix=prefix, own=own)
         return [row_leaves(two, three) for two, three in zip(arguments[2], arguments[3], strict=True)]
 
     def _checked(self, layer: int) -> int:
         if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= layer < self.n_layers:
             raise ArgumentError(f"{self.name} has no layer {layer!r}; expected 0 to {self.n_layers - 1}.")
         return layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ModuleEnd:
+    """The entry or the exit of a module of the checkpoint.
+
+    Attributes:
+        module: of the checkpoint.
+        is_output: whether it is the exit.
+        point: the hook point that TransformerLens' wrapper has there.
+    """
+
+    module: nn.Module
+    is_output: bool
+    point: Any
+
+
+class _RowLeaves(dict[tuple[bool, bool], list[set[LeafPath]]]):
+    """`Host.find_row_leaves` by its arguments, each found at its first use."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__()
+        self._host = host
+
+    def __missing__(self, key: tuple[bool, bool]) -> list[set[LeafPath]]:
+        own, after_prefix = key
+        self[key] = self._host.find_row_leaves(own=own, after_prefix=after_prefix)
+        return self[key]
 
 
 def bridge_host(model: Any) -> Host:
@@ -785,6 +945,38 @@ def _entering_forward(
 def _known_for_entering(run: Callable[..., Any], known: Any, phase: EntryPhase) -> Callable[..., Any]:
     """Return the forward of an attention whose output is known for the rows that enter."""
     return lambda *args, **kwargs: known if phase.entering else run(*args, **kwargs)
+
+
+def _kept_or_changed(hook_fn: HookFn, point: Any) -> Callable[[Tensor], Tensor]:
+    """Return the function of a value that a hook is, which may return None to keep it."""
+
+    def change(value: Tensor) -> Tensor:
+        changed = hook_fn(value, hook=point)
+        return value if changed is None else changed
+
+    return change
+
+
+def _between(
+    before: Sequence[Callable[[Tensor], Tensor]],
+    run: Callable[..., Tensor],
+    after: Sequence[Callable[[Tensor], Tensor]],
+) -> Callable[..., Tensor]:
+    """Return the forward of a module with functions of its first argument before it, and of its output after it."""
+
+    def forward(value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        for function in before:
+            value = function(value)
+        output = run(value, *args, **kwargs)
+        for function in after:
+            output = function(output)
+        return output
+
+    return forward
+
+
+def _cache_options(prefix: KVPrefix | None) -> dict[str, Any]:
+    return {"use_cache": False} if prefix is None else {"use_cache": True, "past_key_values": prefix.cache}
 
 
 def _recorded(run: Callable[..., Any], arguments: list[Any], layer: int) -> Callable[..., Any]:

@@ -71,6 +71,10 @@ class HookedHost(Host):
         return False
 
     @cached_property
+    def has_own_modules(self) -> bool:  # these classes hold weights, and wrap no modules
+        return False
+
+    @cached_property
     def norm_after_mlp(self) -> bool:  # such models are refused
         return False
 

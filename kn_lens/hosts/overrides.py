@@ -1,7 +1,9 @@
 """Modules of a model that return other values, or run without their hooks, for the time of a ``with`` block."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -11,6 +13,9 @@ from kn_lens._core.interrupts import Undone
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 """The attributes in which PyTorch keeps the hooks of a module."""
+
+_IMPLEMENTATION = "_attn_implementation_internal"
+"""Where a configuration of transformers keeps how attention is computed: modules read it in every pass."""
 
 
 def override_forwards(
@@ -46,6 +51,82 @@ def repack_like(output: Any) -> Callable[[Tensor], Any]:
         return lambda value: value
     others = (None,) * (len(output) - 1)
     return lambda value: (value, *others)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WrappedModule:
+    """A module of the checkpoint that TransformerLens has replaced by a wrapper with hook points.
+
+    Attributes:
+        parent: the module of the checkpoint that holds it.
+        name: under which the parent holds it.
+        wrapper: what stands there now.
+        own: the checkpoint's module.
+    """
+
+    parent: nn.Module
+    name: str
+    wrapper: Any
+    own: nn.Module
+
+
+def wrapped_modules(checkpoint: nn.Module) -> list[WrappedModule]:
+    """Return the modules of a Hugging Face model that TransformerLens has replaced by wrappers."""
+    from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+
+    wrapped: list[WrappedModule] = []
+    for parent in checkpoint.modules():
+        if isinstance(parent, GeneralizedComponent):
+            continue
+        for name, child in parent.named_children():
+            own = getattr(child, "original_component", None)
+            if isinstance(child, GeneralizedComponent) and isinstance(own, nn.Module):
+                wrapped.append(WrappedModule(parent=parent, name=name, wrapper=child, own=own))
+    return wrapped
+
+
+def own_modules(wrapped: Sequence[WrappedModule]) -> AbstractContextManager[None]:
+    """Put the checkpoint's modules in the place of their wrappers, for the time of a ``with`` block."""
+
+    def unwrap() -> None:
+        for place in wrapped:
+            place.parent._modules[place.name] = place.own
+
+    def wrap() -> None:
+        for place in wrapped:
+            place.parent._modules[place.name] = place.wrapper
+
+    return Undone(unwrap, wrap)
+
+
+def fused_attention(checkpoint: nn.Module) -> AbstractContextManager[None]:
+    """Let a Hugging Face model compute attention by PyTorch's fused function, for the time of a ``with`` block."""
+    configs: dict[int, Any] = {}
+    for module in checkpoint.modules():
+        config = getattr(module, "config", None)
+        if getattr(config, _IMPLEMENTATION, None) == "eager":
+            configs[id(config)] = config
+
+    def fuse() -> None:
+        for config in configs.values():
+            setattr(config, _IMPLEMENTATION, "sdpa")
+
+    def separate() -> None:
+        for config in configs.values():
+            setattr(config, _IMPLEMENTATION, "eager")
+
+    return Undone(fuse, separate)
+
+
+def fused_activations(checkpoint: nn.Module) -> dict[Any, Callable[..., Any]]:
+    """Return the forwards, for `override_forwards`, of activation functions that transformers computes step by step.
+
+    GPT-2's form of GELU takes eight operations there, and one in PyTorch.
+    """
+    from transformers.activations import NewGELUActivation
+
+    fused = partial(nn.functional.gelu, approximate="tanh")
+    return {module: fused for module in checkpoint.modules() if isinstance(module, NewGELUActivation)}
 
 
 def norm_bridges(model: nn.Module) -> list[Any]:

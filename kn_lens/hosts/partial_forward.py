@@ -23,7 +23,7 @@ a full pass, in which each hook sees what it would see without kn_lens, and acti
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -98,12 +98,15 @@ class CleanState(Protocol):
         self,
         replacements: Sequence[Replacement],
         *,
+        groups: Int[Tensor, " selected"] | None = None,
         early_exit: bool = False,
     ) -> Float[Tensor, "selected d_vocab"]:
         """Return the logits of rows with the activation of one layer at the read position replaced.
 
         Args:
             replacements: at least one, in the order of their layers, each layer once.
+            groups: the `pass_group` of all these rows, on the processor, where it is known: else it is read from the
+                device, which is waited for.
             early_exit: compute the logits from the residual stream that leaves the layer, without the layers above.
                 For one replacement.
 
@@ -212,6 +215,7 @@ class _SinglePassState:
         self,
         replacements: Sequence[Replacement],
         *,
+        groups: Int[Tensor, " selected"] | None = None,
         early_exit: bool = False,
     ) -> Float[Tensor, "selected d_vocab"]:
         return self._pass(replacements, {}, [], early_exit=early_exit)
@@ -259,6 +263,7 @@ class _ResumedState(_SinglePassState):
     tokens: Int[Tensor, "row pos"]
     attention_mask: Int[Tensor, "row prefix_and_pos"]
     read_pos: Int[Tensor, " row"]
+    has_padding: bool
     prefix: KVPrefix | None
     logits: Float[Tensor, "row d_vocab"]
     post: dict[int, Float[Tensor, "row d_mlp"]]
@@ -322,6 +327,7 @@ class _ResumedState(_SinglePassState):
             tokens=tokens,
             attention_mask=attention_mask,
             read_pos=read_pos,
+            has_padding=prefix is None and not bool(attention_mask.all()),
             prefix=prefix,
             logits=logits,
             post={layer: at_least_float32(cache[host.hook_post(layer)]) for layer in layers},
@@ -342,11 +348,12 @@ class _ResumedState(_SinglePassState):
         host, lowest, phase = self.host, starts[0].layer, EntryPhase()
         rows = torch.cat([start.rows for start in starts])
         tokens, attention_mask, read_pos = self.tokens[rows], self.attention_mask[rows], self.read_pos[rows]
+        own, has_padding = host.has_own_modules and not early_exit, self.has_padding
         if (early_exit or lowest == host.n_layers - 1) and self.prefix is None:
             # No attention is left to run. Some models give the output of their blocks the shape of the tokens.
             tokens = tokens.gather(1, read_pos[:, None])
-            attention_mask, read_pos = torch.ones_like(tokens), torch.zeros_like(read_pos)
-        elif self.prefix is None:  # else the rows have one length
+            attention_mask, read_pos, has_padding = torch.ones_like(tokens), torch.zeros_like(read_pos), False
+        elif has_padding:
             n_pos = int(attention_mask.any(0).nonzero().max()) + 1  # beyond it, all of these rows are padding
             tokens, attention_mask = tokens[:, :n_pos], attention_mask[:, :n_pos]
         n_pos = tokens.shape[1]
@@ -375,12 +382,13 @@ class _ResumedState(_SinglePassState):
         prefix = None if self.prefix is None else self.prefix.select(self._rows_of_layers(starts))
         padded_head = {} if self.padded_head is None else {self.padded_head.module: self.padded_head.forward}
         with (
-            host.enter_rows(entries, phase, len(rows), after_prefix=prefix is not None),
-            host.transform_post(functions),
+            host.enter_rows(entries, phase, len(rows), after_prefix=prefix is not None, own=own),
             host.skip_blocks_above(lowest) if early_exit else nullcontext(),
             override_forwards(padded_head),
         ):
-            return host.logits(tokens, attention_mask, read_pos, hooks, prefix=prefix)
+            # Without a mask transformers does not look for padding: a look for which it waits.
+            mask = None if own and not has_padding else attention_mask
+            return host.logits(tokens, mask, read_pos, hooks, prefix, functions, own=own)
 
     def _completion(
         self,
@@ -538,15 +546,26 @@ class _GroupedState:
         self,
         replacements: Sequence[Replacement],
         *,
+        groups: Int[Tensor, " selected"] | None = None,
         early_exit: bool = False,
     ) -> Float[Tensor, "selected d_vocab"]:
-        group = self.group[torch.cat([replacement.rows for replacement in replacements])]
+        if groups is None:
+            groups = self.group[torch.cat([replacement.rows for replacement in replacements])].cpu()
         logits = []
-        for number in group.unique().tolist():
-            parts = [_in_group(replacement, self.group, number, self.index) for replacement in replacements]
-            non_empty = [part for part in parts if len(part.rows)]
-            logits.append(self.states[number]._pass(non_empty, {}, [], early_exit=early_exit))
-        return self._in_order(logits, group)
+        numbers = groups.unique().tolist()
+        for number in numbers:
+            parts: list[Replacement] = []
+            first = 0
+            for replacement in replacements:
+                own_groups = groups[first : first + len(replacement.rows)]
+                first += len(replacement.rows)
+                part = replacement
+                if len(numbers) > 1:
+                    part = _selected(replacement, (own_groups == number).nonzero().squeeze(1))
+                if len(part.rows):
+                    parts.append(replace(part, rows=self.index[part.rows]))
+            logits.append(self.states[number]._pass(parts, {}, [], early_exit=early_exit))
+        return self._in_order(logits, groups)
 
     def logits_with_additions(
         self, rows: Int[Tensor, " selected"], additions: Additions
@@ -579,7 +598,11 @@ class _GroupedState:
     @staticmethod
     def _in_order(parts: list[Float[Tensor, "_ d"]], group: Int[Tensor, " row"]) -> Float[Tensor, "row d"]:
         """Undo the sorting of rows by group."""
-        return torch.cat(parts)[group.argsort(stable=True).argsort()]
+        if len(parts) == 1:
+            return parts[0]
+        position = group.argsort(stable=True).argsort()
+        # The gradient of this function adds up without the sorting that a general index needs.
+        return torch.cat(parts).index_select(0, position.to(parts[0].device, non_blocking=True))
 
 
 def last_block_hooks(host: Host, read_pos: Int[Tensor, " row"], n_pos: int) -> Hooks:
@@ -633,19 +656,15 @@ def _addition_functions(
     return functions, hooks
 
 
-def _in_group(
-    replacement: Replacement,
-    group: Int[Tensor, " row"],
-    number: int,
-    index: Int[Tensor, " row"],
-) -> Replacement:
-    """Return the part of a replacement that is in a group of rows, with its rows numbered in the group."""
-    chosen = group[replacement.rows] == number
+def _selected(replacement: Replacement, chosen: Int[Tensor, " chosen"]) -> Replacement:
+    """Return some of the rows of a replacement."""
+    chosen = chosen.to(replacement.rows.device, non_blocking=True)
+    post, added = replacement.post, replacement.added
     return Replacement(
         layer=replacement.layer,
-        rows=index[replacement.rows[chosen]],
-        post=None if replacement.post is None else replacement.post[chosen],
-        added=None if replacement.added is None else replacement.added[chosen],
+        rows=replacement.rows[chosen],
+        post=None if post is None else post.index_select(0, chosen),
+        added=None if added is None else added.index_select(0, chosen),
     )
 
 

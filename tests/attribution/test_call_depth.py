@@ -11,6 +11,8 @@ from tests.tiny import loaded
 
 DEEPEST = 9
 """Functions of the library from ``attribute`` down to the caller of the host, which runs the model."""
+ONCE = {"_output_forms", "_find_output_forms", "find_row_leaves", "_probe_logits"}
+"""Functions that run a few tokens once, to see how a model is built."""
 PACKAGE = str(Path(kn.__file__).parent)
 TEMPLATES = ("The capital of [X] is [Y].", "In fact, [X] has its seat of government in [Y]")
 FACTS = [kn.Fact("Ireland", "P36", "Dublin", TEMPLATES), kn.Fact("Peru", "P36", "Lima", TEMPLATES)]
@@ -42,6 +44,6 @@ def test_the_call_depth_from_attribute_to_a_pass_is_bounded(architecture, method
     monkeypatch.setattr(Host, "logits", watched)
     kn.attribute(model, prompts, method=method, **options)
     # Once the host looks at what a block returns and receives, on a few tokens.
-    passes = [functions for functions in calls if not {"_output_forms", "_find_row_leaves"} & set(functions)]
+    passes = [functions for functions in calls if not ONCE & set(functions)]
     deepest = max(passes, key=len)
     assert len(deepest) <= DEEPEST, " > ".join(deepest)

@@ -83,7 +83,7 @@ class AnalyticState:
             values.append(sum(function(share) for function, share in zip(self.functions[row], shares, strict=True)))
         return torch.stack(values)[:, None]
 
-    def logits_with_post(self, replacements, *, early_exit=False):
+    def logits_with_post(self, replacements, *, groups=None, early_exit=False):
         (replacement,) = replacements
         self.n_rows += len(replacement.rows)
         return self.logits_of(replacement.rows.tolist(), replacement.post)
