@@ -1,10 +1,13 @@
 """Display of attributions and effects in notebooks: a figure below a summary."""
 
-from collections.abc import Iterable
+import math
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from pandas.plotting import PlotAccessor
+
+from kn_lens._core.display import ROWS_SHOWN, table_html
+from kn_lens._core.notation import neuron_name
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -31,7 +34,11 @@ def attribution_figure(
 
 
 def attribution_html(attribution: "Attribution") -> str:
-    """Return the HTML of an attribution: its method, its error bar and its figure."""
+    """Return the HTML of an attribution: its method, its error bar and its figure.
+
+    Plotly's renderer of the session writes the figure. In notebooks it loads the drawing library once. Without a
+    renderer there is a short table instead, since the library alone has 5 MB.
+    """
     n_prompts = len(attribution.prompts)
     method = f"{attribution.method}, {attribution.output}, {attribution.quadrature}"
     lines = [f"Attribution of {n_prompts:,} prompts: {method}."]
@@ -40,20 +47,22 @@ def attribution_html(attribution: "Attribution") -> str:
         largest = float(gap.abs()[~gap.isnan()].max())
         n_unconverged = len(attribution.unconverged)
         lines.append(f"Completeness gap at most {largest:.2g}; {n_unconverged:,} pairs above tolerance.")
-    return figure_html(attribution_figure(attribution), lines)
-
-
-def figure_html(figure: "Figure", lines: Iterable[str]) -> str:
-    """Return the HTML of a figure below some lines of text.
-
-    Plotly's renderer of the session writes the figure. In notebooks it loads the drawing library once. Without a
-    renderer, the library is included (5 MB), so that nothing is loaded from elsewhere.
-    """
-    html = figure._repr_mimebundle_().get("text/html")
+    html = attribution_figure(attribution)._repr_mimebundle_().get("text/html")
     if not html:
-        html = figure.to_html(full_html=False, include_plotlyjs=True)
+        return _table_of_scores(attribution, " ".join(lines))
     paragraphs = "".join(f"<p>{escape(line)}</p>" for line in lines)
     return paragraphs + html
+
+
+def _table_of_scores(attribution: "Attribution", summary: str) -> str:
+    """Return the neurons of highest mean score as a table of some kilobytes."""
+    scores = attribution.top(ROWS_SHOWN)
+    rows = []
+    for layer, index, score, low, high in scores[["layer", "index", "score", "low", "high"]].itertuples(index=False):
+        interval = "-" if math.isnan(low) else f"{low:.3g} to {high:.3g}"
+        rows.append([neuron_name(layer, index), f"{score:.3g}", interval])
+    columns = ["neuron", f"mean attribution ({attribution.output})", "95% interval"]
+    return table_html(summary, columns, rows, n_rows=len(rows))
 
 
 class EffectPlot(PlotAccessor):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import plotly.io
 import pytest
 import torch
 
@@ -73,11 +74,23 @@ def test_fact_without_prompts_is_refused():
         attr.plot(other)
 
 
-def test_html_has_the_figure_and_the_error_bar_and_loads_nothing():
+def test_html_is_a_short_table_where_no_renderer_draws_figures(monkeypatch):
     _, prompts, attr = case()
+    monkeypatch.setattr(plotly.io.renderers, "default", "json")  # for files alone
     shown = attr._repr_html_()
     assert f"Attribution of {len(prompts)} prompts" in shown and "Completeness gap at most" in shown
-    assert "plotly.js v" in shown and 'src="http' not in shown
+    assert len(shown) < 5_000
+    best = attr.top(10)
+    for layer, index, score in zip(best["layer"], best["index"], best["score"], strict=True):
+        assert f"<td>L{layer}N{index}</td><td>{score:.3g}</td>" in shown
+
+
+def test_html_has_the_figure_that_the_renderer_of_a_notebook_draws(monkeypatch):
+    _, prompts, attr = case()
+    monkeypatch.setattr(plotly.io.renderers, "default", "notebook_connected")
+    shown = attr._repr_html_()
+    assert f"Attribution of {len(prompts)} prompts" in shown and "Completeness gap at most" in shown
+    assert "Plotly.newPlot" in shown and "<table>" not in shown
 
 
 def test_effect_is_a_pandas_table_with_a_plot():
