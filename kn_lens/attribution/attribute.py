@@ -266,7 +266,9 @@ class _Computation:
         """
         host, options = self.host, self.options
         chunk = prompts.select(numbers)
-        rows_per_pass = self.budget.rows_per_pass(int(chunk.length.max()))
+        longest = int(chunk.length.max())
+        rows_per_pass = self.budget.rows_per_pass(longest)
+        share_of_pass = partial(self.budget.share_of_pass, length=longest)
         dtype = torch.promote_types(host.dtype, torch.float32)
         chosen = options.chosen_neurons
         shape = (len(chunk), host.n_layers)
@@ -281,7 +283,7 @@ class _Computation:
             expected = torch.full_like(total, torch.nan)
             scores = total.new_full((*shape, host.d_mlp), torch.nan)
             n_points = torch.zeros(shape, device=host.device, dtype=torch.long)
-            contexts = layer_contexts(host, chunk, self.output, self.layers, rows_per_pass)
+            contexts = layer_contexts(host, chunk, self.output, self.layers, rows_per_pass, share_of_pass)
             for context, result in self.method.score_layers(contexts, self.neurons, report):
                 layer = context.layer
                 indices = None if self.neurons is None else self.neurons[layer]

@@ -15,11 +15,11 @@ number that follows from a memory budget, so that memory does not depend on the 
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from kn_lens._core.precision import at_least_float32
@@ -56,6 +56,7 @@ class LayerContext:
         state: the clean pass, shared by the contexts of all layers.
         clean_gradients: gradients at the clean activations, shared likewise.
         rows_per_pass: upper bound on the rows of a pass. An answer of more tokens than this still goes in whole.
+        share_of_pass: what a row at this layer counts as, towards that bound.
     """
 
     layer: int
@@ -68,6 +69,7 @@ class LayerContext:
     state: CleanState
     clean_gradients: "CleanGradients"
     rows_per_pass: int
+    share_of_pass: float = 1.0
 
     @property
     def W_out(self) -> Float[Tensor, "d_mlp d_model"]:
@@ -284,6 +286,7 @@ def layer_contexts(
     output: Output,
     layers: Sequence[int],
     rows_per_pass: int,
+    share_of_pass: Callable[[int], float] = lambda layer: 1.0,
 ) -> list[LayerContext]:
     """Run the unaltered model once on some prompts, and return the context of each layer.
 
@@ -293,6 +296,7 @@ def layer_contexts(
         output: what is read from the logits.
         layers: the layers, each once.
         rows_per_pass: upper bound on the rows of later passes.
+        share_of_pass: what a row whose pass starts at a layer counts as, towards that bound.
 
     Cost: one forward pass per row. The contexts share the clean state.
 
@@ -327,6 +331,7 @@ def layer_contexts(
             state=state,
             clean_gradients=clean_gradients,
             rows_per_pass=rows_per_pass,
+            share_of_pass=share_of_pass(layer),
         )
         contexts.append(context)
     return contexts
@@ -419,13 +424,13 @@ def read_output(
 
 
 def chunk_by_rows(
-    n_rows: Int[Tensor, " item"],
+    n_rows: Shaped[Tensor, " item"],
     most: int,
 ) -> Iterator[Int[Tensor, " chunk"]]:
     """Cut positions 0, 1, ... into runs of at most ``most`` rows, each at least one position long.
 
     Args:
-        n_rows: number of rows of each position.
+        n_rows: number of rows of each position, or what they count as.
         most: upper bound on the rows of a run.
 
     >>> [chunk.tolist() for chunk in chunk_by_rows(torch.tensor([2, 1, 4, 1]), 3)]

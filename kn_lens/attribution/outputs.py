@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from kn_lens._core.precision import at_least_float32
 from kn_lens.errors import ArgumentError, did_you_mean
@@ -69,7 +69,7 @@ def target_log_probs(
     contrast_ids: Int[Tensor, " row"] | None = None,
 ) -> Float[Tensor, " row"]:
     """Return log p(target) of each row, in nats."""
-    return target_logits(logits, target_ids) - logits.logsumexp(-1)
+    return -nn.functional.cross_entropy(logits, target_ids, reduction="none")
 
 
 def target_logits(

@@ -71,6 +71,8 @@ def sweep(requests: Sequence[PathPoints], pass_done: PassDone | None = None) -> 
     first_row = (prompts.rows_per_prompt.cumsum(0) - prompts.rows_per_prompt)[prompt_of]
     group_of_row = first.state.pass_group.cpu()
     group = group_of_row[first_row]
+    share = torch.tensor([request.context.share_of_pass for request in requests])
+    size = n_rows * share[request_of]
     order = (group * len(requests) + request_of).argsort(stable=True)
 
     outputs: list[Tensor] = []
@@ -78,7 +80,7 @@ def sweep(requests: Sequence[PathPoints], pass_done: PassDone | None = None) -> 
     row_points: list[list[Tensor]] = [[] for _ in requests]  # the point of each row of ``gradients``
     points: list[Tensor] = []  # those of ``outputs``
     n_done, n_all = 0, int(n_rows.sum())
-    for chosen in _passes(order, group, n_rows, first.rows_per_pass):
+    for chosen in _passes(order, group, size, first.rows_per_pass):
         rows, owner = prompts.rows_and_owners(prompt_of[chosen])
         row_request = request_of[chosen][owner]
         parts: list[_Part] = []
@@ -153,7 +155,7 @@ class _Part:
 def _passes(
     order: Int[Tensor, " point"],
     group: Int[Tensor, " point"],
-    n_rows: Int[Tensor, " point"],
+    size: Float[Tensor, " point"],
     rows_per_pass: int,
 ) -> Iterator[Int[Tensor, " chosen"]]:
     """Yield the points of each pass: those whose first rows are of one group, in the order of their layers.
@@ -161,12 +163,12 @@ def _passes(
     Args:
         order: the points by group, and in a group by layer.
         group: of the first row of each point.
-        n_rows: of each point.
+        size: of each point: its rows, counted by what they take of a pass.
         rows_per_pass: upper bound on the rows of a pass.
     """
     _, sizes = group[order].unique_consecutive(return_counts=True)
     for of_group in order.split(sizes.tolist()):
-        for positions in chunk_by_rows(n_rows[of_group], rows_per_pass):
+        for positions in chunk_by_rows(size[of_group], rows_per_pass):
             yield of_group[positions]
 
 

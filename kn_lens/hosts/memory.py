@@ -83,6 +83,17 @@ class Budget:
         """Return how many rows of ``length`` tokens go into one pass."""
         return self._divided(self._pass_limit(length))
 
+    def share_of_pass(self, layer: int, length: int) -> float:
+        """Return what a row takes whose pass starts at ``layer``, as a share of what one takes that runs all layers.
+
+        A pass holds as many more of such rows. On a CPU the share is 1: the caches limit a pass, not what it keeps.
+        """
+        if not self.gradient or self.host.device.type in LARGEST_PASS:
+            return 1.0
+        n_layers = self.host.n_layers
+        above = self._pass_bytes(length, n_layers - layer + 1)  # one more for the state that the row starts from
+        return min(1.0, above / self._pass_bytes(length, n_layers))
+
     def rows_per_chunk(self, length: int, n_layers: int = 1) -> int:
         """Return how many rows of ``length`` tokens are held with their clean state.
 
@@ -153,17 +164,22 @@ class Budget:
         rows_in_memory = self.memory / 2 / self._pass_bytes(length)
         return max(1.0, min(rows_in_memory, largest))
 
-    def _pass_bytes(self, length: int) -> float:
+    def _pass_bytes(self, length: int, n_layers: int | None = None) -> float:
         """Estimate the memory of one row of a pass until its backward pass, or until its logits are read.
+
+        Args:
+            length: tokens of the row.
+            n_layers: the layers that the row runs through; None for all.
 
         Linear maps save nothing, since weights get no gradient; activation functions, norms and attention do.
         """
         host, n_tokens = self.host, 1 if self.last_token_only else length
         per_token = 6 * host.d_model + 2 * host.d_mlp + 2 * length * max(1, host.d_model // 64)
-        n_layers_held = host.n_layers if self.gradient else 2
+        n_layers = host.n_layers if n_layers is None else n_layers
+        n_layers_held = n_layers if self.gradient else 2
         per_row = n_tokens * per_token * n_layers_held + 6 * host.d_vocab
         if self.last_token_only:
-            per_row += 2 * length * host.d_model * host.n_layers  # its own copy of the keys and values
+            per_row += 2 * length * host.d_model * n_layers  # its own copy of the keys and values
         return per_row * host.dtype.itemsize
 
     def _state_bytes(self, length: int) -> float:

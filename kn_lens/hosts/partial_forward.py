@@ -24,7 +24,7 @@ a full pass, in which each hook sees what it would see without kn_lens, and acti
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -308,7 +308,8 @@ class _ResumedState(_SinglePassState):
         if prefix is None:
             hooks += last_block_hooks(host, read_pos, tokens.shape[1])
         prefix_of_rows = None if prefix is None else prefix.select([every_row] * host.n_layers)
-        logits = host.logits(tokens, attention_mask, read_pos, hooks, prefix=prefix_of_rows)
+        with override_forwards(_padded(padded_head)):
+            logits = host.logits(tokens, attention_mask, read_pos, hooks, prefix=prefix_of_rows)
         layer_states: dict[int, _LayerState] = {}
         for layer in layers:
             next_resid_pre, next_projections = None, {}
@@ -380,11 +381,10 @@ class _ResumedState(_SinglePassState):
             for name, hook_fn in last_block_hooks(host, below_last, n_pos):
                 hooks.append((name, phase.for_entered(hook_fn)))
         prefix = None if self.prefix is None else self.prefix.select(self._rows_of_layers(starts))
-        padded_head = {} if self.padded_head is None else {self.padded_head.module: self.padded_head.forward}
         with (
             host.enter_rows(entries, phase, len(rows), after_prefix=prefix is not None, own=own),
             host.skip_blocks_above(lowest) if early_exit else nullcontext(),
-            override_forwards(padded_head),
+            override_forwards(_padded(self.padded_head)),
         ):
             # Without a mask transformers does not look for padding: a look for which it waits.
             mask = None if own and not has_padding else attention_mask
@@ -603,6 +603,11 @@ class _GroupedState:
         position = group.argsort(stable=True).argsort()
         # The gradient of this function adds up without the sorting that a general index needs.
         return torch.cat(parts).index_select(0, position.to(parts[0].device, non_blocking=True))
+
+
+def _padded(padded_head: PaddedHead | None) -> dict[Any, Callable[..., Any]]:
+    """Return the forward of the padded unembedding, for `override_forwards`."""
+    return {} if padded_head is None else {padded_head.module: padded_head.forward}
 
 
 def last_block_hooks(host: Host, read_pos: Int[Tensor, " row"], n_pos: int) -> Hooks:

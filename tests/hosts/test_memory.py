@@ -11,8 +11,9 @@ import torch
 
 import kn_lens as kn
 from kn_lens.attribution.layer_context import budget_for
+from kn_lens.hosts import Host, memory
 from kn_lens.hosts.memory import Budget, _free_in_container, free_memory, ran_out_of_memory
-from tests.tiny import CAUSAL, MASKED, N_LAYERS, memory_for, tiny_model
+from tests.tiny import CAUSAL, MASKED, N_LAYERS, equal, memory_for, tiny_model
 
 
 def prompts_for(model, n=12, shortest=5, longest=9, seed=0):
@@ -256,3 +257,33 @@ print(held - freed, freed - resident())
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     kept, given = map(int, output.split())
     assert kept < 10e6 and given > 100e6
+
+
+@pytest.mark.parametrize("architecture", ["BertForMaskedLM", "GPT2LMHeadModel"])
+def test_passes_hold_more_of_the_rows_that_start_high(architecture, monkeypatch):
+    """On a GPU, where the memory limits a pass."""
+    model = tiny_model(architecture)
+    prompts = prompts_for(model, n=40)
+    passes = []
+    forward = Host.logits
+
+    def watched(self, tokens, *args, **kwargs):
+        passes.append(len(tokens))
+        return forward(self, tokens, *args, **kwargs)
+
+    monkeypatch.setattr(Host, "logits", watched)
+    budget = memory_for(10, model, prompts)
+    on_cpu, n_passes = kn.attribute(model, prompts, memory_budget=budget), len(passes)
+    passes.clear()
+    monkeypatch.setattr(memory, "LARGEST_PASS", {})
+    on_gpu = kn.attribute(model, prompts, memory_budget=budget)
+    assert len(passes) < n_passes and max(passes) > 10
+    equal(on_gpu.scores, on_cpu.scores, 1e-12)
+
+
+def test_a_row_that_starts_high_takes_a_smaller_share_of_a_pass(monkeypatch):
+    monkeypatch.setattr(memory, "LARGEST_PASS", {})
+    model = tiny_model("BertForMaskedLM")
+    budget = budget_for(kn.host_of(model), prompts_for(model), None)
+    shares = [budget.share_of_pass(layer, 9) for layer in range(N_LAYERS)]
+    assert shares[0] == 1 and shares[-1] < 1 and shares == sorted(shares, reverse=True)
