@@ -22,7 +22,7 @@ from kn_lens._core.wording import counted
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 from kn_lens.facts import readers
 from kn_lens.facts.readers import OBJECT_SLOT, SUBJECT_SLOT, Record, Split, Templates
-from kn_lens.facts.relations import relation_name
+from kn_lens.facts.relations import WIKIDATA_LABELS, relation_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -441,7 +441,8 @@ class FactSet(Sequence[Fact]):
     def from_jsonl(cls, path: StrPath, templates: Templates | StrPath | None = None) -> "FactSet":
         """Read JSON lines with ``subject``, ``relation``, ``object``, and optionally more.
 
-        ``relation_label`` is the relation in words, ``uid`` an identifier of the fact.
+        ``relation_label`` is the relation in words, ``uid`` an identifier of the fact. Without a label, ParaRel's 34
+        relations, such as ``P36``, have that of the package.
 
         Templates are a list ``templates``, or one ``template`` on each of several lines about the same fact.
 
@@ -524,7 +525,7 @@ def _fields(fact: Fact) -> dict[str, Any]:
     }
     if fact.uid:
         fields["uid"] = fact.uid
-    if fact.relation_label:
+    if fact.relation_label or fact.relation in WIKIDATA_LABELS:  # else the reader would take the label of the package
         fields["relation_label"] = fact.relation_label
     return fields
 

@@ -290,13 +290,18 @@ def _plain(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Record]:
     gathered: dict[tuple[str, ...], tuple[Record, list[str]]] = {}
     for location, row in rows:
         _check_spelling(row, location)
+        relation = text_of(row, "relation", location)
+        # An empty label is one that the data have: only where they say nothing is that of the package taken.
+        label = WIKIDATA_LABELS.get(relation, "")
+        if "relation_label" in row:
+            label = text_of(row, "relation_label", location)
         record = Record(
             location=location,
             subject=text_of(row, "subject", location),
-            relation=text_of(row, "relation", location),
+            relation=relation,
             object=text_of(row, "object", location),
             uid=_identifier(row, "uid", location),
-            relation_label=text_of(row, "relation_label", location) if "relation_label" in row else "",
+            relation_label=label,
         )
         if "template" in row:
             if "templates" in row:

@@ -2,7 +2,8 @@
 
 A label is for people: the equality of facts, their keys and digests are about the identifier alone. Each fact carries
 the label of its relation. The embedded facts, the file of the released code, JSON lines and tables have labels in their
-data. ParaRel, LAMA and CounterFact name relations by their numbers in Wikidata, whose labels, some shortened, are here.
+data. ParaRel, LAMA and CounterFact name relations by their numbers in Wikidata, whose labels, some shortened, are here;
+JSON lines and tables without labels, too, get those of these numbers.
 """
 
 from collections.abc import Mapping

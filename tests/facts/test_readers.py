@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kn_lens.errors import ArgumentError, DataError, KNLensError
 from kn_lens.facts import read_patterns
-from kn_lens.facts.facts import FactSet
+from kn_lens.facts.facts import Fact, FactSet
 from kn_lens.facts.relations import WIKIDATA_LABELS
 from tests.facts.cases import CAPITAL, FACTS, some_facts
 
@@ -75,6 +75,24 @@ def test_rows_with_one_template_each_are_gathered_into_facts(tmp_path):
     path.write_text(path.read_text() + f"Ireland,P36,Dublin,{CAPITAL}\n")
     with pytest.raises(DataError, match=r"long\.csv:5: the template .* was given to this fact before"):
         FactSet.from_csv(path)
+
+
+def test_relations_of_pararel_without_a_label_get_that_of_the_package(tmp_path):
+    """In JSON lines and tables, where neither a column nor a cell says otherwise; a fact without a label keeps none."""
+    rows = [{"subject": "Ireland", "relation": relation, "object": "Dublin"} for relation in ("P36", "P31", "seat")]
+    csv = "subject,relation,object\n" + "".join(",".join(row.values()) + "\n" for row in rows)
+    for facts in (
+        FactSet.from_jsonl(write(tmp_path / "facts.jsonl", rows)),
+        FactSet.from_csv(write(tmp_path / "facts.csv", csv)),
+        FactSet.from_frame(pd.DataFrame(rows)),
+    ):
+        assert [fact.relation_label for fact in facts] == ["capital", "", ""]
+    own = FactSet.from_jsonl(write(tmp_path / "own.jsonl", [{**rows[0], "relation_label": "seat of government"}]))
+    assert own[0].relation_label == "seat of government"
+    bare = FactSet([Fact("Ireland", "P36", "Dublin")])
+    bare.to_jsonl(tmp_path / "bare.jsonl")
+    for read in (FactSet.from_jsonl(tmp_path / "bare.jsonl"), FactSet.from_frame(bare.to_frame())):
+        assert read[0].relation_label == ""
 
 
 def test_a_table_may_name_its_relations_and_a_fact_has_one_label(tmp_path):
