@@ -134,6 +134,15 @@ Templates = Annotated[
     ),
 ]
 Split = Annotated[str, choice(SPLITS, "Templates of the embedded facts", FACTS)]
+Neurons = Annotated[
+    list[Path],
+    named_option(
+        None,
+        "--neurons -n",
+        "FILE",
+        "Neuron file, as `kn-lens find` writes it; or neurons, such as L2N7,L3N5; repeatable.",
+    ),
+]
 Relations = Annotated[
     list[str] | None,
     named_option(

@@ -1,6 +1,7 @@
 """Model runs of the commands: loading and prompts."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from kn_lens.neurons import NeuronSet
     from kn_lens.prompts import PromptBatch
+
+_LIKE_A_NAME = re.compile(r"[Ll]?\d+\W?[Nn]?\d*")
+"""What a user may write for a neuron."""
 
 
 def load(
@@ -46,16 +50,52 @@ def load(
         )
 
 
+def one_neuron_source(values: Sequence[Path]) -> Path:
+    """Return what ``--neurons``, which may be repeated, names: a neuron file, or all named neurons as one list.
+
+    Raises:
+        ArgumentError: Several files, a file beside names, or a text that is neither a file nor the name of a neuron.
+
+    >>> one_neuron_source([Path("L2N7, L2N9"), Path("L3N5")])
+    PosixPath('L2N7,L2N9,L3N5')
+    """
+    for value in values:
+        names = _names_in(value)
+        unknown = [name for name in names if layer_and_index(name) is None]
+        if unknown and not value.exists() and all(map(_LIKE_A_NAME.fullmatch, names)):
+            raise ArgumentError(
+                f"--neurons {unknown[0]} is neither a file nor the name of a neuron; "
+                "expected names such as L2N7, for layer 2 and index 7."
+            )
+    if len(values) == 1 and not named_neurons(values[0]):
+        return values[0]
+    names = []
+    for value in values:
+        named = named_neurons(value)
+        if not named:
+            raise ArgumentError(
+                f"--neurons is given {len(values)} times, and {value} is not the name of a neuron; "
+                "expected one neuron file, or names of neurons: --neurons L2N7 --neurons L3N5."
+            )
+        names += named
+    return Path(",".join(names))
+
+
 def named_neurons(neurons: Path) -> list[str]:
     """Return the neurons that are given by name in the place of a file; none where it is a file.
 
-    >>> named_neurons(Path("L2N7,L3N5")), named_neurons(Path("neurons.json"))
-    (['L2N7', 'L3N5'], [])
+    >>> named_neurons(Path("L2N7,L3N5")), named_neurons(Path("L2N7 L3N5")), named_neurons(Path("neurons.json"))
+    (['L2N7', 'L3N5'], ['L2N7', 'L3N5'], [])
     """
-    names = [name.strip() for name in str(neurons).split(",")]
+    names = _names_in(neurons)
     if neurons.exists() or None in map(layer_and_index, names):
         return []
     return names
+
+
+def _names_in(neurons: Path) -> list[str]:
+    """Return the parts of a list with commas or blanks."""
+    return [name for name in re.split(r"[,\s]+", str(neurons)) if name]
 
 
 def load_for_neurons(

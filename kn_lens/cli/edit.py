@@ -26,6 +26,7 @@ from kn_lens.cli._run import (
     load_for_neurons,
     memory_budget_of,
     named_neurons,
+    one_neuron_source,
     unqueried_facts,
 )
 from kn_lens.cli._tables import ROWS_SHOWN, left_out_lines, neuron_names, number, table
@@ -54,12 +55,6 @@ Example:
     invoke_without_command=True,
 )
 
-Neurons = Annotated[
-    Path,
-    named_option(
-        None, "--neurons -n", "FILE", "Neuron file, as `kn-lens find` writes it; or neurons, such as L2N7,L3N5."
-    ),
-]
 Edits = Annotated[
     list[Path],
     typer.Argument(metavar="FILE...", help="Edit files, in order of application."),
@@ -77,7 +72,7 @@ DtypeOfEdit = Annotated[
 
 @app.command(cls=Command)
 def update(
-    neurons: Neurons,
+    neurons: options.Neurons,
     new_object: Annotated[str, named_option(None, "--object", "TEXT", "New answer.")],
     to: To,
     lambda_old: Annotated[
@@ -149,7 +144,8 @@ def update(
             --subject Ireland --relation P36 --object Tokyo \
             --out tokyo.safetensors
     """
-    check_output_path(to, facts, neurons, templates)
+    neuron_source = one_neuron_source(neurons)
+    check_output_path(to, facts, neuron_source, templates)
     from kn_lens.edits import resolve_form
 
     form = resolve_form(None, preset, scaling, signed)  # type: ignore[arg-type]  # one of Scaling
@@ -158,10 +154,10 @@ def update(
     if len(chosen) != 1:
         raise ArgumentError(f"The selection has {len(chosen)} facts; expected one, by --subject and --relation.")
     fact = chosen[0]
-    found = _neurons_of(neurons, source, [fact])
+    found = _neurons_of(neuron_source, source, [fact])
     if fact not in found:
-        raise DataError(f"{neurons} has no neurons of {fact.key}. Find them with `kn-lens find`.")
-    loaded = load_for_neurons(neurons, model, device, dtype, force=force, check=check)
+        raise DataError(f"{neuron_source} has no neurons of {fact.key}. Find them with `kn-lens find`.")
+    loaded = load_for_neurons(neuron_source, model, device, dtype, force=force, check=check)
 
     from kn_lens.edits import update_fact
 
@@ -188,7 +184,7 @@ def update(
 
 @app.command(cls=Command)
 def erase(
-    neurons: Neurons,
+    neurons: options.Neurons,
     relation: Annotated[
         list[str],
         named_option(None, "--relation -r", "NAME", "Relation to erase; repeatable."),
@@ -228,17 +224,18 @@ def erase(
         kn-lens edit erase --neurons neurons.json \
             --relation P36 --out erased.safetensors
     """
-    check_output_path(to, facts, neurons, templates)
+    neuron_source = one_neuron_source(neurons)
+    check_output_path(to, facts, neuron_source, templates)
     source = read_facts(facts, format, templates, split)
     sets_by_relation: dict[str, dict[Fact, NeuronSet]] = {}
     for name in dict.fromkeys(map(source.relation_of, relation)):
         members = source.of(name)
-        found = _neurons_of(neurons, source, members)
+        found = _neurons_of(neuron_source, source, members)
         own = {fact: found[fact] for fact in members if fact in found}
         if not own:
-            raise DataError(f"{neurons} has neurons of {counted(len(found), 'fact')}, none of them of {name}.")
+            raise DataError(f"{neuron_source} has neurons of {counted(len(found), 'fact')}, none of them of {name}.")
         sets_by_relation[name] = own
-    loaded = load_for_neurons(neurons, model, device, dtype, force=force, check=check)
+    loaded = load_for_neurons(neuron_source, model, device, dtype, force=force, check=check)
 
     from kn_lens.edits import erase_relation
 

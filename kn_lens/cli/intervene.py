@@ -16,7 +16,7 @@ from kn_lens._core.intervals import WHY_NONE
 from kn_lens._core.wording import counted
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
-from kn_lens.cli._options import check_output_path, flag, named_option, option
+from kn_lens.cli._options import check_output_path, flag, option
 from kn_lens.cli._run import (
     build_prompts,
     describe_model,
@@ -25,6 +25,7 @@ from kn_lens.cli._run import (
     memory_budget_of,
     most_active_neurons,
     named_neurons,
+    one_neuron_source,
     unqueried_facts,
 )
 from kn_lens.cli._tables import effects_table, is_missing, left_out_lines
@@ -45,12 +46,7 @@ MIN_OTHERS = 100
 
 
 def intervene(
-    neurons: Annotated[
-        Path,
-        named_option(
-            None, "--neurons -n", "FILE", "Neuron file, as `kn-lens find` writes it; or neurons, such as L2N7,L3N5."
-        ),
-    ],
+    neurons: options.Neurons,
     suppress: Annotated[
         bool,
         flag(INTERVENTION, "--suppress", "Suppression of the neurons; the default."),
@@ -100,10 +96,11 @@ def intervene(
     memory_budget = memory_budget_of(memory)
     position = "all" if all_positions else "read"
     label, make_intervention = _intervention(suppress, amplify, set_to, position)
-    check_output_path(to, facts, neurons, templates)
+    neuron_source = one_neuron_source(neurons)
+    check_output_path(to, facts, neuron_source, templates)
     source = read_facts(facts, format, templates, split)
-    sets = _neurons_of(neurons, source, choose(source, relation, subject, limit, seed))
-    loaded = load_for_neurons(neurons, model, device, dtype, force=force, check=check)
+    sets = _neurons_of(neuron_source, source, choose(source, relation, subject, limit, seed))
+    loaded = load_for_neurons(neuron_source, model, device, dtype, force=force, check=check)
     _check_neurons(sets, loaded)
     prompts = build_prompts(loaded, sets, leave_out=leave_out_unknown)
     unqueried = unqueried_facts(prompts)
@@ -121,7 +118,7 @@ def intervene(
     document = {
         "command": "intervene",
         "model": describe_model(loaded),
-        "neurons": str(neurons),
+        "neurons": str(neuron_source),
         "intervention": label,
         "positions": position,
         "controls": controls,

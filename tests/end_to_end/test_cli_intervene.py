@@ -44,8 +44,23 @@ def test_neurons_are_named_in_the_place_of_a_file(cli, checkpoints, facts_file):
     prompts = kn.make_prompts(model, facts.find("Peru", relation="P36"))
     effect = kn.measure(model, prompts, kn.Suppress(["L0N1", "L1N2"]))
     assert (row["n_neurons"], row["after"]) == (2, pytest.approx(effect["after"].mean()))
+    for same in (["L0N1 L1N2"], ["L0N1", "-n", "L1N2"], ["L1N2, L0N1,", "-n", "L0N1"]):
+        assert intervene(cli, checkpoints, facts_file, *same, *chosen)["facts"] == [row]
     code, _, err = cli("intervene", "-f", facts_file, "-n", "L0N1", *chosen)
     assert code == 2 and "--neurons L0N1 names neurons of no model. Name their model with --model." in err
+
+
+def test_what_names_no_neuron_is_told_with_what_does(cli, found, checkpoints, facts_file):
+    path, _ = found
+    run = ("intervene", "-m", checkpoints["bert"], "-f", facts_file, "-n")
+    for wrong in ("l0n1", "0:1", "L0", "L0N1,0.1"):
+        code, _, err = cli(*run, wrong)
+        assert code == 2 and "expected names such as L2N7, for layer 2 and index 7" in err
+    for values in ([path, "-n", "L0N1"], ["L0N1", "-n", path], [path, "-n", path]):
+        code, _, err = cli(*run, *values)
+        assert code == 2 and f"{path} is not the name of a neuron; expected one neuron file, or names" in err
+    code, _, err = cli(*run, "absent.json")
+    assert code == 2 and "There is no file absent.json" in err
 
 
 def test_equivalent_interventions_have_equal_effects(cli, found, checkpoints, facts_file):
