@@ -71,6 +71,8 @@ def easyedit_requests(
         ('The capital of Ireland is', 'Tokyo', 'Ireland has the capital')
     """
     check_new_objects(new_objects)
+    if isinstance(others, Mapping) and not all(isinstance(groups, Mapping) for groups in others.values()):
+        raise wrong_kind(others, "several Facts, or those that read_easyedit returns: {fact: {name: facts}}", "others")
     shared = [] if isinstance(others, Mapping) else checked_facts(others)
     requests = []
     for fact, new_object in new_objects.items():

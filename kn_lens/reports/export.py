@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kn_lens._core.atomic import part_folder, read_whole, replace_durably, write_whole
+from kn_lens._core.checks import check_kind, check_path, wrong_kind
 from kn_lens._core.escape import escaped
 from kn_lens._core.names import FIGURE_FORMATS
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
@@ -38,8 +39,8 @@ def save_figures(
         The files of the figures, by format and in their order.
 
     Raises:
-        ArgumentError: A format is unknown, a name is not a file name, or, for images, kaleido or a Chrome or Chromium
-            browser is missing.
+        ArgumentError: No figures by name, a format is unknown, a name is not a file name, or, for images, kaleido or a
+            Chrome or Chromium browser is missing.
         DataError: A file cannot be written.
 
     Example:
@@ -49,6 +50,11 @@ def save_figures(
         >>> [path.name for path in save_figures({"scores": figures.neuron_scores(scores)}, tempfile.mkdtemp())]
         ['scores.html']
     """
+    check_kind(figures, Mapping, "figures by name: {'scores': attr.plot()}", "figures")
+    for name, figure in figures.items():
+        if not hasattr(figure, "to_plotly_json"):
+            raise wrong_kind(figure, "a figure, such as attr.plot() returns", f"the figure {name!r}")
+    check_path(folder, "folder")
     for form in formats:
         if form not in FIGURE_FORMATS:
             hint = did_you_mean(form, FIGURE_FORMATS)

@@ -22,6 +22,7 @@ Plotly is imported when the first figure is drawn.
 
 from typing import TYPE_CHECKING
 
+from kn_lens._core.checks import check_table
 from kn_lens.errors import ArgumentError
 from kn_lens.reports.descriptions import (
     depths_text,
@@ -96,9 +97,18 @@ def layer_distribution(table: "pd.DataFrame") -> "Figure":
         table: ``figure3``: ``neuron_set``, ``layer``, ``value`` (a share), ``low``, ``high``, ``control``.
 
     Raises:
-        ArgumentError: A column is missing.
+        ArgumentError: No table, or a column is missing.
     """
-    check_columns(table, "neuron_set", "layer", "value", "low", "high", "control")
+    check_columns(
+        table,
+        "neuron_set",
+        "layer",
+        "value",
+        "low",
+        "high",
+        "control",
+        source="kn_lens.reproduce(model, facts, 'run')['figure3']",
+    )
     # Random neurons have the layers of the found ones.
     neuron_sets = neuron_sets_in(table.loc[table["neuron_set"] != "random"])
     figure = new_figure("Distribution over layers", "layer", "share of the neurons", height=380)
@@ -142,9 +152,9 @@ def effects(table: "pd.DataFrame") -> "Figure":
             ``scope``, ``value`` or ``change_ratio``, ``low``, ``high``; optionally ``paper``.
 
     Raises:
-        ArgumentError: A column is missing.
+        ArgumentError: No table, or a column is missing.
     """
-    table = _effect_rows(table)
+    table = _effect_rows(table, name="figures4_5")
     neuron_sets = neuron_sets_in(table)
     factors = sorted(table["factor"].unique().tolist())
     figure = new_panels("Effect of the neurons", list(map(factor_label, factors)))
@@ -181,10 +191,18 @@ def effects(table: "pd.DataFrame") -> "Figure":
     return describe(figure, effects_text(table))
 
 
-def _effect_rows(table: "pd.DataFrame", *columns: str) -> "pd.DataFrame":
-    """Return a table of effects with the column names of a run: ``value`` for ``change_ratio``."""
+def _effect_rows(table: "pd.DataFrame", *columns: str, name: str) -> "pd.DataFrame":
+    """Return a table of effects with the column names of a run: ``value`` for ``change_ratio``.
+
+    Args:
+        table: the argument.
+        *columns: the columns that it needs besides those of all effects.
+        name: the table of a run that has them.
+    """
+    source = f"kn_lens.reproduce(model, facts, 'run')['{name}']"
+    check_table(table, f"a table: {source}", "table")
     table = table.rename(columns={"change_ratio": "value"})
-    check_columns(table, "factor", "neuron_set", "scope", *columns, "value", "low", "high")
+    check_columns(table, "factor", "neuron_set", "scope", *columns, "value", "low", "high", source=source)
     return table
 
 
@@ -197,7 +215,7 @@ def effects_by_relation(table: "pd.DataFrame") -> "Figure":
     Raises:
         ArgumentError: A column is missing, or no row is about found or random neurons.
     """
-    table = _effect_rows(table, "relation")
+    table = _effect_rows(table, "relation", name="figures4_5_by_relation")
     own = table.loc[(table["scope"] == "own") & table["neuron_set"].isin(["found", "random"])]
     if own.empty:
         raise ArgumentError("The table has no rows of found or random neurons on the facts themselves.")
@@ -233,11 +251,11 @@ def dose_response(table: "pd.DataFrame") -> "Figure":
         table: ``dose_response``: as for ``effects``. The point at factor 1, without any change, is added.
 
     Raises:
-        ArgumentError: A column is missing.
+        ArgumentError: No table, or a column is missing.
     """
     import pandas as pd
 
-    table = _effect_rows(table)
+    table = _effect_rows(table, name="dose_response")
     unchanged = pd.DataFrame({"factor": [1.0], "value": [0.0], "low": [0.0], "high": [0.0]})
     figure = new_figure("Dose response", "factor of the activations", CHANGE, height=420)
     for neuron_set in neuron_sets_in(table):
@@ -287,9 +305,9 @@ def estimates(
         color: colour of the marks.
 
     Raises:
-        ArgumentError: A column is missing.
+        ArgumentError: No table, or a column is missing.
     """
-    check_columns(table, label, "value", "low", "high")
+    check_columns(table, label, "value", "low", "high", source="kn_lens.reproduce(model, facts, 'run')['stability']")
     figure = new_figure(title, value, None)
     heights = list(range(len(table), 0, -1))
     names = plain_texts(table[label])
@@ -328,9 +346,17 @@ def neuron_relation_map(table: "pd.DataFrame", top: int = TOP) -> "Figure":
         top: number of neurons: those with the largest sums of shares.
 
     Raises:
-        ArgumentError: A column is missing.
+        ArgumentError: No table, or a column is missing.
     """
-    check_columns(table, "relation", "layer", "index", "share", "n_facts")
+    check_columns(
+        table,
+        "relation",
+        "layer",
+        "index",
+        "share",
+        "n_facts",
+        source="pandas.DataFrame({'relation': ..., 'layer': ..., 'index': ..., 'share': ..., 'n_facts': ...})",
+    )
     relations = list(dict.fromkeys(table["relation"]))
     shares: dict[tuple[int, int], dict[str, float]] = {}
     counts: dict[tuple[int, int], dict[str, int]] = {}
@@ -394,9 +420,9 @@ def neuron_scores(
         unit: unit of the scores.
 
     Raises:
-        ArgumentError: A column is missing.
+        ArgumentError: No table, or a column is missing.
     """
-    check_columns(table, "layer", "index", "score", "low", "high")
+    check_columns(table, "layer", "index", "score", "low", "high", source="attr.top()")
     names = neuron_names(zip(table["layer"], table["index"], strict=True))
     rows = table.rename(columns={"score": "value"}).assign(neuron=names)
     return estimates(rows, "neuron", title="Scores of the neurons", value=unit, form=".3~g")
@@ -409,9 +435,9 @@ def predictions(table: "pd.DataFrame") -> "Figure":
         table: result of ``measure``: ``text``, ``before``, ``after``; drawn in this order, from the top.
 
     Raises:
-        ArgumentError: A column is missing.
+        ArgumentError: No table, or a column is missing.
     """
-    check_columns(table, "text", "before", "after")
+    check_columns(table, "text", "before", "after", source="kn_lens.measure(model, prompts, kn_lens.Suppress(neurons))")
     figure = new_figure("Probability of the answer", "probability of the answer", None)
     heights = list(range(len(table), 0, -1))
     texts = plain_texts(table["text"])
@@ -455,9 +481,11 @@ def runs_side_by_side(table: "pd.DataFrame", *, title: str, value: str, form: st
         form: number format, as in a format string: ``"+.0%"``.
 
     Raises:
-        ArgumentError: A column is missing.
+        ArgumentError: No table, or a column is missing.
     """
-    check_columns(table, "statistic", "run", "value", "low", "high", "control")
+    check_columns(
+        table, "statistic", "run", "value", "low", "high", "control", source="kn_lens.compare_runs(runs).values"
+    )
     figure = new_figure(title, value, None)
     runs = list(dict.fromkeys(table["run"]))
     statistics = list(dict.fromkeys(table["statistic"]))
@@ -498,9 +526,9 @@ def depth_side_by_side(table: "pd.DataFrame") -> "Figure":
         table: ``run``, ``layer``, ``depth``, ``value``, ``low``, ``high``, of one set of facts.
 
     Raises:
-        ArgumentError: A column is missing.
+        ArgumentError: No table, or a column is missing.
     """
-    check_columns(table, "run", "layer", "depth", "value", "low", "high")
+    check_columns(table, "run", "layer", "depth", "value", "low", "high", source="kn_lens.compare_runs(runs).depth")
     figure = new_figure("Depth of the neurons", "depth of the model", "share of the neurons up to it", height=380)
     for i, run in enumerate(dict.fromkeys(table["run"])):
         rows = table.loc[table["run"] == run]

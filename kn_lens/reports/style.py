@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import starmap
 from typing import TYPE_CHECKING, Any
 
+from kn_lens._core.checks import check_table
 from kn_lens._core.escape import escaped
 from kn_lens._core.notation import neuron_name
 from kn_lens.errors import ArgumentError, did_you_mean
@@ -103,12 +104,18 @@ def neuron_sets_in(table: "pd.DataFrame") -> list[str]:
     return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
 
 
-def check_columns(table: "pd.DataFrame", *columns: str) -> None:
-    """Check that a table has rows and some columns.
+def check_columns(table: "pd.DataFrame", *columns: str, source: str) -> None:
+    """Check that an argument is a table with rows and some columns.
+
+    Args:
+        table: the argument.
+        *columns: the columns.
+        source: the call that returns such a table.
 
     Raises:
-        ArgumentError: It does not.
+        ArgumentError: It is not.
     """
+    check_table(table, f"a table: {source}", "table")
     for column in columns:
         if column not in table:
             hint = did_you_mean(column, map(str, table.columns))

@@ -232,6 +232,30 @@ CASES = {
         lambda model, prompts: kn.StudyConfig(models=["world-bert"]),
         "Got the text 'world-bert' as model; expected a kn_lens.runs.ModelEntry",
     ),
+    "neuronpedia_url: swapped": (
+        lambda model, prompts: kn.neuronpedia_url(model, "L0N1"),
+        r"as neurons; expected a NeuronSet",
+    ),
+    "write_dataset: one set": (
+        lambda model, prompts: kn.write_dataset("sets", NEURONS, model=model),
+        r"expected a mapping from facts to NeuronSets",
+    ),
+    "format_table: an attribution": (
+        lambda model, prompts: kn.format_table(NEURONS),
+        r"Got a NeuronSet as table; expected a table: kn_lens.effect_table\(effects\)",
+    ),
+    "easyedit_requests: facts": (
+        lambda model, prompts: kn.easyedit_requests(FACTS),
+        r"expected a mapping from facts to new objects: \{fact: 'Tokyo'\}",
+    ),
+    "easyedit_requests: sets as others": (
+        lambda model, prompts: kn.easyedit_requests({FACTS[0]: "Tokyo"}, SETS),
+        r"expected several Facts, or those that read_easyedit returns",
+    ),
+    "read_easyedit: one request": (
+        lambda model, prompts: kn.read_easyedit({"prompt": "Ireland has the capital"}),
+        r"expected a file, or a list of requests",
+    ),
     "random_neurons: subjects": (
         lambda model, prompts: kn.random_neurons(["Ireland"], model),
         "'Ireland' is not the name of a neuron; expected one such as 'L9N1234'",

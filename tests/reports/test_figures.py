@@ -1,9 +1,13 @@
 """Figures show the numbers of their tables as marks and error bars, and text from the data literally."""
 
+import re
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
 
+import kn_lens as kn
 from kn_lens import figures
 from kn_lens.errors import ArgumentError
 from kn_lens.interventions import effect_table
@@ -176,3 +180,41 @@ def test_unknown_formats_are_refused_before_anything_is_written(tables, tmp_path
     with pytest.raises(ArgumentError, match=r"expected some of html, png, svg\. Did you mean 'svg'"):
         figures.save_figures({"effects": figures.effects(tables["figures4_5"])}, tmp_path / "new", ["html", "svgz"])
     assert not (tmp_path / "new").exists()
+
+
+NO_TABLES = (None, "figure3", [1, 2], {"value": [1]}, pd.Series([1.0]), kn.NeuronSet(["L0N1"]))
+"""Arguments that are easy to take for a table."""
+RUN = "kn_lens.reproduce(model, facts, 'run')"
+
+
+@pytest.mark.parametrize(
+    ("draw", "call"),
+    [
+        (figures.layer_distribution, f"{RUN}['figure3']"),
+        (figures.effects, f"{RUN}['figures4_5']"),
+        (figures.effects_by_relation, f"{RUN}['figures4_5_by_relation']"),
+        (figures.dose_response, f"{RUN}['dose_response']"),
+        (
+            partial(figures.estimates, label="x", title="", value=""),
+            f"{RUN}['stability']",
+        ),
+        (figures.neuron_relation_map, "pandas.DataFrame({'relation': "),
+        (figures.neuron_scores, "attr.top()"),
+        (figures.predictions, "kn_lens.measure(model, prompts, kn_lens.Suppress(neurons))"),
+        (partial(figures.runs_side_by_side, title="", value=""), "kn_lens.compare_runs(runs).values"),
+        (figures.depth_side_by_side, "kn_lens.compare_runs(runs).depth"),
+    ],
+)
+def test_what_is_no_table_is_refused_with_the_call_that_returns_one(draw, call):
+    for wrong in NO_TABLES:
+        with pytest.raises(kn.ArgumentError, match=rf"^Got .* as table; expected a table: {re.escape(call)}"):
+            draw(wrong)
+
+
+def test_what_are_no_figures_by_name_are_refused(tmp_path):
+    for wrong in (None, "scores", pd.DataFrame({"x": [1]})):
+        with pytest.raises(kn.ArgumentError, match=r"expected figures by name: \{'scores': attr\.plot\(\)\}"):
+            figures.save_figures(wrong, tmp_path / "figures")
+    with pytest.raises(kn.ArgumentError, match="as the figure 'a'; expected a figure"):
+        figures.save_figures({"a": pd.DataFrame({"x": [1]})}, tmp_path / "figures")
+    assert not (tmp_path / "figures").exists()
