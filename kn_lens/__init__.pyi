@@ -49,10 +49,12 @@ from .interventions import (
     measure,
 )
 from .neurons import (
+    Findings,
     Neuron,
     NeuronSet,
     activation_neurons,
     coarse,
+    find,
     match_facts,
     matched_neurons,
     neuronpedia_url,
@@ -88,6 +90,7 @@ __all__ = [
     "Effect",
     "Fact",
     "FactSet",
+    "Findings",
     "HookError",
     "Intervention",
     "KNLensError",
@@ -121,6 +124,7 @@ __all__ = [
     "erase_relation",
     "export",
     "figures",
+    "find",
     "format_table",
     "host_of",
     "inverse_questions",

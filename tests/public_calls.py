@@ -82,6 +82,10 @@ CALLS: dict[str, list[Callable[[Case], Any]]] = {
     "attribute_to_file": [
         lambda case: kn.attribute_to_file(case.model, case.folder / "scores.parquet", case.prompts, tolerance=0.1)
     ],
+    "find": [
+        lambda case: kn.find(case.model, FACTS[:2], tolerance=0.1, min_prompts=1),
+        lambda case: kn.find(case.model, "The capital of France is [Y].", " Paris", tolerance=0.1),
+    ],
     "random_neurons": [lambda case: kn.random_neurons(SOME, case.model)],
     "measure": [
         lambda case: kn.measure(case.model, case.prompts, [kn.Suppress(NEURONS), kn.SetTo(OTHERS, 1, position="all")]),

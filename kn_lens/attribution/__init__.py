@@ -11,7 +11,7 @@ prompts than memory holds.
 from kn_lens.attribution.attribute import attribute, attribute_in_parts
 from kn_lens.attribution.layer_context import budget_for, check_numbers, chunk_by_rows, layer_contexts
 from kn_lens.attribution.method import AttributionMethod, LayerMethod
-from kn_lens.attribution.options import Preset, Progress
+from kn_lens.attribution.options import AttributionKeywords, Preset, Progress
 from kn_lens.attribution.outputs import Output, resolve_output, target_log_probs, target_logits
 from kn_lens.attribution.quadrature import fixed_rule
 from kn_lens.attribution.reference import reference_attribution
@@ -21,6 +21,7 @@ from kn_lens.attribution.sweep import PathPoints, sweep
 
 __all__ = [
     "Attribution",
+    "AttributionKeywords",
     "AttributionMethod",
     "LayerMethod",
     "Output",

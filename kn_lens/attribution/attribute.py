@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from kn_lens._core.progress import reported
 from kn_lens.attribution.integration import absolute_tolerance
 from kn_lens.attribution.layer_context import budget_for, layer_contexts
 from kn_lens.attribution.method import AttributionMethod, PathMethod
@@ -62,7 +63,7 @@ def attribute(
     neurons: Neurons | None = AttributionOptions.neurons,
     keep: float | None = AttributionOptions.keep,
     memory_budget: float | None = AttributionOptions.memory_budget,
-    progress: Progress | None = AttributionOptions.progress,
+    progress: Progress | bool | None = AttributionOptions.progress,
 ) -> Attribution:
     """Attribute each prompt's answer to the neurons of each layer, at the read position.
 
@@ -93,7 +94,8 @@ def attribute(
         memory_budget: bytes that passes may take, on the model's device; default: half of what is free. It sets how
             many rows go through the model at a time, and the results do not depend on it. Where it was too much and
             memory runs out, passes are halved and run again, down to single prompts. The result comes on top.
-        progress: called with (done, total), counted in (prompt, layer) pairs.
+        progress: True draws a bar, on a terminal or in a notebook; or a function, called with (done, total), counted in
+            (prompt, layer) pairs.
 
     Returns:
         An ``Attribution``. Cost: one forward pass per row; for each (prompt, layer) ``n_points`` forward and backward
@@ -128,7 +130,8 @@ def attribute(
     )
     with exclusively(model):
         joined = PartsJoin(prompts)
-        for numbers, part in _Computation.of(model, prompts, options).chunks(prompts):
+        computation = _Computation.of(model, prompts, options)
+        for numbers, part in computation.reported(computation.chunks(prompts)):
             joined.add(numbers, part)
             del part  # while the next one is computed
         return joined.result()
@@ -170,8 +173,8 @@ def attribute_in_parts(
         raise ArgumentError(f"together={together!r}; expected 'fact', 'relation' or None.")
     computation = _Computation.of(model, prompts, options)
     if together is None:
-        return computation.chunks(prompts)
-    return computation.whole_parts(prompts, together)
+        return computation.reported(computation.chunks(prompts))
+    return computation.reported(computation.whole_parts(prompts, together))
 
 
 @dataclass(kw_only=True)
@@ -188,6 +191,7 @@ class _Computation:
         budget: bounds the rows that go through the model at a time.
         n_pairs: number of (prompt, layer) pairs.
         n_done: how many of them are finished.
+        report: called with (done, total) while a result is ``reported``.
     """
 
     host: Host
@@ -199,6 +203,7 @@ class _Computation:
     budget: Budget
     n_pairs: int
     n_done: int = 0
+    report: Progress | None = None
 
     @classmethod
     def of(
@@ -241,6 +246,14 @@ class _Computation:
             attribute_chunk,
         )
 
+    def reported(
+        self,
+        parts: Iterator[tuple[Int[Tensor, " part"], Attribution]],
+    ) -> Iterator[tuple[Int[Tensor, " part"], Attribution]]:
+        """Yield parts, and report meanwhile as ``progress`` says."""
+        with reported(self.options.progress, "Attributing", "prompt-layers") as self.report:
+            yield from parts
+
     def whole_parts(
         self,
         prompts: PromptBatch,
@@ -275,8 +288,8 @@ class _Computation:
         n_pairs = len(chunk) * len(self.layers)
 
         def report(share: float) -> None:
-            if options.progress is not None:
-                options.progress(self.n_done + int(share * n_pairs), self.n_pairs)
+            if self.report is not None:
+                self.report(self.n_done + int(share * n_pairs), self.n_pairs)
 
         with exclusively(host):
             total = torch.full(shape, torch.nan, device=host.device, dtype=dtype)

@@ -1,6 +1,6 @@
 """The options of an attribution, checked before any model runs."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TypedDict, cast, get_args
@@ -13,6 +13,7 @@ from kn_lens._core import defaults
 from kn_lens._core.checks import check_kind, check_number, check_share
 from kn_lens._core.names import QUADRATURES, Method, Preset
 from kn_lens._core.notation import NeuronLike, neuron_name
+from kn_lens._core.progress import Report as Progress
 from kn_lens.attribution.baselines import Ablation, Activation, GradientXActivation, LogProbGain
 from kn_lens.attribution.baselines._one_by_one import NeuronwiseMethod
 from kn_lens.attribution.chosen_neurons import ChosenNeurons, layers_and_indices
@@ -40,9 +41,6 @@ METHODS: dict[str, type[AttributionMethod]] = {
 PRESETS = {"paper": ("right", 20), "official": ("left", 20)}
 """The quadratures of the paper's equation 3 and of its released code."""
 
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
-
 Neurons = Iterable[NeuronLike] | Mapping[Fact, Iterable[NeuronLike]]
 """The same neurons for all prompts, or those of each fact for its prompts."""
 
@@ -66,7 +64,7 @@ class AttributionOptions:
     neurons: Neurons | None = None
     keep: float | None = None
     memory_budget: float | None = None
-    progress: Progress | None = None
+    progress: Progress | bool | None = None
 
     def __post_init__(self) -> None:
         known = get_args(Method)
@@ -227,7 +225,7 @@ class KeywordsWithoutKeep(TypedDict, total=False):
     layers: Sequence[int] | None
     neurons: Neurons | None
     memory_budget: float | None
-    progress: Progress | None
+    progress: Progress | bool | None
 
 
 class AttributionKeywords(KeywordsWithoutKeep, total=False):

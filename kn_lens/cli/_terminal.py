@@ -13,19 +13,11 @@ from threading import Event, Thread, Timer
 from typing import Any, TextIO
 
 from rich.console import Console, ConsoleDimensions
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 from rich.text import Text
 
 from kn_lens._core.escape import escaped, json_text, shown
+from kn_lens._core.progress import terminal_bar
 
 UNLIMITED = 100_000
 """Width of a console that is no terminal."""
@@ -135,17 +127,7 @@ def show_progress(description: str, unit: str = "") -> Iterator[Activity]:
     Yields the activity, to be called with (done, total). Until it is called, the elapsed time is shown instead of the
     remaining time.
     """
-    bar = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        _RateColumn(unit),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-    )
+    bar = terminal_bar(err, unit)
     activity = Activity(description, unit, bar)
     _activities.append(activity)
     delay = Timer(SHOW_AFTER, bar.start)
@@ -199,19 +181,6 @@ def duration(seconds: float) -> str:
     if seconds < 7200:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
-
-
-class _RateColumn(ProgressColumn):
-    """Units per second."""
-
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self.unit = unit
-
-    def render(self, task: Task) -> Text:
-        """Return the rate, or an empty text while it is unknown."""
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f} {self.unit}/s" if speed else "", style="progress.data.speed")
 
 
 def print_json(document: Mapping[str, Any]) -> None:

@@ -20,8 +20,7 @@ from kn_lens.errors import ArgumentError
 from kn_lens.facts import Fact, relation_name
 
 if TYPE_CHECKING:
-    from kn_lens.attribution import Attribution
-    from kn_lens.neurons import NeuronSet
+    from kn_lens.neurons import Findings, NeuronSet
 
 
 def find(
@@ -109,6 +108,7 @@ def find(
     chosen = choose(read_facts(facts, format, templates, split), relation, subject, limit, seed)
     loaded = load(model, device, dtype, check=check)
     from kn_lens.attribution import attribute_in_parts
+    from kn_lens.neurons import Findings
 
     # A fact with fewer prompts cannot have neurons. Excluding it here avoids an error after the model has run.
     prompts = build_prompts(
@@ -134,7 +134,7 @@ def find(
     }
     neurons: dict[Fact, NeuronSet] = {}
     shares: dict[str, float] = {}
-    rows: dict[Fact, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     rule = ""
     with show_progress(f"Attributing {len(prompts):,} prompts", unit="prompt-layers") as show:
         parts = attribute_in_parts(
@@ -146,10 +146,10 @@ def find(
             **attribution_options,
         )
         for _, attr in parts:
-            found, found_shares = _refined(attr, thresholds, by_relation)
-            neurons |= found
-            shares |= found_shares
-            rows |= _fact_rows(attr, found)
+            found = Findings.of(attr, by_relation=by_relation, **thresholds)
+            neurons |= found.neurons_by_fact
+            shares |= found.share_threshold
+            rows |= _fact_rows(found)
             rule = attr.quadrature
     # Parts may be in order of relations.
     ordered = {fact: neurons[fact] for fact in prompts.facts if fact in neurons}
@@ -170,7 +170,7 @@ def find(
         "left_out": dict(prompts.left_out),
         "facts_without_prompts": [fact.key for fact in unqueried_facts(prompts)],
         "share_threshold_by_relation": shares if by_relation else None,
-        "facts": [rows[fact] for fact in ordered],
+        "facts": [rows[fact.key] for fact in ordered],
         "out": None if to is None else str(to),
     }
     if to is not None:
@@ -230,48 +230,14 @@ def _write_neurons(
         )
 
 
-def _refined(
-    attr: "Attribution", thresholds: dict[str, Any], by_relation: bool
-) -> "tuple[dict[Fact, NeuronSet], dict[str, float]]":
-    """Return the neurons of each fact, and with ``by_relation`` the share threshold of each relation."""
-    from kn_lens.neurons import refine, refine_by_relation
-
-    if not by_relation:
-        return refine(attr, **thresholds), {}
-    refinement = refine_by_relation(attr, **thresholds)
-    return refinement.neurons, refinement.share_threshold
-
-
-def _fact_rows(
-    attr: "Attribution",
-    found: "dict[Fact, NeuronSet]",
-) -> dict[Fact, dict[str, Any]]:
-    """Return neurons and error bar of each fact; gaps have the unit of the output, None if a method has no sum rule."""
-    prompts = attr.prompts
-    gaps = attr.completeness_gap.abs()
-    unconverged = ~attr.converged
+def _fact_rows(found: "Findings") -> dict[str, dict[str, Any]]:
+    """Return the rows of the summary by fact, as JSON has them: neurons as pairs, None in place of a missing gap."""
     rows = {}
-    for fact_number in prompts.fact_index.unique().tolist():
-        fact = prompts.facts[fact_number]
-        is_fact = prompts.fact_index == fact_number
-        fact_gaps = gaps[is_fact]
-        largest_gap = None
-        if not fact_gaps.isnan().all():
-            largest_gap = fact_gaps.nan_to_num(0).max().item()
-        rows[fact] = {
-            "key": fact.key,
-            "subject": fact.subject,
-            "relation": fact.relation,
-            "relation_label": fact.relation_label,
-            "object": fact.object,
-            "n_prompts": int(is_fact.sum()),
-            "mean_output": attr.clean[is_fact].mean().item(),
-            "neurons": [[neuron.layer, neuron.index] for neuron in found[fact]],
-            "largest_gap": largest_gap,
-            "n_pairs": fact_gaps.numel(),
-            "n_unconverged": int(unconverged[is_fact].sum()),
-            "mean_points": attr.n_points[is_fact].double().mean().item(),
-        }
+    for row in found.summary().to_dict("records"):
+        row["neurons"] = [[neuron.layer, neuron.index] for neuron in row["neurons"]]
+        if math.isnan(row["largest_gap"]):
+            row["largest_gap"] = None
+        rows[row["key"]] = row
     return rows
 
 

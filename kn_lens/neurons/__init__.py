@@ -1,8 +1,9 @@
 """Neurons: from scores to sets of neurons, their controls, their files, and the overlap of sets.
 
 ``neuron_set`` has ``Neuron`` and ``NeuronSet``, and ``files`` their files; ``refine`` goes from scores to neurons;
-``controls`` has as many other neurons to compare them with; ``overlap`` compares the sets of facts. ``dataset`` writes
-sets as a folder for the Hugging Face hub; ``neuronpedia`` has the addresses of neurons on Neuronpedia.
+``find`` goes from facts to neurons in one call. ``controls`` has as many other neurons to compare them with;
+``overlap`` compares the sets of facts. ``dataset`` writes sets as a folder for the Hugging Face hub; ``neuronpedia``
+has the addresses of neurons on Neuronpedia.
 """
 
 from kn_lens.neurons.controls import (
@@ -14,6 +15,7 @@ from kn_lens.neurons.controls import (
 )
 from kn_lens.neurons.dataset import write_dataset
 from kn_lens.neurons.files import read_sets
+from kn_lens.neurons.find import Findings, find
 from kn_lens.neurons.neuron_set import (
     Neuron,
     NeuronSet,
@@ -47,6 +49,7 @@ from kn_lens.neurons.refine import (
 
 __all__ = [
     "OVERLAP_STATISTICS",
+    "Findings",
     "Incidence",
     "Neuron",
     "NeuronSet",
@@ -58,6 +61,7 @@ __all__ = [
     "check_neurons_by_fact",
     "coarse",
     "coarse_of",
+    "find",
     "highest_neurons",
     "jaccard",
     "match_facts",

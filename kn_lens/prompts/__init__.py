@@ -1,13 +1,14 @@
 """Prompts: facts as the tokens that query a model for them.
 
 ``batch`` has ``PromptBatch``, the input of every computation. ``tokenization`` finds the tokens of an answer in a text,
-``build`` makes prompts from facts and templates, and ``predict`` lists a model's most probable tokens for them. In
-``build`` masked and causal models take two forms of prompt.
+``build`` makes prompts from facts and templates, ``text`` a fact of one text and its answer, and ``predict`` lists a
+model's most probable tokens for prompts. In ``build`` and ``text`` masked and causal models take two forms of prompt.
 """
 
 from kn_lens.prompts.batch import PromptBatch, Selection, check_prompts
 from kn_lens.prompts.build import make_prompts, object_is_last
 from kn_lens.prompts.predict import predict
+from kn_lens.prompts.text import text_fact
 
 __all__ = [
     "PromptBatch",
@@ -16,4 +17,5 @@ __all__ = [
     "make_prompts",
     "object_is_last",
     "predict",
+    "text_fact",
 ]

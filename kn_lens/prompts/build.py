@@ -37,6 +37,7 @@ from kn_lens.prompts.batch import MadeFor, PromptBatch, too_long
 from kn_lens.prompts.tokenization import STRADDLES, Encoded, encode
 
 NOT_LAST, SAME = "object not last", "same prompt as another template"
+TOO_FEW = "fact with fewer than"
 BEYOND = "token beyond the model's vocabulary"
 
 
@@ -204,7 +205,7 @@ def build(
     too_few = n_prompts[fact_of_query] < min_prompts
     problem = np.where(
         (problem == "") & too_few,
-        f"fact with fewer than {min_prompts} prompts",
+        f"{TOO_FEW} {min_prompts} prompts",
         problem,
     )
     left_out.update(problem[problem != ""])
@@ -439,9 +440,11 @@ def _none_left(left_out: Counter[str]) -> NoPromptError:
     """Return the error for facts without any prompt."""
     counts = ", ".join(f"{reason}: {number}" for reason, number in left_out.items())
     n_pairs = left_out.total()
+    cure = "Causal models need templates that end with [Y]; answers must be writable in the model's vocabulary."
+    if any(reason.startswith(TOO_FEW) for reason in left_out):
+        cure += " Give the facts more templates, or accept those with few: min_prompts=1."
     return NoPromptError(
-        f"No prompt is left of {n_pairs} pair{'s' * (n_pairs != 1)} of fact and template ({counts}). "
-        "Causal models need templates that end with [Y]; answers must be writable in the model's vocabulary."
+        f"No prompt is left of {n_pairs} pair{'s' * (n_pairs != 1)} of fact and template ({counts}). {cure}"
     )
 
 

@@ -86,6 +86,8 @@ __all__ = [
 ]
 
 CHANGE = "change of P(answer)"
+NOT_FOUND = {"color": GREY, "symbol": "circle-open"}
+"""Colour and symbol of a neuron that is not in the set found."""
 TOP = 40
 """Maximum number of rows of a map of neurons."""
 
@@ -416,7 +418,8 @@ def neuron_scores(
     """Draw the scores of neurons with their intervals.
 
     Args:
-        table: ``layer``, ``index``, ``score``, ``low``, ``high``; drawn in this order, from the top.
+        table: ``layer``, ``index``, ``score``, ``low``, ``high``; drawn in this order, from the top. Optionally
+            ``found``, whether a neuron is in the set that was found; the marks of the others are open and grey.
         unit: unit of the scores.
 
     Raises:
@@ -425,7 +428,16 @@ def neuron_scores(
     check_columns(table, "layer", "index", "score", "low", "high", source="attr.top()")
     names = neuron_names(zip(table["layer"], table["index"], strict=True))
     rows = table.rename(columns={"score": "value"}).assign(neuron=names)
-    return estimates(rows, "neuron", title="Scores of the neurons", value=unit, form=".3~g")
+    if "found" not in table:
+        return estimates(rows, "neuron", title="Scores of the neurons", value=unit, form=".3~g")
+    title = "Scores of the neurons, the found ones filled"
+    figure = estimates(rows, "neuron", title=title, value=unit, form=".3~g")
+    looks = [LOOKS["found"] if is_found else NOT_FOUND for is_found in table["found"]]
+    colors = [look["color"] for look in looks]
+    symbols = [look["symbol"] for look in looks]
+    figure.update_traces(marker={"color": colors, "symbol": symbols}, error_x={"color": GREY})
+    found = [name for name, is_found in zip(names, table["found"], strict=True) if is_found]
+    return describe(figure, f"{figure.layout.meta['description']} Found: {', '.join(found) or 'none'}.")
 
 
 def predictions(table: "pd.DataFrame") -> "Figure":

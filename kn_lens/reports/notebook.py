@@ -1,6 +1,7 @@
-"""Display of attributions and effects in notebooks: a figure below a summary."""
+"""Display of attributions, findings and effects in notebooks: a figure below a summary."""
 
 import math
+from collections.abc import Iterable
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from kn_lens.attribution import Attribution
     from kn_lens.facts import Fact
+    from kn_lens.neurons import Findings
 
 EFFECT_COLUMNS = ("text", "before", "after")
 """Columns from which an effect is drawn."""
@@ -47,9 +49,47 @@ def attribution_html(attribution: "Attribution") -> str:
         largest = float(gap.abs()[~gap.isnan()].max())
         n_unconverged = len(attribution.unconverged)
         lines.append(f"Completeness gap at most {largest:.2g}; {n_unconverged:,} pairs above tolerance.")
-    html = attribution_figure(attribution)._repr_mimebundle_().get("text/html")
+    html = _figure_html(attribution_figure(attribution), lines)
+    return html or _table_of_scores(attribution, " ".join(lines))
+
+
+def findings_figure(
+    findings: "Findings",
+    fact: "Fact | None" = None,
+    *,
+    top: int = 20,
+    seed: int = 0,
+) -> "Figure":
+    """Draw the neurons of highest mean score, the found ones in colour; see ``Findings.plot``."""
+    from kn_lens.reports import figures
+
+    attribution = findings.attribution
+    scores = attribution.top(top, fact, seed=seed)
+    found = findings.neurons if fact is None else findings.neurons_by_fact[fact]
+    scores["found"] = [name in found for name in scores["neuron"]]
+    return figures.neuron_scores(scores, unit=f"mean attribution ({attribution.output})")
+
+
+def findings_html(findings: "Findings") -> str:
+    """Return the HTML of findings: what was found, its error bar, and its figure or a short table of its neurons."""
+    html = _figure_html(findings_figure(findings), [repr(findings)])
+    if html:
+        return html
+    neurons = findings.to_frame()
+    rows = []
+    for row in neurons.head(ROWS_SHOWN).to_dict("records"):
+        shared = f"{row['n_shared']} of {row['n_prompts']}"
+        rows.append([row["relation"], row["subject"], row["object"], row["neuron"], shared, f"{row['score']:.3g}"])
+    score = f"mean attribution ({findings.attribution.output})"
+    columns = ["relation", "subject", "object", "neuron", "prompts", score]
+    return table_html(repr(findings), columns, rows, n_rows=len(neurons))
+
+
+def _figure_html(figure: "Figure", lines: Iterable[str]) -> str:
+    """Return the HTML of a figure below some lines of text; empty where nothing draws figures."""
+    html = figure._repr_mimebundle_().get("text/html")
     if not html:
-        return _table_of_scores(attribution, " ".join(lines))
+        return ""
     paragraphs = "".join(f"<p>{escape(line)}</p>" for line in lines)
     return paragraphs + html
 

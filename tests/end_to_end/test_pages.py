@@ -55,6 +55,16 @@ def test_output_of_a_page_is_compared(cli, tmp_path):
             run_page(page, cli)
 
 
+def test_each_of_the_most_common_jobs_takes_three_lines():
+    sections = TEXTS["docs/howto/short.md"].split("\n## ")[1:]
+    jobs = {section.partition("\n")[0]: blocks(section) for section in sections}
+    assert list(jobs) == ["Find", "Compare with random neurons", "Suppress", "Edit", "Compare two models"]
+    for name, found in jobs.items():
+        for block in found:
+            lines = [line for line in block.code.splitlines() if line.startswith((">>> ", "... "))]
+            assert block.language == "pycon" and not block.given and 1 <= len(lines) <= 3, name
+
+
 def test_examples_of_extending_are_short():
     examples = [block.code for block in BLOCKS["docs/extending.md"] if block.language == "python"]
     assert len(examples) == 4 and all(example.count("\n") < 50 for example in examples)

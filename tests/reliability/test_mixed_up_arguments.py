@@ -79,6 +79,14 @@ CASES = {
         "Got the text 'Ireland'; expected several Facts",
     ),
     "make_prompts: a number": (lambda model, prompts: kn.make_prompts(model, 1), "Got an int; expected several Facts"),
+    "find: a subject": (
+        lambda model, prompts: kn.find(model, "Ireland"),
+        r"Got the text 'Ireland' without an answer; expected kn_lens.find\(model, 'The capital of France is \[MASK\].'",
+    ),
+    "find: swapped": (
+        lambda model, prompts: kn.find(FACTS, model),
+        "expected a TransformerLens model",
+    ),
     "refine: scores": (lambda model, prompts: kn.refine(prompts.tokens), f"Got a Tensor; {EXPECTED_ATTRIBUTION}"),
     "coarse: scores": (lambda model, prompts: kn.coarse(prompts.tokens), EXPECTED_ATTRIBUTION),
     "refine_by_relation: prompts": (lambda model, prompts: kn.refine_by_relation(prompts), EXPECTED_ATTRIBUTION),

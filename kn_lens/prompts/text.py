@@ -1,0 +1,121 @@
+"""One text with its answer, as a fact that is queried in it.
+
+A causal model reads what precedes the answer: ``"The capital of France is"`` and ``" Paris"``. A masked model reads the
+whole sentence: ``"The capital of France is [MASK]."``, with its own mask token or the slot ``[Y]`` in the answer's
+place. Both take the form with the slot.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from kn_lens._core.checks import check_kind, is_list_of
+from kn_lens.errors import ArgumentError
+from kn_lens.facts import OBJECT_SLOT, Fact
+from kn_lens.hosts import HookedModel, Host, host_of
+
+RELATION = "text"
+"""Relation of the facts of texts."""
+MASKS = ("[MASK]", "<mask>")
+"""Mask tokens of the masked families, to recognise a text that was written for one."""
+
+
+def text_fact(
+    model: HookedModel | Host,
+    texts: str | Sequence[str],
+    answer: str,
+    *,
+    tokenizer: Any = None,
+) -> Fact:
+    """Return the fact whose templates are texts and whose object is their answer.
+
+    Its subject is empty, its relation ``text``, and its uid the first text, so that texts with the same answer are
+    different facts. The blank between text and answer may stand in either; a text without it stays as it is, as in
+    languages without blanks.
+
+    Args:
+        model: the model that is queried: its kind says where the answer stands.
+        texts: one text, or several wordings with the same answer.
+        answer: the answer.
+        tokenizer: has the mask token, instead of the model's own.
+
+    Raises:
+        ArgumentError: texts or answer of another kind, empty, or without a place for the answer; a mask for a causal
+            model, or none for a masked one; a word that would run into the answer.
+
+    Example:
+        >>> import kn_lens as kn
+        >>> fact = text_fact(kn.load_model("world-gpt2"), "The capital of Ireland is", " Dublin")
+        >>> fact.object, fact.templates
+        ('Dublin', ('The capital of Ireland is [Y]',))
+    """
+    host = host_of(model)
+    wordings = [texts] if isinstance(texts, str) else list(texts)
+    check_kind(answer, str, "one answer, a text: kn_lens.find(model, 'The capital of France is', ' Paris')", "answer")
+    if not answer.strip():
+        raise ArgumentError(
+            f"answer={answer!r} is empty; expected the text that completes the prompt, such as ' Paris'."
+        )
+    if not wordings or not is_list_of(str, wordings):
+        raise ArgumentError("Got no texts, or something else among them; expected one text, or wordings of one fact.")
+    if tokenizer is None:
+        tokenizer = host.tokenizer
+    own_mask = getattr(tokenizer, "mask_token", None) or MASKS[0]
+    templates = []
+    for text in wordings:
+        if host.kind == "masked":
+            templates.append(_masked_template(text, answer, own_mask, host))
+        else:
+            templates.append(_causal_template(text, answer, host))
+    return Fact("", RELATION, answer.strip(), tuple(templates), uid=templates[0].strip())
+
+
+def _causal_template(text: str, answer: str, host: Host) -> str:
+    """Return a text with the slot where its answer follows."""
+    for mask in MASKS:
+        if mask in text:
+            before = text.partition(mask)[0].rstrip()
+            raise ArgumentError(
+                f"{text!r} holds a mask, and {host.name} is a causal model, which reads what precedes the answer: "
+                f"kn_lens.find(model, {before!r}, {' ' + answer.strip()!r})."
+            )
+    if OBJECT_SLOT in text:
+        return text
+    if not text.strip():
+        raise ArgumentError(f"Got the text {text!r}, which is empty; expected what precedes the answer {answer!r}.")
+    if _is_cased(text[-1]) and _is_cased(answer[0]):
+        raise ArgumentError(
+            f"{text!r} and {answer!r} would read {text.split()[-1] + answer!r}; "
+            f"expected a blank between them: kn_lens.find(model, {text!r}, {' ' + answer!r})."
+        )
+    if text[-1].isspace():
+        return text + OBJECT_SLOT
+    blank = answer[: len(answer) - len(answer.lstrip())]
+    return text + blank + OBJECT_SLOT
+
+
+def _masked_template(text: str, answer: str, mask: str, host: Host) -> str:
+    """Return a text with the slot in place of the mask."""
+    template = text.replace(mask, OBJECT_SLOT)
+    n_slots = template.count(OBJECT_SLOT)
+    if n_slots == 0:
+        before = text.rstrip()
+        for other_mask in MASKS:
+            before = before.partition(other_mask)[0].rstrip()
+        raise ArgumentError(
+            f"{host.name} is a masked model: expected its mask token {mask} in the answer's place of {text!r}, as in "
+            f"kn_lens.find(model, {before + ' ' + mask + '.'!r}, {answer.strip()!r})."
+        )
+    if n_slots > 1:
+        raise ArgumentError(
+            f"{text!r} holds {mask} {n_slots} times; expected it once: an answer of several tokens takes one."
+        )
+    return template
+
+
+def _is_cased(character: str) -> bool:
+    """Return whether a character is a letter of a script with capitals, all of which have blanks between words.
+
+    >>> _is_cased("s"), _is_cased("是"), _is_cased("-")
+    (True, False, False)
+    """
+    return character.lower() != character.upper()
