@@ -63,8 +63,11 @@ from kn_lens.hosts.tokenizers import fingerprint, tokenizer_of
 FOR_ONE_BATCH = "for_one_batch"
 """The attribute of a hook function that is True where it is made for the rows of one batch, in their order."""
 
-PROBE_ROUNDING = 64
+PROBE_ROUNDING = 16
 """Units of rounding, times the square root of the number of blocks, by which two ways to run a model may differ."""
+
+PROBE_LIMIT = 0.05
+"""The difference beyond which it is not rounding in any type, relative to the logits."""
 
 ROUNDING = 4
 """Units of rounding by which the output of ``W_out`` may differ from the matrix product."""
@@ -347,6 +350,7 @@ class Host:
         functions: Mapping[int, PostFn] | None = None,
         *,
         own: bool = False,
+        position_ids: Int[Tensor, "row pos"] | None = None,
     ) -> Float[Tensor, "row d_vocab"] | Float[Tensor, "row pos d_vocab"]:
         """Run the model on right-padded tokens, in the caller's grad mode.
 
@@ -363,6 +367,8 @@ class Host:
                 numbers are the same to rounding. What is left out are the hooks that nobody listens to, and what the
                 wrappers compute for them: of a small model or a small batch, most of the time of a pass. Hooks must be
                 at the entry or the exit of a wrapped module, and those of the user are not called.
+            position_ids: with ``own``, the position of each token in its prompt, where tokens of the prefix are padded
+                (`takes_padded_prefix`).
 
         Returns:
             Logits at ``read_pos``, or at every position.
@@ -375,7 +381,8 @@ class Host:
         if read_pos is not None:
             hooks.append((self._head_entry, select_position(read_pos)))
         if own:
-            logits = self._run_own(tokens, attention_mask, prefix, hooks, functions, fused=self.fuses_attention)
+            fused = self.fuses_attention
+            logits = self._run_own(tokens, attention_mask, prefix, hooks, functions, position_ids, fused=fused)
         else:
             with (
                 entered(self.model.hooks(fwd_hooks=hooks)),
@@ -481,6 +488,7 @@ class Host:
         *,
         after_prefix: bool = False,
         own: bool = False,
+        padded: bool = False,
     ) -> AbstractContextManager[None]:
         """Let rows enter forward passes at several layers, for the time of a ``with`` block.
 
@@ -494,9 +502,10 @@ class Host:
             n_rows: the number of rows of all entries.
             after_prefix: whether the passes start after a prefix.
             own: whether the passes run the checkpoint's own modules, see `logits`.
+            padded: whether the prefix is padded.
         """
         as_block_output, as_attn_output = self._own_output_forms if own else self._output_forms
-        leaves = self._row_leaves[own, after_prefix]
+        leaves = self._row_leaves[own, after_prefix, padded]
         lowest = min(entries)
         forwards: dict[Any, Callable[..., Any]] = {}
         n_entered = 0
@@ -572,6 +581,7 @@ class Host:
         prefix: KVPrefix | None,
         hooks: Sequence[tuple[str, HookFn]] = (),
         functions: Mapping[int, PostFn] | None = None,
+        position_ids: Int[Tensor, "row pos"] | None = None,
         *,
         fused: bool,
     ) -> Float[Tensor, "row _ d_vocab"]:
@@ -589,8 +599,12 @@ class Host:
         for module in before | after:
             forwards[module] = _between(before.get(module, []), module.forward, after.get(module, []))
         options: dict[str, Any] = {"attention_mask": attention_mask}
-        if self.kind == "causal":  # as in `_run`; no mask spares transformers a look at it, for which it waits
-            options = {"attention_mask": None, **_cache_options(prefix)}
+        if self.kind == "causal":
+            options |= _cache_options(prefix)
+            if position_ids is None:  # as in `_run`; no mask spares transformers a look at it, for which it waits
+                options["attention_mask"] = None
+            else:
+                options["position_ids"] = position_ids
         attention = fused_attention(self.checkpoint) if fused else nullcontext()
         with own_modules(self._wrapped), override_forwards(forwards), attention:
             return self.checkpoint(input_ids=tokens, return_dict=True, **options).logits
@@ -630,6 +644,35 @@ class Host:
         separate = self._probe_logits(lambda tokens, mask: self._run_own(tokens, mask, None, fused=False))
         return self._runs_own_modules(separate, fused=True)
 
+    @cached_property
+    def takes_padded_prefix(self) -> bool:
+        """Whether prompts of different lengths can go through a causal model together, after a joined `KVPrefix`.
+
+        Where positions are not those that it is told, or layers keep other states, they go by length. Cost: passes over
+        two short prompts at the first use.
+        """
+        if self.kind != "causal" or not self.has_own_modules:
+            return False
+        lengths = (5, 3)
+        tokens = torch.arange(1, 11, device=self.device).view(2, 5) % self.d_vocab
+        last = torch.tensor(lengths, device=self.device) - 1
+        every, first = torch.arange(2, device=self.device), torch.zeros_like(last)
+        with torch.no_grad():
+            expected = self.logits(tokens, torch.ones_like(tokens), last)
+            prefixes = [self.kv_prefix(tokens[[row], : length - 1]) for row, length in enumerate(lengths)]
+            prefix = KVPrefix.joined(prefixes, every)
+            if prefix is None:
+                return False
+            mask = torch.ones_like(tokens)
+            mask[1, : lengths[0] - lengths[1]] = 0
+            prefix = prefix.select([every] * self.n_layers)
+            last_tokens = tokens[every, last][:, None]
+            try:
+                logits = self.logits(last_tokens, mask, first, (), prefix, own=True, position_ids=last[:, None])
+            except (RuntimeError, TypeError, ValueError):  # it takes no positions
+                return False
+        return self._equal_to_rounding(logits, expected)
+
     def _probe_logits(
         self, run: Callable[[Int[Tensor, "row pos"], Int[Tensor, "row pos"]], Tensor]
     ) -> Float[Tensor, "token d_vocab"]:
@@ -646,8 +689,11 @@ class Host:
             logits = self._probe_logits(lambda tokens, mask: self._run_own(tokens, mask, None, fused=fused))
         except (RuntimeError, TypeError, ValueError):  # fused attention cannot cap its scores, for one
             return False
+        return self._equal_to_rounding(logits, expected)
+
+    def _equal_to_rounding(self, logits: Float[Tensor, "*_"], expected: Float[Tensor, "*_"]) -> bool:
         tolerance = PROBE_ROUNDING * torch.finfo(self.dtype).eps * self.n_layers**0.5
-        return bool((logits - expected).norm() <= tolerance * expected.norm())
+        return bool((logits - expected).norm() <= min(tolerance, PROBE_LIMIT) * expected.norm())
 
     @cached_property
     def _fused_activations(self) -> Mapping[Any, Callable[..., Any]]:
@@ -719,7 +765,7 @@ class Host:
     def _row_leaves(self) -> "_RowLeaves":
         return _RowLeaves(self)
 
-    def find_row_leaves(self, *, own: bool, after_prefix: bool) -> list[set[LeafPath]]:
+    def find_row_leaves(self, *, own: bool, after_prefix: bool, padded: bool) -> list[set[LeafPath]]:
         """Return, by block, the places of the tensors with entries for each row among the arguments of its call.
 
         Compares passes over two and over three rows.
@@ -728,19 +774,21 @@ class Host:
         for n_rows in (2, 3):
             tokens = torch.zeros(n_rows, 2, dtype=torch.long, device=self.device)
             mask = torch.ones_like(tokens)
-            prefix = None
+            prefix = position_ids = None
             if after_prefix:
                 prefix = self.kv_prefix(tokens[:, :1])
                 tokens = tokens[:, 1:]
-            else:
-                mask[0, 1] = 0  # some models get no mask where nothing is padding
+            if padded:
+                position_ids = torch.ones_like(tokens)
+            if padded or not after_prefix:
+                mask[0, 0 if padded else 1] = 0  # some models get no mask where nothing is padding
             arguments[n_rows] = [None] * self.n_layers
             forwards: dict[Any, Callable[..., Any]] = {}
             for layer, wrapper in enumerate(self.model.blocks):
                 block = wrapper.original_component if own else wrapper
                 forwards[block] = _recorded(block.forward, arguments[n_rows], layer)
             with torch.no_grad(), override_forwards(forwards):
-                self.logits(tokens, mask, prefix=prefix, own=own)
+                self.logits(tokens, mask, prefix=prefix, own=own, position_ids=position_ids)
         return [row_leaves(two, three) for two, three in zip(arguments[2], arguments[3], strict=True)]
 
     def _checked(self, layer: int) -> int:
@@ -764,16 +812,16 @@ class _ModuleEnd:
     point: Any
 
 
-class _RowLeaves(dict[tuple[bool, bool], list[set[LeafPath]]]):
+class _RowLeaves(dict[tuple[bool, bool, bool], list[set[LeafPath]]]):
     """`Host.find_row_leaves` by its arguments, each found at its first use."""
 
     def __init__(self, host: Host) -> None:
         super().__init__()
         self._host = host
 
-    def __missing__(self, key: tuple[bool, bool]) -> list[set[LeafPath]]:
-        own, after_prefix = key
-        self[key] = self._host.find_row_leaves(own=own, after_prefix=after_prefix)
+    def __missing__(self, key: tuple[bool, bool, bool]) -> list[set[LeafPath]]:
+        own, after_prefix, padded = key
+        self[key] = self._host.find_row_leaves(own=own, after_prefix=after_prefix, padded=padded)
         return self[key]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,37 @@ class KVPrefix:
             )
         # TransformerLens 3.9 runs MPT without filling the cache.
         return cls(cache) if cache.get_seq_length() == tokens.shape[1] else None
+
+    @classmethod
+    def joined(cls, prefixes: Sequence["KVPrefix | None"], order: Int[Tensor, " row"]) -> "KVPrefix | None":
+        """Join prefixes of different lengths, the shorter ones with zeros before their first token.
+
+        Args:
+            prefixes: each of rows of one length.
+            order: the number of each row of the result among the rows of all prefixes, one after the other.
+
+        Returns:
+            None where a prefix is empty, or where layers keep other states than all keys and values.
+        """
+        from transformers.cache_utils import DynamicLayer
+
+        layers_of: list[list[Any]] = []
+        for prefix in prefixes:
+            if prefix is None or any(type(layer) is not DynamicLayer for layer in prefix.cache.layers):
+                return None
+            layers_of.append(prefix.cache.layers)
+        result = copy(layers_of[0])
+        for number, layers in enumerate(zip(*layers_of, strict=True)):
+            longest = max(layer.keys.shape[-2] for layer in layers)
+            joined = copy(layers[0])
+            for name in ("keys", "values"):
+                states = [getattr(layer, name) for layer in layers]
+                padded = [nn.functional.pad(state, (0, 0, longest - state.shape[-2], 0)) for state in states]
+                setattr(joined, name, torch.cat(padded)[order])
+            result[number] = joined
+        cache = copy(prefixes[0].cache)
+        cache.layers = result
+        return cls(cache)
 
     def select(self, rows_of_layers: Sequence[Int[Tensor, " selected"] | None]) -> "KVPrefix":
         """Return the prefix of the rows that run in each layer; this one stays as it is.

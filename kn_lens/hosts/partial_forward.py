@@ -11,6 +11,10 @@ results are the same numbers as those of full passes. A resumed pass
    the last block nothing is needed at other positions but keys and values (the clean pass leaves the rest out too);
 3. runs the head at the read position.
 
+These passes run the checkpoint's own modules where they give the numbers of TransformerLens' wrappers around them, whose
+hooks nobody listens to (`Host.has_own_modules`). Prompts of different lengths go through a causal model together where it
+takes their positions (`Host.takes_padded_prefix`).
+
 Three kinds of change are computed: the activation of a layer is replaced (``logits_with_post``); tensors are added to
 activations, or to outputs of ``W_out``, of several layers (``logits_with_additions``); hooks change activations
 (``logits_with_hooks``). Rows whose activation is replaced in different layers go through one pass: see ``row_entries``.
@@ -29,7 +33,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from kn_lens._core.precision import at_least_float32
 from kn_lens.hosts.bridge import Host, LinearMap
@@ -188,7 +192,9 @@ def run_clean(
             state = _ResumedState.run(host, last_token, mask, torch.zeros_like(rows), layers, padded_head, prefix)
             states.append(state)
             index[rows] = torch.arange(len(rows), device=rows.device)
-    return _GroupedState.of(states, group, index)
+        can_join = len(states) > 1 and host.takes_padded_prefix
+        joined = _ResumedState.joined(states, group) if can_join else None
+    return _GroupedState.of(states, group, index) if joined is None else joined
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +270,7 @@ class _ResumedState(_SinglePassState):
     attention_mask: Int[Tensor, "row prefix_and_pos"]
     read_pos: Int[Tensor, " row"]
     has_padding: bool
+    position_ids: Int[Tensor, "row pos"] | None
     prefix: KVPrefix | None
     logits: Float[Tensor, "row d_vocab"]
     post: dict[int, Float[Tensor, "row d_mlp"]]
@@ -329,12 +336,61 @@ class _ResumedState(_SinglePassState):
             attention_mask=attention_mask,
             read_pos=read_pos,
             has_padding=prefix is None and not bool(attention_mask.all()),
+            position_ids=None,
             prefix=prefix,
             logits=logits,
             post={layer: at_least_float32(cache[host.hook_post(layer)]) for layer in layers},
             mlp_out={layer: at_least_float32(cache[host.hook_mlp_out(layer)]) for layer in layers},
             layer_states=layer_states,
             padded_head=padded_head,
+        )
+
+    @classmethod
+    def joined(cls, states: Sequence["_ResumedState"], group: Int[Tensor, " row"]) -> "_ResumedState | None":
+        """Join the states of prompts of different lengths; None where their prefixes cannot be joined.
+
+        Args:
+            states: by length, each with its prefix.
+            group: the number of the state of each row, in whose order the rows of a state are.
+        """
+        order = group.argsort(stable=True).argsort()
+        prefix = KVPrefix.joined([state.prefix for state in states], order)
+        if prefix is None:
+            return None
+
+        def in_order(parts: list[Tensor]) -> Tensor:
+            return torch.cat(parts)[order]
+
+        first = states[0]
+        lengths = [state.attention_mask.shape[1] for state in states]
+        masks = [
+            nn.functional.pad(state.attention_mask, (max(lengths) - length, 0))
+            for state, length in zip(states, lengths, strict=True)
+        ]
+        attention_mask = in_order(masks)
+        layer_states: dict[int, _LayerState] = {}
+        for layer in first.layer_states:
+            of_layer = [state.layer_states[layer] for state in states]
+            following = [state.next_resid_pre for state in of_layer if state.next_resid_pre is not None]
+            layer_states[layer] = _LayerState(
+                resid_pre=in_order([state.resid_pre for state in of_layer]),
+                attn_out=in_order([state.attn_out for state in of_layer]),
+                next_resid_pre=in_order(following) if following else None,
+                next_projections={},
+            )
+        return cls(
+            host=first.host,
+            tokens=in_order([state.tokens for state in states]),
+            attention_mask=attention_mask,
+            read_pos=in_order([state.read_pos for state in states]),
+            has_padding=True,
+            position_ids=attention_mask.sum(-1, keepdim=True) - 1,
+            prefix=prefix,
+            logits=in_order([state.logits for state in states]),
+            post={layer: in_order([state.post[layer] for state in states]) for layer in first.post},
+            mlp_out={layer: in_order([state.mlp_out[layer] for state in states]) for layer in first.mlp_out},
+            layer_states=layer_states,
+            padded_head=first.padded_head,
         )
 
     def _pass(
@@ -350,11 +406,12 @@ class _ResumedState(_SinglePassState):
         rows = torch.cat([start.rows for start in starts])
         tokens, attention_mask, read_pos = self.tokens[rows], self.attention_mask[rows], self.read_pos[rows]
         own, has_padding = host.has_own_modules and not early_exit, self.has_padding
+        position_ids = None if self.position_ids is None else self.position_ids[rows]
         if (early_exit or lowest == host.n_layers - 1) and self.prefix is None:
             # No attention is left to run. Some models give the output of their blocks the shape of the tokens.
             tokens = tokens.gather(1, read_pos[:, None])
             attention_mask, read_pos, has_padding = torch.ones_like(tokens), torch.zeros_like(read_pos), False
-        elif has_padding:
+        elif has_padding and self.prefix is None:
             n_pos = int(attention_mask.any(0).nonzero().max()) + 1  # beyond it, all of these rows are padding
             tokens, attention_mask = tokens[:, :n_pos], attention_mask[:, :n_pos]
         n_pos = tokens.shape[1]
@@ -382,13 +439,20 @@ class _ResumedState(_SinglePassState):
                 hooks.append((name, phase.for_entered(hook_fn)))
         prefix = None if self.prefix is None else self.prefix.select(self._rows_of_layers(starts))
         with (
-            host.enter_rows(entries, phase, len(rows), after_prefix=prefix is not None, own=own),
+            host.enter_rows(
+                entries,
+                phase,
+                len(rows),
+                after_prefix=prefix is not None,
+                own=own,
+                padded=own and position_ids is not None,
+            ),
             host.skip_blocks_above(lowest) if early_exit else nullcontext(),
             override_forwards(_padded(self.padded_head)),
         ):
             # Without a mask transformers does not look for padding: a look for which it waits.
             mask = None if own and not has_padding else attention_mask
-            return host.logits(tokens, mask, read_pos, hooks, prefix, functions, own=own)
+            return host.logits(tokens, mask, read_pos, hooks, prefix, functions, own=own, position_ids=position_ids)
 
     def _completion(
         self,

@@ -6,6 +6,7 @@ from torch import nn
 
 import kn_lens as kn
 from kn_lens.hosts import Replacement, host_of, run_clean
+from kn_lens.hosts.kv_prefix import KVPrefix
 from tests.tiny import CAUSAL, COUNTRIES, MASKED, N_LAYERS, equal, loaded, tiny_model
 
 TEMPLATES = ("The capital of [X] is [Y].", "In fact, [X] has its seat of government in [Y]")
@@ -15,6 +16,9 @@ FACTS = [kn.Fact(country, "P36", capital, TEMPLATES) for country, capital in lis
 WRAPPED = {"OPTForCausalLM", "BloomForCausalLM", "GPTNeoXForCausalLM", "Phi3ForCausalLM"}
 # Whose attention is one class, or whose separate products take a softmax in float32.
 FUSED = {*MASKED, "GPT2LMHeadModel", "FalconForCausalLM"}
+
+# Some of whose layers keep a window of keys alone, or which take no positions.
+BY_LENGTH = {"MistralForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "MptForCausalLM"}
 
 
 def resumed(model, **settings):
@@ -61,6 +65,29 @@ def test_fused_attention_gives_the_same_numbers(architecture, monkeypatch):
     assert calls and model.original_model.config._attn_implementation == "eager"
     for value, separate in zip(values, expected, strict=True):
         equal(value, separate, 1e-12)
+
+
+@pytest.mark.parametrize("architecture", CAUSAL)
+def test_prompts_of_different_lengths_go_through_a_causal_model_together(architecture):
+    model = loaded(architecture)
+    host = host_of(model)
+    assert host.takes_padded_prefix == (architecture not in WRAPPED | BY_LENGTH)
+    if not host.takes_padded_prefix:
+        return
+    prompts = kn.make_prompts(model, FACTS)
+    assert len(prompts.length.unique()) > 1
+    state = run_clean(host, prompts.tokens, prompts.attention_mask, prompts.read_pos, range(N_LAYERS))
+    assert len(state.pass_group.unique()) == 1
+    for value, expected in zip(resumed(model), resumed(model, takes_padded_prefix=False), strict=True):
+        equal(value, expected, 1e-11)
+
+
+def test_prefixes_with_other_states_than_keys_are_not_joined():
+    prompts = kn.make_prompts(loaded("Gemma3ForCausalLM"), FACTS)
+    host = host_of(loaded("Gemma3ForCausalLM"))
+    prefix = host.kv_prefix(prompts.tokens[:, :3])
+    assert KVPrefix.joined([prefix, prefix], torch.arange(2 * len(prompts))) is None
+    assert KVPrefix.joined([prefix, None], torch.arange(len(prompts))) is None
 
 
 def test_weights_that_a_user_gives_to_a_wrapper_are_not_passed_over():
