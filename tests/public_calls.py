@@ -1,9 +1,10 @@
 """Every public function and method that takes a model, called on a tiny one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 
@@ -126,6 +127,11 @@ CALLS: dict[str, list[Callable[[Case], Any]]] = {
             case.model, {IRELAND: "Paris", FRANCE: "Lima"}, NEURONS, case.prompts, grid=[(1, 1), (1, 2)]
         )
     ],
+    "NeuronSet.mask": [lambda case: SOME.mask(case.model)],
+    "write_dataset": [
+        lambda case: kn.write_dataset(case.folder / f"sets-{uuid4().hex}", NEURONS, model=case.model),
+    ],
+    "neuronpedia_url": [lambda case: kn.neuronpedia_url("L0N1", replace(kn.host_of(case.model), name="gpt2"))],
     "NeuronSet.check": [lambda case: SOME.check(case.model)],
     "WeightEdit.of": [lambda case: kn.WeightEdit.of(case.model, SOME, torch.zeros(3, case.edit.old.shape[1]))],
     "WeightEdit.changes": [lambda case: case.edit.changes(case.model)],

@@ -11,9 +11,9 @@ results are the same numbers as those of full passes. A resumed pass
    the last block nothing is needed at other positions but keys and values (the clean pass leaves the rest out too);
 3. runs the head at the read position.
 
-These passes run the checkpoint's own modules where they give the numbers of TransformerLens' wrappers around them, whose
-hooks nobody listens to (`Host.has_own_modules`). Prompts of different lengths go through a causal model together where it
-takes their positions (`Host.takes_padded_prefix`).
+These passes run the checkpoint's own modules where they give the numbers of TransformerLens' wrappers around them,
+whose hooks nobody listens to (`Host.has_own_modules`). Prompts of different lengths go through a causal model together
+where it takes their positions (`Host.takes_padded_prefix`).
 
 Three kinds of change are computed: the activation of a layer is replaced (``logits_with_post``); tensors are added to
 activations, or to outputs of ``W_out``, of several layers (``logits_with_additions``); hooks change activations
