@@ -21,7 +21,7 @@ from kn_lens._core.escape import shown
 from kn_lens._core.wording import counted
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.facts import Fact
-from kn_lens.hosts import HookedModel, Host, ModelIdentity, host_of
+from kn_lens.hosts import HookedModel, Host, ModelIdentity, exclusive, host_of
 from kn_lens.neurons.neuron_set import NeuronSet, check_neurons_by_fact
 
 TABLE = "neurons.parquet"
@@ -44,6 +44,7 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 """The hub's categories of the number of rows, each with its upper limit."""
 
 
+@exclusive
 def write_dataset(
     folder: str | PathLike[str],
     neurons_by_fact: Mapping[Fact, NeuronSet],
