@@ -56,8 +56,8 @@ def one_neuron_source(values: Sequence[Path]) -> Path:
     Raises:
         ArgumentError: Several files, a file beside names, or a text that is neither a file nor the name of a neuron.
 
-    >>> one_neuron_source([Path("L2N7, L2N9"), Path("L3N5")])
-    PosixPath('L2N7,L2N9,L3N5')
+    >>> print(one_neuron_source([Path("L2N7, L2N9"), Path("L3N5")]))
+    L2N7,L2N9,L3N5
     """
     for value in values:
         names = _names_in(value)

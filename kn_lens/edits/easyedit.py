@@ -90,7 +90,10 @@ def easyedit_requests(
         }
         if rewordings:
             request["rephrase_prompt"] = rewordings[0]
-        request["locality"] = {name: _locality(group) for name, group in groups.items() if group}
+        request["locality"] = {}
+        for name, group in groups.items():
+            if group:
+                request["locality"][name] = _locality(group)
         request["portability"] = {}
         for name in OWN_FIELDS:
             request[name] = getattr(fact, name)
@@ -147,7 +150,8 @@ def read_easyedit(
         result.new_objects[fact] = text_of(entry, "target_new", location)
         groups = {}
         for name, group in _object(entry.get("locality", {}), f"{location}, locality").items():
-            groups[name] = _locality_facts(_object(group, f"{location}, {name!r}"), f"{location}, {name!r}")
+            group_location = f"{location}, {name!r}"
+            groups[name] = _locality_facts(_object(group, group_location), group_location)
         result.others[fact] = groups
     return result
 
@@ -184,13 +188,15 @@ def _grouped(fact: Fact, others: Iterable[Fact]) -> dict[str, list[Fact]]:
 
 
 def _locality(facts: Iterable[Fact]) -> dict[str, list[str]]:
-    facts = list(facts)
-    columns = {
-        "prompt": [_prompts(fact)[0] for fact in facts],
-        "ground_truth": [fact.object for fact in facts],
-    }
-    for name in ("subject", *OWN_FIELDS):
-        columns[name] = [getattr(fact, name) for fact in facts]
+    """Return a group of facts as lists of prompts, answers and their other fields."""
+    columns: dict[str, list[str]] = {"prompt": [], "ground_truth": [], "subject": []}
+    for name in OWN_FIELDS:
+        columns[name] = []
+    for fact in facts:
+        columns["prompt"].append(_prompts(fact)[0])
+        columns["ground_truth"].append(fact.object)
+        for name in ("subject", *OWN_FIELDS):
+            columns[name].append(getattr(fact, name))
     return columns
 
 
@@ -256,7 +262,10 @@ def _checked_fact(
     Raises:
         DataError: a field is none of a fact, with the place of its request.
     """
-    own = {name: text_of(entry, name, location) for name in OWN_FIELDS if name in entry}
+    own = {}
+    for name in OWN_FIELDS:
+        if name in entry:
+            own[name] = text_of(entry, name, location)
     relation = own.pop("relation", templates[0])
     try:
         return Fact(subject, relation, text_of(entry, "ground_truth", location), templates, **own)

@@ -101,10 +101,17 @@ def write_dataset(
 def _table(neurons_by_fact: Mapping[Fact, NeuronSet], identity: ModelIdentity) -> pa.Table:
     rows = []
     for fact, neurons in neurons_by_fact.items():
-        row = {name: getattr(fact, name) for name in ("key", "relation", "relation_label", "subject", "object", "uid")}
-        row["templates"] = list(fact.templates)
-        row["neurons"] = [list(neuron) for neuron in neurons]
-        row["model"] = shown(identity.name)
+        row = {
+            "key": fact.key,
+            "relation": fact.relation,
+            "relation_label": fact.relation_label,
+            "subject": fact.subject,
+            "object": fact.object,
+            "uid": fact.uid,
+            "templates": list(fact.templates),
+            "neurons": list(map(list, neurons)),
+            "model": shown(identity.name),
+        }
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
@@ -123,8 +130,10 @@ def _card(
     header["tags"] = list(TAGS)
     header["size_categories"] = [_size_category(len(neurons_by_fact))]
     header["configs"] = [{"config_name": "default", "data_files": [{"split": "train", "path": TABLE}]}]
-    # A JSON value is a YAML value, with every text quoted.
-    yaml = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in header.items()]
+    yaml = []
+    for key, value in header.items():
+        # A JSON value is a YAML value, with every text quoted.
+        yaml.append(f"{key}: {json.dumps(value, ensure_ascii=False)}")
     n_neurons = sum(len(neurons) for neurons in neurons_by_fact.values())
     relations = dict.fromkeys(fact.relation_name for fact in neurons_by_fact)
     rows: dict[str, Any] = {

@@ -56,21 +56,26 @@ def format_table(
         raise ArgumentError(f"form={form!r}; expected one of {', '.join(forms)}.{did_you_mean(str(form), forms)}")
     if isinstance(digits, bool) or not isinstance(digits, int) or digits < 0:
         raise ArgumentError(f"digits={digits!r}; expected a whole number from 0.")
-    columns = [str(column) for column in table]
-    value_of_low = _interval_columns(columns)
-    shown = [position for position in range(len(columns)) if position not in _ends(value_of_low)]
-    is_number = [table.dtypes.iloc[position].kind in "iuf" for position in shown]
+    columns = list(map(str, table))
+    low_of_value = _interval_columns(columns)
+    shown = []
+    is_number = []
+    names = []
+    for position, column in enumerate(columns):
+        if position - 1 not in low_of_value and position - 2 not in low_of_value:
+            shown.append(position)
+            is_number.append(table.dtypes.iloc[position].kind in "iuf")
+            names.append(_text(column.replace("_", " "), form))
     rows = []
     for values in table.itertuples(index=False, name=None):
         cells = []
         for position in shown:
             cell = _cell(values[position], digits, form)
-            low = value_of_low.get(position)
+            low = low_of_value.get(position)
             if low is not None:
                 cell += f" {_interval(values[low], values[low + 1], digits, form)}"
             cells.append(cell)
         rows.append(cells)
-    names = [_text(columns[position].replace("_", " "), form) for position in shown]
     if form == "latex":
         return _latex(names, rows, is_number, caption, label)
     return _markdown(names, rows, is_number, caption)
@@ -83,13 +88,6 @@ def _interval_columns(columns: Sequence[str]) -> dict[int, int]:
         if columns[position : position + 2] == ["low", "high"]:
             positions[position - 1] = position
     return positions
-
-
-def _ends(value_of_low: dict[int, int]) -> set[int]:
-    ends = set()
-    for low in value_of_low.values():
-        ends |= {low, low + 1}
-    return ends
 
 
 # --- cells ------------------------------------------------------------------------------------------------
