@@ -431,7 +431,11 @@ class Host:
 
     def kv_prefix(self, tokens: Int[Tensor, "row pos"]) -> KVPrefix | None:
         """Run a causal model on tokens without padding, and return its keys and values, or None if it keeps none."""
-        return KVPrefix.of(self.model, tokens)
+        config = self.checkpoint.config
+        if not self.has_own_modules:
+            return KVPrefix.of(self.model, config, tokens)
+        with own_modules(self._wrapped), override_forwards(self._fused_activations):
+            return KVPrefix.of(self.checkpoint.base_model, config, tokens)  # no head
 
     @property
     def has_user_hooks(self) -> bool:

@@ -21,11 +21,17 @@ class KVPrefix:
     cache: Any
 
     @classmethod
-    def of(cls, model: Any, tokens: Int[Tensor, "row pos"]) -> "KVPrefix | None":
-        """Run the model on tokens without padding and keep its keys and values; None where it returns none."""
+    def of(cls, model: nn.Module, config: Any, tokens: Int[Tensor, "row pos"]) -> "KVPrefix | None":
+        """Run a model on tokens without padding and keep its keys and values; None where it returns none.
+
+        Args:
+            model: a TransformerLens model, or the part of a Hugging Face model below its head.
+            config: the configuration of the Hugging Face model.
+            tokens: the prefixes.
+        """
         from transformers import DynamicCache
 
-        cache = DynamicCache(config=model.original_model.config)
+        cache = DynamicCache(config=config)
         with torch.no_grad():
             model(
                 tokens,
