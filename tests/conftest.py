@@ -4,6 +4,7 @@ Modules whose tests pass wrong types on purpose, to read the error message, are 
 """
 
 import gc
+import signal
 from typing import Any
 
 import pytest
@@ -29,6 +30,10 @@ import kn_lens as kn  # noqa: E402
 from tests.effects import FACTS, MODELS  # noqa: E402
 from tests.reliability.state import differences, state_of  # noqa: E402
 from tests.tiny import loaded  # noqa: E402
+
+# A job in the background of a shell ignores Ctrl-C, and the commands that it starts inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
