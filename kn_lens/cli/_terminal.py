@@ -138,7 +138,8 @@ def show_progress(description: str, unit: str = "") -> Iterator[Activity]:
     finally:
         delay.cancel()
         delay.join()  # it may be starting the bar at this moment
-        bar.stop()
+        if not bar.disable:  # rich before 14.3 ends the line of a bar that was never shown
+            bar.stop()
         _activities.remove(activity)
 
 
