@@ -75,7 +75,11 @@ def progress_bar(description: str, unit: str) -> Iterator[Report]:
         finally:
             notebook_bar.remove()
         return
-    with terminal_bar(console, unit) as bar:
+    bar = terminal_bar(console, unit)
+    if bar.disable:  # not even begun: rich before 14.3 ends the line of a bar that it never drew
+        yield lambda done, total: None
+        return
+    with bar:
         task = bar.add_task(description, total=None)
 
         def update(done: int, total: int) -> None:
