@@ -183,10 +183,10 @@ def test_score_answers_under_equals_measure(model_and_prompts):
 
 def test_blocks_below_the_lowest_changed_layer_run_once(model_and_prompts):
     model, prompts = model_and_prompts
-    host = kn.host_of(model)
     top = {fact: kn.NeuronSet([(N_LAYERS - 1, 3)]) for fact in FACTS}
     seen = [0] * N_LAYERS
-    layer_of = {model.hook_dict[host.hook_post(layer)]: layer for layer in range(N_LAYERS)}
+    # Passes that start at a layer run the checkpoint's own modules.
+    layer_of = {block.mlp.out.original_component: layer for layer, block in enumerate(model.blocks)}
 
     def count(module, args, output):
         if module in layer_of:
