@@ -34,6 +34,8 @@ from kn_lens.errors import ArgumentError, DataError
 from kn_lens.facts import Fact, FactSet, relation_name
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from kn_lens.attribution import Attribution
     from kn_lens.neurons import NeuronSet
     from kn_lens.prompts import PromptBatch
@@ -43,6 +45,8 @@ SEED = 0
 EMBEDDED_FACT = "Ireland/P36"
 INVERSE = {"P36": "P1376", "P1376": "P36"}
 NEURONS_SHOWN = 12
+RELEASED_LAMBDAS = (1.0, 8.0)
+"""Strength of the updates of the paper's released code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,7 @@ PROMPTS_QUERIED = 2
 
 
 def demo(
-    model: options.Model = "world-bert",
+    model: options.Model = "world-gpt2",
     fact: Annotated[
         str | None,
         named_option(None, "--fact", "SUBJECT/RELATION", "Embedded fact; one that the model knows by default."),
@@ -91,7 +95,7 @@ def demo(
     An embedded model takes under a minute on two cores; a pretrained one, such as smollm2-135m, minutes.
 
     Example:
-        kn-lens demo --model world-gpt2
+        kn-lens demo --model world-bert
     """
     document: dict[str, Any] = {"command": "demo"}
     for name, section in sections(model, fact):
@@ -418,6 +422,15 @@ def _update(
             seed=SEED,
             progress=progress,
         )
+        strong = update_effects(
+            model,
+            updates,
+            {fact: found},
+            others=others,
+            lambdas=RELEASED_LAMBDAS,
+            seed=SEED,
+            progress=progress,
+        )
     host = host_of(model)
     new_tokens = torch.tensor(edit.why[0]["new_tokens"])
     logits = host.unembed(token_embeddings(host, new_tokens))
@@ -428,10 +441,24 @@ def _update(
         "n_negative": edit.why[0]["n_negative"],
         "n_neurons": len(edit.neurons),
         "effects": effects.to_dict("records"),
+        "checks": [_check(edit.why[0]["lambdas"], effects), _check(RELEASED_LAMBDAS, strong)],
         "embedding_rank": int((logits > new_logits).sum(1).max()),
         "during": during,
         "after": after,
         "restored": after == before,
+    }
+
+
+def _check(lambdas: Sequence[float], effects: "pd.DataFrame") -> dict[str, Any]:
+    """Return whether an update of the found neurons gives the new answer, and leaves the others alone."""
+    found = effects[effects.neuron_set == "found"].set_index("question")
+    own = found.loc["own wording"]
+    succeeds = own.new_right_after >= 0.5
+    return {
+        "lambdas": list(lambdas),
+        "success": float(own.new_right_after),
+        "disturbed": float(own.disturbed),
+        "passed": bool(succeeds and not own.disturbs),
     }
 
 
@@ -614,6 +641,17 @@ def _print_update(section: Mapping[str, Any], document: Mapping[str, Any]) -> No
     _print_text(f"  edited: {_token_list(section['during'])}")
     _print_text(f"  undone: {_token_list(section['after'])}")
     _print_text(f"Undone, the model answers {_restored(section)}")
+    _print_text(
+        "The check of an update: the new answer in at least half of the prompts, and at most a tenth of the right "
+        "answers to the other facts lost. At the default strength, and at that of the released code:"
+    )
+    numbers = ("new answer", "others lost")
+    rows = table("", "strength", *numbers, "check", right=numbers)
+    for check in section["checks"]:
+        strength = ", ".join(f"{value:g}" for value in check["lambdas"])
+        result = "passed" if check["passed"] else "failed"
+        rows.add_row(f"({strength})", f"{check['success']:.0%}", f"{check['disturbed']:.0%}", result)
+    out.print(rows)
 
 
 def _update_table(effects: Sequence[Mapping[str, Any]]) -> Table:

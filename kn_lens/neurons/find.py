@@ -280,6 +280,8 @@ def find(
         Findings(1 fact, 1 prompt: 3 neurons (...) from 20% of the largest score: the coarse set, as there is one ...)
     """
     host = host_of(model)
+    if answer is not None and templates is not None:
+        raise ArgumentError("Got templates= beside a text, which is its own template; expected one of them.")
     queried, fewest = _queried_facts(host, facts, answer, tokenizer)
     if min_prompts is None:
         min_prompts = fewest

@@ -260,7 +260,7 @@ class Clock:
     ("arguments", "slow", "description"),
     [
         ("data read world", "kn_lens.cli.data.read_facts", "working"),
-        ("demo", "kn_lens.hosts.load_model", "Loading world-bert"),
+        ("demo", "kn_lens.hosts.load_model", "Loading world-gpt2"),
         ("find", "kn_lens.hosts.load_model", "Loading world-bert"),
         ("find --json", "kn_lens.hosts.load_model", "Loading world-bert"),
         ("reproduce --out none", "kn_lens.hosts.load_model", "Loading world-bert"),

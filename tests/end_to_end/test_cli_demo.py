@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 
 import pytest
@@ -12,11 +13,15 @@ from kn_lens.errors import DataError
 from kn_lens.facts import WORLD, FactSet
 from kn_lens.hosts import host_of, load_model
 from kn_lens.neurons import NeuronSet
+from tests.notebooks import agree
+from tests.pages import ROOT
+
+README = ROOT / "README.md"
 
 
 @pytest.fixture(scope="module")
 def demo_document():
-    return {"command": "demo"} | dict(demo.sections("world-bert", "Ireland/P36"))
+    return {"command": "demo"} | dict(demo.sections("world-gpt2", "Ireland/P36"))
 
 
 def test_the_demo_shows_specific_neurons(demo_document):
@@ -52,15 +57,13 @@ def test_the_demo_edits_and_undoes(demo_document):
     before = demo_document["question"]["answers"][1]
     assert updated["restored"] and {"templates": "held-out", **updated["after"]} == before
     edited, undone = (updated[when] for when in ("during", "after"))
-    assert edited["tokens"][0] == undone["tokens"][0] == "Dublin"  # shaken: the default is weaker than the paper's
-    assert edited["probabilities"][0] < undone["probabilities"][0] / 2
+    assert edited["tokens"][0] == updated["new_object"] and undone["tokens"][0] == "Dublin"
     rows = {(row["neuron_set"], row["question"]): row for row in updated["effects"]}
-    cost = {
-        kind: rows[kind, "held out"]["nll_after"] - rows[kind, "held out"]["nll_before"] for kind in ("found", "random")
-    }
-    assert cost["found"] > 0.5 and abs(cost["random"]) < 0.1
-    # This model's head does not read an embedding as its own token: what the demo then has to say.
-    assert rows["found", "own wording"]["new_right_after"] == 0 and updated["embedding_rank"] > 0
+    assert rows["found", "held out"]["new_right_after"] == 1 and rows["random", "held out"]["new_right_after"] == 0
+    assert updated["embedding_rank"] == 0
+    default, released = updated["checks"]
+    assert default["passed"] and default["success"] == 1 and default["disturbed"] < 0.05
+    assert released["lambdas"] == [1, 8] and not released["passed"] and released["disturbed"] > 0.1
     growth = {
         (row["neuron_set"], row["question"]): row for row in erased["effects"] if row["measure"] == "perplexity_growth"
     }
@@ -114,12 +117,25 @@ def test_the_demo_is_readable_on_a_terminal(demo_document, monkeypatch, columns)
             "Error bar",
             "held-out",
             "other facts",
+            "passed",
+            "failed",
             "bit for bit",
             "undone:",
             "growth",
             "kn-lens find",
         )
     )
+
+
+def test_the_readme_shows_a_section_as_it_is_printed(demo_document, monkeypatch):
+    written = io.StringIO()
+    monkeypatch.setattr(demo, "out", EscapingConsole(file=written, width=120, color_system=None))
+    demo.print_section("changed", demo_document)
+    (excerpt,) = re.findall(r"```text\n( P\(Dublin\).*?)\n```", README.read_text(encoding="utf-8"), re.DOTALL)
+    shown = [line.strip() for line in excerpt.splitlines()]
+    printed = [line.strip() for line in written.getvalue().splitlines()]
+    start = printed.index(shown[0])
+    assert len(shown) == 7 and agree("\n".join(shown), "\n".join(printed[start : start + 7]))
 
 
 def test_a_model_that_is_not_embedded_is_shown_on_the_facts_that_it_knows(tmp_path):

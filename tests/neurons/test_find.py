@@ -203,6 +203,10 @@ WRONG = {
         lambda model: kn.find(model, FACT, "Dublin"),
         "Got answer='Dublin' beside facts, which have their own",
     ),
+    "templates beside a text": (
+        lambda model: kn.find(model, "The capital of France is", " Paris", templates="[X]: [Y]"),
+        "Got templates= beside a text, which is its own template",
+    ),
     "prompts": (
         lambda model: kn.find(model, kn.make_prompts(model, FACT)),
         r"Got a PromptBatch as facts; expected facts, or, of prompts: kn_lens.refine",
