@@ -152,23 +152,51 @@ def lambdas() -> str:
     return grid(["lambdas", "success in held-out templates", "in own templates", "disturbed", "facts"], rows)
 
 
-def by_kind(name: str, columns: tuple[str, ...], relative: bool = False) -> str:
-    """A table of a run with its kinds of neurons side by side, whatever labels stand before the values."""
+def edits(name: str) -> str:
+    """A table of edits, with its kinds of neurons side by side."""
     blocks = []
     for run, label in RUNS.items():
         table = read(run, name)
         if table is None:
             continue
-        labels = [column for column in columns if table[column].nunique() > 1]
-        kinds = [kind for kind in ("found", "activation", "random") if kind in set(table["neuron_set"])]
+        table = table[table["question"].isin(QUESTIONS) & table["measure"].isin(MEASURES)]
+        kinds = [kind for kind in KINDS if kind in set(table["neuron_set"])]
         rows = []
-        for key, group in table.groupby(labels, sort=False):
+        for (question, measure), group in table.groupby(["question", "measure"], sort=False):
             chosen = group.set_index("neuron_set")
-            cells = [(percent if relative else number)(chosen.loc[kind]) for kind in kinds]
-            paper = chosen.loc["found", "paper"] if "paper" in chosen else float("nan")
-            rows.append([label, *map(str, key), *cells, "" if pd.isna(paper) else f"{paper:.3g}"])
-        blocks.append(grid(["facts", *labels, *kinds, "paper: found"], rows))
+            paper = chosen.loc["found", "paper"]
+            cells = [number(chosen.loc[kind]) for kind in kinds]
+            cells.append("" if pd.isna(paper) else f"{paper:.3g}")
+            rows.append([label, str(question), MEASURES[str(measure)], *cells, f"{chosen.loc['found', 'n']:.0f}"])
+        columns = ["facts", "queries", "measure", *(KINDS[kind] for kind in kinds), "paper: found", "n"]
+        blocks.append(grid(columns, rows))
     return "\n\n".join(blocks)
+
+
+KINDS = {"found": "found", "activation": "most active", "random": "random"}
+QUESTIONS = ("own wording", "held-out wording", "same relation", "other relations")
+MEASURES = {
+    "changed": "another answer is first",
+    "success": "the new answer is first",
+    "top5": "the new answer is among five",
+    "accuracy_before": "right answers before",
+    "accuracy_after": "right answers after",
+    "perplexity_before": "perplexity before",
+    "perplexity_after": "perplexity after",
+}
+
+
+def methods() -> str:
+    """The effect of suppressing neurons that simpler scores choose."""
+    rows = []
+    for run, label in RUNS.items():
+        table = read(run, "methods")
+        if table is not None:
+            for _, row in table.iterrows():
+                name = str(row["neuron_set"]).replace("_", " ")
+                rows.append([label, name, percent(row), f"{row['control']:+.1%}", f"{row['n']:.0f}"])
+    columns = ["facts", "neurons by", "suppressed: own fact", "random neurons", "n"]
+    return grid(columns, rows) if rows else ""
 
 
 def listed(name: str) -> str:
@@ -194,15 +222,15 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "figure 3": figure3,
     "completeness": completeness,
     "lambdas": lambdas,
-    "table 6": lambda: by_kind("table6", ("question", "measure")),
-    "table 5": lambda: by_kind("table5", ("question", "measure")),
-    "methods": lambda: listed("methods"),
+    "table 6": lambda: edits("table6"),
+    "table 5": lambda: edits("table5"),
+    "methods": methods,
     "stability": lambda: listed("stability"),
 }
 
 
 HEADINGS = {
-    "table 6": "### Table 6",
+    "table 6": "### Table 6: facts updated",
     "table 5": "### Table 5: a relation erased",
     "methods": "## Other methods",
     "stability": "## Stability",

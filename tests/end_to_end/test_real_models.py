@@ -104,15 +104,33 @@ def test_facts_are_selected_by_the_rule_of_the_script():
 def test_a_section_without_records_is_left_out(tmp_path, monkeypatch):
     page = (ROOT / "docs" / "real_models.md").read_text(encoding="utf-8")
     tables = script("tables")
-    methods = Path("pararel", "tables", "methods.csv")
-    assert not (FOLDER / methods).exists() and tables.HEADINGS["methods"] not in page
+    heading = tables.HEADINGS["methods"]
+    assert heading in page
     shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
+    for run in tables.RUNS:
+        (tmp_path / run / "tables" / "methods.csv").unlink(missing_ok=True)
     monkeypatch.setattr(tables, "HERE", tmp_path)
-    (tmp_path / methods).write_text("method,value,low,high\nablation,0.5,0.25,0.75\n", encoding="utf-8")
-    block = (
-        "## Other methods\n\n| facts | method | value | control |\n| --- | --- | --- | --- |\n| ParaRel | ablation |"
-    )
-    assert block in tables.with_tables(page)
+    assert heading not in tables.with_tables(page)
+
+
+def test_what_the_page_says_of_edits_holds():
+    def values(run, table, measure):
+        chosen = pd.read_csv(FOLDER / run / "tables" / f"{table}.csv").query("measure == @measure")
+        return chosen.set_index(["question", "neuron_set"])["value"]
+
+    success = {run: values(run, "table6", "success") for run in ("pararel", "world")}
+    assert success["pararel"]["own wording", "found"] == 0
+    assert round(success["world"]["own wording", "found"], 2) == 0.02
+    assert all(one["own wording", "activation"] >= one["own wording", "found"] for one in success.values())
+    for run, before, after in (("pararel", 0.55, 0.05), ("world", 0.53, 0.03)):
+        assert round(values(run, "table5", "accuracy_before")["same relation", "found"], 2) == before
+        assert round(values(run, "table5", "accuracy_after")["same relation", "found"], 2) == after
+        changed = values(run, "table5", "changed")
+        assert 0.45 < changed["other relations", "found"] < 0.6
+        assert 1.4 < changed["other relations", "found"] / changed["other relations", "activation"] < 3.2
+        assert changed["other relations", "random"] < 0.1
+    methods = pd.read_csv(FOLDER / "pararel" / "tables" / "methods.csv").set_index("neuron_set")["value"]
+    assert methods.idxmin() == "ablation" and methods.drop(["activation", "random"]).max() < -0.69
 
 
 def test_more_than_half_of_the_neurons_refined_from_activations_are_shared():
