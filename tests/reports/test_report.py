@@ -306,7 +306,8 @@ def test_data_is_never_markup_and_only_own_scripts_are_allowed(tmp_path):
 def test_tables_of_facts_and_neurons_have_all_digits(run, tmp_path):
     facts, neurons = write_tables(run, tmp_path / "tables")
     effects = records(run, "effects").query("scope == 'own' and neuron_set == 'found' and factor == 0").set_index("key")
-    table = pd.read_csv(facts, float_precision="round_trip").set_index("key")
+    # As text: not every version of pandas reads a number as it was written.
+    table = pd.read_csv(facts, converters={"off": float}).set_index("key")
     assert (table["off"] == effects["after"].reindex(table.index)).all()
     assert table["neurons"].fillna("").str.split().str.len().sum() == table["n_neurons"].sum()
     assert pd.read_csv(neurons)["tokens"].map(json.loads).str.len().eq(10).all()
