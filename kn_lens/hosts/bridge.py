@@ -432,10 +432,11 @@ class Host:
     def kv_prefix(self, tokens: Int[Tensor, "row pos"]) -> KVPrefix | None:
         """Run a causal model on tokens without padding, and return its keys and values, or None if it keeps none."""
         config = self.checkpoint.config
-        if not self.has_own_modules:
+        if not (self.has_own_modules and self._fills_cache):
             return KVPrefix.of(self.model, config, tokens)
+        without_head: Any = self.checkpoint.base_model
         with own_modules(self._wrapped), override_forwards(self._fused_activations):
-            return KVPrefix.of(self.checkpoint.base_model, config, tokens)  # no head
+            return KVPrefix.of(without_head, config, tokens)
 
     @property
     def has_user_hooks(self) -> bool:
@@ -698,6 +699,12 @@ class Host:
     def _equal_to_rounding(self, logits: Float[Tensor, "*_"], expected: Float[Tensor, "*_"]) -> bool:
         tolerance = PROBE_ROUNDING * torch.finfo(self.dtype).eps * self.n_layers**0.5
         return bool((logits - expected).norm() <= min(tolerance, PROBE_LIMIT) * expected.norm())
+
+    @cached_property
+    def _fills_cache(self) -> bool:
+        """Whether TransformerLens' wrappers, which run the clean pass after a prefix, keep keys and values."""
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        return KVPrefix.of(self.model, self.checkpoint.config, token) is not None
 
     @cached_property
     def _fused_activations(self) -> Mapping[Any, Callable[..., Any]]:

@@ -55,23 +55,22 @@ class KVPrefix:
         """
         from transformers.cache_utils import DynamicLayer
 
-        layers_of: list[list[Any]] = []
+        caches: list[Any] = []
         for prefix in prefixes:
             if prefix is None or any(type(layer) is not DynamicLayer for layer in prefix.cache.layers):
                 return None
-            layers_of.append(prefix.cache.layers)
-        result = copy(layers_of[0])
-        for number, layers in enumerate(zip(*layers_of, strict=True)):
+            caches.append(prefix.cache)
+        result = copy(caches[0])
+        result.layers = []
+        for layers in zip(*(cache.layers for cache in caches), strict=True):
             longest = max(layer.keys.shape[-2] for layer in layers)
             joined = copy(layers[0])
             for name in ("keys", "values"):
                 states = [getattr(layer, name) for layer in layers]
                 padded = [nn.functional.pad(state, (0, 0, longest - state.shape[-2], 0)) for state in states]
                 setattr(joined, name, torch.cat(padded)[order])
-            result[number] = joined
-        cache = copy(prefixes[0].cache)
-        cache.layers = result
-        return cls(cache)
+            result.layers.append(joined)
+        return cls(result)
 
     def select(self, rows_of_layers: Sequence[Int[Tensor, " selected"] | None]) -> "KVPrefix":
         """Return the prefix of the rows that run in each layer; this one stays as it is.
