@@ -20,6 +20,7 @@ under a chunk, and the ``AttributionMethod`` makes scores of passes that start t
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Unpack, get_args
@@ -131,9 +132,10 @@ def attribute(
     with exclusively(model):
         joined = PartsJoin(prompts)
         computation = _Computation.of(model, prompts, options)
-        for numbers, part in computation.reported(computation.chunks(prompts)):
-            joined.add(numbers, part)
-            del part  # while the next one is computed
+        with computation.reporting() as computation.report:
+            for numbers, part in computation.chunks(prompts):
+                joined.add(numbers, part)
+                del part  # while the next one is computed
         return joined.result()
 
 
@@ -191,7 +193,7 @@ class _Computation:
         budget: bounds the rows that go through the model at a time.
         n_pairs: number of (prompt, layer) pairs.
         n_done: how many of them are finished.
-        report: called with (done, total) while a result is ``reported``.
+        report: called with (done, total) while results are made, in the context of ``reporting``.
     """
 
     host: Host
@@ -246,12 +248,16 @@ class _Computation:
             attribute_chunk,
         )
 
+    def reporting(self) -> AbstractContextManager[Progress | None]:
+        """Return the context in which what is done is reported as ``progress`` says."""
+        return reported(self.options.progress, "Attributing", "prompt-layers")
+
     def reported(
         self,
         parts: Iterator[tuple[Int[Tensor, " part"], Attribution]],
     ) -> Iterator[tuple[Int[Tensor, " part"], Attribution]]:
         """Yield parts, and report meanwhile as ``progress`` says."""
-        with reported(self.options.progress, "Attributing", "prompt-layers") as self.report:
+        with self.reporting() as self.report:
             yield from parts
 
     def whole_parts(
