@@ -133,6 +133,15 @@ def test_what_the_page_says_of_edits_holds():
     assert methods.idxmin() == "ablation" and methods.drop(["activation", "random"]).max() < -0.69
 
 
+def test_what_the_page_says_of_stability_holds():
+    table = pd.read_csv(FOLDER / "pararel" / "tables" / "stability.csv").set_index("varied")["value"]
+    rules, thresholds = table[["left 20", "right 20", "midpoint 20"]], table[table.index.str.contains("threshold")]
+    assert rules.min() > thresholds.max()
+    assert table["gauss-legendre 10"] < thresholds[thresholds > 0].min()
+    records = pd.concat(map(pd.read_parquet, (FOLDER / "pararel" / "records" / "stability").glob("*.parquet")))
+    assert records["key"].nunique() == 2
+
+
 def test_more_than_half_of_the_neurons_refined_from_activations_are_shared():
     table = pd.read_csv(FOLDER / "pararel" / "tables" / "table2.csv").query("neuron_set == 'baseline'")
     values = table.set_index("statistic")["value"]
