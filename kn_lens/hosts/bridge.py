@@ -378,8 +378,10 @@ class Host:
         """
         hooks = list(fwd_hooks)
         self.check_hooks(name for name, _ in hooks)
+        head_forwards: dict[Any, Callable[..., Any]] = {}
         if read_pos is not None:
-            hooks.append((self._head_entry, select_position(read_pos)))
+            hooks += self._head_hooks(read_pos)
+            head_forwards = self._head_forwards(read_pos)
         if own:
             fused = self.fuses_attention
             logits = self._run_own(tokens, attention_mask, prefix, hooks, functions, position_ids, fused=fused)
@@ -387,7 +389,7 @@ class Host:
             with (
                 entered(self.model.hooks(fwd_hooks=hooks)),
                 self.transform_post(functions or {}),
-                override_forwards(native_norm_forwards(self._norms)),
+                override_forwards(native_norm_forwards(self._norms) | head_forwards),
             ):
                 assert attention_mask is not None
                 logits = self._run(tokens, attention_mask, prefix)
@@ -735,6 +737,14 @@ class Host:
     @cached_property
     def _norms(self) -> list[nn.Module]:
         return norm_bridges(self.model)
+
+    def _head_hooks(self, read_pos: Int[Tensor, " row"]) -> list[tuple[str, HookFn]]:
+        """Return the hooks by which the head runs at one position of each row."""
+        return [(self._head_entry, select_position(read_pos))]
+
+    def _head_forwards(self, read_pos: Int[Tensor, " row"]) -> dict[Any, Callable[..., Any]]:
+        """Return the forwards, for `override_forwards`, by which it does where there is no such hook."""
+        return {}
 
     @cached_property
     def _head_entry(self) -> str:

@@ -9,7 +9,7 @@ They hold the same numbers under other names, and their weights apart from any H
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from importlib.metadata import version
 from types import SimpleNamespace
@@ -24,6 +24,8 @@ from kn_lens.hosts.bridge import Host
 from kn_lens.hosts.checkpoints import check_placed, origin_of
 from kn_lens.hosts.families import architecture_of, quiet_imports
 from kn_lens.hosts.kv_prefix import KVPrefix
+from kn_lens.hosts.model_protocol import HookFn
+from kn_lens.hosts.overrides import select_position
 from kn_lens.hosts.tokenizers import copy_for_transformer_lens
 
 CENTRED = 1e-3
@@ -57,6 +59,10 @@ class HookedHost(Host):
     def W_E(self) -> Float[Tensor, "d_vocab d_embed"]:
         embed = self.model.embed
         return embed.embed.W_E if self.kind == "masked" else embed.W_E
+
+    @property
+    def unembedding(self) -> nn.Module:
+        return self.model.unembed
 
     def has_adapter(self, layer: int) -> bool:
         return False
@@ -95,9 +101,14 @@ class HookedHost(Host):
             return self.model(tokens, one_zero_attention_mask=attention_mask)
         return self.model(tokens, attention_mask=attention_mask)
 
-    @cached_property
-    def _head_entry(self) -> str:  # no hook stands in the head before its first linear map
-        return self.resid_post(self.n_layers - 1)
+    def _head_hooks(self, read_pos: Int[Tensor, " row"]) -> list[tuple[str, HookFn]]:
+        # None stands between the blocks and the first map of the head, and those on a block see some rows at a time.
+        return []
+
+    def _head_forwards(self, read_pos: Int[Tensor, " row"]) -> dict[Any, Callable[..., Any]]:
+        head = self.model.mlm_head if self.kind == "masked" else self.model.ln_final
+        select, run = select_position(read_pos), head.forward
+        return {head: lambda resid: run(select(resid, None))}
 
 
 def is_hooked(model: Any) -> bool:
