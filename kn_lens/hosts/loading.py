@@ -29,7 +29,7 @@ from kn_lens.hosts.checkpoints import (
     restored_on_error,
     wrap_in_bridge,
 )
-from kn_lens.hosts.exclusive import exclusive, one_load_at_a_time
+from kn_lens.hosts.exclusive import exclusive, exclusively, one_load_at_a_time
 from kn_lens.hosts.families import architecture_of, check_config
 from kn_lens.hosts.hooked import hooked_from, hooked_host, is_hooked
 from kn_lens.hosts.logit_check import LogitCheck, ReferenceLogits
@@ -55,7 +55,7 @@ _ADVICE_ON_REFERENCES = (
 def host_of(model: HookedModel | Host) -> Host:
     """Check that kn_lens can work on a TransformerLens model, and describe it. Runs nothing; milliseconds.
 
-    A ``Host`` is returned as it is, without another check.
+    Waits for a call of another thread that has the model. A ``Host`` is returned as it is, without another check.
 
     Raises:
         UnsupportedModelError: not a TransformerLens model, in train mode, on several devices, quantised, a mixture of
@@ -72,7 +72,8 @@ def host_of(model: HookedModel | Host) -> Host:
     if is_hooked(model):
         return hooked_host(model)
     if is_bridge(model):
-        return bridge_host(model)
+        with exclusively(model):  # the wrappers are not there while a pass of another thread runs without them
+            return bridge_host(model)
     name = repr(model) if isinstance(model, str) else "name_or_model"
     raise wrong_kind(model, f"a TransformerLens model: kn_lens.load_model({name})", error=UnsupportedModelError)
 
