@@ -40,6 +40,7 @@ from kn_lens.hosts.model_protocol import HookFn, PostFn
 from kn_lens.hosts.overrides import (
     HOOKS,
     WrappedModule,
+    eager_configs,
     fused_activations,
     fused_attention,
     native_norm_forwards,
@@ -612,7 +613,7 @@ class Host:
                 options["attention_mask"] = None
             else:
                 options["position_ids"] = position_ids
-        attention = fused_attention(self.checkpoint) if fused else nullcontext()
+        attention = fused_attention(self._eager_configs) if fused else nullcontext()
         with own_modules(self._wrapped), override_forwards(forwards), attention:
             return self.checkpoint(input_ids=tokens, return_dict=True, **options).logits
 
@@ -711,6 +712,10 @@ class Host:
     @cached_property
     def _fused_activations(self) -> Mapping[Any, Callable[..., Any]]:
         return fused_activations(self.checkpoint)
+
+    @cached_property
+    def _eager_configs(self) -> list[Any]:
+        return eager_configs(self.checkpoint)
 
     @cached_property
     def _wrapped(self) -> list[WrappedModule]:

@@ -99,20 +99,29 @@ def own_modules(wrapped: Sequence[WrappedModule]) -> AbstractContextManager[None
     return Undone(unwrap, wrap)
 
 
-def fused_attention(checkpoint: nn.Module) -> AbstractContextManager[None]:
-    """Let a Hugging Face model compute attention by PyTorch's fused function, for the time of a ``with`` block."""
+def eager_configs(checkpoint: nn.Module) -> list[Any]:
+    """Return the configurations by which modules of a Hugging Face model compute attention in separate products."""
     configs: dict[int, Any] = {}
     for module in checkpoint.modules():
         config = getattr(module, "config", None)
         if getattr(config, _IMPLEMENTATION, None) == "eager":
             configs[id(config)] = config
+    return list(configs.values())
+
+
+def fused_attention(configs: Sequence[Any]) -> AbstractContextManager[None]:
+    """Let modules compute attention by PyTorch's fused function, for the time of a ``with`` block.
+
+    Args:
+        configs: the `eager_configs` of the model.
+    """
 
     def fuse() -> None:
-        for config in configs.values():
+        for config in configs:
             setattr(config, _IMPLEMENTATION, "sdpa")
 
     def separate() -> None:
-        for config in configs.values():
+        for config in configs:
             setattr(config, _IMPLEMENTATION, "eager")
 
     return Undone(fuse, separate)
