@@ -640,7 +640,7 @@ def _print_update(section: Mapping[str, Any], document: Mapping[str, Any]) -> No
     _print_text(f"{section['during']['text']}  (held-out template)")
     _print_text(f"  edited: {_token_list(section['during'])}")
     _print_text(f"  undone: {_token_list(section['after'])}")
-    _print_text(f"Undone, the model answers {_restored(section)}")
+    _print_text(f"undone, the model answers {_restored(section)}")
     _print_text(
         "The check of an update: the new answer in at least half of the prompts, and at most a tenth of the right "
         "answers to the other facts lost. At the default strength, and at that of the released code:"

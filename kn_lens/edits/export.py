@@ -9,7 +9,7 @@ from typing import Any
 
 from kn_lens._core.atomic import writing_folder
 from kn_lens._core.checks import check_kind, check_path, wrong_kind
-from kn_lens._core.interrupts import Undone
+from kn_lens._core.interrupts import undone
 from kn_lens.edits.value_rows import check_raw
 from kn_lens.edits.weight_edit import WeightEdit
 from kn_lens.errors import ArgumentError, EditError
@@ -104,7 +104,7 @@ def _all_applied(
         for edit in edits:
             stack.enter_context(edit.applied(host))
 
-    return Undone(apply, stack.close)
+    return undone(apply, stack.close)
 
 
 def check_new(directory: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kn_lens._core.interrupts import Held
+from kn_lens._core.interrupts import held
 from kn_lens._core.notation import NeuronLike
 from kn_lens._core.precision import at_least_float32
 from kn_lens.edits.arguments import checked_neurons
@@ -63,10 +63,10 @@ class ValueRows:
             rollback: the values to write instead after a signal or an error.
         """
         try:
-            with Held():
+            with held():
                 self._assign(values)
         except BaseException:
-            with Held():
+            with held():
                 self._assign(rollback)
             raise
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from kn_lens._core.checks import check_path, wrong_kind
 from kn_lens._core.display import ROWS_SHOWN, shortened, table_html
 from kn_lens._core.escape import shown
-from kn_lens._core.interrupts import Undone
+from kn_lens._core.interrupts import undone
 from kn_lens._core.notation import NeuronLike
 from kn_lens._core.precision import at_least_float32
 from kn_lens._core.wording import counted
@@ -278,7 +278,7 @@ class WeightEdit:
             for edit in written:
                 edit._undo(host)
 
-        return Undone(write, undo)
+        return undone(write, undo)
 
     def _prepare(self, host: Host, force: bool) -> tuple[ValueRows, "WeightEdit"]:
         """Return the rows to write to and the edit to write, after all checks."""

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from kn_lens._core.interrupts import Undone, entered
+from kn_lens._core.interrupts import entered, undone
 from kn_lens.errors import (
     ArgumentError,
     EditError,
@@ -553,7 +553,7 @@ class Host:
             stack.callback(handle.remove)
             stack.enter_context(override_forwards(dict.fromkeys(above, skip)))
 
-        return Undone(enter, stack.close)
+        return undone(enter, stack.close)
 
     def transform_post(self, functions: Mapping[int, PostFn]) -> AbstractContextManager[None]:
         """Pass activations through functions on their way to ``W_out``, for the time of a ``with`` block.
@@ -781,7 +781,7 @@ class Host:
             for handle in handles:
                 handle.remove()
 
-        with Undone(watch, unwatch):
+        with undone(watch, unwatch):
             tokens = torch.zeros(1, 1, dtype=torch.long, device=self.device)
             with torch.no_grad():
                 self.logits(tokens, torch.ones_like(tokens), own=own)

@@ -10,14 +10,16 @@ Models are loaded one after another, because transformers changes settings of th
 """
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, nullcontext
 from functools import wraps
 from threading import Lock, RLock
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
+
+from kn_lens._core.interrupts import guarded_context
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -61,8 +63,8 @@ def one_load_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-@contextmanager
-def exclusively(model: Any) -> Iterator[None]:
+@guarded_context
+def exclusively(model: Any) -> Generator[None, None, None]:
     """Lock a model and leave the caller's modes.
 
     Args:
@@ -75,8 +77,8 @@ def exclusively(model: Any) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def leave_caller_modes() -> Iterator[None]:
+@guarded_context
+def leave_caller_modes() -> Generator[None, None, None]:
     """Leave the caller's inference and autocast modes."""
     with ExitStack() as stack:
         if torch.is_inference_mode_enabled():

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from kn_lens._core.interrupts import Undone
+from kn_lens._core.interrupts import undone
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 """The attributes in which PyTorch keeps the hooks of a module."""
@@ -39,7 +39,7 @@ def override_forwards(
         for module, forward in originals.items():
             module.__dict__["forward"] = forward
 
-    return Undone(override, restore)
+    return undone(override, restore)
 
 
 def repack_like(output: Any) -> Callable[[Tensor], Any]:
@@ -96,7 +96,7 @@ def own_modules(wrapped: Sequence[WrappedModule]) -> AbstractContextManager[None
         for place in wrapped:
             place.parent._modules[place.name] = place.wrapper
 
-    return Undone(unwrap, wrap)
+    return undone(unwrap, wrap)
 
 
 def eager_configs(checkpoint: nn.Module) -> list[Any]:
@@ -124,7 +124,7 @@ def fused_attention(configs: Sequence[Any]) -> AbstractContextManager[None]:
         for config in configs:
             setattr(config, _IMPLEMENTATION, "eager")
 
-    return Undone(fuse, separate)
+    return undone(fuse, separate)
 
 
 def fused_activations(checkpoint: nn.Module) -> dict[Any, Callable[..., Any]]:

@@ -1,5 +1,6 @@
 """Undo restores every bit, in any order of edits, after interrupts, and after changes of the mode of the model."""
 
+import signal
 import sys
 from contextlib import contextmanager
 from itertools import count
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kn_lens as kn
+from kn_lens._core.interrupts import SIGNALS
 from tests.edit_cases import bits, random_edit, same
 from tests.tiny import loaded, tiny_model
 
@@ -144,6 +146,7 @@ def test_an_interrupt_anywhere_leaves_a_whole_edit_or_none(action):
     without = bits(model)
     with edit.applied(model):
         within = bits(model)
+    handlers = [signal.getsignal(number) for number in SIGNALS]
 
     def block():
         with edit.applied(model):
@@ -161,6 +164,7 @@ def test_an_interrupt_anywhere_leaves_a_whole_edit_or_none(action):
                 run()
         except KeyboardInterrupt:
             interrupted = True
+        assert [signal.getsignal(number) for number in SIGNALS] == handlers, line
         current = bits(model)
         assert same(current, without) or (same(current, within) and action != "with"), line
         if not same(current, without):

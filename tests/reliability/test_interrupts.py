@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import kn_lens as kn
-from kn_lens._core.interrupts import Held, Undone
+from kn_lens._core.interrupts import held, undone
+from kn_lens.hosts.exclusive import lock_of
 from tests.edit_cases import NEURONS, random_edit
 from tests.effects import FACTS, sets_of
 from tests.reliability.state import differences, state_of, state_of_torch
@@ -56,7 +57,7 @@ class Keyboard:
         sys.settrace(self.before[1])
 
     def _moment(self, frame, event, _):
-        if event != "return" and concerned(frame.f_code):
+        if event in ("call", "c_return") and concerned(frame.f_code):
             self.seen += 1
             if self.seen == self.first:
                 signal.raise_signal(signal.SIGINT)
@@ -115,6 +116,13 @@ def everything(model):
     return state_of(model) | state_of_torch() | of_process
 
 
+def can_be_locked(model):
+    """Return whether another thread can have the model: whether no call of this one holds it still."""
+    with ThreadPoolExecutor(1) as pool:
+        lock = lock_of(model)
+        return pool.submit(lambda: lock.acquire(blocking=False) and not lock.release()).result()
+
+
 @pytest.mark.parametrize("presses", [1, 2])
 @pytest.mark.parametrize("way", WAYS)
 def test_an_interrupt_at_any_moment_restores_the_model(way, presses, tmp_path):
@@ -138,6 +146,7 @@ def test_an_interrupt_at_any_moment_restores_the_model(way, presses, tmp_path):
             except KeyboardInterrupt as interrupt:  # kept, as notebooks keep it, with all that its frames hold
                 kept.append(interrupt)
             left = differences(before, everything(model))
+            assert can_be_locked(model), (moment - n, keyboard.second)
             assert not left, (moment - n, keyboard.second, left)
             if len(kept) > number:
                 break
@@ -171,7 +180,7 @@ def test_held_signals_are_all_handled_afterwards():
     both = (signal.SIGTERM, signal.SIGUSR1)
     before = [signal.signal(one, stop) for one in both]
     try:
-        with pytest.raises(ZeroDivisionError), Held(), Held():
+        with pytest.raises(ZeroDivisionError), held(), held():
             for one in both:
                 signal.raise_signal(one)
             assert not handled
@@ -203,6 +212,6 @@ def test_a_failed_change_is_undone_and_its_error_raised(fails_to_undo):
         if fails_to_undo:
             raise LookupError
 
-    with pytest.raises(LookupError if fails_to_undo else ZeroDivisionError), Undone(do, undo):
+    with pytest.raises(LookupError if fails_to_undo else ZeroDivisionError), undone(do, undo):
         pass
     assert not done
