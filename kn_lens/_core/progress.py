@@ -3,8 +3,9 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from html import escape
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -18,6 +19,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 Report = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -100,6 +104,21 @@ def reported(
             yield report
     else:
         yield progress or None
+
+
+def draws_progress(description: str, unit: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a function with a keyword ``progress`` take True for it: it is then given the function of a bar."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            progress: Any = kwargs.pop("progress", None)
+            with reported(progress, description, unit) as report:
+                return function(*args, **kwargs, progress=report)  # pyright: ignore[reportCallIssue]
+
+        return call
+
+    return decorate
 
 
 class _NotebookBar:

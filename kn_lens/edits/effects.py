@@ -27,6 +27,7 @@ from torch import Tensor
 from kn_lens._core import defaults
 from kn_lens._core.checks import check_share
 from kn_lens._core.names import Scaling, UpdateForm
+from kn_lens._core.progress import draws_progress
 from kn_lens.attribution import Preset, check_numbers
 from kn_lens.edits.arguments import (
     check_each_has_neurons,
@@ -74,6 +75,7 @@ ROWS_AT_ONCE = 1 << 16
 
 
 @exclusive
+@draws_progress("Measuring updates", "rows")
 def update_effects(
     model: HookedModel | Host,
     new_objects: Mapping[Fact, str],
@@ -91,7 +93,7 @@ def update_effects(
     seed: int = 0,
     tokenizer: Any = None,
     memory_budget: float | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> "pd.DataFrame":
     """Measure the effects of updates, one fact at a time, with the fact's own neurons and with control neurons.
 
@@ -117,7 +119,8 @@ def update_effects(
             other facts are measured.
         tokenizer: the tokenizer to use instead of the model's own.
         memory_budget: bytes of memory for passes; see ``attribute``.
-        progress: called with (done, total), counted in rows.
+        progress: True draws a bar, on a terminal or in a notebook; or a function, called with (done, total), counted in
+            rows.
 
     Returns:
         A table with a row for each fact, ``neuron_set`` (``found``, ``activation``, ``random``), ``dose`` and
@@ -224,7 +227,7 @@ class UpdateMeasurement:
     doses: Sequence[float] = (1.0,)
     max_disturbed: float = MAX_DISTURBED
     tokenizer: Any = None
-    progress: Progress | None = None
+    progress: Progress | bool | None = None
 
 
 def measure_updates(
@@ -461,6 +464,7 @@ def disturbed_share(rows: Iterable[Mapping[str, Any]]) -> float:
 
 
 @exclusive
+@draws_progress("Measuring erasures", "rows")
 def erase_effects(
     model: HookedModel | Host,
     prompts: PromptBatch,
@@ -474,7 +478,7 @@ def erase_effects(
     seed: int = 0,
     tokenizer: Any = None,
     memory_budget: float | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> "pd.DataFrame":
     """Measure the effects of erasures on all facts, one relation at a time, with its neurons and with control neurons.
 
@@ -492,7 +496,8 @@ def erase_effects(
         seed: seed of the random neurons, as many in each layer as are erased.
         tokenizer: the tokenizer to look ``value`` up in, instead of the model's own.
         memory_budget: bytes of memory for passes; see ``attribute``.
-        progress: called with (done, total), counted in rows.
+        progress: True draws a bar, on a terminal or in a notebook; or a function, called with (done, total), counted in
+            rows.
 
     Returns:
         A table with a row for each erased ``relation``, ``neuron_set`` (``found``, ``activation``, ``random``) and

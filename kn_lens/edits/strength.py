@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from kn_lens._core import defaults
 from kn_lens._core.checks import check_kind, check_share
 from kn_lens._core.names import Scaling
+from kn_lens._core.progress import draws_progress
 from kn_lens.attribution import Preset
 from kn_lens.edits.arguments import check_each_has_neurons, check_new_objects
 from kn_lens.edits.effects import MAX_DISTURBED, UpdateMeasurement, UpdateTrial, measure_updates
@@ -92,6 +93,7 @@ class LambdaChoice:
 
 
 @exclusive
+@draws_progress("Choosing the strength", "rows")
 def choose_lambdas(
     model: HookedModel | Host,
     new_objects: Mapping[Fact, str],
@@ -106,7 +108,7 @@ def choose_lambdas(
     signed: bool = defaults.SIGNED,
     tokenizer: Any = None,
     memory_budget: float | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> LambdaChoice:
     """Choose the strength of updates on facts that are not to be edited, by the rule of ``LambdaChoice``.
 
@@ -126,7 +128,8 @@ def choose_lambdas(
         signed: see ``update_fact``.
         tokenizer: the tokenizer to use instead of the model's own.
         memory_budget: bytes of memory for passes; see ``attribute``.
-        progress: called with (done, total), counted in rows.
+        progress: True draws a bar, on a terminal or in a notebook; or a function, called with (done, total), counted in
+            rows.
 
     Returns:
         The choice, with all measures in its ``table``. Cost: for each fact and strength a forward pass for each row of

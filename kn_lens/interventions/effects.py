@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from kn_lens._core.checks import wrong_kind
 from kn_lens._core.display import ROWS_SHOWN, table_html
 from kn_lens._core.drawing import drawing
+from kn_lens._core.progress import draws_progress
 from kn_lens._core.wording import counted
 from kn_lens.attribution import check_numbers
 from kn_lens.errors import ArgumentError, did_you_mean
@@ -98,6 +99,7 @@ class Effect(pd.DataFrame):
 
 
 @exclusive
+@draws_progress("Measuring", "rows")
 def measure(
     model: HookedModel | Host,
     prompts: PromptBatch,
@@ -105,7 +107,7 @@ def measure(
     *,
     tokenizer: Any = None,
     memory_budget: float | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Effect:
     """Score the answer of every prompt without and with interventions.
 
@@ -115,7 +117,8 @@ def measure(
         interventions: one, or several that act in their order.
         tokenizer: decodes the top answers, instead of the model's own; without either they are token ids.
         memory_budget: bytes that passes may take; see ``attribute``.
-        progress: called with (done, total), counted in rows.
+        progress: True draws a bar, on a terminal or in a notebook; or a function, called with (done, total), counted in
+            rows.
 
     Returns:
         A pandas table, drawn by its ``plot()``, with one row a prompt: ``relation``, ``subject``, ``object``, ``text``;
@@ -171,6 +174,7 @@ def measure(
 
 
 @exclusive
+@draws_progress("Measuring controls", "rows")
 def controlled_effects(
     model: HookedModel | Host,
     prompts: PromptBatch,
@@ -181,7 +185,7 @@ def controlled_effects(
     across_relations: bool = True,
     seed: int = 0,
     memory_budget: float | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> pd.DataFrame:
     """Measure an intervention on each fact's neurons beside its controls.
 
@@ -198,7 +202,8 @@ def controlled_effects(
         seed: of the random neurons and of the draw of facts of other relations; the random neurons of a fact do not
             depend on the other facts.
         memory_budget: bytes that passes may take; see ``attribute``.
-        progress: called with (done, total), counted in rows.
+        progress: True draws a bar, on a terminal or in a notebook; or a function, called with (done, total), counted in
+            rows.
 
     Returns:
         A table with one row for each fact, ``neuron_set`` (``found``, ``activation``, ``random``) and ``scope``

@@ -95,8 +95,8 @@ def is_known(n_right: Any, n_prompts: Any) -> Any:
 class Ticks:
     """Count the rows that were run and report them to a progress function."""
 
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self.progress = progress
+    def __init__(self, progress: Progress | bool | None, total: int) -> None:
+        self.progress = progress if callable(progress) else None
         self.total = total
         self.done = 0
 

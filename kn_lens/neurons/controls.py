@@ -100,7 +100,7 @@ def most_active_neurons(
     neurons_by_fact: Mapping[Fact, NeuronSet],
     *,
     memory_budget: float | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> SetsByFact:
     """Return for each fact as many neurons, those of highest mean activation over its prompts.
 
@@ -111,7 +111,8 @@ def most_active_neurons(
         prompts: prompts of all the facts, and of no others.
         neurons_by_fact: the sets to match in number.
         memory_budget: see ``attribute``.
-        progress: called with (done, total), counted in (prompt, layer) pairs.
+        progress: True draws a bar, on a terminal or in a notebook; or a function, called with (done, total), counted in
+            (prompt, layer) pairs.
 
     Returns:
         The most active neurons, in the order of the prompts' facts. Cost: one forward pass per row.
