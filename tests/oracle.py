@@ -5,22 +5,42 @@ One prompt, one neuron layer, one step at a time, full forward passes, PyTorch's
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from itertools import count
 
 import torch
 from torch import Tensor, nn
 
 W_OUT: dict[str, Callable[[nn.Module, int], nn.Module]] = {
+    "AlbertForMaskedLM": lambda hf, layer: hf.albert.encoder.albert_layer_groups[0].albert_layers[0].ffn_output,
     "BertForMaskedLM": lambda hf, layer: hf.bert.encoder.layer[layer].output.dense,
+    "DebertaV2ForMaskedLM": lambda hf, layer: hf.deberta.encoder.layer[layer].output.dense,
+    "ErnieForMaskedLM": lambda hf, layer: hf.ernie.encoder.layer[layer].output.dense,
+    "EsmForMaskedLM": lambda hf, layer: hf.esm.encoder.layer[layer].output.dense,
+    "EuroBertForMaskedLM": lambda hf, layer: hf.model.layers[layer].mlp.down_proj,
     "GPT2LMHeadModel": lambda hf, layer: hf.transformer.h[layer].mlp.c_proj,
     "LlamaForCausalLM": lambda hf, layer: hf.model.layers[layer].mlp.down_proj,
+    "MPNetForMaskedLM": lambda hf, layer: hf.mpnet.encoder.layer[layer].output.dense,
+    "MegatronBertForMaskedLM": lambda hf, layer: hf.bert.encoder.layer[layer].output.dense,
+    "ModernBertForMaskedLM": lambda hf, layer: hf.model.layers[layer].mlp.Wo,
+    "NomicBertForMaskedLM": lambda hf, layer: hf.nomic_bert.layers[layer].mlp.down_proj,
+    "XLMRobertaXLForMaskedLM": lambda hf, layer: hf.roberta.encoder.layer[layer].output.dense,
 }
 
 
 @contextmanager
 def at_w_out(hf: nn.Module, layer: int, change: Callable[[Tensor], Tensor | None]):
     """Let ``change`` see, and replace unless it returns None, what enters the layer's W_out."""
-    module = W_OUT[type(hf).__name__](hf, layer)
-    handle = module.register_forward_pre_hook(lambda _, args: None if (new := change(args[0])) is None else (new,))
+    name = type(hf).__name__
+    calls = count()
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+        # ALBERT runs one module at every depth.
+        if name == "AlbertForMaskedLM" and next(calls) % hf.config.num_hidden_layers != layer:
+            return None
+        new = change(args[0])
+        return None if new is None else (new,)
+
+    handle = W_OUT[name](hf, layer).register_forward_pre_hook(hook)
     try:
         yield
     finally:

@@ -3,7 +3,8 @@
 ``loading`` has ``load_model``, from a name to a model, and ``host_of``, from a model to a ``Host``. ``bridge`` is the
 host over a ``TransformerBridge``, ``hooked`` over the older ``HookedTransformer`` and ``HookedEncoder``;
 ``model_protocol`` is the interface that all three share. ``families`` lists the checkpoints that can be hosted and
-``checkpoints`` reads them, those in ``gguf`` files and with ``peft_adapters`` too.
+``checkpoints`` reads them, those in ``gguf`` files and with ``peft_adapters`` too. ``adapters`` are those by which
+TransformerLens hosts families that it does not know.
 ``tokenizers`` keeps the checkpoint's own tokenizer beside that of TransformerLens.
 ``logit_check`` compares logits with those of transformers.
 ``partial_forward`` runs a model from a layer on, by ``overrides`` of its modules and a ``kv_prefix``; ``memory`` bounds
@@ -14,7 +15,7 @@ the Hugging Face model inside. TransformerLens and transformers are imported lat
 from kn_lens.hosts.bridge import FOR_ONE_BATCH, Host
 from kn_lens.hosts.checkpoints import EMBEDDED_DIR, embedded_models, import_model_libraries
 from kn_lens.hosts.exclusive import exclusive, exclusively
-from kn_lens.hosts.families import FAMILIES, Family, Kind
+from kn_lens.hosts.families import FAMILIES, Family, Kind, adapter_state
 from kn_lens.hosts.gguf import PACKAGED_MODELS, PackagedModel
 from kn_lens.hosts.identity import ModelIdentity
 from kn_lens.hosts.loading import check_host, checked_host, host_of, is_hosted, load_model
@@ -52,6 +53,7 @@ __all__ = [
     "ModelIdentity",
     "PackagedModel",
     "Replacement",
+    "adapter_state",
     "check_beginning",
     "check_host",
     "check_tokenizer",

@@ -32,6 +32,7 @@ from kn_lens.hosts.families import (
     Kind,
     architecture_of,
     check_config,
+    longest_padding,
     needs_whole_passes,
     text_config,
 )
@@ -102,6 +103,8 @@ class Host:
             longer holds the checkpoint's rows, and the only possible edit is to erase neurons.
         whole_passes: True where no pass can start at a layer, because layers have other states than keys and values,
             or read those of lower layers: every pass then runs all of them.
+        longest_padding: the longest padding that a prompt may have beside longer ones, in tokens; None where it is not
+            limited.
         origin: what was done to the stored weights before they were the model's, such as ``dequantised from x.gguf``;
             empty where they are as stored, or where that is not known.
     """
@@ -120,6 +123,7 @@ class Host:
     raw: bool
     origin: str
     whole_passes: bool = False
+    longest_padding: int | None = None
 
     # --- names of hooks ---------------------------------------------------------------------------
 
@@ -190,6 +194,11 @@ class Host:
     def W_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """Return the value rows of ``layer``, live: writing to them (under ``torch.no_grad``) changes the model."""
         return self.model.blocks[self._checked(layer)].mlp.W_out
+
+    def layers_with_rows_of(self, layer: int) -> list[int]:
+        """Return the layers with the ``W_out`` of ``layer``: itself alone, unless layers share weights (ALBERT)."""
+        address = self.W_out(layer).data_ptr()
+        return [other for other in range(self.n_layers) if self.W_out(other).data_ptr() == address]
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_embed"]:
@@ -893,6 +902,7 @@ def bridge_host(model: Any) -> Host:
         origin=origin_of(model),
         raw=not getattr(model, "_weights_processed", model.compatibility_mode),
         whole_passes=needs_whole_passes(hf_model.config) or not _has_attention(model),
+        longest_padding=longest_padding(hf_model.config, kind),
     )
 
 

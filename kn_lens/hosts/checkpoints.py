@@ -7,7 +7,7 @@ error, never a random matrix. Weights are read from safetensors where there are 
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field
@@ -23,7 +23,6 @@ from kn_lens._core.checks import wrong_kind
 from kn_lens.errors import ArgumentError, KNLensError, UnsupportedModelError, did_you_mean
 from kn_lens.hosts.exclusive import one_load_at_a_time
 from kn_lens.hosts.families import (
-    BY_ARCHITECTURE,
     BY_MODEL_TYPE,
     EXPECTED_SOURCE,
     INSTEAD_OF_QUANTISED,
@@ -32,7 +31,6 @@ from kn_lens.hosts.families import (
     architecture_of,
     check_config,
     quiet_imports,
-    registered_by_user,
 )
 from kn_lens.hosts.gguf import (
     PACKAGED_MODELS,
@@ -182,15 +180,8 @@ def read_checkpoint(
     def read_tokenizer() -> Any:
         return AutoTokenizer.from_pretrained(path_or_name, trust_remote_code=False, **options)
 
-    if tokenizer is not None and adds_special_tokens_before(tokenizer):
-        unchanged = None
-        with suppress(Exception):  # a checkpoint without a tokenizer that can be read has none to compare with
-            unchanged = read_tokenizer()
-        check_beginning(tokenizer, unchanged)
-    try:
-        if reads_tokenizer:
-            tokenizer = read_tokenizer()
-        model, info = auto.from_pretrained(
+    def read_weights() -> Any:
+        return auto.from_pretrained(
             path_or_name,
             config=config,
             dtype=dtype,
@@ -199,6 +190,19 @@ def read_checkpoint(
             trust_remote_code=False,
             **weight_options,
         )
+
+    if tokenizer is not None and adds_special_tokens_before(tokenizer):
+        unchanged = None
+        with suppress(Exception):  # a checkpoint without a tokenizer that can be read has none to compare with
+            unchanged = read_tokenizer()
+        check_beginning(tokenizer, unchanged)
+    try:
+        if reads_tokenizer:
+            tokenizer = read_tokenizer()
+        model, info = read_weights()
+        if config.model_type == "deberta-v2" and _has_newer_head(info["unexpected_keys"]):
+            config.legacy = False
+            model, info = read_weights()
     except Exception as error:  # damaged files fail in as many ways as there are readers
         raise UnsupportedModelError(f"{name!r} cannot be loaded: {first_line(error)}") from error
     if info["missing_keys"]:
@@ -213,6 +217,11 @@ def read_checkpoint(
         forget_quantisation(model)
         origin = f"dequantised from {location.gguf_file.name}"
     return Checkpoint(hf_model=model.to(device).eval(), tokenizer=tokenizer, origin=origin)
+
+
+def _has_newer_head(unread_weights: Iterable[str]) -> bool:
+    """Return whether a DeBERTa v2 or v3 has the head that transformers reads under ``legacy=False`` alone."""
+    return any(name.startswith("lm_predictions.") for name in unread_weights)
 
 
 def _read_adapter(
@@ -441,11 +450,8 @@ def wrap_in_bridge(hf_model: Any, *, name: str, tokenizer: Any) -> Any:
         UnsupportedModelError: its blocks have no dense MLP (the model is then untouched), or TransformerLens fails.
     """
     architecture = architecture_of(hf_model)
-    family = BY_ARCHITECTURE.get(architecture)
-    paths = family.paths if family and architecture not in registered_by_user() else {}
 
     def on_adapter(adapter: Any) -> None:  # called before the model is touched
-        _set_paths(adapter.component_mapping, paths)
         _map_dense_mlps(adapter)
         _check_blocks(adapter.component_mapping, name)
         if hf_model.config._attn_implementation != "eager":
@@ -457,7 +463,7 @@ def wrap_in_bridge(hf_model: Any, *, name: str, tokenizer: Any) -> Any:
         try:
             bridge = build_bridge_from_module(
                 hf_model,
-                "BertForMaskedLM" if paths else architecture,
+                architecture,
                 hf_config=hf_model.config,
                 tokenizer=None if tokenizer is None else copy_for_transformer_lens(tokenizer),
                 model_name=name,
@@ -479,19 +485,6 @@ def import_model_libraries() -> None:
 
         with suppress(ImportError):  # before TransformerLens 4
             import transformer_lens.model_bridge.sources  # noqa: F401
-
-
-def _set_paths(mapping: Any, paths: Mapping[str, str | None]) -> None:
-    """Set the paths of the components of the BERT adapter to those of a family."""
-    for path, target in paths.items():
-        *parents, last = path.split(".")
-        components = mapping
-        for parent in parents:
-            components = components[parent].submodules
-        if target is None:
-            del components[last]
-        else:
-            components[last].name = target
 
 
 def _map_dense_mlps(adapter: Any) -> None:

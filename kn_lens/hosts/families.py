@@ -9,13 +9,14 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal
 
 from torch import nn
 
 from kn_lens.errors import UnsupportedModelError
+from kn_lens.hosts.adapters import ADAPTERS, KNOWN_TO_VERSION_4, register_missing
 
 Kind = Literal["masked", "causal"]
 
@@ -34,8 +35,6 @@ class Family:
         norm_after_mlp: whether a norm stands between ``W_out`` and the residual stream.
         whole_passes: whether its passes always run all layers and tokens. A layer then has a state beside keys and
             values, or reads those of lower layers, so that no pass can start at it.
-        paths: by component of TransformerLens' BERT adapter, the path of the submodule in this family; the BERT adapter
-            then hosts it. None removes a component. Empty: the adapter of ``architecture`` is used as it is.
     """
 
     name: str
@@ -46,48 +45,6 @@ class Family:
     gated: bool = False
     norm_after_mlp: bool = False
     whole_passes: bool = False
-    paths: Mapping[str, str | None] = field(default_factory=dict)
-
-
-def _embeddings(stem: str) -> dict[str, str | None]:
-    return {
-        "embed": f"{stem}.embeddings.word_embeddings",
-        "pos_embed": f"{stem}.embeddings.position_embeddings",
-        "token_type_embed": f"{stem}.embeddings.token_type_embeddings",
-        "embed_ln": f"{stem}.embeddings.LayerNorm",
-    }
-
-
-_ROBERTA = {
-    **_embeddings("roberta"),
-    "blocks": "roberta.encoder.layer",
-    "mlm_head": "lm_head.dense",
-    "ln_final": "lm_head.layer_norm",
-    "unembed": "lm_head.decoder",
-}
-_ELECTRA = {
-    **_embeddings("electra"),
-    "blocks": "electra.encoder.layer",
-    "mlm_head": "generator_predictions.dense",
-    "ln_final": "generator_predictions.LayerNorm",
-    "unembed": "generator_lm_head",
-}
-_DISTILBERT = {
-    **_embeddings("distilbert"),
-    "token_type_embed": None,
-    "blocks": "distilbert.transformer.layer",
-    "blocks.ln1": "sa_layer_norm",
-    "blocks.ln2": "output_layer_norm",
-    "blocks.attn.q": "q_lin",
-    "blocks.attn.k": "k_lin",
-    "blocks.attn.v": "v_lin",
-    "blocks.attn.o": "out_lin",
-    "blocks.mlp.in": "ffn.lin1",
-    "blocks.mlp.out": "ffn.lin2",
-    "mlm_head": "vocab_transform",
-    "ln_final": "vocab_layer_norm",
-    "unembed": "vocab_projector",
-}
 
 
 def _masked(name: str, model_type: str, architecture: str, example: str, **settings: Any) -> Family:
@@ -123,36 +80,41 @@ FAMILIES: tuple[Family, ...] = (
         "roberta",
         "RobertaForMaskedLM",
         "FacebookAI/roberta-base",
-        paths=_ROBERTA,
     ),
     _masked(
         "XLM-R",
         "xlm-roberta",
         "XLMRobertaForMaskedLM",
         "FacebookAI/xlm-roberta-base",
-        paths=_ROBERTA,
     ),
     _masked(
         "CamemBERT",
         "camembert",
         "CamembertForMaskedLM",
         "almanach/camembert-base",
-        paths=_ROBERTA,
     ),
     _masked(
         "DistilBERT",
         "distilbert",
         "DistilBertForMaskedLM",
         "distilbert/distilbert-base-cased",
-        paths=_DISTILBERT,
     ),
     _masked(
         "ELECTRA (generator)",
         "electra",
         "ElectraForMaskedLM",
         "google/electra-base-generator",
-        paths=_ELECTRA,
     ),
+    _masked("ModernBERT", "modernbert", "ModernBertForMaskedLM", "answerdotai/ModernBERT-base", **_GATED),
+    _masked("EuroBERT", "eurobert", "EuroBertForMaskedLM", "EuroBERT/EuroBERT-210m", **_GATED),
+    _masked("DeBERTa v2, v3", "deberta-v2", "DebertaV2ForMaskedLM", "microsoft/deberta-v3-base"),
+    _masked("MPNet", "mpnet", "MPNetForMaskedLM", "microsoft/mpnet-base"),
+    _masked("ERNIE", "ernie", "ErnieForMaskedLM", "nghuyong/ernie-2.0-base-en"),
+    _masked("MegatronBERT", "megatron-bert", "MegatronBertForMaskedLM", "KBLab/megatron-bert-base-swedish-cased-600k"),
+    _masked("NomicBERT", "nomic_bert", "NomicBertForMaskedLM", "nomic-ai/nomic-bert-2048", **_GATED),
+    _masked("XLM-R-XL", "xlm-roberta-xl", "XLMRobertaXLForMaskedLM", "facebook/xlm-roberta-xl"),
+    _masked("ALBERT", "albert", "AlbertForMaskedLM", "albert/albert-base-v2"),
+    _masked("ESM-2", "esm", "EsmForMaskedLM", "facebook/esm2_t6_8M_UR50D"),
     _causal("GPT-2", "gpt2", "GPT2LMHeadModel", "openai-community/gpt2"),
     _causal("GPT-Neo", "gpt_neo", "GPTNeoForCausalLM", "EleutherAI/gpt-neo-125m"),
     _causal("GPT-NeoX / Pythia", "gpt_neox", "GPTNeoXForCausalLM", "EleutherAI/pythia-160m"),
@@ -335,7 +297,6 @@ TEXT_IN_OTHERS = "ForConditionalGeneration"
 """How classes end whose language model stands beside an image or audio tower, or on an encoder."""
 
 _REFUSED = {
-    "albert": "its layers share one W_out, so a neuron of one layer is in all of them; take a BERT or a RoBERTa",
     "openai-gpt": "TransformerLens computes other logits than the checkpoint; take a GPT-2",
 }
 _NEED_VERSION_4 = ("cohere", "cohere2", "hunyuan_v1_dense")
@@ -385,6 +346,11 @@ _SETTINGS: tuple[Setting, ...] = (
         "where word_embed_proj_dim is hidden_size",
     ),
     (
+        "albert",
+        lambda config: config.inner_group_num > 1,
+        "several layers at each depth (inner_group_num above 1)",
+    ),
+    (
         "bloom",
         lambda config: config.slow_but_exact and config.pretraining_tp > 1,
         "slow_but_exact=True with pretraining_tp above 1, where transformers leaves biases out and "
@@ -403,6 +369,15 @@ def architecture_of(hf_model: nn.Module) -> str:
     """Return the name of the Hugging Face class, also for a user's subclass of it."""
     names = [cls.__name__ for cls in type(hf_model).__mro__]
     return next((name for name in names if name in BY_ARCHITECTURE), names[0])
+
+
+def adapter_state(family: Family) -> str:
+    """Return whose adapter hosts a family here, ``TransformerLens`` or ``kn_lens``, or what is missing for one."""
+    is_version_3 = version("transformer-lens").startswith("3.")
+    if is_version_3 and family.model_type in _NEED_VERSION_4:
+        return "needs TransformerLens 4"
+    ours = ADAPTERS.keys() if is_version_3 else ADAPTERS.keys() - KNOWN_TO_VERSION_4
+    return "kn_lens" if family.architecture in ours else "TransformerLens"
 
 
 def text_config(config: Any) -> Any:
@@ -441,8 +416,6 @@ def _reason_against_class(architecture: str, family: Family | None) -> str | Non
         return (
             f"a {architecture} lacks the language-model head that answers are read from; take a {family.architecture}"
         )
-    if family and family.paths:
-        return None
     instead = "take one of the families that `kn-lens models` lists"
     if architecture not in adapters():
         return (
@@ -522,23 +495,37 @@ def _setting_against(config: Any) -> str | None:
 
 
 def needs_whole_passes(config: Any) -> bool:
-    """Return whether a pass through a causal model cannot start at a layer, from the residual stream, keys and values.
+    """Return whether a pass cannot start at a layer, from the residual stream, keys and values.
 
-    Some layers then have a recurrent or convolutional state, or read the keys and values of lower layers.
+    Some layers then have a recurrent or convolutional state, or read the keys and values of lower layers; or the
+    output of the first block is joined with a convolution of the embeddings (the larger DeBERTas v2).
     """
     text = text_config(config)
     layer_types = set(getattr(text, "layer_types", None) or ())
-    return bool(layer_types - _ATTENTION or getattr(text, "num_kv_shared_layers", 0))
+    convolves = text.model_type == "deberta-v2" and getattr(text, "conv_kernel_size", 0) > 0
+    return bool(layer_types - _ATTENTION or getattr(text, "num_kv_shared_layers", 0) or convolves)
+
+
+def longest_padding(config: Any, kind: Kind) -> int | None:
+    """Return the longest padding of a prompt beside longer ones, in tokens; None where any is right.
+
+    Tokens of a masked model with local attention see a window on both sides. Padding that is further from the prompt
+    sees no token: its attention is a division of zero by zero in some types of weights and kinds of attention.
+    """
+    text = text_config(config)
+    is_local = "sliding_attention" in (getattr(text, "layer_types", None) or ())
+    return text.sliding_window if kind == "masked" and is_local else None
 
 
 def adapters() -> Mapping[str, Any]:
-    """Return the adapters in TransformerLens' registry, by architecture: its own, and those of packages and users."""
+    """Return the adapters in TransformerLens' registry, by architecture: its own, ours, those of packages and users."""
     with quiet_imports():
         from transformer_lens.factories.architecture_adapter_factory import (
             ArchitectureAdapterFactory,
         )
 
         ArchitectureAdapterFactory.discover_entry_points()
+        register_missing(ArchitectureAdapterFactory._adapters)
     return ArchitectureAdapterFactory._adapters
 
 

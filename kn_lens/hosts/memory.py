@@ -114,7 +114,8 @@ class Budget:
     ) -> Iterator[tuple[Int[Tensor, " chunk"], T]]:
         """Run all items in chunks, from long to short: padding is small, and an item that cannot fit fails first.
 
-        Where memory runs out the same items run again, half as many at a time.
+        Where memory runs out the same items run again, half as many at a time. Items whose padding would be longer than
+        ``Host.longest_padding`` go into another chunk.
 
         Args:
             n_rows: rows of each item; an item is never split.
@@ -134,6 +135,9 @@ class Budget:
         while len(remaining):
             limit = rows_per_chunk(int(length[remaining[0]]))
             chunk = remaining[: _n_fitting(n_rows[remaining], limit)]
+            if self.host.longest_padding is not None:
+                shortest = length[chunk[0]] - self.host.longest_padding
+                chunk = chunk[length[chunk] >= shortest]  # the first ones: they are in order of their lengths
             try:
                 result = run(chunk)
             except (RuntimeError, MemoryError) as error:

@@ -15,7 +15,9 @@ from kn_lens.hosts.model_protocol import HookedModel
 _PROJECTIONS = (
     "embeddings_project.weight",
     "project_in.weight",
-)  # from d_embed to d_model, in ELECTRA and OPT
+    "embedding_hidden_mapping_in.weight",
+    "embed_proj.weight",
+)  # from d_embed to d_model, in ELECTRA, OPT, ALBERT and DeBERTa
 
 
 def token_embeddings(host: Host, ids: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,23 +13,15 @@ from transformer_lens.factories.architecture_adapter_factory import Architecture
 
 import kn_lens as kn
 from kn_lens.errors import UnsupportedModelError
+from kn_lens.hosts.adapters.bert_layers import LM_HEAD, BertLayersArchitectureAdapter, Paths, embeddings_in
 from tests.parity.full_passes import assert_scores_of_full_passes, prompts_for
 from tests.tiny import equal, tiny_tokenizer
 
-# TransformerLens warns of hooks on queries, keys and values, which one matrix computes together here.
-pytestmark = pytest.mark.filterwarnings("ignore:.*[Hh]ook alias")
-decoder = pytest.importorskip("transformer_lens.model_bridge.supported_architectures.modernbert_decoder")
 
+class Data2VecAdapter(BertLayersArchitectureAdapter):
+    """The text model of data2vec is a RoBERTa under another name."""
 
-class ModernBertAdapter(decoder.ModernBertDecoderArchitectureAdapter):
-    """The encoder differs from the decoder in its joint queries, keys and values, and in the name of its head."""
-
-    def __init__(self, cfg: Any) -> None:
-        super().__init__(cfg)
-        attention = self.component_mapping["blocks"].submodules["attn"]
-        for name in ("q", "k", "v"):
-            del attention.submodules[name]
-        self.component_mapping["prediction_head"].name = "head"
+    paths: ClassVar[Paths] = {**embeddings_in("data2vec_text"), "blocks": "data2vec_text.encoder.layer", **LM_HEAD}
 
 
 @pytest.fixture(autouse=True)
@@ -42,13 +34,10 @@ def registry() -> Iterator[type[ArchitectureAdapterFactory]]:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A ModernBERT encoder, for which TransformerLens has no adapter."""
+    """A class for which neither TransformerLens nor kn_lens has an adapter."""
     settings = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
-    special = {f"{name}_token_id": number for number, name in enumerate(("pad", "bos", "eos", "cls", "sep"))}
-    config = transformers.ModernBertConfig(
-        **settings, **special, intermediate_size=24, local_attention=16, global_attn_every_n_layers=2
-    )
-    hf_model = transformers.ModernBertForMaskedLM(config).double().eval()
+    config = transformers.Data2VecTextConfig(**settings, intermediate_size=24, max_position_embeddings=66)
+    hf_model = transformers.Data2VecTextForMaskedLM(config).double().eval()
     generator = torch.Generator().manual_seed(0)
     for weight in hf_model.parameters():
         noise = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
@@ -67,11 +56,11 @@ def test_a_masked_model_works_by_the_adapter_of_a_user(
 ) -> None:
     with pytest.raises(UnsupportedModelError, match=r"has no adapter in TransformerLens .*register_adapter"):
         load(checkpoint)
-    registry.register_adapter("ModernBertForMaskedLM", ModernBertAdapter)
+    registry.register_adapter("Data2VecTextForMaskedLM", Data2VecAdapter)
     model = load(checkpoint)
     host = kn.host_of(model)
-    assert (host.kind, host.has_linear_hooks, host.whole_passes) == ("masked", False, False)
-    reference = transformers.ModernBertForMaskedLM.from_pretrained(checkpoint, dtype=torch.float64).eval()
+    assert (host.kind, host.has_linear_hooks, host.whole_passes) == ("masked", True, False)
+    reference = transformers.Data2VecTextForMaskedLM.from_pretrained(checkpoint, dtype=torch.float64).eval()
     prompts = prompts_for(model, [7, 5], [3, 2])
     with torch.no_grad():
         logits = host.logits(prompts.tokens, prompts.attention_mask)
@@ -84,7 +73,7 @@ def test_a_package_registers_an_adapter_by_an_entry_point(
     checkpoint: Path, registry: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     group = "transformer_lens.architectures"
-    point = EntryPoint("ModernBertForMaskedLM", f"{__name__}:ModernBertAdapter", group)
+    point = EntryPoint("Data2VecTextForMaskedLM", f"{__name__}:Data2VecAdapter", group)
     monkeypatch.setattr(registry, "_entry_points_discovered", False)
     monkeypatch.setattr(architecture_adapter_factory, "entry_points", lambda group: [point])
-    assert kn.host_of(load(checkpoint)).architecture == "ModernBertForMaskedLM"
+    assert kn.host_of(load(checkpoint)).architecture == "Data2VecTextForMaskedLM"
