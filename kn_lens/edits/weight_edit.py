@@ -293,6 +293,7 @@ class WeightEdit:
             )
         rows = ValueRows.of(host, self.neurons)
         host.check_rows_editable(self.neurons.by_layer())
+        self._check_shared_rows(host)
         current = rows.read()
         unchanged = _same_bits(current, self.old)
         if unchanged.all():
@@ -308,6 +309,24 @@ class WeightEdit:
             "undo that one, or make this edit while it is applied. "
             "Pass force=True to overwrite the rows all the same."
         )
+
+    def _check_shared_rows(self, host: Host) -> None:
+        """Raise if neurons of two layers are one row of the model, and the edit gives it two values.
+
+        Raises:
+            EditError: with the two neurons.
+        """
+        first_layer = {layer: host.layers_with_rows_of(layer)[0] for layer in self.neurons.by_layer()}
+        if len(set(first_layer.values())) == len(first_layer):
+            return
+        seen: dict[tuple[int, int], tuple[Neuron, Tensor]] = {}
+        for neuron, row in zip(self.neurons, self.new, strict=True):
+            other, other_row = seen.setdefault((first_layer[neuron.layer], neuron.index), (neuron, row))
+            if not _same_bits(row[None], other_row[None]).all():
+                raise EditError(
+                    f"{other} and {neuron} are one row of {host.name}, whose layers share W_out, and the edit {self} "
+                    "gives them two values; expected one. Make it of the neurons of one layer: the row changes in all."
+                )
 
     def _undo(self, host: Host) -> bool:
         """Undo the edit and return True; return False if the rows hold their old values."""
@@ -376,6 +395,8 @@ class WeightEdit:
     ) -> dict[int, tuple[Int[Tensor, " neuron"], Float[Tensor, "neuron d_model"]]]:
         """Return the changed rows of each layer and what is added to them, on the model's device, in float32 at least.
 
+        Where layers share a ``W_out``, the rows change in all of them.
+
         Raises:
             EditError: as ``apply_``.
         """
@@ -387,7 +408,7 @@ class WeightEdit:
         changes = {}
         for (layer, indices), layer_change in zip(by_layer.items(), change.split(sizes), strict=True):
             changes[layer] = (torch.tensor(indices, device=host.device), layer_change)
-        return changes
+        return _at_all_depths(host, changes)
 
     def select(
         self,
@@ -535,6 +556,24 @@ class WeightEdit:
 
     def _count(self, chosen: Bool[Tensor, " neuron"]) -> str:
         return f"{int(chosen.sum())} of {len(self.neurons)} rows, such as {self._first_neuron(chosen)},"
+
+
+def _at_all_depths(
+    host: Host,
+    changes: dict[int, tuple[Int[Tensor, " neuron"], Float[Tensor, "neuron d_model"]]],
+) -> dict[int, tuple[Int[Tensor, " neuron"], Float[Tensor, "neuron d_model"]]]:
+    """Return changes of rows at every layer that has these rows, each row once."""
+    at_depths: dict[int, dict[int, Float[Tensor, " d_model"]]] = {}
+    for layer, (indices, change) in changes.items():
+        depths = host.layers_with_rows_of(layer)
+        if len(depths) == 1:
+            continue
+        for depth in depths:
+            at_depths.setdefault(depth, {}).update(zip(indices.tolist(), change, strict=True))
+    shared = {}
+    for depth, rows in at_depths.items():
+        shared[depth] = (torch.tensor(list(rows), device=host.device), torch.stack(list(rows.values())))
+    return changes | shared
 
 
 def _layer_hooks(
