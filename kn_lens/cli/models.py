@@ -16,8 +16,6 @@ from kn_lens.cli._terminal import out, print_json
 REFUSED = {
     "mixture of experts": "a neuron is not one row of the one W_out of its layer; take a dense model",
     "encoder-decoder": "knowledge neurons are those of one stack; take a masked or causal model",
-    "ALBERT": "its layers share one W_out; take a BERT or a RoBERTa",
-    "ModernBERT, DeBERTa, MPNet": "TransformerLens has no adapter; register one, or take a BERT or a RoBERTa",
     "GPT (OpenAI)": "TransformerLens computes other logits; take a GPT-2",
     "other models of text and images": "their text towers have not been compared; take a family above",
     "blocks without an MLP (Mamba, RWKV)": "they have no neurons; take a family above",
@@ -33,7 +31,7 @@ def models(json: options.Json = False) -> None:
     Example:
         kn-lens models
     """
-    from kn_lens.hosts import FAMILIES, PACKAGED_MODELS
+    from kn_lens.hosts import FAMILIES, PACKAGED_MODELS, adapter_state
 
     families = []
     for family in FAMILIES:
@@ -46,6 +44,7 @@ def models(json: options.Json = False) -> None:
                 "gated": family.gated,
                 "norm_after_mlp": family.norm_after_mlp,
                 "whole_passes": family.whole_passes,
+                "adapter": adapter_state(family),
             }
         )
     document = {
@@ -109,9 +108,9 @@ def _embedded_table(models: Sequence[Mapping[str, Any]]) -> Group:
 
 
 def _families_table(families: Sequence[Mapping[str, str]]) -> Table:
-    rows = table("Families", "family", "kind", "example")
+    rows = table("Families", "family", "kind", "example", "adapter")
     for family in families:
-        rows.add_row(family["name"], family["kind"], family["example"])
+        rows.add_row(family["name"], family["kind"], family["example"], family["adapter"])
     return rows
 
 

@@ -93,6 +93,8 @@ def test_models_lists_families_and_embedded_models(cli):
     assert {"BertForMaskedLM", "GPT2LMHeadModel", "LlamaForCausalLM"} <= {
         one["architecture"] for one in document["families"]
     }
+    adapters = {one["name"]: one["adapter"] for one in document["families"]}
+    assert (adapters["GPT-2"], adapters["ModernBERT"], adapters["ALBERT"]) == ("TransformerLens", "kn_lens", "kn_lens")
     names = {one["name"] for one in document["embedded"]}
     assert names == {"world-bert", "world-bert-plain", "world-gpt2", "world-gpt2-plain"}
     for one in document["embedded"]:

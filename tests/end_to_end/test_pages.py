@@ -67,4 +67,4 @@ def test_each_of_the_most_common_jobs_takes_three_lines():
 
 def test_examples_of_extending_are_short():
     examples = [block.code for block in BLOCKS["docs/extending.md"] if block.language == "python"]
-    assert len(examples) == 4 and all(example.count("\n") < 50 for example in examples)
+    assert len(examples) == 5 and all(example.count("\n") < 50 for example in examples)
