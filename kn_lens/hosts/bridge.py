@@ -41,9 +41,9 @@ from kn_lens.hosts.model_protocol import HookFn, PostFn
 from kn_lens.hosts.overrides import (
     HOOKS,
     WrappedModule,
+    attention_by,
     eager_configs,
     fused_activations,
-    fused_attention,
     native_norm_forwards,
     norm_bridges,
     override_forwards,
@@ -60,6 +60,7 @@ from kn_lens.hosts.row_entries import (
     row_leaves,
     select_row_leaves,
 )
+from kn_lens.hosts.shared_keys import IMPLEMENTATIONS, register_implementations
 from kn_lens.hosts.tokenizers import fingerprint, tokenizer_of
 
 FOR_ONE_BATCH = "for_one_batch"
@@ -393,8 +394,10 @@ class Host:
             hooks += self._head_hooks(read_pos)
             head_forwards = self._head_forwards(read_pos)
         if own:
-            fused = self.fuses_attention
-            logits = self._run_own(tokens, attention_mask, prefix, hooks, functions, position_ids, fused=fused)
+            attention = None if prefix is None else prefix.attention
+            if attention is None:
+                attention = "sdpa" if self.fuses_attention else "eager"
+            logits = self._run_own(tokens, attention_mask, prefix, hooks, functions, position_ids, attention=attention)
         else:
             with (
                 entered(self.model.hooks(fwd_hooks=hooks)),
@@ -600,7 +603,7 @@ class Host:
         functions: Mapping[int, PostFn] | None = None,
         position_ids: Int[Tensor, "row pos"] | None = None,
         *,
-        fused: bool,
+        attention: str = "eager",
     ) -> Float[Tensor, "row _ d_vocab"]:
         """Run the checkpoint's own modules, with functions and hooks before and after some of them."""
         before: dict[nn.Module, list[Callable[[Tensor], Tensor]]] = {}
@@ -622,8 +625,8 @@ class Host:
                 options["attention_mask"] = None
             else:
                 options["position_ids"] = position_ids
-        attention = fused_attention(self._eager_configs) if fused else nullcontext()
-        with own_modules(self._wrapped), override_forwards(forwards), attention:
+        by = nullcontext() if attention == "eager" else attention_by(attention, self._eager_configs)
+        with own_modules(self._wrapped), override_forwards(forwards), by:
             return self.checkpoint(input_ids=tokens, return_dict=True, **options).logits
 
     @cached_property
@@ -645,7 +648,7 @@ class Host:
         if self._head_entry not in self._ends:
             return False
         wrapped = self._probe_logits(lambda tokens, mask: self.logits(tokens, mask))
-        return self._runs_own_modules(wrapped, fused=False)
+        return self._runs_own_modules(wrapped, "eager")
 
     @cached_property
     def fuses_attention(self) -> bool:
@@ -658,8 +661,8 @@ class Host:
             return False
         if not (self.has_own_modules and getattr(self.checkpoint, "_supports_sdpa", False)):
             return False
-        separate = self._probe_logits(lambda tokens, mask: self._run_own(tokens, mask, None, fused=False))
-        return self._runs_own_modules(separate, fused=True)
+        separate = self._probe_logits(lambda tokens, mask: self._run_own(tokens, mask, None))
+        return self._runs_own_modules(separate, "sdpa")
 
     @cached_property
     def takes_padded_prefix(self) -> bool:
@@ -690,6 +693,42 @@ class Host:
                 return False
         return self._equal_to_rounding(logits, expected)
 
+    @cached_property
+    def shared_keys(self) -> str | None:
+        """The attention by which rows share the keys and values of their prompts, for `KVPrefix.share`, or None.
+
+        None where the model's attention is not one that transformers looks up by name, or computes something else
+        beside. Cost: a few passes over two short prompts at the first use.
+        """
+        if self.device.type != "cpu":  # no sizes of tables are known there without waiting for the device
+            return None
+        if self.kind != "causal" or not self.has_own_modules or not self._eager_configs:
+            return None
+        register_implementations()
+        tokens = torch.arange(1, 11, device=self.device).view(2, 5) % self.d_vocab
+        rows = torch.tensor([1, 0, 1, 1], device=self.device)
+        every = [rows] * self.n_layers
+        mask = torch.ones_like(tokens)
+        position_ids = None
+        if self.takes_padded_prefix:
+            mask[1, :2] = 0
+            position_ids = (mask.sum(-1, keepdim=True) - 1)[rows]
+        with torch.no_grad():
+            prefix = self.kv_prefix(tokens[:, :-1])
+            if prefix is None or not prefix.is_plain:
+                return None
+            last, mask = tokens[rows, -1:], mask[rows]
+            expected = self._run_own(last, mask, prefix.select(every), position_ids=position_ids)
+            for attention in IMPLEMENTATIONS:
+                shared = prefix.share(every, attention)
+                try:
+                    logits = self._run_own(last, mask, shared, position_ids=position_ids, attention=attention)
+                except (RuntimeError, TypeError, ValueError):
+                    continue
+                if self._equal_to_rounding(logits, expected):
+                    return attention
+        return None
+
     def _probe_logits(
         self, run: Callable[[Int[Tensor, "row pos"], Int[Tensor, "row pos"]], Tensor]
     ) -> Float[Tensor, "token d_vocab"]:
@@ -700,10 +739,10 @@ class Host:
         with torch.no_grad():
             return run(tokens, mask)[mask.bool()]
 
-    def _runs_own_modules(self, expected: Float[Tensor, "token d_vocab"], *, fused: bool) -> bool:
+    def _runs_own_modules(self, expected: Float[Tensor, "token d_vocab"], attention: str) -> bool:
         """Return whether the checkpoint's own modules give the expected logits of `_probe_logits`, to rounding."""
         try:
-            logits = self._probe_logits(lambda tokens, mask: self._run_own(tokens, mask, None, fused=fused))
+            logits = self._probe_logits(lambda tokens, mask: self._run_own(tokens, mask, None, attention=attention))
         except (RuntimeError, TypeError, ValueError):  # fused attention cannot cap its scores, for one
             return False
         return self._equal_to_rounding(logits, expected)

@@ -9,16 +9,20 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from kn_lens.hosts.shared_keys import share_layers
+
 
 @dataclass(frozen=True)
 class KVPrefix:
     """The keys and values of a prefix of tokens: no later token changes them.
 
     Attributes:
-        cache: in the model's own form. A pass appends to it, so each pass takes its own `select`.
+        cache: in the model's own form. A pass appends to it, so each pass takes its own `select` or `share`.
+        attention: the attention, by the name that transformers has for it, that passes need; None for any.
     """
 
     cache: Any
+    attention: str | None = None
 
     @classmethod
     def of(cls, model: nn.Module, config: Any, tokens: Int[Tensor, "row pos"]) -> "KVPrefix | None":
@@ -53,11 +57,9 @@ class KVPrefix:
         Returns:
             None where a prefix is empty, or where layers keep other states than all keys and values.
         """
-        from transformers.cache_utils import DynamicLayer
-
         caches: list[Any] = []
         for prefix in prefixes:
-            if prefix is None or any(type(layer) is not DynamicLayer for layer in prefix.cache.layers):
+            if prefix is None or not prefix.is_plain:
                 return None
             caches.append(prefix.cache)
         result = copy(caches[0])
@@ -84,3 +86,21 @@ class KVPrefix:
             if rows is not None:
                 layer.keys, layer.values = layer.keys[rows], layer.values[rows]
         return KVPrefix(cache)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every layer keeps all keys and values, and nothing else."""
+        from transformers.cache_utils import DynamicLayer
+
+        return all(type(layer) is DynamicLayer for layer in self.cache.layers)
+
+    def share(self, rows_of_layers: Sequence[Int[Tensor, " selected"] | None], attention: str) -> "KVPrefix":
+        """Return the same as `select`, in which several rows share the keys and values of one.
+
+        Args:
+            rows_of_layers: see `select`.
+            attention: one of ``shared_keys.IMPLEMENTATIONS``.
+        """
+        cache = copy(self.cache)
+        cache.layers = share_layers(self.cache.layers, rows_of_layers)
+        return KVPrefix(cache, attention)

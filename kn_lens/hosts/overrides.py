@@ -109,22 +109,23 @@ def eager_configs(checkpoint: nn.Module) -> list[Any]:
     return list(configs.values())
 
 
-def fused_attention(configs: Sequence[Any]) -> AbstractContextManager[None]:
-    """Let modules compute attention by PyTorch's fused function, for the time of a ``with`` block.
+def attention_by(implementation: str, configs: Sequence[Any]) -> AbstractContextManager[None]:
+    """Let modules compute attention by another function of transformers, for the time of a ``with`` block.
 
     Args:
+        implementation: its name, such as ``sdpa`` for PyTorch's fused function.
         configs: the `eager_configs` of the model.
     """
 
-    def fuse() -> None:
+    def exchange() -> None:
         for config in configs:
-            setattr(config, _IMPLEMENTATION, "sdpa")
+            setattr(config, _IMPLEMENTATION, implementation)
 
-    def separate() -> None:
+    def restore() -> None:
         for config in configs:
             setattr(config, _IMPLEMENTATION, "eager")
 
-    return undone(fuse, separate)
+    return undone(exchange, restore)
 
 
 def fused_activations(checkpoint: nn.Module) -> dict[Any, Callable[..., Any]]:

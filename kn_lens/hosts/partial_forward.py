@@ -437,7 +437,7 @@ class _ResumedState(_SinglePassState):
             below_last = read_pos[: sum(len(start.rows) for start in starts if start.layer < host.n_layers - 1)]
             for name, hook_fn in last_block_hooks(host, below_last, n_pos):
                 hooks.append((name, phase.for_entered(hook_fn)))
-        prefix = None if self.prefix is None else self.prefix.select(self._rows_of_layers(starts))
+        prefix = self._prefix_of(starts, own=own)
         with (
             host.enter_rows(
                 entries,
@@ -495,6 +495,16 @@ class _ResumedState(_SinglePassState):
             hooks.append((before, phase.for_entered(_select_after(n_below, select))))
             hooks.append((after, phase.for_entered(_scatter_after(n_below, n_pos, scatter))))
         return hooks
+
+    def _prefix_of(self, starts: Sequence[Replacement], *, own: bool) -> KVPrefix | None:
+        """Return the prefix of the rows of a pass."""
+        if self.prefix is None:
+            return None
+        rows_of_layers = self._rows_of_layers(starts)
+        attention = self.host.shared_keys if own else None
+        if attention is None:
+            return self.prefix.select(rows_of_layers)
+        return self.prefix.share(rows_of_layers, attention)
 
     def _rows_of_layers(self, starts: Sequence[Replacement]) -> list[Int[Tensor, " selected"] | None]:
         """Return the rows that the attention of each layer runs on."""
