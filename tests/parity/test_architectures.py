@@ -242,7 +242,8 @@ def assert_right(model, reference, share):
             equal(logits[row, :n], reference(prompts.tokens[[row], :n]).logits[0], share)
     assert_scores_of_full_passes(model, prompts, share)
     assert_scores_of_full_passes(model, prompts_for(model, [7], [6]), share)
-    assert host.norm_after_mlp == any(nonlinearity(host, layer) > 1e-3 for layer in range(host.n_layers))
+    if host.kind == "causal":  # in some masked models a norm follows the sum of both, which is not linear either
+        assert host.norm_after_mlp == any(nonlinearity(host, layer) > 1e-3 for layer in range(host.n_layers))
 
     neurons = kn.NeuronSet([(0, 1), (2, 3)])
     erased = [(layer, neuron.index) for neuron in neurons for layer in host.layers_with_rows_of(neuron.layer)]
