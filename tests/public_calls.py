@@ -34,7 +34,17 @@ class Case:
 
 def run_hooked(case: Case, intervention: Any) -> None:
     with torch.no_grad(), case.model.hooks(fwd_hooks=intervention.hooks(case.model, case.prompts)):
-        case.model(case.prompts.tokens, attention_mask=case.prompts.attention_mask)
+        run_pass(case)
+
+
+def run_pass(case: Case) -> None:
+    """Run the model as its user would."""
+    prompts = case.prompts
+    if prompts.encoder_tokens is None:
+        case.model(prompts.tokens, attention_mask=prompts.attention_mask)
+    else:
+        mask = prompts.encoder_attention_mask
+        case.model(prompts.encoder_tokens, attention_mask=mask, decoder_input_ids=prompts.tokens)
 
 
 def applied(case: Case) -> None:

@@ -47,6 +47,25 @@ _OURS = {"hidden_size": D_MODEL, "num_hidden_layers": N_LAYERS, "num_attention_h
 _GPT2 = {"n_embd": D_MODEL, "n_layer": N_LAYERS, "n_head": 2, "n_inner": D_MLP, "n_positions": N_CTX}
 _BERT = {**_OURS, "max_position_embeddings": N_CTX}
 _LLAMA = {**_BERT, "num_key_value_heads": 1, "head_dim": 8}
+_T5 = {
+    "d_model": D_MODEL,
+    "d_kv": 8,
+    "d_ff": D_MLP,
+    "num_layers": 2,
+    "num_decoder_layers": N_LAYERS,
+    "num_heads": 2,
+    "decoder_start_token_id": 0,
+}
+_BART = {
+    "d_model": D_MODEL,
+    "encoder_layers": N_LAYERS,
+    "decoder_layers": N_LAYERS,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": D_MLP,
+    "decoder_ffn_dim": D_MLP,
+    "max_position_embeddings": N_CTX,
+}
 _CONFIG: dict[str, dict[str, Any]] = {
     "BertForMaskedLM": _BERT,
     # RoBERTa's first position is padding_idx + 1.
@@ -97,10 +116,25 @@ _CONFIG: dict[str, dict[str, Any]] = {
     "Olmo2ForCausalLM": _BERT,
     "StableLmForCausalLM": {**_BERT, "num_key_value_heads": 1},
     "GraniteForCausalLM": _BERT,
+    "T5ForConditionalGeneration": _T5,
+    "MT5ForConditionalGeneration": _T5,
+    "BartForConditionalGeneration": _BART,
+    "MBartForConditionalGeneration": {**_BART, "scale_embedding": True},
+    "T5GemmaForConditionalGeneration": {"encoder": _LLAMA, "decoder": _LLAMA},
 }
 MASKED = tuple(name for name in _CONFIG if name.endswith("ForMaskedLM"))
-CAUSAL = tuple(name for name in _CONFIG if name not in MASKED)
+CAUSAL = tuple(name for name in _CONFIG if name.endswith(("ForCausalLM", "LMHeadModel")))
 """The families that every test of families runs on. The others are in ``tests/parity/test_architectures.py``."""
+
+ENCODER_DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "T5": ("T5ForConditionalGeneration", {}),
+    "FLAN-T5": ("T5ForConditionalGeneration", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "mT5": ("MT5ForConditionalGeneration", {}),
+    "BART": ("BartForConditionalGeneration", {}),
+    "mBART": ("MBartForConditionalGeneration", {}),
+    "T5Gemma": ("T5GemmaForConditionalGeneration", {}),
+}
+"""Class and settings of each encoder-decoder. Their tests are in modules of their own."""
 
 _TOKENIZER = {  # which kind, and the class that the family's checkpoints name
     **dict.fromkeys(CAUSAL, ("byte-bpe", "GPT2Tokenizer")),
@@ -117,6 +151,11 @@ _TOKENIZER = {  # which kind, and the class that the family's checkpoints name
         ("GPTNeoXForCausalLM", "MptForCausalLM", "OlmoForCausalLM", "Olmo2ForCausalLM", "StableLmForCausalLM"),
         ("byte-bpe", "GPTNeoXTokenizer"),
     ),
+    "T5ForConditionalGeneration": ("unigram", "T5Tokenizer"),
+    "MT5ForConditionalGeneration": ("unigram", "T5Tokenizer"),
+    "BartForConditionalGeneration": ("byte-bpe", "BartTokenizer"),
+    "MBartForConditionalGeneration": ("unigram", "MBartTokenizer"),
+    "T5GemmaForConditionalGeneration": ("metaspace-bpe", "GemmaTokenizer"),
 }
 _SPECIAL = {
     "BertTokenizer": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
@@ -128,6 +167,9 @@ _SPECIAL = {
     "GPTNeoXTokenizer": ["<|endoftext|>", "<|padding|>"],
     "LlamaTokenizer": ["<unk>", "<s>", "</s>"],
     "GemmaTokenizer": ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"],
+    "T5Tokenizer": ["<pad>", "</s>", "<unk>"],
+    "BartTokenizer": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+    "MBartTokenizer": ["<s>", "<pad>", "</s>", "<unk>"],
 }
 
 
@@ -167,18 +209,19 @@ def tiny_hf_model(architecture: str, dtype: torch.dtype = torch.float64, seed: i
     import transformers
 
     cls = getattr(transformers, architecture)
-    settings = {
-        "vocab_size": len(tiny_tokenizer(architecture)),
-        **_special_ids(architecture),
-        **_CONFIG[architecture],
-        **config,
-    }
+    vocabulary = {"vocab_size": len(tiny_tokenizer(architecture)), **_special_ids(architecture)}
+    settings = {**vocabulary, **_CONFIG[architecture], **config}
+    for part in ("encoder", "decoder"):
+        if part in settings:
+            settings[part] = {**vocabulary, **settings[part]}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         hf_model = cls(cls.config_class(**settings)).to(dtype).eval()
         for weight in hf_model.parameters():
             noise = torch.randn_like(weight)
             weight.data = 0.3 * noise if weight.ndim > 1 else weight.data + 0.1 * noise
+        if hasattr(hf_model, "final_logits_bias"):
+            hf_model.final_logits_bias.normal_()
     return hf_model
 
 
@@ -194,6 +237,8 @@ def tiny_tokenizer(architecture: str) -> Any:
         options["do_lower_case"] = False
     if kind == "metaspace-bpe":
         options["add_bos_token"] = True
+    if cls == "MBartTokenizer":
+        options["src_lang"] = "en_XX"
     return getattr(transformers, cls)(**options)
 
 

@@ -10,11 +10,19 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
+def with_article(noun: str) -> str:
+    """Return a noun with its article.
+
+    >>> with_article("encoder-decoder"), with_article("masked")
+    ('an encoder-decoder', 'a masked')
+    """
+    return f"an {noun}" if noun[0].lower() in "aeiou" else f"a {noun}"
+
+
 def type_with_article(value: object) -> str:
     """Return the name of a value's type with its article.
 
     >>> type_with_article(1), type_with_article({})
     ('an int', 'a dict')
     """
-    name = type(value).__name__
-    return f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"
+    return with_article(type(value).__name__)

@@ -243,7 +243,7 @@ class _Computation:
         rows_per_chunk = partial(self.budget.rows_per_chunk, n_layers=n_layers)
         return self.budget.map_chunks(
             prompts.rows_per_prompt,
-            prompts.length,
+            prompts.n_positions,
             rows_per_chunk,
             attribute_chunk,
         )
@@ -285,7 +285,7 @@ class _Computation:
         """
         host, options = self.host, self.options
         chunk = prompts.select(numbers)
-        longest = int(chunk.length.max())
+        longest = int(chunk.n_positions.max())
         rows_per_pass = self.budget.rows_per_pass(longest)
         share_of_pass = partial(self.budget.share_of_pass, length=longest)
         dtype = torch.promote_types(host.dtype, torch.float32)

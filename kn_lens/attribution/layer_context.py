@@ -303,7 +303,9 @@ def layer_contexts(
     Raises:
         UnsupportedModelError: the model's output is not finite.
     """
-    state = run_clean(host, prompts.tokens, prompts.attention_mask, prompts.read_pos, layers)
+    state = run_clean(
+        host, prompts.tokens, prompts.attention_mask, prompts.read_pos, layers, encoder=prompts.encoder_input
+    )
     rows = torch.arange(prompts.n_rows, device=host.device)
     clean = read_output(output, prompts, rows, prompts.prompt_index, len(prompts), state.logits)
     check_numbers(host, prompts, clean, output.name, finite=True)

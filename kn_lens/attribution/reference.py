@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kn_lens.attribution.quadrature import Quadrature, fixed_rule
-from kn_lens.hosts import HookedModel, exclusive
+from kn_lens.hosts import HookedModel, exclusive, host_of
 from kn_lens.prompts import PromptBatch, check_prompts
 
 
@@ -55,7 +55,7 @@ def reference_attribution(
     """
     check_prompts(prompts)
     points = fixed_rule(rule, n_steps)
-    hook_post = f"blocks.{layer}.mlp.hook_post"
+    hook_post = host_of(model).hook_post(layer)
     scores = []
     for number in range(len(prompts)):
         prompt = prompts.select([number])
@@ -71,7 +71,10 @@ def _prompt_scores(
 ) -> Float[Tensor, " d_mlp"]:
     length = int(prompt.attention_mask.sum(-1).max())
     tokens = prompt.tokens[:, :length]
-    attention_mask = prompt.attention_mask[:, :length]
+    options = {"attention_mask": prompt.attention_mask[:, :length]}
+    if prompt.encoder_input is not None:
+        options = {"attention_mask": prompt.encoder_input.attention_mask, "decoder_input_ids": tokens}
+        tokens = prompt.encoder_input.tokens
     read_pos = prompt.read_pos
     rows = torch.arange(len(tokens), device=tokens.device)  # one for each token of the answer
 
@@ -84,12 +87,12 @@ def _prompt_scores(
 
         logits = model.run_with_hooks(
             tokens,
-            attention_mask=attention_mask,
             fwd_hooks=[(hook_post, replace)],
+            **options,
         )
         return logits[rows, read_pos].softmax(-1)[rows, prompt.target_ids].prod()
 
-    _, cache = model.run_with_cache(tokens, attention_mask=attention_mask, names_filter=hook_post)
+    _, cache = model.run_with_cache(tokens, names_filter=hook_post, **options)
     w = cache[hook_post][rows, read_pos].detach()
     mean_gradient = torch.zeros_like(w)
     for alpha, weight in zip(points.nodes, points.weights, strict=True):

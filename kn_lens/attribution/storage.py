@@ -427,6 +427,12 @@ def _digest(prompts: PromptBatch) -> str:
         prompts.contrast_ids,
     ):
         digest.update(b"none" if values is None else values.cpu().numpy().astype("<i8").tobytes())
+    if prompts.encoder_tokens is not None and prompts.encoder_attention_mask is not None:
+        for values in (
+            prompts.encoder_attention_mask.sum(-1),
+            prompts.encoder_tokens[prompts.encoder_attention_mask.bool()],
+        ):
+            digest.update(values.cpu().numpy().astype("<i8").tobytes())
     return digest.hexdigest()
 
 

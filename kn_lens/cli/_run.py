@@ -165,14 +165,19 @@ def memory_budget_of(gib: float | None) -> float | None:
 
 
 def describe_model(model: Any) -> dict[str, Any]:
-    """Return the name, architecture and sizes of a loaded model, for the JSON document of a command."""
+    """Return the name, architecture and sizes of a loaded model, for the JSON document of a command.
+
+    Of an encoder-decoder also the side of it that layers and neurons are of.
+    """
     from kn_lens.hosts import host_of
 
     host = host_of(model)
+    side = {} if host.side is None else {"side": host.side}
     return {
         "name": host.name,
         "architecture": host.architecture,
         "kind": host.kind,
+        **side,
         "n_layers": host.n_layers,
         "d_mlp": host.d_mlp,
         "d_model": host.d_model,

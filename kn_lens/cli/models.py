@@ -15,7 +15,7 @@ from kn_lens.cli._terminal import out, print_json
 
 REFUSED = {
     "mixture of experts": "a neuron is not one row of the one W_out of its layer; take a dense model",
-    "encoder-decoder": "knowledge neurons are those of one stack; take a masked or causal model",
+    "other encoder-decoders": "it is not known where they write an answer; take a T5, mT5, BART, mBART or T5Gemma",
     "GPT (OpenAI)": "TransformerLens computes other logits; take a GPT-2",
     "other models of text and images": "their text towers have not been compared; take a family above",
     "blocks without an MLP (Mamba, RWKV)": "they have no neurons; take a family above",

@@ -7,6 +7,7 @@ host over a ``TransformerBridge``, ``hooked`` over the older ``HookedTransformer
 TransformerLens hosts families that it does not know.
 ``tokenizers`` keeps the checkpoint's own tokenizer beside that of TransformerLens.
 ``logit_check`` compares logits with those of transformers.
+``encoder_decoder`` has what is particular to models of an encoder and a decoder.
 ``partial_forward`` runs a model from a layer on, by ``overrides`` of its modules and a ``kv_prefix``; ``memory`` bounds
 the rows of a pass. ``exclusive`` gives each call its model alone; ``identity`` tells models apart; ``unwrap`` returns
 the Hugging Face model inside. TransformerLens and transformers are imported late, because that takes seconds.
@@ -14,6 +15,7 @@ the Hugging Face model inside. TransformerLens and transformers are imported lat
 
 from kn_lens.hosts.bridge import FOR_ONE_BATCH, Host
 from kn_lens.hosts.checkpoints import EMBEDDED_DIR, embedded_models, import_model_libraries
+from kn_lens.hosts.encoder_decoder import DecoderForm, EncoderInput
 from kn_lens.hosts.exclusive import exclusive, exclusively
 from kn_lens.hosts.families import FAMILIES, Family, Kind, adapter_state
 from kn_lens.hosts.gguf import PACKAGED_MODELS, PackagedModel
@@ -43,6 +45,8 @@ __all__ = [
     "Additions",
     "Budget",
     "CleanState",
+    "DecoderForm",
+    "EncoderInput",
     "Family",
     "HookFn",
     "HookedModel",

@@ -9,7 +9,7 @@ What a hosted model offers is small:
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
 from typing import Any, Literal, get_args
@@ -27,8 +27,10 @@ from kn_lens.errors import (
     did_you_mean,
 )
 from kn_lens.hosts.checkpoints import check_finite, check_state, origin_of
+from kn_lens.hosts.encoder_decoder import DECODER_BLOCKS, DecoderForm, EncoderInput
 from kn_lens.hosts.exclusive import leave_caller_modes
 from kn_lens.hosts.families import (
+    BY_ARCHITECTURE,
     Kind,
     architecture_of,
     check_config,
@@ -82,6 +84,8 @@ LINEAR_MAPS: tuple[LinearMap, ...] = get_args(LinearMap)
 _NOT_IN_FLOAT64 = ("xglm",)
 """Model types whose code in transformers puts the smallest number of float64 into a float32 tensor."""
 CONTEXT_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
+_RELATIVE_POSITIONS = ("bloom", "t5", "mt5")
+"""Model types whose attention sees distances alone, so that no text is too long for them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,8 +96,9 @@ class Host:
         model: the TransformerLens model.
         name: the name or path that it was loaded by.
         architecture: the Hugging Face class, such as ``BertForMaskedLM``.
-        kind: ``masked`` (the answer is read at the mask token) or ``causal`` (it is read at the last token).
-        n_layers: number of blocks.
+        kind: ``masked`` (the answer is read at the mask token), ``causal`` (it is read at the last token) or
+            ``encoder-decoder`` (it is read at the last token of the decoder).
+        n_layers: number of blocks; of an encoder-decoder those of the decoder, which all layers here are.
         d_model: width of the residual stream.
         d_mlp: neurons per layer: rows of ``W_out``, also where the MLP is gated.
         d_vocab: number of logits.
@@ -108,6 +113,7 @@ class Host:
             limited.
         origin: what was done to the stored weights before they were the model's, such as ``dequantised from x.gguf``;
             empty where they are as stored, or where that is not known.
+        decoder: how the decoder of an encoder-decoder begins; None for other kinds.
     """
 
     model: Any = field(repr=False)
@@ -125,6 +131,27 @@ class Host:
     origin: str
     whole_passes: bool = False
     longest_padding: int | None = None
+    decoder: DecoderForm | None = None
+
+    @property
+    def side(self) -> str | None:
+        """The stack that neurons are of: ``decoder`` in an encoder-decoder, None where there is one stack."""
+        return None if self.decoder is None else "decoder"
+
+    @property
+    def reads_whole_text(self) -> bool:
+        """Whether the model sees the text after the answer: it does unless it is a causal one."""
+        return self.kind != "causal"
+
+    @property
+    def blocks(self) -> Any:
+        """The blocks, in order."""
+        return getattr(self.model, self._stack)
+
+    @property
+    def _stack(self) -> str:
+        """The name of the blocks in TransformerLens."""
+        return _stack_of(self.kind)
 
     # --- names of hooks ---------------------------------------------------------------------------
 
@@ -134,23 +161,24 @@ class Host:
         Raises:
             ArgumentError: the model has no such layer.
         """
-        return f"blocks.{self._checked(layer)}.mlp.hook_post"
+        return f"{self._stack}.{self._checked(layer)}.mlp.hook_post"
 
     def hook_mlp_out(self, layer: int) -> str:
         """Return the name of the hook on the output of ``W_out``, before any norm that the family puts after it."""
-        return f"blocks.{self._checked(layer)}.mlp.out.hook_out"
+        return f"{self._stack}.{self._checked(layer)}.mlp.out.hook_out"
 
     def resid_pre(self, layer: int) -> str:
         """Return the name of the hook on the residual stream that enters ``layer``."""
-        return f"blocks.{self._checked(layer)}.hook_in"
+        return f"{self._stack}.{self._checked(layer)}.hook_in"
 
     def resid_post(self, layer: int) -> str:
         """Return the name of the hook on the residual stream that leaves ``layer``."""
-        return f"blocks.{self._checked(layer)}.hook_out"
+        return f"{self._stack}.{self._checked(layer)}.hook_out"
 
     def hook_attn_out(self, layer: int) -> str:
         """Return the name of the hook on the output of the attention of ``layer``."""
-        return f"blocks.{self._checked(layer)}.attn.hook_out"
+        attention = "attn" if self.decoder is None else "self_attn"
+        return f"{self._stack}.{self._checked(layer)}.{attention}.hook_out"
 
     def linear_hooks(self, layer: int, linear_map: LinearMap) -> tuple[str, str]:
         """Return the names of the hooks before and after a linear map of a block of a masked model.
@@ -194,7 +222,7 @@ class Host:
 
     def W_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """Return the value rows of ``layer``, live: writing to them (under ``torch.no_grad``) changes the model."""
-        return self.model.blocks[self._checked(layer)].mlp.W_out
+        return self.blocks[self._checked(layer)].mlp.W_out
 
     def layers_with_rows_of(self, layer: int) -> list[int]:
         """Return the layers with the ``W_out`` of ``layer``: itself alone, unless layers share weights (ALBERT)."""
@@ -204,7 +232,7 @@ class Host:
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_embed"]:
         """The input word embeddings, live. ``d_embed`` is ``d_model`` unless the model projects (ELECTRA, OPT-350m)."""
-        return self.model.embed.W_E
+        return _embedding(self.model).W_E
 
     @property
     def unembedding(self) -> nn.Module:
@@ -231,7 +259,7 @@ class Host:
 
     def has_adapter(self, layer: int) -> bool:
         """Return whether the last linear map of the MLP of ``layer`` has weights beside ``W_out`` and its bias."""
-        out = self.model.blocks[self._checked(layer)].mlp.out.original_component
+        out = self.blocks[self._checked(layer)].mlp.out.original_component
         names = {name for name, _ in out.named_parameters()}
         return not names <= {"weight", "bias"}
 
@@ -241,7 +269,7 @@ class Host:
         That is ``post @ W_out + b_out``, unless an adapter or a hook of PyTorch's works inside the module.
         """
         with torch.no_grad(), leave_caller_modes():
-            return self.model.blocks[self._checked(layer)].mlp.out.original_component(post.to(self.dtype))
+            return self.blocks[self._checked(layer)].mlp.out.original_component(post.to(self.dtype))
 
     def is_W_out_product(
         self,
@@ -317,7 +345,7 @@ class Host:
         head for one token, three times.
         """
         layers: dict[type, int] = {}
-        for layer, block in enumerate(self.model.blocks):
+        for layer, block in enumerate(self.blocks):
             layers.setdefault(type(block.original_component), layer)
         return any(map(self._normalises_mlp_out, layers.values()))
 
@@ -345,7 +373,7 @@ class Host:
                 self.skip_blocks_below(layer, resid),
                 self.skip_blocks_above(layer),
             ):
-                self.logits(tokens, torch.ones_like(tokens), fwd_hooks=hooks)
+                self.logits(tokens, torch.ones_like(tokens), fwd_hooks=hooks, encoder=self._any_text(1))
         nothing, once, twice = leaving
         return bool((twice - once).norm() < 0.1 * (once - nothing).norm())
 
@@ -362,11 +390,12 @@ class Host:
         *,
         own: bool = False,
         position_ids: Int[Tensor, "row pos"] | None = None,
+        encoder: EncoderInput | None = None,
     ) -> Float[Tensor, "row d_vocab"] | Float[Tensor, "row pos d_vocab"]:
         """Run the model on right-padded tokens, in the caller's grad mode.
 
         Args:
-            tokens: token ids, padded on the right.
+            tokens: token ids, padded on the right; of an encoder-decoder those of the decoder.
             attention_mask: 1 for tokens, 0 for padding; with ``own`` None where there is no padding.
             read_pos: compute the head at this position of each row alone: the same numbers, without ``pos * d_vocab``
                 logits. Hooks on the head then see one position.
@@ -380,6 +409,7 @@ class Host:
                 at the entry or the exit of a wrapped module, and those of the user are not called.
             position_ids: with ``own``, the position of each token in its prompt, where tokens of the prefix are padded
                 (`takes_padded_prefix`).
+            encoder: what the encoder of an encoder-decoder reads. Where its output is known, the encoder is not run.
 
         Returns:
             Logits at ``read_pos``, or at every position.
@@ -405,7 +435,10 @@ class Host:
                 override_forwards(native_norm_forwards(self._norms) | head_forwards),
             ):
                 assert attention_mask is not None
-                logits = self._run(tokens, attention_mask, prefix)
+                if encoder is None:
+                    logits = self._run(tokens, attention_mask, prefix)
+                else:
+                    logits = self._run_decoder(tokens, encoder)
         return logits if read_pos is None else logits.squeeze(1)
 
     def logits_at_read_pos(
@@ -414,6 +447,7 @@ class Host:
         attention_mask: Int[Tensor, "row pos"],
         read_pos: Int[Tensor, " row"],
         fwd_hooks: Sequence[tuple[str, HookFn]] = (),
+        encoder: EncoderInput | None = None,
     ) -> Float[Tensor, "row d_vocab"]:
         """Run a full pass under the user's hooks and return the logits at the read position.
 
@@ -424,7 +458,8 @@ class Host:
             HookError: the hooks of an intervention, which are made for one batch, are on the model.
         """
         if not self.has_user_hooks:
-            return self.logits(tokens, attention_mask, read_pos, fwd_hooks)
+            encoder = None if encoder is None else self.encode(encoder)
+            return self.logits(tokens, attention_mask, read_pos, fwd_hooks, encoder=encoder)
         if any(getattr(hook_fn, FOR_ONE_BATCH, False) for module in self._modules for hook_fn in _hooks_on(module)):
             raise HookError(
                 f"Hooks of an intervention are on {self.name}. They are made for the rows of one batch, and the "
@@ -432,7 +467,7 @@ class Host:
                 "attribute with neurons switched off, erase them: with erase_neurons(model, neurons).applied(model): "
                 "..."
             )
-        logits = self.logits(tokens, attention_mask, None, fwd_hooks)
+        logits = self.logits(tokens, attention_mask, None, fwd_hooks, encoder=encoder)
         return logits[torch.arange(len(logits), device=logits.device), read_pos]
 
     def unembed(self, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
@@ -442,7 +477,42 @@ class Host:
         """
         tokens = torch.zeros(len(resid), 1, dtype=torch.long, device=self.device)
         with self.skip_blocks_below(self.n_layers, resid[:, None]):
-            return self.logits(tokens, torch.ones_like(tokens)).squeeze(1)
+            return self.logits(tokens, torch.ones_like(tokens), encoder=self._any_text(len(resid))).squeeze(1)
+
+    def encode(self, encoder: EncoderInput) -> EncoderInput:
+        """Run the encoder, once for each different text, and return its input with the output; no gradients.
+
+        Returned as it is where the output is known, or where the user's hooks are on the model: they see full passes.
+        """
+        if encoder.output is not None or self.has_user_hooks:
+            return encoder
+        texts, text_of_row = encoder.distinct()
+        # With padding beside it, a token of a layer that sees a window may see nothing: NaN in float64.
+        groups = texts.groups_of_one_length() if self._encodes_in_windows else [torch.arange(len(texts.tokens))]
+        checkpoint: Any = self.checkpoint
+        outputs: list[Tensor] = []
+        with torch.no_grad(), override_forwards(native_norm_forwards(self._norms)):
+            for group in groups:
+                part = texts.select(group.to(self.device)).cropped()
+                encoded = checkpoint.get_encoder()(input_ids=part.tokens, attention_mask=part.attention_mask)
+                n_padding = texts.tokens.shape[1] - part.tokens.shape[1]
+                outputs.append(nn.functional.pad(encoded.last_hidden_state, (0, 0, 0, n_padding)))
+        output = torch.cat(outputs)[torch.cat(groups).argsort().to(self.device)]
+        return replace(encoder, output=output[text_of_row])
+
+    @cached_property
+    def _encodes_in_windows(self) -> bool:
+        """Whether layers of the encoder see a window around each token, as in a T5Gemma."""
+        config: Any = getattr(self.checkpoint.config, "encoder", None)
+        return "sliding_attention" in (getattr(config, "layer_types", None) or ())
+
+    def _any_text(self, n_rows: int) -> EncoderInput | None:
+        """Return what the encoder has read, of passes in which that does not matter; None without an encoder."""
+        if self.decoder is None:
+            return None
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+        encoder = self.encode(EncoderInput(tokens=tokens, attention_mask=torch.ones_like(tokens)))
+        return encoder.select(torch.zeros(n_rows, dtype=torch.long, device=self.device))
 
     def kv_prefix(self, tokens: Int[Tensor, "row pos"]) -> KVPrefix | None:
         """Run a causal model on tokens without padding, and return its keys and values, or None if it keeps none."""
@@ -488,7 +558,7 @@ class Host:
         """
         if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= layer <= self.n_layers:
             raise ArgumentError(f"Cannot start a pass at layer {layer!r}; expected 0 to {self.n_layers}.")
-        blocks = self.model.blocks
+        blocks = self.blocks
         as_block_output, as_attn_output = self._output_forms
         forwards: dict[Any, Callable[..., Any]] = {}
         for block in blocks[:layer]:
@@ -529,7 +599,7 @@ class Host:
         lowest = min(entries)
         forwards: dict[Any, Callable[..., Any]] = {}
         n_entered = 0
-        for layer, wrapper in enumerate(self.model.blocks):
+        for layer, wrapper in enumerate(self.blocks):
             block = wrapper.original_component if own else wrapper
             entry = entries.get(layer)
             if layer < lowest:
@@ -552,7 +622,7 @@ class Host:
 
     def skip_blocks_above(self, layer: int) -> AbstractContextManager[None]:
         """Make the head read the output of ``layer``, for the time of a ``with`` block: an early exit."""
-        blocks = self.model.blocks
+        blocks = self.blocks
         last, above = blocks[self._checked(layer)], blocks[layer + 1 :]
         outputs: list[Any] = []
         stack = ExitStack()
@@ -593,6 +663,28 @@ class Host:
         # Padding comes after all tokens, and no token of a causal model sees what comes after it. With a mask, padding
         # longer than a sliding window would attend to nothing: NaN in float64, and in products with it at the tokens.
         return self.model(tokens, attention_mask=torch.ones_like(attention_mask), **_cache_options(prefix))
+
+    def _run_decoder(
+        self,
+        tokens: Int[Tensor, "row pos"],
+        encoder: EncoderInput,
+    ) -> Float[Tensor, "row _ d_vocab"]:
+        """Run the decoder on what the encoder has returned, or both."""
+        options = {
+            "attention_mask": encoder.attention_mask,
+            "decoder_input_ids": tokens,
+            # As in `_run`: no token of the decoder sees what comes after it. Without a mask some models make one, in
+            # which the first token is padding.
+            "decoder_attention_mask": torch.ones_like(tokens),
+            "use_cache": False,
+        }
+        if encoder.output is None:
+            return self.model(encoder.tokens, **options)
+        from transformers.modeling_outputs import BaseModelOutput
+
+        output: Any = encoder.output
+        module: Any = self.checkpoint
+        return module(encoder_outputs=BaseModelOutput(last_hidden_state=output), **options).logits
 
     def _run_own(
         self,
@@ -639,7 +731,7 @@ class Host:
         if not self.raw:
             return False
         in_place = {place.wrapper for place in self._wrapped}
-        for layer, block in enumerate(self.model.blocks):
+        for layer, block in enumerate(self.blocks):
             # The blocks of some families prepare, in a forward of their own, what their hooks need.
             is_general = type(block).forward.__module__.endswith(".generalized_components.block")
             has_ends = {block, getattr(block, "attn", None)} <= in_place and self.hook_post(layer) in self._ends
@@ -819,7 +911,7 @@ class Host:
         handles: list[Any] = []
 
         def watch() -> None:
-            first = self.model.blocks[0]
+            first = self.blocks[0]
             # In the order in which they finish. A first block without attention has no output of one to replace.
             for wrapper in (getattr(first, "attn", first), first):
                 module = wrapper.original_component if own else wrapper
@@ -832,7 +924,7 @@ class Host:
         with undone(watch, unwatch):
             tokens = torch.zeros(1, 1, dtype=torch.long, device=self.device)
             with torch.no_grad():
-                self.logits(tokens, torch.ones_like(tokens), own=own)
+                self.logits(tokens, torch.ones_like(tokens), own=own, encoder=self._any_text(1))
         return repack_like(outputs[-1]), repack_like(outputs[0])
 
     @cached_property
@@ -858,7 +950,7 @@ class Host:
                 mask[0, 0 if padded else 1] = 0  # some models get no mask where nothing is padding
             arguments[n_rows] = [None] * self.n_layers
             forwards: dict[Any, Callable[..., Any]] = {}
-            for layer, wrapper in enumerate(self.model.blocks):
+            for layer, wrapper in enumerate(self.blocks):
                 block = wrapper.original_component if own else wrapper
                 forwards[block] = _recorded(block.forward, arguments[n_rows], layer)
             with torch.no_grad(), override_forwards(forwards):
@@ -916,12 +1008,13 @@ def bridge_host(model: Any) -> Host:
     kind = check_config(hf_model.config, architecture, name)
     check_state(hf_model, name)
     _check_ends(model, name)
-    _check_mlps(model, name)
-    shapes = {tuple(block.mlp.W_out.shape) for block in model.blocks}
+    _check_mlps(model, _stack_of(kind), name)
+    blocks = getattr(model, _stack_of(kind))
+    shapes = {tuple(block.mlp.W_out.shape) for block in blocks}
     if len(shapes) > 1:
         listed = ", ".join(str(shape) for shape in sorted(shapes))
         raise UnsupportedModelError(f"{name}: W_out differs between layers ({listed}); expected one shape.")
-    W_out = model.blocks[0].mlp.W_out
+    W_out = blocks[0].mlp.W_out
     if W_out.dtype == torch.float64 and hf_model.config.model_type in _NOT_IN_FLOAT64:
         raise UnsupportedModelError(
             f"{name}: transformers cannot run a {architecture} in float64; load it in torch.float32."
@@ -931,10 +1024,10 @@ def bridge_host(model: Any) -> Host:
         name=name,
         architecture=architecture,
         kind=kind,
-        n_layers=len(model.blocks),
+        n_layers=len(blocks),
         d_model=W_out.shape[1],
         d_mlp=W_out.shape[0],
-        d_vocab=model.embed.W_E.shape[0],
+        d_vocab=_embedding(model).W_E.shape[0],
         n_ctx=_context_length(model),
         device=W_out.device,
         dtype=W_out.dtype,
@@ -942,13 +1035,34 @@ def bridge_host(model: Any) -> Host:
         raw=not getattr(model, "_weights_processed", model.compatibility_mode),
         whole_passes=needs_whole_passes(hf_model.config) or not _has_attention(model),
         longest_padding=longest_padding(hf_model.config, kind),
+        decoder=_decoder_form(hf_model.config, architecture),
     )
+
+
+def _decoder_form(config: Any, architecture: str) -> DecoderForm | None:
+    """Return how the decoder of an encoder-decoder begins; None for other kinds."""
+    family = BY_ARCHITECTURE.get(architecture)
+    if family is None or family.writes is None:
+        return None
+    return DecoderForm.of(config, family.writes)
+
+
+def _stack_of(kind: Kind) -> str:
+    """Return the name of the blocks in TransformerLens."""
+    return DECODER_BLOCKS if kind == "encoder-decoder" else "blocks"
+
+
+def _embedding(model: Any) -> Any:
+    """Return the word embeddings of a bridge; those of the decoder, where it has its own."""
+    own = getattr(model, "decoder_embed", None)
+    return model.embed if own is None else own
 
 
 def _check_ends(model: Any, name: str) -> None:
     """Raise unless the word embeddings and the unembedding of a bridge are mapped."""
+    hooks = model.hook_dict
     for component in ("embed", "unembed"):
-        if f"{component}.hook_in" not in model.hook_dict:
+        if f"{component}.hook_in" not in hooks and f"decoder_{component}.hook_in" not in hooks:
             raise UnsupportedModelError(
                 f"{name}: its adapter maps no {component!r}; expected one that maps 'embed', 'blocks' and 'unembed'."
             )
@@ -962,13 +1076,13 @@ def first_hooked(module: nn.Module) -> str | None:
     return None
 
 
-def _check_mlps(model: Any, name: str) -> None:
+def _check_mlps(model: Any, stack: str, name: str) -> None:
     """Raise unless every block has one dense MLP, whose ``hook_post`` is the input of its ``W_out``."""
     hooks = model.hook_dict
     width = getattr(text_config(model.original_model.config), "hidden_size", None)
-    for layer, block in enumerate(getattr(model, "blocks", [None])):
+    for layer, block in enumerate(getattr(model, stack, [None])):
         out = getattr(getattr(block, "mlp", None), "out", None)
-        hook = hooks.get(f"blocks.{layer}.mlp.hook_post")
+        hook = hooks.get(f"{stack}.{layer}.mlp.hook_post")
         if out is None or hook is not out.hook_in or block.mlp.W_out.ndim != 2:
             raise UnsupportedModelError(
                 f"{name}: hook_post of layer {layer} is not the input of a W_out (the layer is a mixture of experts, "
@@ -990,12 +1104,12 @@ def _check_mlps(model: Any, name: str) -> None:
 def _has_attention(model: Any) -> bool:
     """Return whether every block has attention, whose output a pass can start from."""
     hooks = model.hook_dict
-    return all(f"blocks.{layer}.attn.hook_out" in hooks for layer in range(len(model.blocks)))
+    return all(f"blocks.{layer}.attn.hook_out" in hooks for layer in range(len(getattr(model, "blocks", ()))))
 
 
 def _context_length(model: Any) -> int | None:
     config = text_config(model.original_model.config)
-    if config.model_type == "bloom":
+    if config.model_type in _RELATIVE_POSITIONS:
         return None
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":

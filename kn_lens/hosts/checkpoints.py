@@ -21,8 +21,10 @@ from torch import nn
 from kn_lens._core.atomic import read_whole
 from kn_lens._core.checks import wrong_kind
 from kn_lens.errors import ArgumentError, KNLensError, UnsupportedModelError, did_you_mean
+from kn_lens.hosts.encoder_decoder import DECODER_BLOCKS, FINAL_BIAS
 from kn_lens.hosts.exclusive import one_load_at_a_time
 from kn_lens.hosts.families import (
+    BY_ARCHITECTURE,
     BY_MODEL_TYPE,
     EXPECTED_SOURCE,
     INSTEAD_OF_QUANTISED,
@@ -305,11 +307,14 @@ def _auto_class(config: Any, kind: Kind) -> Any:
             AutoModelForCausalLM,
             AutoModelForImageTextToText,
             AutoModelForMaskedLM,
+            AutoModelForSeq2SeqLM,
         )
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if kind == "masked":
         return AutoModelForMaskedLM
+    if kind == "encoder-decoder":
+        return AutoModelForSeq2SeqLM
     family = BY_MODEL_TYPE.get(config.model_type)
     is_text_in_other = family is not None and family.architecture.endswith(TEXT_IN_OTHERS)
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, TEXT_IN_OTHERS)
@@ -428,6 +433,9 @@ def restored_on_error(hf_model: Any) -> Iterator[None]:
             state[key] = copy(value) if isinstance(value, dict) else value  # of submodules, weights and hooks
         states.append((module, state))
     gradients = {weight: weight.requires_grad for weight in hf_model.parameters()}
+    # TransformerLens moves this buffer of a BART into the bias of its head.
+    bias = getattr(hf_model, FINAL_BIAS, None)
+    kept_bias = None if bias is None else bias.clone()
     attention = hf_model.config._attn_implementation
     try:
         yield
@@ -437,6 +445,8 @@ def restored_on_error(hf_model: Any) -> Iterator[None]:
             vars(module).update(state)
         for weight, requires_grad in gradients.items():
             weight.requires_grad_(requires_grad)
+        if bias is not None:
+            bias.copy_(kept_bias)
         hf_model.set_attn_implementation(attention)
         raise
 
@@ -450,10 +460,12 @@ def wrap_in_bridge(hf_model: Any, *, name: str, tokenizer: Any) -> Any:
         UnsupportedModelError: its blocks have no dense MLP (the model is then untouched), or TransformerLens fails.
     """
     architecture = architecture_of(hf_model)
+    family = BY_ARCHITECTURE.get(architecture)
+    stack = DECODER_BLOCKS if family and family.kind == "encoder-decoder" else "blocks"
 
     def on_adapter(adapter: Any) -> None:  # called before the model is touched
         _map_dense_mlps(adapter)
-        _check_blocks(adapter.component_mapping, name)
+        _check_blocks(adapter.component_mapping, stack, name)
         if hf_model.config._attn_implementation != "eager":
             hf_model.set_attn_implementation("eager")  # the attention hooks do not fire in the fused kernels
 
@@ -504,8 +516,8 @@ def _map_dense_mlps(adapter: Any) -> None:
     blocks.submodules["mlp"] = GatedMLPBridge(name=mlp.name, config=adapter.cfg, submodules=dense)
 
 
-def _check_blocks(mapping: Any, name: str) -> None:
-    mlp = mapping["blocks"].submodules.get("mlp") if "blocks" in mapping else None
+def _check_blocks(mapping: Any, stack: str, name: str) -> None:
+    mlp = mapping[stack].submodules.get("mlp") if stack in mapping else None
     if "out" not in getattr(mlp, "submodules", {}):
         raise UnsupportedModelError(
             f"{name!r} cannot be hosted: its blocks have no dense MLP with a W_out; take a dense transformer."

@@ -17,8 +17,9 @@ from torch import nn
 
 from kn_lens.errors import UnsupportedModelError
 from kn_lens.hosts.adapters import ADAPTERS, KNOWN_TO_VERSION_4, register_missing
+from kn_lens.hosts.encoder_decoder import Writes
 
-Kind = Literal["masked", "causal"]
+Kind = Literal["masked", "causal", "encoder-decoder"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class Family:
 
     Attributes:
         name: its common name.
-        kind: ``masked`` or ``causal``.
+        kind: ``masked``, ``causal`` or ``encoder-decoder``.
         model_type: ``config.model_type`` of its checkpoints.
         architecture: its Hugging Face class with the language-model head.
         example: a checkpoint on the Hugging Face hub.
@@ -35,6 +36,7 @@ class Family:
         norm_after_mlp: whether a norm stands between ``W_out`` and the residual stream.
         whole_passes: whether its passes always run all layers and tokens. A layer then has a state beside keys and
             values, or reads those of lower layers, so that no pass can start at it.
+        writes: what the decoder of an encoder-decoder was trained to write; None for other kinds.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Family:
     gated: bool = False
     norm_after_mlp: bool = False
     whole_passes: bool = False
+    writes: Writes | None = None
 
 
 def _masked(name: str, model_type: str, architecture: str, example: str, **settings: Any) -> Family:
@@ -65,6 +68,21 @@ def _causal(name: str, model_type: str, architecture: str, example: str, **setti
         model_type=model_type,
         architecture=architecture,
         example=example,
+        **settings,
+    )
+
+
+def _encoder_decoder(
+    name: str, model_type: str, architecture: str, example: str, writes: Writes, **settings: Any
+) -> Family:
+    return Family(
+        name=name,
+        kind="encoder-decoder",
+        model_type=model_type,
+        architecture=architecture,
+        example=example,
+        whole_passes=True,
+        writes=writes,
         **settings,
     )
 
@@ -284,6 +302,19 @@ FAMILIES: tuple[Family, ...] = (
         "meta-llama/Llama-4-Scout-17B-16E",
         **_GATED,
     ),
+    _encoder_decoder("T5", "t5", "T5ForConditionalGeneration", "google-t5/t5-base", "span"),
+    _encoder_decoder("T5 1.1 / FLAN-T5", "t5", "T5ForConditionalGeneration", "google/flan-t5-base", "span", **_GATED),
+    _encoder_decoder("mT5", "mt5", "MT5ForConditionalGeneration", "google/mt5-base", "span", **_GATED),
+    _encoder_decoder("BART", "bart", "BartForConditionalGeneration", "facebook/bart-base", "text"),
+    _encoder_decoder("mBART", "mbart", "MBartForConditionalGeneration", "facebook/mbart-large-cc25", "text"),
+    _encoder_decoder(
+        "T5Gemma",
+        "t5gemma",
+        "T5GemmaForConditionalGeneration",
+        "google/t5gemma-2b-2b-ul2",
+        "span",
+        **_POST_NORM,
+    ),
 )
 BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES}
 BY_ARCHITECTURE = {family.architecture: family for family in FAMILIES}
@@ -299,7 +330,13 @@ TEXT_IN_OTHERS = "ForConditionalGeneration"
 _REFUSED = {
     "openai-gpt": "TransformerLens computes other logits than the checkpoint; take a GPT-2",
 }
-_NEED_VERSION_4 = ("cohere", "cohere2", "hunyuan_v1_dense")
+_NEED_VERSION_4 = {
+    "cohere": "computes other logits than the checkpoint",
+    "cohere2": "computes other logits than the checkpoint",
+    "hunyuan_v1_dense": "computes other logits than the checkpoint",
+    "t5": "cannot run its blocks in this version of transformers",
+    "mt5": "cannot run its blocks in this version of transformers",
+}
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 INSTEAD_OF_QUANTISED = (
     "the original weights, with dtype=torch.bfloat16 where memory is short, or a GGUF file of the model, which "
@@ -381,7 +418,9 @@ def adapter_state(family: Family) -> str:
 
 
 def text_config(config: Any) -> Any:
-    """Return the configuration of the language model, which is a part of that of a model of text and images."""
+    """Return the configuration of the language model, or of the decoder, where it is a part of that of the model."""
+    if getattr(config, "is_encoder_decoder", False):
+        return getattr(config, "decoder", None) or config
     return getattr(config, "text_config", None) or config
 
 
@@ -399,17 +438,24 @@ def check_config(config: Any, architecture: str | None, name: str) -> Kind:
     family = BY_MODEL_TYPE.get(config.model_type)
     if architecture is None:
         architecture = family.architecture if family else next(iter(config.architectures or ()), "")
-    reason = _reason_against(config) or _reason_against_class(architecture, family)
+    reason = _reason_against(config) or _reason_against_class(config, architecture, family)
     if reason:
         raise UnsupportedModelError(f"{name!r} cannot be hosted: {reason}.")
+    if family is not None and family.architecture == architecture:
+        return family.kind
     for ending, kind in _KIND_BY_ENDING.items():
         if architecture.endswith(ending):
             return kind
     return "causal"
 
 
-def _reason_against_class(architecture: str, family: Family | None) -> str | None:
+def _reason_against_class(config: Any, architecture: str, family: Family | None) -> str | None:
     """Return why a class cannot be hosted, or None where there is an adapter for it."""
+    if family is None and getattr(config, "is_encoder_decoder", False):
+        return (
+            f"{architecture or 'it'} is an encoder-decoder in which it is not known where an answer is read; take a "
+            "T5, mT5, BART, mBART or T5Gemma"
+        )
     if architecture in registered_by_user():
         return None
     if family and family.architecture != architecture:
@@ -434,8 +480,6 @@ def _reason_against_class(architecture: str, family: Family | None) -> str | Non
 def _reason_against(config: Any) -> str | None:
     text = text_config(config)
     experts = _setting_of_experts(text)
-    if getattr(config, "is_encoder_decoder", False):
-        return "it is an encoder-decoder, and knowledge neurons are those of one stack; take a masked or causal model"
     if experts:
         return (
             f"it is a mixture of experts ({experts}={getattr(text, experts)}), where a neuron is not one row of the "
@@ -448,7 +492,7 @@ def _reason_against(config: Any) -> str | None:
             f"{INSTEAD_OF_QUANTISED}"
         )
     if config.model_type in _NEED_VERSION_4 and version("transformer-lens").startswith("3."):
-        return "TransformerLens 3 computes other logits than the checkpoint; install TransformerLens 4"
+        return f"TransformerLens 3 {_NEED_VERSION_4[config.model_type]}; install TransformerLens 4"
     return _REFUSED.get(config.model_type) or _setting_against(text)
 
 
@@ -498,8 +542,11 @@ def needs_whole_passes(config: Any) -> bool:
     """Return whether a pass cannot start at a layer, from the residual stream, keys and values.
 
     Some layers then have a recurrent or convolutional state, or read the keys and values of lower layers; or the
-    output of the first block is joined with a convolution of the embeddings (the larger DeBERTas v2).
+    output of the first block is joined with a convolution of the embeddings (the larger DeBERTas v2); or, in an
+    encoder-decoder, they read the output of the encoder.
     """
+    if getattr(config, "is_encoder_decoder", False):
+        return True
     text = text_config(config)
     layer_types = set(getattr(text, "layer_types", None) or ())
     convolves = text.model_type == "deberta-v2" and getattr(text, "conv_kernel_size", 0) > 0

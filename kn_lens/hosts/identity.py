@@ -26,6 +26,7 @@ _FIELD_TYPES = {
     "d_model": int,
     "dtype": str,
     "digest": str,
+    "side": str,
 }
 
 
@@ -42,6 +43,7 @@ class ModelIdentity:
         dtype: type of the weights, such as ``"float32"``.
         digest: `weights_digest`; None also where TransformerLens has processed the weights, or copied them into a
             model of an older class.
+        side: the stack of an encoder-decoder that the layers are of: ``decoder``; None where there is one stack.
     """
 
     name: str
@@ -51,6 +53,7 @@ class ModelIdentity:
     d_model: int | None = None
     dtype: str | None = None
     digest: str | None = None
+    side: str | None = None
 
     @classmethod
     def of(cls, model: HookedModel | Host, *, with_digest: bool = True) -> "ModelIdentity":
@@ -65,6 +68,7 @@ class ModelIdentity:
             d_model=host.d_model,
             dtype=str(host.dtype).removeprefix("torch."),
             digest=weights_digest(host) if has_digest else None,
+            side=host.side,
         )
 
     @classmethod
@@ -84,8 +88,11 @@ class ModelIdentity:
         return cls(name=entry["name"], **fields)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the entry to write."""
-        return asdict(self)
+        """Return the entry to write, without a side where there is one stack."""
+        entry = asdict(self)
+        if self.side is None:
+            del entry["side"]
+        return entry
 
     def difference(self, other: "ModelIdentity") -> str | None:
         """Describe the first difference between two identities, or return None where they may be one model."""

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from kn_lens.errors import UnsupportedModelError
 from kn_lens.hosts.bridge import CONTEXT_LENGTHS, Host
 from kn_lens.hosts.checkpoints import first_line
+from kn_lens.hosts.encoder_decoder import EncoderInput
 from kn_lens.hosts.families import Kind, text_config
 from kn_lens.hosts.memory import ran_out_of_memory
 from kn_lens.hosts.partial_forward import Replacement, run_clean
@@ -75,14 +76,14 @@ class ReferenceLogits:
         prompts = _prompts(hf_model, mask_token_id if kind == "masked" else None)
         attention = hf_model.config._attn_implementation
         try:
-            return cls(prompts=prompts, logits=_plain_logits(hf_model, prompts))
+            return cls(prompts=prompts, logits=_plain_logits(hf_model, kind, prompts))
         except Exception as error:  # of as many kinds as there are models
             if ran_out_of_memory(error):
                 raise
             # A GPT-2 with reorder_and_upcast_attn runs in float64 in its fused attention alone.
             with suppress(Exception):
                 hf_model.set_attn_implementation("sdpa")
-                return cls(prompts=prompts, logits=_plain_logits(hf_model, prompts))
+                return cls(prompts=prompts, logits=_plain_logits(hf_model, kind, prompts))
             raise UnsupportedModelError(
                 f"transformers cannot run {name!r} in {hf_model.dtype}: {first_line(error)}. Load it in another dtype."
             ) from error
@@ -120,21 +121,32 @@ class ReferenceLogits:
 
 
 @torch.no_grad()
-def _plain_logits(hf_model: Any, prompts: Sequence[Int[Tensor, " pos"]]) -> list[Float[Tensor, "pos d_vocab"]]:
+def _plain_logits(
+    hf_model: Any, kind: Kind, prompts: Sequence[Int[Tensor, " pos"]]
+) -> list[Float[Tensor, "pos d_vocab"]]:
     logits: list[Tensor] = []
     for prompt in prompts:
-        logits.append(_widened(hf_model(input_ids=prompt[None]).logits[0]))
+        options = {"input_ids": prompt[None]}
+        if kind == "encoder-decoder":
+            options = {"input_ids": prompt.flip(0)[None], "decoder_input_ids": prompt[None]}
+        logits.append(_widened(hf_model(**options).logits[0]))
     return logits
 
 
 def _host_logits(host: Host, prompts: Sequence[Int[Tensor, " pos"]]) -> Float[Tensor, "pos d_vocab"]:
     """Return the logits of all tokens of a padded batch, and those of the last token of the first from half-way up."""
     tokens = nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)
+    encoder = None
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=tokens.device)
     mask = (torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]).long()
-    logits = host.logits(tokens, mask)
+    if host.kind == "encoder-decoder":  # whose encoder reads each prompt from its end
+        reversed_prompts = [prompt.flip(0) for prompt in prompts]
+        texts = nn.utils.rnn.pad_sequence(reversed_prompts, batch_first=True)
+        encoder = EncoderInput(tokens=texts, attention_mask=mask)
+    logits = host.logits(tokens, mask, encoder=encoder)
     first, middle = torch.zeros_like(lengths[:1]), host.n_layers // 2
-    state = run_clean(host, tokens[:1], mask[:1], lengths[:1] - 1, [middle])
+    encoder = None if encoder is None else encoder.select(first)
+    state = run_clean(host, tokens[:1], mask[:1], lengths[:1] - 1, [middle], encoder)
     resumed = state.logits_with_post([Replacement(layer=middle, rows=first, post=state.post[middle])])
     return torch.cat([logits[mask.bool()], resumed])
 

@@ -22,7 +22,8 @@ activations, or to outputs of ``W_out``, of several layers (``logits_with_additi
 The user's hooks on the model belong to the function: they may read and change any row and position. Every pass is then
 a full pass, in which each hook sees what it would see without kn_lens, and activations are replaced before any hook on
 ``hook_post`` sees them. Passes are full ones too where a model has states beside keys and values
-(``Host.whole_passes``).
+(``Host.whole_passes``). Those of an encoder-decoder run the decoder alone, on what the encoder returned in the clean
+pass.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,7 @@ from torch import Tensor, nn
 
 from kn_lens._core.precision import at_least_float32
 from kn_lens.hosts.bridge import Host, LinearMap
+from kn_lens.hosts.encoder_decoder import EncoderInput
 from kn_lens.hosts.kv_prefix import KVPrefix
 from kn_lens.hosts.model_protocol import HookFn, PostFn
 from kn_lens.hosts.overrides import override_forwards, position_index, scatter_position, select_position
@@ -163,8 +165,11 @@ def run_clean(
     attention_mask: Int[Tensor, "row pos"],
     read_pos: Int[Tensor, " row"],
     layers: Sequence[int],
+    encoder: EncoderInput | None = None,
 ) -> CleanState:
     """Run right-padded rows once and keep the state that passes from each of ``layers`` start from.
+
+    Of an encoder-decoder they are the rows of the decoder. The encoder runs here alone, once for each different text.
 
     Cost: one forward pass per row. Holds per row and layer, for a masked model, the residual stream, queries, keys and
     values at all positions; for a causal model keys and values at all positions, and the residual stream at one.
@@ -173,7 +178,9 @@ def run_clean(
     tokens, attention_mask = tokens[:, :n_pos], attention_mask[:, :n_pos]
     with torch.no_grad():
         if host.whole_passes or host.has_user_hooks:
-            return _FullPassState.run(host, tokens, attention_mask, read_pos, layers)
+            if encoder is not None:
+                encoder = host.encode(encoder.cropped())
+            return _FullPassState.run(host, tokens, attention_mask, read_pos, layers, encoder)
         padded_head = PaddedHead.of(host.unembedding) if pays_off(host.device) else None
         if not recomputes_last_token_only(host, attention_mask, read_pos):
             return _ResumedState.run(host, tokens, attention_mask, read_pos, layers, padded_head)
@@ -530,6 +537,7 @@ class _FullPassState(_SinglePassState):
     post: dict[int, Float[Tensor, "row d_mlp"]]
     mlp_out: dict[int, Float[Tensor, "row d_model"]]
     has_user_hooks: bool
+    encoder: EncoderInput | None
 
     @classmethod
     def run(
@@ -539,6 +547,7 @@ class _FullPassState(_SinglePassState):
         attention_mask: Int[Tensor, "row pos"],
         read_pos: Int[Tensor, " row"],
         layers: Sequence[int],
+        encoder: EncoderInput | None,
     ) -> "_FullPassState":
         post: dict[int, Tensor] = {}
         cache: dict[str, Tensor] = {}
@@ -546,7 +555,7 @@ class _FullPassState(_SinglePassState):
         names = {layer: host.hook_mlp_out(layer) for layer in layers}
         hooks: Hooks = [(name, _record(cache, name, read_pos)) for name in names.values()]
         with host.transform_post(functions):
-            logits = host.logits_at_read_pos(tokens, attention_mask, read_pos, hooks)
+            logits = host.logits_at_read_pos(tokens, attention_mask, read_pos, hooks, encoder)
         return cls(
             host=host,
             tokens=tokens,
@@ -556,6 +565,7 @@ class _FullPassState(_SinglePassState):
             post=post,
             mlp_out={layer: at_least_float32(cache[name]) for layer, name in names.items()},
             has_user_hooks=host.has_user_hooks,
+            encoder=encoder,
         )
 
     def _pass(
@@ -579,8 +589,9 @@ class _FullPassState(_SinglePassState):
                 add = _on_rows(own, _add_at(start.added, read_pos[own]))
                 hooks.append((host.hook_mlp_out(start.layer), lambda value, hook, add=add: add(value)))
         exit_context = host.skip_blocks_above(starts[0].layer) if early_exit else nullcontext()
+        encoder = None if self.encoder is None else self.encoder.select(rows)
         with host.transform_post(functions), exit_context:
-            return host.logits_at_read_pos(self.tokens[rows], self.attention_mask[rows], read_pos, hooks)
+            return host.logits_at_read_pos(self.tokens[rows], self.attention_mask[rows], read_pos, hooks, encoder)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from kn_lens._core.interrupts import entered
 from kn_lens.errors import EditError
 from kn_lens.hosts.bridge import Host
+from kn_lens.hosts.encoder_decoder import FINAL_BIAS
 from kn_lens.hosts.hooked import is_hooked
 from kn_lens.hosts.model_protocol import HookedModel
 
@@ -64,6 +65,8 @@ def unwrap_model(model: HookedModel) -> Any:
     with entered(torch.device("meta")):
         unwrapped = type(wrapped)(wrapped.config)
     weights = {_checkpoint_name(name): weight for name, weight in wrapped.state_dict().items()}
+    if FINAL_BIAS in weights and "lm_head.bias" in weights:
+        weights[FINAL_BIAS] = weights[FINAL_BIAS] + weights["lm_head.bias"].to(weights[FINAL_BIAS])
     missing = unwrapped.state_dict().keys() - weights.keys()
     if missing:
         raise EditError(

@@ -133,13 +133,13 @@ def score_answers(
         with torch.no_grad():
             tokens = chunk.tokens[:, :n_pos]
             attention_mask = chunk.attention_mask[:, :n_pos]
-            logits = host.logits_at_read_pos(tokens, attention_mask, chunk.read_pos, hooks)
+            logits = host.logits_at_read_pos(tokens, attention_mask, chunk.read_pos, hooks, chunk.encoder_input)
         row_log_prob, row_rank = _target_scores(at_least_float32(logits), chunk.target_ids)
         return chunk, row_log_prob, row_rank, logits.argmax(-1)
 
     chunks = budget.map_chunks(
         prompts.rows_per_prompt,
-        prompts.length,
+        prompts.n_positions,
         budget.rows_per_pass,
         run,
     )
@@ -256,7 +256,7 @@ def score_answers_under(
         chunk = _Chunk.of(host, prompts, covered[index], chunk_changes)
         changed: list[tuple[Tensor, Tensor]] = []
         if chunk_changes:
-            longest = int(chunk.prompts.length.max())
+            longest = int(chunk.prompts.n_positions.max())
             rows_per_pass = budget.rows_per_pass(longest)
             cost = PassCost.of(host, 1 if last_token_only else longest)
             changed = chunk.after(chunk_changes, rows_per_pass, cost)
@@ -265,7 +265,7 @@ def score_answers_under(
     before = np.full(len(prompts), np.nan)
     chunks = budget.map_chunks(
         covered_prompts.rows_per_prompt,
-        covered_prompts.length,
+        covered_prompts.n_positions,
         budget.rows_per_chunk,
         run,
     )
@@ -374,6 +374,7 @@ class _Chunk:
             prompts.attention_mask,
             prompts.read_pos,
             layers,
+            encoder=prompts.encoder_input,
         )
         before = _log_prob(state.logits, prompts)
         check_numbers(host, prompts, before)

@@ -244,8 +244,9 @@ def find(
     Args:
         model: a TransformerLens model in evaluation mode; it is left as it was.
         facts: one fact, several, or a ``FactSet``; or a text with its ``answer``. A causal model reads what precedes
-            the answer, a masked one a sentence with its mask token (or ``[Y]``) in the answer's place. Several texts
-            are wordings of one fact with the same answer.
+            the answer, a masked one a sentence with its mask token (or ``[Y]``) in the answer's place, an
+            encoder-decoder one with its mask token, ``<extra_id_0>`` or ``[Y]``. Several texts are wordings of one fact
+            with the same answer.
         answer: the answer of the text, of any number of tokens. Facts have their own.
         templates: as for ``make_prompts``.
         tokenizer: as for ``make_prompts``.
@@ -315,7 +316,11 @@ def _queried_facts(
         texts = [facts] if isinstance(facts, str) else facts
         if answer is None:
             text = f"the text {facts!r}" if isinstance(facts, str) else f"{counted(len(texts), 'text')}"
-            place = "The capital of France is [MASK]." if host.kind == "masked" else "The capital of France is"
+            place = {
+                "masked": "The capital of France is [MASK].",
+                "causal": "The capital of France is",
+                "encoder-decoder": "The capital of France is [Y].",
+            }[host.kind]
             raise ArgumentError(
                 f"Got {text} without an answer; expected kn_lens.find(model, {place!r}, ' Paris'), "
                 "or a Fact, which has its answer: facts.find('Ireland', 'P36')."

@@ -2,11 +2,12 @@
 
 ``batch`` has ``PromptBatch``, the input of every computation. ``tokenization`` finds the tokens of an answer in a text,
 ``build`` makes prompts from facts and templates, ``text`` a fact of one text and its answer, and ``predict`` lists a
-model's most probable tokens for prompts. In ``build`` and ``text`` masked and causal models take two forms of prompt.
+model's most probable tokens for prompts. In ``build`` and ``text`` masked models, causal models and encoder-decoders
+take three forms of prompt.
 """
 
 from kn_lens.prompts.batch import PromptBatch, Selection, check_prompts
-from kn_lens.prompts.build import make_prompts, object_is_last
+from kn_lens.prompts.build import make_prompts, object_is_last, placeholder_token
 from kn_lens.prompts.predict import predict
 from kn_lens.prompts.text import text_fact
 
@@ -16,6 +17,7 @@ __all__ = [
     "check_prompts",
     "make_prompts",
     "object_is_last",
+    "placeholder_token",
     "predict",
     "text_fact",
 ]

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from kn_lens._core.checks import check_kind
 from kn_lens._core.display import ROWS_SHOWN, shortened, table_html
-from kn_lens._core.wording import counted
+from kn_lens._core.wording import counted, with_article
 from kn_lens.errors import ArgumentError, PromptError, did_you_mean
 from kn_lens.facts import Fact
-from kn_lens.hosts import Host, Kind
+from kn_lens.hosts import EncoderInput, Host, Kind
 
 Selection = int | slice | Fact | Sequence[int] | Int[Tensor, " chosen"]
 """What names some prompts: a number, a slice, a fact, or a list of numbers."""
@@ -28,7 +28,7 @@ class MadeFor:
     """The models that can read some prompts.
 
     Attributes:
-        kind: masked or causal.
+        kind: masked, causal or encoder-decoder.
         tokenizers: fingerprints of the model's own tokenizer, and of one that was chosen in its place. Empty if neither
             is known.
     """
@@ -44,7 +44,8 @@ class MadeFor:
         """
         if host.kind != self.kind:
             raise ArgumentError(
-                f"The prompts were made for a {self.kind} model, and {host.name} is a {host.kind} one, "
+                f"The prompts were made for {with_article(self.kind)} model, and {host.name} is "
+                f"{with_article(host.kind)} one, "
                 "which takes prompts of another form. Make prompts for it: make_prompts(model, facts)."
             )
         own = host.tokenizer_fingerprint
@@ -62,7 +63,7 @@ class PromptBatch:
     """Prompts as token tensors; all on one device, all indices int64.
 
     Attributes:
-        tokens: token ids, padded on the right.
+        tokens: token ids, padded on the right; for an encoder-decoder those that its decoder reads.
         attention_mask: 1 for tokens, 0 for padding.
         read_pos: position whose logits give the row's answer token.
         target_ids: the true answer token.
@@ -74,6 +75,9 @@ class PromptBatch:
         facts: the facts, including those left without a prompt.
         left_out: number of (fact, template) pairs that gave no prompt, by reason.
         made_for: the models that the tokens are for; None for your own tokens, which any model takes.
+        encoder_tokens: token ids that the encoder of an encoder-decoder reads, padded on the right; None for other
+            kinds of models.
+        encoder_attention_mask: 1 for these tokens, 0 for padding; None where they are.
 
     Raises:
         ArgumentError: shapes, types, devices, padding or indices do not fit together.
@@ -91,6 +95,8 @@ class PromptBatch:
     facts: tuple[Fact, ...]
     left_out: Mapping[str, int]
     made_for: MadeFor | None = None
+    encoder_tokens: Int[Tensor, "row encoder_pos"] | None = None
+    encoder_attention_mask: Int[Tensor, "row encoder_pos"] | None = None
 
     def __post_init__(self) -> None:
         _check_shapes(self)
@@ -107,17 +113,21 @@ class PromptBatch:
         fact_index: Int[Tensor, " batch"] | None = None,
         facts: Sequence[Fact] | None = None,
         contrast_ids: Int[Tensor, " batch"] | None = None,
+        encoder_tokens: Int[Tensor, "batch encoder_pos"] | None = None,
+        encoder_attention_mask: Int[Tensor, "batch encoder_pos"] | None = None,
     ) -> "PromptBatch":
         """Make a batch from your own tokens, one row a prompt; no tokenizer is needed.
 
         Args:
-            tokens: token ids, padded on the right.
+            tokens: token ids, padded on the right; for an encoder-decoder those of the decoder.
             read_pos: position that is read: that of the mask, or the last token's.
             target_ids: the token whose probability is explained.
             attention_mask: 1 for tokens, 0 for padding; None where nothing is padded.
             fact_index: position in ``facts`` of each prompt's fact; None gives each prompt a fact of its own.
             facts: the facts of the prompts; None makes placeholders with the target's id as their object.
             contrast_ids: a contrasting token, for ``output="logit_diff"``.
+            encoder_tokens: what the encoder reads, for an encoder-decoder.
+            encoder_attention_mask: 1 for these tokens, 0 for padding; None where nothing is padded.
 
         Raises:
             ArgumentError: shapes, types, devices, padding or indices do not fit together.
@@ -143,6 +153,8 @@ class PromptBatch:
             facts = _placeholder_facts(fact_index, target_ids)
         if attention_mask is None:
             attention_mask = torch.ones_like(tokens)
+        if isinstance(encoder_tokens, Tensor) and encoder_attention_mask is None:
+            encoder_attention_mask = torch.ones_like(encoder_tokens)
         return cls(
             tokens=_whole(tokens),
             attention_mask=_whole(attention_mask),
@@ -155,6 +167,8 @@ class PromptBatch:
             template=("",) * n_prompts,
             facts=tuple(facts),
             left_out={},
+            encoder_tokens=_whole(encoder_tokens),
+            encoder_attention_mask=_whole(encoder_attention_mask),
         )
 
     def __len__(self) -> int:
@@ -231,6 +245,20 @@ class PromptBatch:
         """Number of tokens of each prompt's last row, which holds the most of the answer."""
         return self.attention_mask.sum(-1)[self.rows_per_prompt.cumsum(0) - 1]
 
+    @property
+    def n_positions(self) -> Int[Tensor, " batch"]:
+        """Number of positions of each prompt's last row in a pass: ``length``, and the tokens that an encoder reads."""
+        if self.encoder_attention_mask is None:
+            return self.length
+        return self.length + self.encoder_attention_mask.sum(-1)[self.rows_per_prompt.cumsum(0) - 1]
+
+    @property
+    def encoder_input(self) -> EncoderInput | None:
+        """What the encoder reads for each row; None for models without one."""
+        if self.encoder_tokens is None or self.encoder_attention_mask is None:
+            return None
+        return EncoderInput(tokens=self.encoder_tokens, attention_mask=self.encoder_attention_mask).cropped()
+
     def prompts_per_fact(self) -> dict[Fact, int]:
         """Return the number of prompts of each fact, 0 if all of them were left out.
 
@@ -262,14 +290,17 @@ class PromptBatch:
         if not numbers:
             raise ArgumentError("There is no prompt in the batch; expected at least one.")
         rows, owner = self.rows_and_owners(chosen)
-        contrast_ids = self.contrast_ids
+        optional = {}
+        for name in ("contrast_ids", "encoder_tokens", "encoder_attention_mask"):
+            values = getattr(self, name)
+            optional[name] = None if values is None else values[rows]
         return self._unchecked(
             tokens=self.tokens[rows],
             attention_mask=self.attention_mask[rows],
             read_pos=self.read_pos[rows],
             target_ids=self.target_ids[rows],
             prompt_index=owner,
-            contrast_ids=None if contrast_ids is None else contrast_ids[rows],
+            **optional,
             text=tuple(self.text[number] for number in numbers),
             fact_index=self.fact_index[chosen],
             template=tuple(self.template[number] for number in numbers),
@@ -317,7 +348,8 @@ class PromptBatch:
                 f"The prompts are on {self.tokens.device} and {host.name} on {host.device}; "
                 f"move one of them: prompts.to({str(host.device)!r})."
             )
-        for name in ("tokens", "target_ids", "contrast_ids"):
+        self._check_encoder_tokens(host)
+        for name in ("tokens", "encoder_tokens", "target_ids", "contrast_ids"):
             ids = getattr(self, name)
             if ids is None:
                 continue
@@ -327,11 +359,31 @@ class PromptBatch:
                     f"{name} hold the id {largest}; {host.name} has {host.d_vocab} tokens. "
                     "Use the tokenizer that belongs to the model."
                 )
-        lengths = self.attention_mask.sum(-1)
-        longest = int(lengths.max())
-        if host.n_ctx is not None and longest > host.n_ctx:
-            prompt = int(self.prompt_index[lengths.argmax()])
-            raise too_long(self.text[prompt], longest, host.n_ctx)
+        for mask in (self.attention_mask, self.encoder_attention_mask):
+            if mask is None:
+                continue
+            lengths = mask.sum(-1)
+            longest = int(lengths.max())
+            if host.n_ctx is not None and longest > host.n_ctx:
+                prompt = int(self.prompt_index[lengths.argmax()])
+                raise too_long(self.text[prompt], longest, host.n_ctx)
+
+    def _check_encoder_tokens(self, host: Host) -> None:
+        """Raise unless there are tokens for an encoder where, and only where, the model has one.
+
+        Raises:
+            ArgumentError: with what to pass.
+        """
+        if host.kind == "encoder-decoder" and self.encoder_tokens is None:
+            raise ArgumentError(
+                f"{host.name} is an encoder-decoder, and the prompts have no encoder_tokens; expected what its encoder "
+                "reads, beside the tokens of its decoder: PromptBatch.from_tokens(tokens, encoder_tokens=...)."
+            )
+        if host.kind != "encoder-decoder" and self.encoder_tokens is not None:
+            raise ArgumentError(
+                f"The prompts have encoder_tokens, and {host.name} is {with_article(host.kind)} model, which has no "
+                "encoder beside it. Make prompts for it: make_prompts(model, facts)."
+            )
 
     def _indices(self, prompts: Sequence[int] | Int[Tensor, " chosen"]) -> Int[Tensor, " chosen"]:
         """Return the numbers of prompts as a tensor, checked."""
@@ -414,6 +466,11 @@ def _check_shapes(batch: PromptBatch) -> None:
     }
     if batch.contrast_ids is not None:
         expected["contrast_ids"] = (n_rows,)
+    if (batch.encoder_tokens is None) != (batch.encoder_attention_mask is None):
+        raise ArgumentError("encoder_tokens and encoder_attention_mask belong together; expected both or none.")
+    if batch.encoder_tokens is not None:
+        n_encoder_pos = batch.encoder_tokens.shape[-1] if batch.encoder_tokens.ndim else 0
+        expected["encoder_tokens"] = expected["encoder_attention_mask"] = (n_rows, n_encoder_pos)
     for name, shape in expected.items():
         value = getattr(batch, name)
         if not isinstance(value, Tensor) or value.dtype != torch.int64:
@@ -434,11 +491,10 @@ def _check_shapes(batch: PromptBatch) -> None:
 def _check_values(batch: PromptBatch) -> None:
     mask, index = batch.attention_mask, batch.prompt_index
     lengths = mask.sum(-1)
-    expected_mask = torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]
-    _refuse(
-        (mask != expected_mask).any(-1) | (lengths == 0),
-        "attention_mask of row {row} is not ones followed by zeros; pad on the right.",
-    )
+    _check_padding(mask, "attention_mask")
+    if batch.encoder_tokens is not None and batch.encoder_attention_mask is not None:
+        _check_padding(batch.encoder_attention_mask, "encoder_attention_mask")
+        _refuse((batch.encoder_tokens < 0).any(-1), "encoder_tokens of row {row} hold a negative id.")
     _refuse(
         (batch.read_pos < 0) | (batch.read_pos >= lengths),
         "read_pos of row {row} is {value}, outside the row's tokens.",
@@ -461,6 +517,15 @@ def _check_values(batch: PromptBatch) -> None:
         (batch.fact_index < 0) | (batch.fact_index >= len(batch.facts)),
         f"fact_index of prompt {{row}} is {{value}}; there are {len(batch.facts)} facts.",
         batch.fact_index,
+    )
+
+
+def _check_padding(mask: Int[Tensor, "row pos"], name: str) -> None:
+    lengths = mask.sum(-1)
+    expected = torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]
+    _refuse(
+        (mask != expected).any(-1) | (lengths == 0),
+        f"{name} of row {{row}} is not ones followed by zeros; pad on the right.",
     )
 
 

@@ -1,7 +1,10 @@
-"""From facts to prompts, which masked and causal models take in two forms.
+"""From facts to prompts, which masked models, causal models and encoder-decoders take in three forms.
 
 A prompt is one fact in one template. A *masked* model sees the whole sentence with the answer masked, one mask per
 answer token, and is read at the mask. A *causal* model sees the text before the answer and is read at the last token.
+The encoder of an *encoder-decoder* sees the whole sentence with one placeholder for the answer, and its decoder is read
+at the last token: after the placeholder where it was trained to write what that stands for (T5), after the text before
+the answer where it was trained to write the whole text anew (BART).
 
 An answer of k tokens is queried in k rows (teacher forcing): row j holds the true answer tokens before j and is read
 for token j, so that by the chain rule
@@ -16,6 +19,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,8 +29,10 @@ from kn_lens._core.checks import check_kind
 from kn_lens.errors import ArgumentError, NoPromptError, PromptError, did_you_mean
 from kn_lens.facts import OBJECT_SLOT, SUBJECT_SLOT, Fact, FactSet
 from kn_lens.hosts import (
+    DecoderForm,
     HookedModel,
     Host,
+    Kind,
     check_beginning,
     check_tokenizer,
     exclusive,
@@ -39,6 +45,8 @@ from kn_lens.prompts.tokenization import STRADDLES, Encoded, encode
 NOT_LAST, SAME = "object not last", "same prompt as another template"
 TOO_FEW = "fact with fewer than"
 BEYOND = "token beyond the model's vocabulary"
+SENTINEL = "<extra_id_0>"
+"""The token of a T5 that stands for the first span that is left out of a text."""
 
 
 @exclusive
@@ -55,7 +63,8 @@ def make_prompts(
     """Turn facts into prompts for a model, each fact in each of its templates.
 
     Sentence and answer are encoded together, with the special tokens of the checkpoint's own tokenizer. The answer's
-    tokens are those over its characters. For masked models they become mask tokens. For causal models the prompt ends
+    tokens are those over its characters. For masked models they become mask tokens, for the encoder of an
+    encoder-decoder one placeholder: its tokenizer's mask token, or ``<extra_id_0>``. For causal models the prompt ends
     before them, and templates with more than punctuation after the object are left out and counted. So are templates
     that give the same prompt as another of the fact: its neurons would seem to be shared by two prompts. Words of the
     subject that are not in the vocabulary are encoded as the checkpoint reads them; such answers are refused.
@@ -79,8 +88,8 @@ def make_prompts(
         model does not run.
 
     Raises:
-        PromptError: the model has no fast tokenizer (or, masked, no mask token); a fact has no template; an answer is
-            unknown; a prompt is longer than the context; a contrast answer does not fit.
+        PromptError: the model has no fast tokenizer (or, unless causal, no mask token); a fact has no template; an
+            answer is unknown; a prompt is longer than the context; a contrast answer does not fit.
         NoPromptError: no prompt is left.
         ArgumentError: templates without their slots, or for other relations.
         DataError: a fact is given twice.
@@ -105,6 +114,7 @@ def make_prompts(
     form = PromptForm(
         tokenizer=tokenizer,
         masked=host.kind == "masked",
+        decoder=host.decoder,
         n_ctx=host.n_ctx,
         d_vocab=host.d_vocab,
         device=host.device,
@@ -137,6 +147,7 @@ class PromptForm:
     Attributes:
         tokenizer: encodes the texts.
         masked: whether the model is a masked one.
+        decoder: how the decoder of an encoder-decoder begins; None for other kinds.
         n_ctx: longest prompt in tokens; None without a limit.
         d_vocab: number of embeddings.
         device: where the prompts are put.
@@ -149,6 +160,50 @@ class PromptForm:
     d_vocab: int
     device: torch.device
     made_for: MadeFor | None = None
+    decoder: DecoderForm | None = None
+
+    @property
+    def reads_whole_text(self) -> bool:
+        """Whether the model sees the text after the answer."""
+        return self.masked or self.decoder is not None
+
+    @cached_property
+    def placeholder(self) -> str | None:
+        """The token that stands in the answer's place; None where there is none."""
+        kind: Kind = "masked" if self.masked else "causal" if self.decoder is None else "encoder-decoder"
+        return placeholder_token(self.tokenizer, kind)
+
+    @cached_property
+    def placeholder_id(self) -> int:
+        """The id of `placeholder`, which there is."""
+        token_id = getattr(self.tokenizer, "mask_token_id", None)
+        if token_id is None:
+            token_id = _sentinel_id(self.tokenizer)
+        assert token_id is not None
+        return token_id
+
+
+def placeholder_token(tokenizer: Any, kind: Kind) -> str | None:
+    """Return the token that stands in an answer's place in the text that a model of a kind reads.
+
+    That is the mask token of the tokenizer; for an encoder-decoder without one the first sentinel. None for a causal
+    model, which reads no such text, and where the tokenizer has no such token.
+    """
+    if kind == "causal":
+        return None
+    mask_token = getattr(tokenizer, "mask_token", None)
+    if mask_token is None and kind == "encoder-decoder" and _sentinel_id(tokenizer) is not None:
+        return SENTINEL
+    return mask_token
+
+
+def _sentinel_id(tokenizer: Any) -> int | None:
+    """Return the id of the first sentinel; None where the tokenizer has none."""
+    for token in (SENTINEL, f"▁{SENTINEL}"):  # the latter in the vocabulary of an mT5
+        token_id = tokenizer.convert_tokens_to_ids(token)
+        if token_id is not None and token_id != tokenizer.unk_token_id:
+            return token_id
+    return None
 
 
 class _Query(NamedTuple):
@@ -184,9 +239,11 @@ def build(
         raise ArgumentError(f"unknown_answers is {unknown_answers!r}; expected 'error' or 'leave_out'.")
     if isinstance(min_prompts, bool) or not isinstance(min_prompts, int) or min_prompts < 1:
         raise ArgumentError(f"min_prompts={min_prompts!r}; expected a whole number from 1.")
-    if form.masked and getattr(form.tokenizer, "mask_token_id", None) is None:
+    if form.reads_whole_text and form.placeholder is None:
+        tokens = "a mask token" if form.masked else f"a mask token or {SENTINEL}"
+        kind = "A masked language model" if form.masked else "An encoder-decoder"
         raise PromptError(
-            f"A masked language model is queried with a mask token, and {type(form.tokenizer).__name__} has none. "
+            f"{kind} is queried with {tokens}, and {type(form.tokenizer).__name__} has none. "
             "Pass the tokenizer of the checkpoint with tokenizer=."
         )
     if not facts:
@@ -230,14 +287,14 @@ def _queries(form: PromptForm, facts: FactSet) -> tuple[list[_Query], Counter[st
             )
         for template in fact.templates:
             if template not in usable:
-                usable[template] = form.masked or object_is_last(template)
+                usable[template] = form.reads_whole_text or object_is_last(template)
             if not usable[template]:
                 left_out[NOT_LAST] += 1
                 continue
             # Split before the subject is filled in: a subject may read "[Y]".
             before, after = template.split(OBJECT_SLOT)
             before = before.replace(SUBJECT_SLOT, fact.subject)
-            after = after.replace(SUBJECT_SLOT, fact.subject) if form.masked else ""
+            after = after.replace(SUBJECT_SLOT, fact.subject) if form.reads_whole_text else ""
             if (number, before, after) in queries:
                 left_out[SAME] += 1
                 continue
@@ -278,20 +335,24 @@ def _check_lengths_and_slots(
     encoded: Encoded,
 ) -> None:
     """Raise for a prompt that is longer than the context, or has no position, or two, to read the answer from."""
-    # The longest row of a causal prompt lacks only the answer's last token.
-    lengths = encoded.length if form.masked else encoded.end - 1
+    if form.decoder is not None:
+        of_encoder = encoded.length - encoded.n_answer + 1
+        of_decoder = encoded.end if form.decoder.writes == "text" else encoded.n_answer + 1
+        lengths = np.maximum(of_encoder, of_decoder)
+    else:
+        # The longest row of a causal prompt lacks only the answer's last token.
+        lengths = encoded.length if form.masked else encoded.end - 1
     if form.n_ctx is not None and lengths.max() > form.n_ctx:
         longest = int(lengths.argmax())
         text = queries[longest].with_slot
         raise too_long(text, int(lengths[longest]), form.n_ctx)
-    if form.masked:
+    if form.reads_whole_text:
         in_answer = _between(encoded.ids.shape[1], encoded.start, encoded.end)
-        has_mask = ((encoded.ids == form.tokenizer.mask_token_id) & ~in_answer).any(-1)
+        has_mask = ((encoded.ids == form.placeholder_id) & ~in_answer).any(-1)
         if has_mask.any():
             text = queries[int(has_mask.argmax())].with_slot
-            raise PromptError(
-                f"The prompt {text!r} holds the mask token besides the answer's place; expected the slot alone."
-            )
+            name = "the mask token" if form.masked else form.placeholder
+            raise PromptError(f"The prompt {text!r} holds {name} besides the answer's place; expected the slot alone.")
     elif not encoded.start.all():
         query = queries[int((encoded.start == 0).argmax())]
         raise PromptError(
@@ -314,19 +375,27 @@ def _batch(
     first_row = np.cumsum(encoded.n_answer) - encoded.n_answer
     token_number = np.arange(len(prompt_index)) - first_row[prompt_index]
     answer_pos = encoded.start[prompt_index] + token_number  # of the row's answer token, in the full text
-    lengths = encoded.length[prompt_index] if form.masked else answer_pos
-    tokens = encoded.ids[prompt_index, : lengths.max()]
     target_ids = encoded.ids[prompt_index, answer_pos]
     # The attention mask hides padding, so any id of the model's will do; one added to a tokenizer may not be.
     pad_id = 0
     for known_id in (form.tokenizer.eos_token_id, form.tokenizer.pad_token_id):
         if known_id is not None and known_id < form.d_vocab:
             pad_id = known_id
-    mask = _between(tokens.shape[1], np.zeros_like(lengths), lengths)
-    tokens = np.where(mask, tokens, pad_id)
+    if form.decoder is not None:
+        ids, lengths = _decoder_rows(form, form.decoder, encoded[prompt_index], token_number)
+        read_pos = lengths - 1
+    else:
+        lengths = encoded.length[prompt_index] if form.masked else answer_pos
+        ids = encoded.ids[prompt_index, : lengths.max()]
+        read_pos = answer_pos if form.masked else answer_pos - 1
+    tokens, mask = _padded(ids, lengths, pad_id)
     if form.masked:
         unseen = _between(tokens.shape[1], answer_pos, encoded.end[prompt_index])
         tokens = np.where(unseen, form.tokenizer.mask_token_id, tokens)
+    encoder_tokens = encoder_mask = None
+    if form.decoder is not None:
+        encoder_ids, encoder_lengths = _encoder_rows(form, encoded[prompt_index])
+        encoder_tokens, encoder_mask = _padded(encoder_ids, encoder_lengths, pad_id)
 
     def tensor(values: Any) -> torch.Tensor:
         array = np.ascontiguousarray(values, dtype=np.int64)
@@ -335,7 +404,7 @@ def _batch(
     return PromptBatch(
         tokens=tensor(tokens),
         attention_mask=tensor(mask),
-        read_pos=tensor(answer_pos if form.masked else answer_pos - 1),
+        read_pos=tensor(read_pos),
         target_ids=tensor(target_ids),
         prompt_index=tensor(prompt_index),
         contrast_ids=None if contrast_ids is None else tensor(contrast_ids),
@@ -345,7 +414,50 @@ def _batch(
         facts=facts.facts,
         left_out=left_out,
         made_for=form.made_for,
+        encoder_tokens=None if encoder_tokens is None else tensor(encoder_tokens),
+        encoder_attention_mask=None if encoder_mask is None else tensor(encoder_mask),
     )
+
+
+def _padded(ids: np.ndarray, lengths: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return tokens with padding beyond the length of each row, and whether each position holds a token."""
+    mask = _between(ids.shape[1], np.zeros_like(lengths), lengths)
+    return np.where(mask, ids, pad_id), mask
+
+
+def _encoder_rows(form: PromptForm, rows: Encoded) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens of the texts with one placeholder for all tokens of the answer, and their lengths."""
+    lengths = rows.length - rows.n_answer + 1
+    position = np.arange(lengths.max())
+    n_skipped = np.where(position > rows.start[:, None], rows.n_answer[:, None] - 1, 0)
+    source = np.minimum(position + n_skipped, rows.ids.shape[1] - 1)  # beyond the length it does not matter
+    ids = np.take_along_axis(rows.ids, source, axis=1)
+    return np.where(position == rows.start[:, None], form.placeholder_id, ids), lengths
+
+
+def _decoder_rows(
+    form: PromptForm, decoder: DecoderForm, rows: Encoded, token_number: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens that the decoder has written before each row's answer token, and their number.
+
+    Args:
+        form: the form of the prompts.
+        decoder: how the decoder begins.
+        rows: the texts, one for each row.
+        token_number: the number of the row's answer token within the answer.
+    """
+    every = np.arange(len(token_number))
+    start_ids = rows.ids[every, rows.length - 1] if decoder.start_id is None else np.full_like(every, decoder.start_id)
+    if decoder.writes == "text":
+        lengths = 1 + rows.start + token_number
+        written = rows.ids[:, : lengths.max() - 1]
+        return np.concatenate([start_ids[:, None], written], axis=1), lengths
+    lengths = 2 + token_number
+    n_answer_pos = lengths.max() - 2
+    source = np.minimum(rows.start[:, None] + np.arange(n_answer_pos), rows.ids.shape[1] - 1)
+    answers = np.take_along_axis(rows.ids, source, axis=1)
+    sentinels = np.full_like(start_ids, form.placeholder_id)
+    return np.concatenate([start_ids[:, None], sentinels[:, None], answers], axis=1), lengths
 
 
 def _texts(
@@ -353,12 +465,14 @@ def _texts(
     queries: Sequence[_Query],
     encoded: Encoded,
 ) -> tuple[str, ...]:
-    """Return each prompt as text: with masks in the answer's place, or what precedes the answer."""
+    """Return each prompt as text: with a placeholder in the answer's place, or what precedes the answer."""
     texts = []
     for query, n_tokens in zip(queries, encoded.n_answer.tolist(), strict=True):
         if form.masked:
             masks = " ".join([form.tokenizer.mask_token] * n_tokens)
             texts.append(f"{query.before}{masks}{query.after}")
+        elif form.decoder is not None:
+            texts.append(f"{query.before}{form.placeholder}{query.after}")
         else:
             texts.append(query.before.rstrip(" "))
     return tuple(texts)

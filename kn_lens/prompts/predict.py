@@ -55,6 +55,8 @@ def predict(
     budget = Budget.of(host, memory_budget)
     prompts.check_for(host)
     lengths = prompts.attention_mask.sum(-1)
+    encoder = prompts.encoder_input
+    n_positions = lengths if encoder is None else lengths + encoder.attention_mask.sum(-1)
 
     def most_probable(
         rows: Int[Tensor, " chunk"],
@@ -63,7 +65,12 @@ def predict(
         tokens = prompts.tokens[rows, :n_pos]
         attention_mask = prompts.attention_mask[rows, :n_pos]
         with torch.no_grad():
-            logits = host.logits_at_read_pos(tokens, attention_mask, prompts.read_pos[rows])
+            logits = host.logits_at_read_pos(
+                tokens,
+                attention_mask,
+                prompts.read_pos[rows],
+                encoder=None if encoder is None else encoder.select(rows).cropped(),
+            )
         # Half precision would round probabilities to three digits.
         top = at_least_float32(logits).softmax(-1).topk(k)
         return top.values.double().cpu(), top.indices.cpu()
@@ -72,7 +79,7 @@ def predict(
     ids = torch.empty(prompts.n_rows, k, dtype=torch.int64)
     chunks = budget.map_chunks(
         torch.ones_like(lengths),
-        lengths,
+        n_positions,
         budget.rows_per_pass,
         most_probable,
     )

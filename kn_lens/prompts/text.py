@@ -2,7 +2,7 @@
 
 A causal model reads what precedes the answer: ``"The capital of France is"`` and ``" Paris"``. A masked model reads the
 whole sentence: ``"The capital of France is [MASK]."``, with its own mask token or the slot ``[Y]`` in the answer's
-place. Both take the form with the slot.
+place. So does an encoder-decoder: with its mask token, or ``<extra_id_0>`` for a T5. All take the form with the slot.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,12 @@ from kn_lens._core.checks import check_kind, is_list_of
 from kn_lens.errors import ArgumentError
 from kn_lens.facts import OBJECT_SLOT, Fact
 from kn_lens.hosts import HookedModel, Host, host_of
+from kn_lens.prompts.build import SENTINEL, placeholder_token
 
 RELATION = "text"
 """Relation of the facts of texts."""
-MASKS = ("[MASK]", "<mask>")
-"""Mask tokens of the masked families, to recognise a text that was written for one."""
+MASKS = ("[MASK]", "<mask>", SENTINEL)
+"""Tokens that stand in an answer's place in some family, to recognise a text that was written for one."""
 
 
 def text_fact(
@@ -40,7 +41,7 @@ def text_fact(
 
     Raises:
         ArgumentError: texts or answer of another kind, empty, or without a place for the answer; a mask for a causal
-            model, or none for a masked one; a word that would run into the answer.
+            model, or none for another one; a word that would run into the answer.
 
     Example:
         >>> import kn_lens as kn
@@ -59,11 +60,13 @@ def text_fact(
         raise ArgumentError("Got no texts, or something else among them; expected one text, or wordings of one fact.")
     if tokenizer is None:
         tokenizer = host.tokenizer
-    own_mask = getattr(tokenizer, "mask_token", None) or MASKS[0]
+    own_mask = MASKS[0]
+    if tokenizer is not None:
+        own_mask = placeholder_token(tokenizer, host.kind) or own_mask
     templates = []
     for text in wordings:
-        if host.kind == "masked":
-            templates.append(_masked_template(text, answer, own_mask, host))
+        if host.reads_whole_text:
+            templates.append(_whole_template(text, answer, own_mask, host))
         else:
             templates.append(_causal_template(text, answer, host))
     return Fact("", RELATION, answer.strip(), tuple(templates), uid=templates[0].strip())
@@ -93,7 +96,7 @@ def _causal_template(text: str, answer: str, host: Host) -> str:
     return text + blank + OBJECT_SLOT
 
 
-def _masked_template(text: str, answer: str, mask: str, host: Host) -> str:
+def _whole_template(text: str, answer: str, mask: str, host: Host) -> str:
     """Return a text with the slot in place of the mask."""
     template = text.replace(mask, OBJECT_SLOT)
     n_slots = template.count(OBJECT_SLOT)
@@ -101,8 +104,10 @@ def _masked_template(text: str, answer: str, mask: str, host: Host) -> str:
         before = text.rstrip()
         for other_mask in MASKS:
             before = before.partition(other_mask)[0].rstrip()
+        kind = "an encoder-decoder" if host.kind == "encoder-decoder" else f"a {host.kind} model"
+        name = mask if mask == SENTINEL else f"its mask token {mask}"
         raise ArgumentError(
-            f"{host.name} is a masked model: expected its mask token {mask} in the answer's place of {text!r}, as in "
+            f"{host.name} is {kind}: expected {name} in the answer's place of {text!r}, as in "
             f"kn_lens.find(model, {before + ' ' + mask + '.'!r}, {answer.strip()!r})."
         )
     if n_slots > 1:

@@ -217,7 +217,7 @@ def measured(context: RunContext, *, adaptive: bool) -> Rates:
     n_relation = sum(map(context.n_rows, relations)) / len(relations)
     together = max(1, min(len(prompts), round(n_relation * per_row)))  # passes are of one relation
     budget = budget_for(host, prompts, context.memory_budget)
-    at_once = budget.rows_per_pass(int(prompts.length.max()))
+    at_once = budget.rows_per_pass(int(prompts.n_positions.max()))
 
     def first(n: int) -> torch.Tensor:
         return torch.arange(n, device=host.device) % len(prompts)

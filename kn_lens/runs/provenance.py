@@ -38,10 +38,15 @@ def model_identity(host: Host) -> dict[str, Any]:
 
 
 def model_size(host: Host) -> dict[str, Any]:
-    """Return the kind and dimensions of a model, by which runs are compared across models."""
+    """Return the kind and dimensions of a model, by which runs are compared across models.
+
+    Of an encoder-decoder also the side of it whose neurons all records are about.
+    """
     n_params = sum(parameter.numel() for parameter in host.checkpoint.parameters())
+    side = {} if host.side is None else {"side": host.side}
     return {
         "kind": host.kind,
+        **side,
         "n_layers": host.n_layers,
         "d_model": host.d_model,
         "d_mlp": host.d_mlp,

@@ -19,10 +19,11 @@ import kn_lens as kn
 from kn_lens.errors import UnsupportedModelError
 from kn_lens.hosts.families import BY_ARCHITECTURE, adapters, check_config, text_config
 from tests.parity.full_passes import assert_scores_of_full_passes, prompts_for
-from tests.tiny import CAUSAL, MASKED, equal, tiny_tokenizer
+from tests.tiny import CAUSAL, ENCODER_DECODERS, MASKED, equal, tiny_tokenizer
 
 NAMES = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(), *MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()}
-LISTED = sorted({*BY_ARCHITECTURE} & {*adapters()} - {*MASKED, *CAUSAL})
+ELSEWHERE = {*MASKED, *CAUSAL, *(name for name, _ in ENCODER_DECODERS.values())}
+LISTED = sorted({*BY_ARCHITECTURE} & {*adapters()} - ELSEWHERE)
 OTHERS = sorted(NAMES & {*adapters()} - {*BY_ARCHITECTURE})
 ROUGH = {"CodeGenForCausalLM", "XGLMForCausalLM"}
 """These compute in float32, whatever the weights are in."""

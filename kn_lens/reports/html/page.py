@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import kn_lens
 from kn_lens._core.advice import NO_SUCCESS, has_no_success, one_relation_note
 from kn_lens._core.intervals import FEWEST
+from kn_lens._core.wording import with_article
 from kn_lens.reports import figures
 from kn_lens.reports.html.facts import FACTS_AT_ONCE, FactPages, as_columns
 from kn_lens.reports.html.findings import findings
@@ -253,9 +254,10 @@ def _about(run: RunRecords, facts: FactPages | None, relations: Sequence[str]) -
     n_prompts = int(cast("float", facts.facts["prompts"].sum()))
     line = f"{n_facts:,} facts of {len(relations)} relations, queried in {n_prompts:,} prompts"
     if {"kind", "n_params", "n_layers", "d_mlp"} <= set(model):
+        layers = f"{model['side']} layers" if "side" in model else "layers"
         line += (
-            f"; a {model['kind']} model of {model['n_params']:,} parameters, {model['n_layers']} "
-            f"layers of {model['d_mlp']:,} MLP neurons"
+            f"; {with_article(model['kind'])} model of {model['n_params']:,} parameters, {model['n_layers']} "
+            f"{layers} of {model['d_mlp']:,} MLP neurons"
         )
     return f"{line}."
 

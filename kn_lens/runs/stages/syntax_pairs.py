@@ -24,6 +24,7 @@ import pyarrow as pa
 from kn_lens.errors import NoPromptError
 from kn_lens.facts import Fact
 from kn_lens.hosts import Host
+from kn_lens.prompts import placeholder_token
 from kn_lens.runs.context import RunContext
 from kn_lens.runs.directory import ALL, Shard
 from kn_lens.runs.minimal_pairs import Pair, form_of, read_pairs, wrong_form
@@ -150,17 +151,17 @@ def _remaining_forms(cells: Sequence[Cell], why: Sequence[str]) -> dict[Words, l
 
 def _check_sentences(host: Host, pairs: Sequence[Pair]) -> tuple[list[Cell], list[str]]:
     """Return the words and the template of each pair, and the reason that its sentences give against a query."""
-    masked, max_tokens = host.kind == "masked", host.n_ctx or np.inf
+    whole, max_tokens = host.reads_whole_text, host.n_ctx or np.inf
     cells: list[Cell] = []
     why: list[str] = []
     earlier: set[Cell] = set()
     for pair in pairs:
         before, right, wrong, after = pair.parts or ("", "", "", "")
-        template = f"{before}[Y]{after if masked else ''}"
+        template = f"{before}[Y]{after if whole else ''}"
         cell = right, wrong, template
         if pair.parts is None:
             reason = "not_one_word"
-        elif not masked and not pair.told_before():
+        elif not whole and not pair.told_before():
             reason = "told_behind"
         elif _is_too_long(host, cell, max_tokens):
             reason = "too_long"
@@ -175,9 +176,10 @@ def _check_sentences(host: Host, pairs: Sequence[Pair]) -> tuple[list[Cell], lis
 
 
 def _is_too_long(host: Host, cell: Cell, max_tokens: float) -> bool:
-    """Return whether a sentence with either word exceeds the context, or contains the mask token."""
+    """Return whether a sentence with either word exceeds the context, or contains the placeholder of an answer."""
     right, wrong, template = cell
-    if host.kind == "masked" and host.tokenizer.mask_token in template.replace("[Y]", right):
+    placeholder = placeholder_token(host.tokenizer, host.kind)
+    if placeholder is not None and placeholder in template.replace("[Y]", right):
         return True
     for word in (right, wrong):
         tokens = host.tokenizer(template.replace("[Y]", word), verbose=False)["input_ids"]

@@ -31,7 +31,7 @@ from kn_lens._core.bootstrap import bootstrap_table, fact_mean, with_control
 from kn_lens.attribution import attribute_in_parts
 from kn_lens.errors import NoPromptError
 from kn_lens.facts import Fact
-from kn_lens.prompts import PromptBatch
+from kn_lens.prompts import PromptBatch, placeholder_token
 from kn_lens.runs.context import RunContext
 from kn_lens.runs.corpora import corpus_of, place_of, places_of
 from kn_lens.runs.directory import Shard
@@ -135,7 +135,7 @@ def _cloze_prompts(context: RunContext, clozes: Sequence[Cloze]) -> PromptBatch 
 
 def _clozes(context: RunContext, facts: Sequence[Fact]) -> Iterator[tuple[Fact, list[Cloze]]]:
     """Yield the clozes of each fact that has sentences with head and tail, and with the head only."""
-    settings, masked = context.settings, context.host.kind == "masked"
+    settings, whole = context.settings, context.host.reads_whole_text
     corpus = corpus_of(settings.texts, facts, context.source)
     is_readable = _ReadableSentence(context)
     for fact in facts:
@@ -154,11 +154,11 @@ def _clozes(context: RunContext, facts: Sequence[Fact]) -> Iterator[tuple[Fact, 
                 if len(clozes[texts]) == wanted:
                     break
                 sentence = sentences[index]
-                span = _word_span(fact, texts, sentence, masked, generator)
+                span = _word_span(fact, texts, sentence, whole, generator)
                 if span is None or not is_readable(sentence):
                     continue
                 start, end = span
-                text_after = sentence[end:] if masked else ""
+                text_after = sentence[end:] if whole else ""
                 cloze = Cloze(fact, texts, sentence[start:end], f"{sentence[:start]}[Y]{text_after}")
                 clozes[texts].append(cloze)
         if clozes[BOTH] and clozes[HEAD]:
@@ -166,13 +166,13 @@ def _clozes(context: RunContext, facts: Sequence[Fact]) -> Iterator[tuple[Fact, 
 
 
 def _word_span(
-    fact: Fact, texts: str, sentence: str, masked: bool, generator: np.random.Generator
+    fact: Fact, texts: str, sentence: str, whole: bool, generator: np.random.Generator
 ) -> tuple[int, int] | None:
     """Return start and end of the word to predict; None where the sentence has none, or is not of this kind."""
     head = place_of(fact.subject, sentence)
     if (head is None) == (texts != RANDOM):
         return None
-    if masked:
+    if whole:
         first = 0
     elif head is not None:
         first = head[1]
@@ -196,15 +196,16 @@ def _word_span(
 class _ReadableSentence:
     """Predicate of sentences that the model can read.
 
-    They have no template slot and no mask token, and fit in the context.
+    They have no template slot and no token that stands for an answer, and fit in the context.
     """
 
     def __init__(self, context: RunContext) -> None:
         self.tokenizer = context.host.tokenizer
         self.max_tokens = context.host.n_ctx or math.inf
         self.reserved = ["[X]", "[Y]"]
-        if context.host.kind == "masked":
-            self.reserved.append(self.tokenizer.mask_token)
+        placeholder = placeholder_token(self.tokenizer, context.host.kind)
+        if placeholder is not None:
+            self.reserved.append(placeholder)
 
     def __call__(self, sentence: str) -> bool:
         if any(text in sentence for text in self.reserved):
