@@ -24,7 +24,7 @@ test: $(VENV)/.test
 # float64 alone, as `make test` looks at the rounding of float32.
 test-tl3: $(VENV3)/.test
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN3)/python -m pytest $(PROCESSES) -k "not float32" tests/interop tests/parity \
-		$(addsuffix .py, $(addprefix tests/hosts/test_, bridge checkpoints hooked model_modes processed_weights quantised_models \
+		$(addsuffix .py, $(addprefix tests/hosts/test_, bridge checkpoints encoders hooked model_modes processed_weights quantised_models \
 			refused_models tokenizers)) \
 		tests/attribution/test_not_finite.py tests/interventions/test_hooks.py \
 		$(addsuffix .py, $(addprefix tests/edits/test_, arguments erasures export live_rows undo updates weight_edit))

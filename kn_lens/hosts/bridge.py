@@ -226,8 +226,12 @@ class Host:
 
     def layers_with_rows_of(self, layer: int) -> list[int]:
         """Return the layers with the ``W_out`` of ``layer``: itself alone, unless layers share weights (ALBERT)."""
-        address = self.W_out(layer).data_ptr()
-        return [other for other in range(self.n_layers) if self.W_out(other).data_ptr() == address]
+        address = self._row_addresses[self._checked(layer)]
+        return [other for other, other_address in enumerate(self._row_addresses) if other_address == address]
+
+    @cached_property
+    def _row_addresses(self) -> list[int]:
+        return [self.W_out(layer).data_ptr() for layer in range(self.n_layers)]
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_embed"]:
