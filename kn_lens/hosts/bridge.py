@@ -108,7 +108,7 @@ class Host:
         raw: False after TransformerLens has processed the weights (``enable_compatibility_mode``): ``W_out`` then no
             longer holds the checkpoint's rows, and the only possible edit is to erase neurons.
         whole_passes: True where no pass can start at a layer, because layers have other states than keys and values,
-            or read those of lower layers: every pass then runs all of them.
+            or read those of lower layers or the output of an encoder: every pass then runs all of them.
         longest_padding: the longest padding that a prompt may have beside longer ones, in tokens; None where it is not
             limited.
         origin: what was done to the stored weights before they were the model's, such as ``dequantised from x.gguf``;
