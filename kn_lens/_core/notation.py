@@ -1,29 +1,49 @@
-"""The notation of a neuron, ``L9N1234`` for layer 9 and index 1234, in arguments, messages, tables and figures."""
+"""The notation of a neuron, in arguments, messages, tables and figures.
+
+    L9N1234     layer 9, index 1234, in a layer with one MLP
+    L9E5N338    layer 9, expert 5, index 338, in a layer with experts
+    L9SN338     layer 9, index 338 of the shared expert, which every token runs
+
+The *key* of a neuron is what the names stand for: ``(layer, index)`` where the layer has one MLP, and
+``(layer, expert, index)`` where it has experts. The shared expert has the number `SHARED`, so that keys sort.
+"""
 
 import re
 
-NeuronLike = str | tuple[int, int]
-"""What is accepted as a neuron: its name, or its layer and index; a ``Neuron`` is such a pair."""
+NeuronKey = tuple[int, ...]
+"""Layer and index, or layer, expert and index."""
 
-_NAME = re.compile(r"L(\d+)N(\d+)", re.ASCII)
+NeuronLike = str | NeuronKey
+"""What is accepted as a neuron: its name, or its key; a ``Neuron`` is such a key."""
+
+SHARED = -1
+"""The number of the shared expert in keys."""
+
+_NAME = re.compile(r"L(\d+)(E\d+|S)?N(\d+)", re.ASCII)
 
 
-def neuron_name(layer: int, index: int) -> str:
+def neuron_name(*key: int) -> str:
     """Return the name of a neuron.
 
-    >>> neuron_name(9, 1234)
-    'L9N1234'
+    >>> neuron_name(9, 1234), neuron_name(9, 5, 338), neuron_name(9, SHARED, 338)
+    ('L9N1234', 'L9E5N338', 'L9SN338')
     """
-    return f"L{layer}N{index}"
+    layer, *expert, index = key
+    if not expert:
+        return f"L{layer}N{index}"
+    return f"L{layer}SN{index}" if expert == [SHARED] else f"L{layer}E{expert[0]}N{index}"
 
 
-def layer_and_index(name: str) -> tuple[int, int] | None:
-    """Return the layer and the index of a named neuron; None for another text.
+def neuron_key(name: str) -> NeuronKey | None:
+    """Return the key of a named neuron; None for another text.
 
-    >>> layer_and_index("L9N1234"), layer_and_index("Ireland")
-    ((9, 1234), None)
+    >>> neuron_key("L9N1234"), neuron_key("L9E5N338"), neuron_key("Ireland")
+    ((9, 1234), (9, 5, 338), None)
     """
     match = _NAME.fullmatch(name)
     if match is None:
         return None
-    return int(match[1]), int(match[2])
+    layer, expert, index = match.groups()
+    if expert is None:
+        return int(layer), int(index)
+    return int(layer), SHARED if expert == "S" else int(expert[1:]), int(index)

@@ -12,6 +12,11 @@ exactly ``P(w) - P(w with w_i = 0)``. A positive score means that the neuron's a
 Scores have the output's unit. ``Attribution.completeness_gap``, what the quadrature misses of the completeness sum, is
 the error bar of every (prompt, layer).
 
+In a model whose layers have experts, ``w`` is the activation of the experts that the token is routed to. The routers
+above keep their clean choice while ``w`` moves: scores sum to the *held part* of ``P(w) - P(0)``. What routing that
+responds adds is the *routing term*, ``Attribution.routing_term``, a score of no neuron. Neurons of other experts are
+off, and only the scores of those that are on are stored, as a sparse tensor.
+
 An answer of several tokens is read in several rows (see ``PromptBatch``). Its rows move together, and a neuron's score
 is the sum over them, so that completeness holds for the probability of the whole answer.
 
@@ -44,6 +49,8 @@ from kn_lens.attribution.options import (
 from kn_lens.attribution.outputs import Output
 from kn_lens.attribution.parts import PartsJoin, Together, whole_parts
 from kn_lens.attribution.result import Attribution
+from kn_lens.attribution.routing import routing_term_of
+from kn_lens.attribution.score_table import scores_of
 from kn_lens.errors import ArgumentError
 from kn_lens.hosts import Budget, HookedModel, Host, exclusively, host_of
 from kn_lens.prompts import PromptBatch, check_prompts
@@ -101,7 +108,8 @@ def attribute(
     Returns:
         An ``Attribution``. Cost: one forward pass per row; for each (prompt, layer) ``n_points`` forward and backward
         passes from that layer up, of which the point alpha = 1 is one pass that all layers share; for ``ablation`` and
-        ``log_prob_gain`` one forward pass per neuron.
+        ``log_prob_gain`` one forward pass per neuron. The routing term of a model with experts takes one more forward
+        pass for each (prompt, layer).
 
     Raises:
         ArgumentError: an argument out of range, or two that exclude each other.
@@ -219,8 +227,9 @@ class _Computation:
         check_prompts(prompts)
         layers = options.layers_of(host)
         neurons = options.neurons_of(host)
-        if options.chosen_neurons is not None:
-            options.chosen_neurons.check_prompts(prompts)
+        chosen = options.chosen_neurons(host)
+        if chosen is not None:
+            chosen.check_prompts(prompts)
         output = options.output_for(prompts)
         prompts.check_for(host)
         budget = budget_for(host, prompts, options.memory_budget)
@@ -266,7 +275,7 @@ class _Computation:
         together: Together,
     ) -> Iterator[tuple[Int[Tensor, " part"], Attribution]]:
         """Yield the numbers of the prompts of whole facts or relations, and their attribution."""
-        for numbers in whole_parts(prompts, together, self.host.n_layers * self.host.d_mlp):
+        for numbers in whole_parts(prompts, together, self.host.n_layers * self.host.d_active):
             part = prompts.select(numbers)
             joined = PartsJoin(part)
             for positions, chunk in self.chunks(part):
@@ -289,7 +298,7 @@ class _Computation:
         rows_per_pass = self.budget.rows_per_pass(longest)
         share_of_pass = partial(self.budget.share_of_pass, length=longest)
         dtype = torch.promote_types(host.dtype, torch.float32)
-        chosen = options.chosen_neurons
+        chosen = options.chosen_neurons(host)
         shape = (len(chunk), host.n_layers)
         n_pairs = len(chunk) * len(self.layers)
 
@@ -300,14 +309,17 @@ class _Computation:
         with exclusively(host):
             total = torch.full(shape, torch.nan, device=host.device, dtype=dtype)
             expected = torch.full_like(total, torch.nan)
-            scores = total.new_full((*shape, host.d_mlp), torch.nan)
+            scores = scores_of(host, len(chunk), dtype)
+            routing_term = torch.full_like(total, torch.nan) if host.layout.has_experts else None
             n_points = torch.zeros(shape, device=host.device, dtype=torch.long)
             contexts = layer_contexts(host, chunk, self.output, self.layers, rows_per_pass, share_of_pass)
             for context, result in self.method.score_layers(contexts, self.neurons, report):
                 layer = context.layer
                 indices = None if self.neurons is None else self.neurons[layer]
-                scores[:, layer] = result.scores.to(dtype)
-                if indices is None:
+                scores.set_layer(layer, result.scores.to(dtype))
+                if result.scores.is_sparse:
+                    total[:, layer] = result.scores.sum(-1).to_dense().to(dtype)
+                elif indices is None:
                     total[:, layer] = result.scores.sum(-1).to(dtype)
                 elif len(indices):
                     chosen_scores = result.scores[:, indices]
@@ -317,9 +329,11 @@ class _Computation:
                     total[:, layer] = chosen_scores.sum(-1).to(dtype)
                 expected[:, layer] = result.expected.to(dtype)
                 n_points[:, layer] = torch.as_tensor(result.n_points, device=host.device)
+                if routing_term is not None and self.method.silences_layer:
+                    routing_term[:, layer] = routing_term_of(context, result.expected).to(dtype)
             clean = contexts[0].clean.to(dtype)
         attr = Attribution(
-            scores=scores,
+            scores=scores.result(),
             total=total,
             clean=clean,
             expected=expected,
@@ -329,6 +343,8 @@ class _Computation:
             method=options.method,
             output=self.method.unit or self.output.name,
             quadrature=self.method.quadrature,
+            layout=host.layout,
+            routing_term=routing_term,
         )
         if options.keep is not None:
             attr = attr.thresholded(options.keep)

@@ -9,38 +9,40 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from kn_lens._core.notation import NeuronLike, layer_and_index
+from kn_lens._core.layout import NeuronLayout
+from kn_lens._core.notation import NeuronKey, NeuronLike, neuron_key
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.prompts import PromptBatch
 
 
-def layers_and_indices(neurons: Iterable[NeuronLike]) -> list[tuple[int, int]]:
-    """Return the layer and the index of each neuron, given by its name or as a pair.
+def neuron_keys(neurons: Iterable[NeuronLike]) -> list[NeuronKey]:
+    """Return the key of each neuron, given by its name or as the key itself.
 
     Raises:
         ArgumentError: anything else.
 
-    >>> layers_and_indices(["L9N1234", (3, 5)])
+    >>> neuron_keys(["L9N1234", (3, 5)])
     [(9, 1234), (3, 5)]
     """
-    pairs = []
+    keys = []
     for neuron in [neurons] if isinstance(neurons, str) else neurons:
-        pair = _layer_and_index(neuron)
-        if pair is None:
+        key = _key(neuron)
+        if key is None:
             raise ArgumentError(f"neurons holds {neuron!r}; expected neurons: ['L9N1234'], or a NeuronSet.")
-        pairs.append(pair)
-    return pairs
+        keys.append(key)
+    return keys
 
 
-def _layer_and_index(neuron: Any) -> tuple[int, int] | None:
+def _key(neuron: Any) -> NeuronKey | None:
     if isinstance(neuron, str):
-        return layer_and_index(neuron)
+        return neuron_key(neuron)
     try:
-        layer, index = neuron
-        return as_int(layer), as_int(index)
+        layer, *expert, index = neuron
+        key = tuple(map(as_int, (layer, *expert, index)))
     except (TypeError, ValueError):
         return None
+    return key if len(expert) <= 1 else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,17 +50,17 @@ class ChosenNeurons:
     """The neurons that are scored under the prompts of each fact.
 
     Attributes:
-        by_fact: layer and index of the neurons of each fact.
+        by_fact: layer and row of the neurons of each fact.
     """
 
-    by_fact: Mapping[Fact, frozenset[tuple[int, int]]]
+    by_fact: Mapping[Fact, frozenset[tuple[int, int | None]]]
 
     @classmethod
-    def of(cls, neurons: Mapping[Fact, Iterable[NeuronLike]]) -> "ChosenNeurons":
-        """Return the neurons of each fact by their layer and index."""
+    def of(cls, neurons: Mapping[Fact, Iterable[NeuronLike]], layout: NeuronLayout) -> "ChosenNeurons":
+        """Return the neurons of each fact by their layer and their row in it."""
         by_fact = {}
         for fact, fact_neurons in neurons.items():
-            by_fact[fact] = frozenset(layers_and_indices(fact_neurons))
+            by_fact[fact] = frozenset((key[0], layout.row(key)) for key in neuron_keys(fact_neurons))
         return cls(by_fact)
 
     def check_prompts(self, prompts: PromptBatch) -> None:

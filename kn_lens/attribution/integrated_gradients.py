@@ -24,6 +24,7 @@ class IntegratedGradients(PathMethod):
     """
 
     name = "integrated_gradients"
+    silences_layer = True
 
     def integrals(
         self,
@@ -41,5 +42,5 @@ class IntegratedGradients(PathMethod):
     ) -> LayerScores:
         """Return the scores of all neurons."""
         (path,) = paths
-        scores = context.sum_rows(context.post * context.gradient_at_post(path.gradient))
+        scores = context.neuron_scores(context.post * context.gradient_at_post(path.gradient))
         return LayerScores(scores=scores, expected=path.expected, n_points=path.n_points)

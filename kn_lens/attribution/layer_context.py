@@ -10,6 +10,9 @@ where hooks of the user's are on the model, gradients are taken at v itself, thr
 passes are the same in both cases: v goes into the model, never what it should lead to. Outputs, and the completeness
 gap with them, do not share the assumption.
 
+In a layer with experts the activation is that of the experts that a row is routed to, in the active form, and the
+layers above keep their routing: see ``hosts.experts``. What neurons its entries are is a property of the row.
+
 A row is one prompt (or one answer token of it) at one point of the path. A pass holds at most ``rows_per_pass`` rows, a
 number that follows from a memory budget, so that memory does not depend on the number of prompts or points.
 """
@@ -22,7 +25,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from kn_lens._core.precision import at_least_float32
+from kn_lens.attribution.layer_neurons import LayerNeurons, NeuronsOfExperts, NeuronsOfMLP
 from kn_lens.attribution.outputs import Output
 from kn_lens.errors import UnsupportedModelError
 from kn_lens.hosts import (
@@ -49,7 +52,7 @@ class LayerContext:
         prompts: the prompts.
         clean: output of the unaltered model.
         post: clean activation at the read position, ``w``, before any hook on ``hook_post``.
-        value_rows: the layer's ``W_out``, live, in the model's precision.
+        neurons: which neurons the entries of ``post`` are, and what they write.
         gradient_activation: what gradients are taken with respect to: what ``W_out`` writes (``mlp_out``), or ``v``
             itself (``post``).
         output: what is read from the logits.
@@ -57,28 +60,26 @@ class LayerContext:
         clean_gradients: gradients at the clean activations, shared likewise.
         rows_per_pass: upper bound on the rows of a pass. An answer of more tokens than this still goes in whole.
         share_of_pass: what a row at this layer counts as, towards that bound.
+        has_experts_above: whether a layer above has experts, whose routing is held.
     """
 
     layer: int
     prompts: PromptBatch
     clean: Float[Tensor, " batch"]
     post: Float[Tensor, "row d_mlp"]
-    value_rows: Float[Tensor, "d_mlp d_model"]
+    neurons: LayerNeurons
     gradient_activation: MLPActivation
     output: Output
     state: CleanState
     clean_gradients: "CleanGradients"
     rows_per_pass: int
     share_of_pass: float = 1.0
+    has_experts_above: bool = False
 
     @property
-    def W_out(self) -> Float[Tensor, "d_mlp d_model"]:
-        """The layer's value rows in the precision of ``post``.
-
-        Of a model in half precision that is a copy, made at each call: those of all layers together could take more
-        memory than its passes.
-        """
-        return at_least_float32(self.value_rows)
+    def d_model(self) -> int:
+        """Width of what the layer's MLP writes."""
+        return self.state.mlp_out[self.layer].shape[1]
 
     @property
     def all_prompts(self) -> Int[Tensor, " batch"]:
@@ -96,14 +97,21 @@ class LayerContext:
         It has the property ``written(x) . g = x . gradient_at_post(g)``.
         """
         if self.gradient_activation == "mlp_out":
-            return moving @ self.W_out
+            return self.neurons.written(moving)
         return moving
 
     def gradient_at_post(self, gradient: Float[Tensor, "row d_gradient"]) -> Float[Tensor, "row d_mlp"]:
         """Return the gradient with respect to the activation, from that to ``gradient_activation``."""
         if self.gradient_activation == "mlp_out":
-            return gradient @ self.W_out.T
+            return self.neurons.gradient_at_post(gradient)
         return gradient
+
+    def neuron_scores(self, values: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "batch n_neurons"]:
+        """Return the sum, over the rows of each prompt's answer, of values of the entries of ``post``, by neuron.
+
+        A sparse tensor in a layer with experts: the other neurons are off, so that theirs are 0.
+        """
+        return self.neurons.by_prompt(values, self.prompts.prompt_index, len(self.clean))
 
     def outputs(
         self,
@@ -111,6 +119,7 @@ class LayerContext:
         post: Float[Tensor, "row d_mlp"],
         *,
         early_exit: bool = False,
+        holds_routing: bool = True,
     ) -> Float[Tensor, " pair"]:
         """Return the output of each prompt with the layer's activation at the read position replaced.
 
@@ -118,6 +127,7 @@ class LayerContext:
             batch: numbers of prompts, repeats allowed.
             post: the activation instead, for each of ``prompts.rows_of(batch)``.
             early_exit: read the output off the residual stream that leaves this layer, with the layers above left out.
+            holds_routing: see ``CleanState.logits_with_post``.
 
         Cost: a forward pass per row, from this layer up.
         """
@@ -125,7 +135,7 @@ class LayerContext:
         with torch.no_grad():
             for rows, owner, pass_post in self._passes(batch, post):
                 replacement = Replacement(layer=self.layer, rows=rows, post=pass_post)
-                logits = self.state.logits_with_post([replacement], early_exit=early_exit)
+                logits = self.state.logits_with_post([replacement], early_exit=early_exit, holds_routing=holds_routing)
                 values.append(read_output(self.output, self.prompts, rows, owner, int(owner[-1]) + 1, logits))
                 del logits  # else those of two passes are held
             return torch.cat(values)
@@ -326,23 +336,39 @@ def layer_contexts(
             prompts=prompts,
             clean=clean,
             post=state.post[layer],
-            # Weights of a bridge that TransformerLens has just made require gradients: no score holds a graph of them.
-            value_rows=host.W_out(layer).detach(),
+            neurons=_neurons_of(host, state, layer),
             gradient_activation=gradient_activations[layer],
             output=output,
             state=state,
             clean_gradients=clean_gradients,
             rows_per_pass=rows_per_pass,
             share_of_pass=share_of_pass(layer),
+            has_experts_above=any(above > layer for above in host.expert_layers),
         )
         contexts.append(context)
     return contexts
+
+
+def _neurons_of(host: Host, state: CleanState, layer: int) -> LayerNeurons:
+    """Return which neurons the entries of a layer's activation are."""
+    if layer in state.active:
+        return NeuronsOfExperts(active=state.active[layer], n_neurons=host.layout.layers[layer].n_rows)
+    # Weights of a bridge that TransformerLens has just made require gradients: no score holds a graph of them.
+    return NeuronsOfMLP(value_rows=host.W_out(layer).detach())
 
 
 def _gradient_activation(host: Host, state: CleanState, layer: int) -> MLPActivation:
     """Return what gradients are taken with respect to."""
     if state.has_user_hooks:
         return "post"
+    if layer in state.active:
+        if not host.writes_mlp_out(state.active[layer], state.post[layer], state.mlp_out[layer]):
+            raise UnsupportedModelError(
+                f"What the experts of layer {layer} of {host.name} write is not their activations times their "
+                "down-projections: an adapter (such as LoRA) or a hook of PyTorch's adds to it. Merge an adapter "
+                "before kn_lens.load_model: hf_model = peft_model.merge_and_unload(); remove a hook."
+            )
+        return "mlp_out"
     # In half precision the comparison below would miss a small adapter.
     if host.has_adapter(layer):
         return "post"

@@ -27,7 +27,7 @@ class LayerScores:
     """Scores of the neurons of one layer under some prompts.
 
     Attributes:
-        scores: one for each neuron; NaN where it was not computed.
+        scores: one for each neuron; NaN where it was not computed. Sparse in a layer with experts.
         expected: the sum of the scores according to completeness; NaN for methods without such a sum.
         n_points: evaluations of the model that each prompt's scores rest on, at least 1 where there is a score.
     """
@@ -48,6 +48,7 @@ class AttributionMethod(ABC):
         neurons: ``all`` where one computation scores every neuron and none can be chosen, ``optional`` where the cost
             grows with their number, ``required`` where it would be too high for all of them.
         is_complete: whether completeness states the sum of the scores, at least to first order.
+        silences_layer: whether this sum is ``P(w) - P(0)``, of the whole layer.
         output: the only output that the method explains; None where the caller chooses it.
         unit: the label of scores that are not in the unit of the output; None where they are.
     """
@@ -55,6 +56,7 @@ class AttributionMethod(ABC):
     name: ClassVar[str]
     neurons: ClassVar[Literal["all", "optional", "required"]] = "all"
     is_complete: ClassVar[bool] = False
+    silences_layer: ClassVar[bool] = False
     output: ClassVar[str | None] = None
     unit: ClassVar[str | None] = None
 

@@ -16,7 +16,7 @@ from kn_lens._core.notation import NeuronLike, neuron_name
 from kn_lens._core.progress import Report as Progress
 from kn_lens.attribution.baselines import Ablation, Activation, GradientXActivation, LogProbGain
 from kn_lens.attribution.baselines._one_by_one import NeuronwiseMethod
-from kn_lens.attribution.chosen_neurons import ChosenNeurons, layers_and_indices
+from kn_lens.attribution.chosen_neurons import ChosenNeurons, neuron_keys
 from kn_lens.attribution.integrated_gradients import IntegratedGradients
 from kn_lens.attribution.integration import PathRule
 from kn_lens.attribution.method import AttributionMethod, PathMethod
@@ -128,7 +128,7 @@ class AttributionOptions:
         """Return the method with its settings for a model."""
         method = METHODS[self.method]
         if issubclass(method, NeuronwiseMethod):
-            return method(self.chosen_neurons)
+            return method(self.chosen_neurons(host))
         if not issubclass(method, PathMethod):
             return method()
         return method(self.rule(self.tolerance_of(host)))
@@ -152,20 +152,19 @@ class AttributionOptions:
             return list(range(host.n_layers))
         check_kind(self.layers, Sequence, "a list of layers: [0, 1]", "layers")
         for layer in self.layers:
-            host.hook_post(layer)  # raises for a layer that does not exist
+            host.resid_pre(layer)  # raises for a layer that does not exist
         if not self.layers or len(set(self.layers)) != len(self.layers):
             raise ArgumentError(f"layers={list(self.layers)}; expected at least one layer, and none twice.")
         return list(self.layers)
 
-    @property
-    def chosen_neurons(self) -> ChosenNeurons | None:
-        """The neurons of each fact; None where all prompts have the same, or all neurons."""
+    def chosen_neurons(self, host: Host) -> ChosenNeurons | None:
+        """Return the neurons of each fact; None where all prompts have the same, or all neurons."""
         if isinstance(self.neurons, Mapping):
-            return ChosenNeurons.of(cast("Mapping[Fact, Iterable[NeuronLike]]", self.neurons))
+            return ChosenNeurons.of(cast("Mapping[Fact, Iterable[NeuronLike]]", self.neurons), host.layout)
         return None
 
     def neurons_of(self, host: Host) -> dict[int, Int[Tensor, " chosen"]] | None:
-        """Return the chosen indices of every layer to attribute, of any fact, ascending; None for all neurons.
+        """Return the chosen rows of every layer to attribute, of any fact, ascending; None for all neurons.
 
         Raises:
             ArgumentError: the method takes no choice of neurons, or not one for each fact, or needs one; or a neuron
@@ -186,7 +185,7 @@ class AttributionOptions:
         if not isinstance(self.neurons, Mapping):
             neurons = self.neurons
         elif choice == "optional":
-            neurons = chain.from_iterable(map(layers_and_indices, self.neurons.values()))
+            neurons = chain.from_iterable(map(neuron_keys, self.neurons.values()))
         else:
             raise ArgumentError(
                 f"{self.method} takes the same neurons for all prompts; got a set for each fact: "
@@ -195,13 +194,15 @@ class AttributionOptions:
         layers = self.layers_of(host)
         # Sets, so that a neuron named twice counts once.
         chosen: dict[int, set[int]] = {layer: set() for layer in layers}
-        for layer, index in layers_and_indices(neurons):
-            name = neuron_name(layer, index)
+        for key in neuron_keys(neurons):
+            name, layer, row = neuron_name(*key), key[0], host.layout.row(key)
             if layer not in chosen:
                 raise ArgumentError(f"{name} is not in the layers to attribute, {layers}.")
-            if not 0 <= index < host.d_mlp:
+            if host.layout.has_experts and row is None:
+                raise ArgumentError(f"{name} does not exist; layer {layer} has {host.layout.layers[layer]}.")
+            if row is None or not 0 <= row < host.d_mlp:
                 raise ArgumentError(f"{name}: index must be between 0 and {host.d_mlp - 1} (d_mlp={host.d_mlp}).")
-            chosen[layer].add(index)
+            chosen[layer].add(row)
         indices_by_layer: dict[int, Int[Tensor, " chosen"]] = {}
         for layer, indices in chosen.items():
             indices_by_layer[layer] = torch.tensor(

@@ -1,5 +1,6 @@
 """The result of an attribution: scores of every neuron for every prompt, with their error bars."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,8 @@ from torch import Tensor
 from kn_lens._core.bootstrap import mean_intervals
 from kn_lens._core.checks import check_kind, check_share
 from kn_lens._core.drawing import drawing
-from kn_lens._core.notation import neuron_name
+from kn_lens._core.layout import ONE_MLP_A_LAYER, NeuronLayout
+from kn_lens._core.notation import NeuronKey
 from kn_lens._core.wording import counted
 from kn_lens.attribution.options import METHODS
 from kn_lens.errors import ArgumentError
@@ -34,7 +36,8 @@ class Attribution:
 
     Attributes:
         scores: in the output's unit (probability by default); NaN where only chosen neurons or layers were computed.
-            With ``keep``, a sparse tensor of the same shape.
+            With ``keep``, a sparse tensor of the same shape. Where layers have experts, a sparse tensor of the scores
+            of neurons that are on, and the last axis counts the rows of a layer through its experts: see ``layout``.
         total: sum of the scores of each layer; NaN where a layer was not computed.
         clean: output of the unaltered model.
         expected: the sum of a layer's scores according to completeness: ``P(w) - P(0)``, for ``single_path`` the sum of
@@ -47,6 +50,10 @@ class Attribution:
         output: name of the output.
         quadrature: the rule, with its number of points; ``none`` for methods without an integral.
         keep: the share of each prompt's largest score below which scores were dropped; None where all are kept.
+        layout: which neurons the rows of a layer are, where layers have experts.
+        routing_term: what routing that responds would add to ``expected``, where layers have experts and ``expected``
+            is ``P(w) - P(0)`` with the routing of later layers held; NaN for other methods, and where a layer was not
+            computed. None for models without experts.
     """
 
     scores: Float[Tensor, "batch n_layers d_mlp"]
@@ -60,6 +67,8 @@ class Attribution:
     output: str
     quadrature: str
     keep: float | None = None
+    layout: NeuronLayout = ONE_MLP_A_LAYER
+    routing_term: Float[Tensor, "batch n_layers"] | None = None
 
     @property
     def completeness_gap(self) -> Float[Tensor, "batch n_layers"]:
@@ -107,6 +116,7 @@ class Attribution:
             n_points=self.n_points[indices],
             tolerance=self.tolerance[indices],
             prompts=selected,
+            routing_term=None if self.routing_term is None else self.routing_term[indices],
         )
 
     def to(self, device: str | torch.device) -> "Attribution":
@@ -132,7 +142,8 @@ class Attribution:
         Returns:
             ``prompt``, its number; ``relation``, ``subject`` and ``object`` of its fact; ``neuron``, its name;
             ``layer``, ``index`` and ``score``, in the order of prompts, layers and indices. The table of all scores is
-            large, a row for each neuron and prompt; ``attr.thresholded(0.1)`` has a few dozen rows a prompt.
+            large, a row for each neuron and prompt; ``attr.thresholded(0.1)`` has a few dozen rows a prompt. Where
+            layers have experts also ``expert``, before ``index``, and ``routing_term``, of the prompt and layer.
 
         Example:
             >>> import kn_lens as kn
@@ -150,18 +161,22 @@ class Attribution:
         else:
             cells = (~self.scores.isnan()).nonzero().T
             values = self.scores[tuple(cells)]
-        prompt, layer, index = cells.cpu().numpy()
-        _, n_layers, d_mlp = self.scores.shape
-        names = [neuron_name(*divmod(cell, d_mlp)) for cell in range(n_layers * d_mlp)]
+        prompt, layer, row = cells.cpu().numpy()
+        n_rows = self.scores.shape[2]
+        neurons, code = np.unique(layer * n_rows + row, return_inverse=True)
+        named = self.layout.columns((neurons // n_rows).tolist(), (neurons % n_rows).tolist())
         fact_of_prompt = self.prompts.fact_index.cpu().numpy()
         columns: dict[str, Any] = {"prompt": prompt}
         for field in ("relation", "subject", "object"):
             texts = np.array([getattr(fact, field) for fact in self.prompts.facts], dtype=object)
             columns[field] = pd.Categorical(texts[fact_of_prompt[prompt]])
-        columns["neuron"] = pd.Categorical.from_codes(layer * d_mlp + index, categories=names)
-        columns["layer"] = layer
-        columns["index"] = index
+        columns["neuron"] = pd.Categorical.from_codes(code, categories=named.pop("neuron"))
+        for name, of_neurons in named.items():
+            dtype = object if name == "expert" else layer.dtype
+            columns[name] = np.array(of_neurons, dtype=dtype)[code]
         columns["score"] = _as_array(values)
+        if self.routing_term is not None:
+            columns["routing_term"] = _as_array(self.routing_term)[prompt, layer]
         return pd.DataFrame(columns)
 
     def top(self, k: int = 20, fact: Fact | None = None, *, seed: int = 0) -> "pd.DataFrame":
@@ -193,23 +208,53 @@ class Attribution:
 
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ArgumentError(f"k={k!r}; expected a number of neurons, such as 20.")
-        by_prompt = np.asarray(self if fact is None else self[fact]).astype(float)
-        d_mlp = by_prompt.shape[-1]
-        by_prompt = by_prompt.reshape(len(by_prompt), -1)
+        attr = self if fact is None else self[fact]
+        n_rows = self.scores.shape[-1]
+        if self.layout.has_experts:
+            cells, by_prompt = attr.stored_cells()
+        else:
+            by_prompt = np.asarray(attr).astype(float)
+            by_prompt = by_prompt.reshape(len(by_prompt), -1)
+            cells = np.arange(by_prompt.shape[1])
         mean = by_prompt.mean(0)
         n_shown = min(k, int((~np.isnan(mean)).sum()))
         best = np.argsort(-mean, kind="stable")[:n_shown]  # NaN is last
-        layers, indices = np.divmod(best, d_mlp)
+        layers, rows = np.divmod(cells[best], n_rows)
         intervals = mean_intervals(by_prompt[:, best], N_RESAMPLES, np.random.default_rng(seed))
         bounds = pd.DataFrame(intervals, columns=["low", "high"])
-        return pd.DataFrame(
-            {
-                "neuron": list(map(neuron_name, layers.tolist(), indices.tolist())),
-                "layer": layers,
-                "index": indices,
-                "score": mean[best],
-            }
-        ).join(bounds)
+        named = self.layout.columns(layers.tolist(), rows.tolist())
+        return pd.DataFrame({**named, "score": mean[best]}).join(bounds)
+
+    def stored_cells(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the cells, ``layer * n_rows + row``, with a score under any prompt, and their scores by prompt."""
+        scores = self.scores.coalesce()
+        prompt, layer, row = scores.indices().cpu().numpy()
+        cells, column = np.unique(layer * self.scores.shape[2] + row, return_inverse=True)
+        by_prompt = np.zeros((len(self), len(cells)))
+        by_prompt[prompt, column] = _as_array(scores.values())
+        return cells, by_prompt
+
+    def scores_of(self, neurons: Iterable[NeuronKey]) -> Float[Tensor, "batch neuron"]:
+        """Return the scores of some neurons; 0 where one was dropped or is off, NaN where it was not computed.
+
+        Args:
+            neurons: of the attributed model, such as a ``NeuronSet``.
+        """
+        pairs = [(key[0], self.layout.row(key)) for key in neurons]
+        layer, row = torch.tensor(pairs, device=self.scores.device, dtype=torch.long).reshape(-1, 2).T
+        if not self.scores.is_sparse:
+            return self.scores[:, layer, row]
+        n_rows = self.scores.shape[2]
+        scores = self.scores.coalesce()
+        prompt, stored_layer, stored_row = scores.indices()
+        wanted, position = (layer * n_rows + row).sort()
+        stored = stored_layer * n_rows + stored_row
+        place = torch.searchsorted(wanted, stored).clamp(max=max(len(wanted) - 1, 0))
+        result = scores.values().new_zeros(len(self), len(pairs))
+        if len(wanted):
+            is_wanted = wanted[place] == stored
+            result[prompt[is_wanted], position[place[is_wanted]]] = scores.values()[is_wanted]
+        return result
 
     def thresholded(self, share: float = 0.1) -> "Attribution":
         """Return the attribution with only the scores of at least ``share`` times the prompt's largest, sparse.
@@ -226,6 +271,8 @@ class Attribution:
         check_share("share", share)
         if self.keep is not None:
             raise ArgumentError(f"The scores below {self.keep} of each prompt's largest have been dropped already.")
+        if self.scores.is_sparse:
+            return self._thresholded_sparse(share)
         numbers = torch.where(self.scores.isnan(), -torch.inf, self.scores)
         largest = numbers.amax((1, 2), keepdim=True)
         threshold = torch.where(largest > 0, share * largest, torch.inf)
@@ -239,6 +286,21 @@ class Attribution:
             check_invariants=False,
         )
         return replace(self, scores=scores, keep=share)
+
+    def _thresholded_sparse(self, share: float) -> "Attribution":
+        scores = self.scores.coalesce()
+        prompt, values = scores.indices()[0], scores.values()
+        largest = values.new_zeros(len(self)).scatter_reduce(0, prompt, values, "amax")
+        threshold = torch.where(largest > 0, share * largest, torch.inf)
+        is_kept = values >= threshold[prompt]
+        kept = torch.sparse_coo_tensor(
+            scores.indices()[:, is_kept],
+            values[is_kept],
+            self.scores.shape,
+            is_coalesced=True,
+            check_invariants=False,
+        )
+        return replace(self, scores=kept, keep=share)
 
     def plot(self, fact: Fact | None = None, *, top: int = 20, seed: int = 0) -> Any:
         """Draw the neurons of highest mean score with 95% intervals, as a Plotly figure.
@@ -267,7 +329,10 @@ class Attribution:
         gap = self.completeness_gap.abs()
         if gap.isnan().all():
             return ""
-        return f"; completeness gap at most {float(gap.nan_to_num(0).max()):.2g}"
+        text = f"; completeness gap at most {float(gap.nan_to_num(0).max()):.2g}"
+        if self.routing_term is not None and not self.routing_term.isnan().all():
+            text += f", routing term at most {float(self.routing_term.abs().nan_to_num(0).max()):.2g}"
+        return text
 
     def _repr_html_(self) -> str:
         return drawing("attribution_html")(self)

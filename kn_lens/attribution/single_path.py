@@ -36,9 +36,9 @@ class SinglePath(PathMethod):
         """Return the integral along the path of each chosen neuron."""
         assert indices is not None  # checked with the options
         integrals = []
-        for index in indices.tolist():
-            moving = torch.zeros_like(context.post)
-            moving[:, index] = context.post[:, index]
+        every_row = torch.arange(len(context.post), device=context.post.device)
+        for index in indices:
+            moving = context.neurons.alone(context.post, every_row, index.expand(len(every_row), 1))
             integrals.append(integrate(context, moving, self.rule))
         return integrals
 
@@ -50,11 +50,13 @@ class SinglePath(PathMethod):
     ) -> LayerScores:
         """Return the scores of the chosen neurons; ``expected`` is the sum of their ablations."""
         assert indices is not None
-        scores = context.sum_rows(torch.full_like(context.post, float("nan")))
         expected = torch.zeros_like(context.clean)
         n_points = torch.zeros_like(context.all_prompts)
-        for index, path in zip(indices.tolist(), paths, strict=True):
-            scores[:, index] = path.total
+        totals = [context.clean[:0]]
+        for path in paths:
+            totals.append(path.total)
             expected += path.expected
             n_points += path.n_points
+        pairs = (context.all_prompts.repeat(len(indices)), indices.repeat_interleave(len(context.clean)))
+        scores = context.neurons.at_pairs(pairs, torch.cat(totals), len(context.clean))
         return LayerScores(scores=scores, expected=expected, n_points=n_points)

@@ -9,6 +9,9 @@ with the meaning that ``Attribution`` gives to these names; neurons are in ascen
 scored less than ``keep`` times the prompt's largest score, or was not computed. Prompts are in the order in which they
 were finished. The file's metadata name the method, the model, and a digest of the prompts: scores can only be read
 together with their prompts.
+
+Files of a model whose layers have experts have version 2: ``neuron`` is a row of the layer, which counts through its
+experts as the metadata state, and there is a column ``routing_term``.
 """
 
 import hashlib
@@ -30,6 +33,7 @@ from torch.nn.functional import pad
 
 from kn_lens._core.atomic import opened, writing_whole
 from kn_lens._core.checks import check_path
+from kn_lens._core.layout import LayerLayout, NeuronLayout
 from kn_lens.attribution.attribute import attribute_in_parts
 from kn_lens.attribution.options import KeywordsWithoutKeep
 from kn_lens.attribution.result import Attribution
@@ -38,7 +42,7 @@ from kn_lens.hosts import HookedModel, Host, exclusive, host_of
 from kn_lens.prompts import PromptBatch, check_prompts
 
 KEY, KEY_DIGEST = b"kn_lens.scores", b"kn_lens.scores.sha256"
-VERSION = 1
+VERSION, VERSION_WITH_EXPERTS = 1, 2
 METADATA_TYPES = {
     "model": str,
     "prompts": str,
@@ -123,14 +127,16 @@ def attribute_to_file(
     keep = None if keep is None else float(keep)  # JSON takes no other numbers
     n_scores = n_unconverged = 0
     metadata: dict[str, Any] = {
-        "version": VERSION,
+        "version": VERSION_WITH_EXPERTS if host.layout.has_experts else VERSION,
         "model": host.name,
         "n_layers": host.n_layers,
         "d_mlp": host.d_mlp,
         "n_prompts": len(prompts),
         "prompts": _digest(prompts),
     }
-    with _writer(path, _schema(host.dtype)) as writer:
+    if host.layout.has_experts:
+        metadata["layout"] = [[layer.n_rows, layer.n_experts, layer.d_expert] for layer in host.layout.layers]
+    with _writer(path, _schema(host.dtype, has_experts=host.layout.has_experts)) as writer:
         for numbers, part in attribute_in_parts(model, prompts, keep=keep, **keywords):
             for rows in _row_groups(numbers, part, writer.schema):
                 writer.write_batch(rows)
@@ -210,6 +216,8 @@ def read_attribution(
         output=metadata["output"],
         quadrature=metadata["quadrature"],
         keep=metadata["keep"],
+        layout=_layout(metadata),
+        routing_term=values.get("routing_term"),
     )
 
 
@@ -245,6 +253,10 @@ class _Reader:
         return len(self.numbers), self.metadata["n_layers"], self.metadata["d_mlp"]
 
     @property
+    def has_experts(self) -> bool:
+        return self.metadata["version"] == VERSION_WITH_EXPERTS
+
+    @property
     def dtype(self) -> torch.dtype:
         if self.file.schema_arrow.field("clean").type == pa.float64():
             return torch.float64
@@ -253,12 +265,13 @@ class _Reader:
     def values(self) -> dict[str, Shaped[Tensor, "chosen n_layers"]]:
         """Read the columns with one value a row, by name, and as ``n_scores`` the number of scores that a row lists."""
         columns: dict[str, Tensor] = {}
-        for name in FLOATS:
+        floats = (*FLOATS, "routing_term") if self.has_experts else FLOATS
+        for name in floats:
             columns[name] = torch.full(self.shape[:2], torch.nan, dtype=self.dtype)
         for name in ("n_points", "n_scores"):
             columns[name] = torch.full(self.shape[:2], -1)
-        for pair, rows in self.rows([*FLOATS, "n_points", "neuron"]):
-            for name in (*FLOATS, "n_points"):
+        for pair, rows in self.rows([*floats, "n_points", "neuron"]):
+            for name in (*floats, "n_points"):
                 columns[name].view(-1)[pair] = _tensor(rows[name]).to(columns[name].dtype)
             n_scores, _ = _lists(rows["neuron"])
             columns["n_scores"].view(-1)[pair] = n_scores.long()
@@ -274,7 +287,7 @@ class _Reader:
             n_scores: number of scores of each pair.
         """
         _, n_layers, d_mlp = self.shape
-        if self.metadata["keep"] is None:
+        if self.metadata["keep"] is None and not self.has_experts:
             dense = torch.full(self.shape, torch.nan, dtype=self.dtype)
             for pair, _, neuron, score in self.score_lists():
                 dense.view(-1, d_mlp)[pair, neuron] = score
@@ -344,12 +357,14 @@ def _lists(column: pa.ChunkedArray) -> tuple[Int[Tensor, " row"], Shaped[Tensor,
     return _tensor(lists.value_lengths()), _tensor(lists.flatten())
 
 
-def _schema(dtype: torch.dtype) -> pa.Schema:
+def _schema(dtype: torch.dtype, *, has_experts: bool) -> pa.Schema:
     """Return the columns of a file, for scores of a precision."""
     score = pa.float64() if dtype == torch.float64 else pa.float32()
     types: dict[str, pa.DataType] = {"prompt": pa.int32(), "layer": pa.int32()}
     for name in FLOATS:
         types[name] = score
+    if has_experts:
+        types["routing_term"] = score
     types["n_points"] = pa.int32()
     for name, entry in (("neuron", pa.int32()), ("score", score)):
         types[name] = pa.list_(pa.field("element", entry, nullable=False))
@@ -377,6 +392,8 @@ def _row_groups(
         columns[name] = repeat(values, "part -> part n_layers", n_layers=n_layers)
     for name in ("expected", "total", "n_points"):
         columns[name] = getattr(part, name)
+    if part.routing_term is not None:
+        columns["routing_term"] = part.routing_term
     prompts_per_group = max(1, SCORES_PER_GROUP // (n_layers * d_mlp))
     for start in range(0, n_prompts, prompts_per_group):
         stop = min(start + prompts_per_group, n_prompts)
@@ -489,13 +506,17 @@ def _metadata(file: pq.ParquetFile, path: Path) -> dict[str, Any]:
         version = metadata["version"]
     except (ValueError, LookupError, TypeError, RecursionError):
         raise DataError(f"{path} does not state what its scores are; the file has been changed.") from None
-    if version != VERSION:
-        raise DataError(f"{path} has version {version}; this version of kn_lens reads {VERSION}.")
+    if version not in (VERSION, VERSION_WITH_EXPERTS):
+        raise DataError(
+            f"{path} has version {version}; this version of kn_lens reads {VERSION} and {VERSION_WITH_EXPERTS}."
+        )
     n_rows = file.metadata.num_rows
     if not _describes_rows(metadata, n_rows):
         raise DataError(f"{path} has metadata that cannot be those of its {n_rows} rows; the file has been changed.")
     schema = file.schema_arrow
-    if not schema.equals(_schema(torch.float32)) and not schema.equals(_schema(torch.float64)):
+    has_experts = version == VERSION_WITH_EXPERTS
+    known = [_schema(dtype, has_experts=has_experts) for dtype in (torch.float32, torch.float64)]
+    if not any(map(schema.equals, known)):
         raise DataError(f"{path} has other columns than attribute_to_file writes; the file has been changed.")
     return metadata
 
@@ -506,5 +527,28 @@ def _describes_rows(metadata: dict[str, Any], n_rows: int) -> bool:
         if not isinstance(metadata.get(name, ...), type_):
             return False
     n_layers = metadata["n_layers"]
+    if metadata["version"] == VERSION_WITH_EXPERTS and not _describes_layout(metadata.get("layout"), metadata):
+        return False
     most_rows = metadata["n_prompts"] * n_layers
     return 0 < n_layers <= n_rows <= most_rows and metadata["d_mlp"] >= 1
+
+
+def _describes_layout(layers: Any, metadata: dict[str, Any]) -> bool:
+    """Return whether an entry of metadata is the layout of all layers."""
+    if not isinstance(layers, list) or len(layers) != metadata["n_layers"]:
+        return False
+    for layer in layers:
+        if not isinstance(layer, list) or [type(number) for number in layer] != [int, int, int]:
+            return False
+        n_rows, n_experts, d_expert = layer
+        if min(layer) < 0 or not n_experts * d_expert <= n_rows <= metadata["d_mlp"]:
+            return False
+    return True
+
+
+def _layout(metadata: dict[str, Any]) -> NeuronLayout:
+    """Return the layout that metadata state."""
+    layers = []
+    for n_rows, n_experts, d_expert in metadata.get("layout", ()):
+        layers.append(LayerLayout(n_rows=n_rows, n_experts=n_experts, d_expert=d_expert))
+    return NeuronLayout(tuple(layers))

@@ -141,7 +141,7 @@ class _Part:
         post = (context.post[on_device] + (alpha - 1) * request.moving[on_device]).detach()
         added = None
         if context.gradient_activation == "mlp_out":
-            added = post.new_zeros(len(rows), context.value_rows.shape[1]).requires_grad_()
+            added = post.new_zeros(len(rows), context.d_model).requires_grad_()
         else:
             post.requires_grad_()
         return cls(number=number, context=context, rows=on_device, points=points, post=post, added=added)

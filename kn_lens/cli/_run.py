@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kn_lens._core import defaults
 from kn_lens._core.names import DTYPES, TF32
-from kn_lens._core.notation import layer_and_index
+from kn_lens._core.notation import neuron_key
 from kn_lens.cli._terminal import err, show_progress
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.facts import Fact
@@ -61,7 +61,7 @@ def one_neuron_source(values: Sequence[Path]) -> Path:
     """
     for value in values:
         names = _names_in(value)
-        unknown = [name for name in names if layer_and_index(name) is None]
+        unknown = [name for name in names if neuron_key(name) is None]
         if unknown and not value.exists() and all(map(_LIKE_A_NAME.fullmatch, names)):
             raise ArgumentError(
                 f"--neurons {unknown[0]} is neither a file nor the name of a neuron; "
@@ -88,7 +88,7 @@ def named_neurons(neurons: Path) -> list[str]:
     (['L2N7', 'L3N5'], ['L2N7', 'L3N5'], [])
     """
     names = _names_in(neurons)
-    if neurons.exists() or None in map(layer_and_index, names):
+    if neurons.exists() or None in map(neuron_key, names):
         return []
     return names
 

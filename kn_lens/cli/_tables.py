@@ -87,14 +87,14 @@ def table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
 
 
 def neuron_names(pairs: Sequence[Sequence[int]], limit: int = 6) -> str:
-    """Return the names of neurons.
+    """Return the names of neurons, given by their keys.
 
     >>> neuron_names([(3, 412), (3, 77)])
     'L3N412 L3N77'
     """
     if not pairs:
         return "none"
-    names = " ".join(neuron_name(layer, index) for layer, index in pairs[:limit])
+    names = " ".join(neuron_name(*pair) for pair in pairs[:limit])
     if len(pairs) > limit:
         names += f" +{len(pairs) - limit}"
     return names

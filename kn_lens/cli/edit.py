@@ -29,7 +29,7 @@ from kn_lens.cli._run import (
     one_neuron_source,
     unqueried_facts,
 )
-from kn_lens.cli._tables import ROWS_SHOWN, left_out_lines, neuron_names, number, table
+from kn_lens.cli._tables import ROWS_SHOWN, left_out_lines, number, table
 from kn_lens.cli._terminal import err, out, print_json, show_progress
 from kn_lens.errors import ArgumentError, DataError, PromptError
 from kn_lens.facts import Fact, FactSet
@@ -448,7 +448,9 @@ def _document(edit: "WeightEdit") -> dict[str, Any]:
     for i, neuron in enumerate(edit.neurons):
         rows.append(
             {
+                "neuron": str(neuron),
                 "layer": neuron.layer,
+                **({} if neuron.expert is None else {"expert": neuron.expert}),
                 "index": neuron.index,
                 "length_old": old_lengths[i],
                 "length_new": new_lengths[i],
@@ -489,7 +491,7 @@ def _print_edit(document: Mapping[str, Any]) -> None:
     rows = table("", "row", *numbers, right=numbers)
     for row in document["rows"][:ROWS_SHOWN]:
         rows.add_row(
-            neuron_names([(row["layer"], row["index"])]),
+            row["neuron"],
             number(row["length_old"], ".4g"),
             number(row["length_new"], ".4g"),
             number(row["length_change"], ".4g"),

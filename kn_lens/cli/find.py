@@ -231,12 +231,13 @@ def _write_neurons(
 
 
 def _fact_rows(found: "Findings") -> dict[str, dict[str, Any]]:
-    """Return the rows of the summary by fact, as JSON has them: neurons as pairs, None in place of a missing gap."""
+    """Return the rows of the summary by fact, as JSON has them: neurons as keys, None in place of a missing gap."""
     rows = {}
     for row in found.summary().to_dict("records"):
-        row["neurons"] = [[neuron.layer, neuron.index] for neuron in row["neurons"]]
-        if math.isnan(row["largest_gap"]):
-            row["largest_gap"] = None
+        row["neurons"] = [list(neuron) for neuron in row["neurons"]]
+        for name in ("largest_gap", "largest_routing_term"):
+            if name in row and math.isnan(row[name]):
+                row[name] = None
         rows[row["key"]] = row
     return rows
 
@@ -277,6 +278,9 @@ def _found_table(document: Mapping[str, Any]) -> Group:
             f"Completeness gap at most {number(max(gaps, default=None))}; {n_unconverged:,} of "
             f"{n_pairs:,} (prompt, layer) pairs above tolerance."
         )
+        terms = [row["largest_routing_term"] for row in facts if row.get("largest_routing_term") is not None]
+        if terms:
+            note += f" Routing of later layers held; what it would add is at most {number(max(terms))}."
     else:
         note += f"Scores of {settings['method']} have no completeness gap."
     n_hidden = len(facts) - ROWS_SHOWN

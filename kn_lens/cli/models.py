@@ -14,7 +14,7 @@ from kn_lens.cli._tables import number, table
 from kn_lens.cli._terminal import out, print_json
 
 REFUSED = {
-    "mixture of experts": "a neuron is not one row of the one W_out of its layer; take a dense model",
+    "other mixtures of experts": "their experts have not been compared; take a family above or a dense model",
     "other encoder-decoders": "it is not known where they write an answer; take a T5, mT5, BART, mBART or T5Gemma",
     "GPT (OpenAI)": "TransformerLens computes other logits; take a GPT-2",
     "other models of text and images": "their text towers have not been compared; take a family above",
@@ -43,6 +43,7 @@ def models(json: options.Json = False) -> None:
                 "example": family.example,
                 "gated": family.gated,
                 "norm_after_mlp": family.norm_after_mlp,
+                "experts": family.experts,
                 "whole_passes": family.whole_passes,
                 "adapter": adapter_state(family),
             }
@@ -107,10 +108,11 @@ def _embedded_table(models: Sequence[Mapping[str, Any]]) -> Group:
     return Group(rows, note)
 
 
-def _families_table(families: Sequence[Mapping[str, str]]) -> Table:
+def _families_table(families: Sequence[Mapping[str, Any]]) -> Table:
     rows = table("Families", "family", "kind", "example", "adapter")
     for family in families:
-        rows.add_row(family["name"], family["kind"], family["example"], family["adapter"])
+        kind = f"{family['kind']}, experts" if family["experts"] else family["kind"]
+        rows.add_row(family["name"], kind, family["example"], family["adapter"])
     return rows
 
 

@@ -1,7 +1,8 @@
 """Files of weight edits: safetensors, with everything but the rows as JSON in the metadata.
 
-Tensors: ``neurons`` (int64, ``[neuron, 2]``, layer and index), ``old`` and ``new`` (``[neuron, d_model]``, in the
-model's type). The metadata has one entry, ``kn_lens``:
+Tensors: ``neurons`` (int64, ``[neuron, 2]``, layer and index; where any is an expert's, ``[neuron, 3]``, layer, expert
+and index, with -1 for the shared expert and -2 in layers with one MLP), ``old`` and ``new`` (``[neuron, d_model]``, in
+the model's type). The metadata has one entry, ``kn_lens``:
 
     {"format": "kn_lens.edit", "version": 1, "checkpoint": {...}, "why": [...], "digest": "..."}
 

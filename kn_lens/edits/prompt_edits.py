@@ -21,7 +21,7 @@ from torch import Tensor
 from kn_lens._core.precision import at_least_float32
 from kn_lens.edits.weight_edit import WeightEdit
 from kn_lens.errors import HookError
-from kn_lens.hosts import Budget, HookedModel, HookFn, Host, host_of
+from kn_lens.hosts import ActivationSource, Budget, HookedModel, HookFn, Host, host_of
 from kn_lens.interventions import AnswerScores, Ticks, score_answers
 from kn_lens.prompts import PromptBatch
 
@@ -103,8 +103,9 @@ class PromptEdits:
             changes = layer_changes.of_edits(numbers)
             if not len(changes.owner):
                 continue
-            read, add = _layer_hooks(layer, changes, edit_of_row)
-            hooks.append((host.hook_post(layer), read))
+            source = host.activation_source(layer)
+            read, add = _layer_hooks(source, changes, edit_of_row)
+            hooks.append((source.hook, read))
             hooks.append((host.hook_mlp_out(layer), add))
         return hooks
 
@@ -148,24 +149,24 @@ def score_under_edits(
 
 
 def _layer_hooks(
-    layer: int,
+    source: ActivationSource,
     changes: LayerChanges,
     edit_of_row: Int[Tensor, " row"],
 ) -> tuple[HookFn, HookFn]:
-    """Return the hooks on ``hook_post`` and ``mlp_out`` of a layer."""
+    """Return the hooks on the activations and on ``mlp_out`` of a layer."""
     owner = changes.owner.to(edit_of_row.device)
     is_own = rearrange(edit_of_row, "row -> row 1 1") == owner
     activations: list[Tensor] = []  # from the first hook to the second, within one pass
 
-    def read(post: Float[Tensor, "row pos d_mlp"], hook: object = None) -> None:
-        activations[:] = [torch.where(is_own, post[..., changes.indices], 0)]
+    def read(value: Float[Tensor, "row pos d"], hook: object = None) -> None:
+        activations[:] = [torch.where(is_own, source.of(value, changes.indices), 0)]
 
     def add(
         mlp_out: Float[Tensor, "row pos d_model"],
         hook: object = None,
     ) -> Float[Tensor, "row pos d_model"]:
         if not activations:
-            raise HookError(f"The hooks of edits come in pairs; that on hook_post of layer {layer} did not run.")
+            raise HookError(f"The hooks of edits come in pairs; that on {source.hook} did not run.")
         added = at_least_float32(activations.pop()) @ changes.change
         return (mlp_out + added).to(mlp_out.dtype)
 

@@ -46,7 +46,7 @@ from kn_lens.edits.value_rows import ValueRows, check_raw, mean_embedding
 from kn_lens.edits.weight_edit import WeightEdit
 from kn_lens.errors import ArgumentError, EditError, NoPromptError, did_you_mean
 from kn_lens.facts import Fact
-from kn_lens.hosts import Budget, HookedModel, HookFn, Host, exclusive, host_of
+from kn_lens.hosts import ActivationSource, Budget, HookedModel, HookFn, Host, exclusive, host_of
 from kn_lens.interventions import AnswerScores, Ticks, is_known, score_answers
 from kn_lens.neurons import NeuronSet, check_neurons_by_fact, prompts_by_fact
 from kn_lens.prompts import PromptBatch, make_prompts
@@ -406,11 +406,14 @@ class ActivationRecorder:
             for column, neuron in enumerate(neurons):
                 prompt_ids.setdefault(neuron.layer, []).append(prompt)
                 columns.setdefault(neuron.layer, []).append(column)
-                indices.setdefault(neuron.layer, []).append(neuron.index)
+                row = host.layout.row(neuron)
+                assert row is not None  # the update has looked up the neuron's row
+                indices.setdefault(neuron.layer, []).append(row)
         hooks = []
         for layer in sorted(prompt_ids):
             cells = [torch.tensor(numbers[layer]) for numbers in (prompt_ids, columns, indices)]
-            hooks.append((host.hook_post(layer), self._hook(prompts, *cells)))
+            source = host.activation_source(layer)
+            hooks.append((source.hook, self._hook(prompts, source, *cells)))
         return hooks
 
     def mean(self, fact: Fact, neurons: NeuronSet) -> Float[Tensor, " neuron"]:
@@ -422,6 +425,7 @@ class ActivationRecorder:
     def _hook(
         self,
         prompts: PromptBatch,
+        source: ActivationSource,
         prompt_ids: Int[Tensor, " cell"],
         columns: Int[Tensor, " cell"],
         indices: Int[Tensor, " cell"],
@@ -430,11 +434,14 @@ class ActivationRecorder:
         device = prompts.tokens.device
         # The rows of a cell are those of its prompt.
         rows, cell_of_row = prompts.rows_and_owners(prompt_ids.to(device))
-        index_of_row = indices.to(device)[cell_of_row]
+        wanted, position = indices.to(device)[cell_of_row].unique(return_inverse=True)
+        every_row = torch.arange(len(rows), device=device)
         n_rows = prompts.rows_per_prompt[prompt_ids.to(device)]
 
-        def hook_fn(post: Float[Tensor, "row pos d_mlp"], hook: object = None) -> None:
-            activations = post.detach()[rows, prompts.read_pos[rows], index_of_row].double()
+        def hook_fn(value: Float[Tensor, "row pos d"], hook: object = None) -> None:
+            with torch.no_grad():
+                at_read_pos = source.of(value.detach()[rows, prompts.read_pos[rows]], wanted)
+            activations = at_read_pos[every_row, position].double()
             sums = activations.new_zeros(len(prompt_ids)).index_add(0, cell_of_row, activations)
             self.values[self.numbers[prompt_ids], columns] = (sums / n_rows).cpu()
 

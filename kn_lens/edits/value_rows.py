@@ -6,6 +6,7 @@ stacked ``model.W_out`` is a copy.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -24,10 +25,10 @@ class ValueRows:
     """The rows of a set of neurons, in the order in which the set iterates.
 
     Attributes:
-        layers: for each layer with neurons, its live ``W_out`` and the indices of the rows.
+        layers: for each layer with neurons, its live value rows and the numbers of these.
     """
 
-    layers: tuple[tuple[Float[Tensor, "d_mlp d_model"], Int[Tensor, " row"]], ...]
+    layers: tuple[tuple[Any, Int[Tensor, " row"]], ...]
 
     @classmethod
     def of(cls, host: Host, neurons: Iterable[NeuronLike]) -> "ValueRows":
@@ -38,12 +39,10 @@ class ValueRows:
             EditError: an empty set.
         """
         neurons = checked_neurons(neurons)
-        neurons.check(host)
         layers = []
-        for layer, indices in neurons.by_layer().items():
+        for layer, rows in neurons.rows_by_layer(host).items():
             # Detached, so that a write need not switch gradients off: an interrupt could leave them off.
-            W_out = host.W_out(layer).detach()
-            layers.append((W_out, torch.tensor(indices, device=host.device)))
+            layers.append((host.value_rows(layer), torch.tensor(rows, device=host.device)))
         return cls(tuple(layers))
 
     def read(self) -> Float[Tensor, "neuron d_model"]:

@@ -31,14 +31,14 @@ from kn_lens._core.checks import check_path, wrong_kind
 from kn_lens._core.display import ROWS_SHOWN, shortened, table_html
 from kn_lens._core.escape import shown
 from kn_lens._core.interrupts import undone
-from kn_lens._core.notation import NeuronLike
+from kn_lens._core.notation import NeuronKey, NeuronLike
 from kn_lens._core.precision import at_least_float32
 from kn_lens._core.wording import counted
 from kn_lens.edits.arguments import checked_neurons
 from kn_lens.edits.files import canonical, digest_of, read_edit, write_edit
 from kn_lens.edits.value_rows import ValueRows, check_raw
 from kn_lens.errors import ArgumentError, DataError, EditError, HookError, KNLensError
-from kn_lens.hosts import HookedModel, HookFn, Host, host_of
+from kn_lens.hosts import ActivationSource, HookedModel, HookFn, Host, host_of
 from kn_lens.neurons import Neuron, NeuronSet, neuron_set_of
 from kn_lens.prompts import PromptBatch
 
@@ -200,7 +200,7 @@ class WeightEdit:
         rows = ValueRows.of(host, neurons)
         if not isinstance(new, Tensor):
             raise wrong_kind(new, "a tensor: torch.tensor(rows)", "new rows")
-        host.check_rows_editable(neurons.by_layer())
+        host.check_rows_editable(neurons.rows_by_layer(host))
         old = rows.read()
         return cls(
             neurons=neurons,
@@ -213,7 +213,7 @@ class WeightEdit:
     @property
     def row_hash(self) -> str:
         """SHA-256 of the rows and their old values. The edit fits the checkpoints that have the same."""
-        return digest_of({"neurons": _pairs(self.neurons), "old": self.old})
+        return digest_of({"neurons": _table(self.neurons), "old": self.old})
 
     @property
     def digest(self) -> str:
@@ -292,7 +292,7 @@ class WeightEdit:
                 f"{host.name} has {target.kind}.{cure}"
             )
         rows = ValueRows.of(host, self.neurons)
-        host.check_rows_editable(self.neurons.by_layer())
+        host.check_rows_editable(self.neurons.rows_by_layer(host))
         self._check_shared_rows(host)
         current = rows.read()
         unchanged = _same_bits(current, self.old)
@@ -370,7 +370,8 @@ class WeightEdit:
     ) -> list[tuple[str, HookFn]]:
         """Return hooks with the effect of the edit, equal to rounding. The weights stay as they are.
 
-        Each layer has two hooks. The first reads the activations of the neurons from ``hook_post``. The second adds
+        Each layer has two hooks. The first reads the activations of the neurons from ``hook_post``; in a layer with
+        experts, it computes them from what enters the MLP. The second adds
         their product with the change of the rows to ``mlp_out``, before any norm after the MLP. Hooks that change
         ``hook_post`` go before them in the list.
 
@@ -384,8 +385,9 @@ class WeightEdit:
         host = host_of(model)
         hooks: list[tuple[str, HookFn]] = []
         for layer, (indices, change) in self.changes(host).items():
-            read, add = _layer_hooks(layer, indices, change)
-            hooks.append((host.hook_post(layer), read))
+            source = host.activation_source(layer)
+            read, add = _layer_hooks(source, indices, change)
+            hooks.append((source.hook, read))
             hooks.append((host.hook_mlp_out(layer), add))
         return hooks
 
@@ -403,7 +405,7 @@ class WeightEdit:
         host = host_of(model)
         self._prepare(host, force=False)
         change = (at_least_float32(self.new) - at_least_float32(self.old)).to(host.device)
-        by_layer = self.neurons.by_layer()
+        by_layer = self.neurons.rows_by_layer(host)
         sizes = list(map(len, by_layer.values()))
         changes = {}
         for (layer, indices), layer_change in zip(by_layer.items(), change.split(sizes), strict=True):
@@ -512,8 +514,8 @@ class WeightEdit:
         check_path(path)
         tensors, document = read_edit(Path(path))
         try:
-            neurons = NeuronSet(tensors["neurons"].tolist())
-            if not torch.equal(_pairs(neurons), tensors["neurons"]):
+            neurons = NeuronSet(map(_key, tensors["neurons"].tolist()))
+            if not torch.equal(_table(neurons), tensors["neurons"]):
                 raise EditError("its neurons are not in order of layer and index, each once")
             return cls(
                 neurons=neurons,
@@ -526,7 +528,7 @@ class WeightEdit:
             raise DataError(f"{path} holds no edit that could be applied to a model: {error}") from error
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {"neurons": _pairs(self.neurons), "old": self.old, "new": self.new}
+        return {"neurons": _table(self.neurons), "old": self.old, "new": self.new}
 
     def _document(self) -> dict[str, Any]:
         return {"checkpoint": asdict(self.checkpoint), "why": list(self.why)}
@@ -577,22 +579,22 @@ def _at_all_depths(
 
 
 def _layer_hooks(
-    layer: int,
+    source: ActivationSource,
     indices: Int[Tensor, " neuron"],
     change: Float[Tensor, "neuron d_model"],
 ) -> tuple[HookFn, HookFn]:
-    """Return the hooks on ``hook_post`` and ``mlp_out`` of a layer."""
+    """Return the hooks on the activations and on ``mlp_out`` of a layer."""
     activations: list[Tensor] = []  # from the first hook to the second, within one pass
 
-    def read(post: Float[Tensor, "row pos d_mlp"], hook: object = None) -> None:
-        activations[:] = [post[..., indices]]
+    def read(value: Float[Tensor, "row pos d"], hook: object = None) -> None:
+        activations[:] = [source.of(value, indices)]
 
     def add(
         mlp_out: Float[Tensor, "row pos d_model"],
         hook: object = None,
     ) -> Float[Tensor, "row pos d_model"]:
         if not activations:
-            raise HookError(f"The hooks of an edit come in pairs; that on hook_post of layer {layer} did not run.")
+            raise HookError(f"The hooks of an edit come in pairs; that on {source.hook} did not run.")
         added = at_least_float32(activations.pop()) @ change
         return (mlp_out + added).to(mlp_out.dtype)
 
@@ -610,9 +612,23 @@ def _same_bits(
     return same_bytes.all(-1)
 
 
-def _pairs(neurons: NeuronSet) -> Int[Tensor, "neuron 2"]:
-    pairs = [tuple(neuron) for neuron in neurons]
-    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+ONE_MLP = -2
+"""What stands for the expert of a neuron without one, in a table that has experts."""
+
+
+def _table(neurons: NeuronSet) -> Int[Tensor, "neuron key"]:
+    """Return layer and index of neurons; where any is an expert's, layer, expert and index."""
+    has_experts = any(neuron.expert is not None for neuron in neurons)
+    keys = []
+    for layer, *expert, index in neurons:
+        keys.append([layer, *(expert or [ONE_MLP]), index] if has_experts else [layer, index])
+    return torch.tensor(keys, dtype=torch.int64).reshape(-1, 3 if has_experts else 2)
+
+
+def _key(row: list[int]) -> NeuronKey:
+    """Return the key of a neuron of a row of `_table`."""
+    layer, *expert, index = row
+    return (layer, index) if expert in ([], [ONE_MLP]) else tuple(row)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -8,15 +8,17 @@ TransformerLens hosts families that it does not know.
 ``tokenizers`` keeps the checkpoint's own tokenizer beside that of TransformerLens.
 ``logit_check`` compares logits with those of transformers.
 ``encoder_decoder`` has what is particular to models of an encoder and a decoder.
+``experts`` is what layers with experts need beside that.
 ``partial_forward`` runs a model from a layer on, by ``overrides`` of its modules and a ``kv_prefix``; ``memory`` bounds
 the rows of a pass. ``exclusive`` gives each call its model alone; ``identity`` tells models apart; ``unwrap`` returns
 the Hugging Face model inside. TransformerLens and transformers are imported late, because that takes seconds.
 """
 
-from kn_lens.hosts.bridge import FOR_ONE_BATCH, Host
+from kn_lens.hosts.bridge import FOR_ONE_BATCH, ActivationSource, Host
 from kn_lens.hosts.checkpoints import EMBEDDED_DIR, embedded_models, import_model_libraries
 from kn_lens.hosts.encoder_decoder import DecoderForm, EncoderInput
 from kn_lens.hosts.exclusive import exclusive, exclusively
+from kn_lens.hosts.experts import ActiveExperts
 from kn_lens.hosts.families import FAMILIES, Family, Kind, adapter_state
 from kn_lens.hosts.gguf import PACKAGED_MODELS, PackagedModel
 from kn_lens.hosts.identity import ModelIdentity
@@ -42,6 +44,8 @@ __all__ = [
     "FOR_ONE_BATCH",
     "PACKAGED_MODELS",
     "SHARE_OF_FREE",
+    "ActivationSource",
+    "ActiveExperts",
     "Additions",
     "Budget",
     "CleanState",

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kn_lens._core.interrupts import entered, undone
+from kn_lens._core.layout import ONE_MLP_A_LAYER, LayerLayout, NeuronLayout
 from kn_lens.errors import (
     ArgumentError,
     EditError,
@@ -29,11 +30,13 @@ from kn_lens.errors import (
 from kn_lens.hosts.checkpoints import check_finite, check_state, origin_of
 from kn_lens.hosts.encoder_decoder import DECODER_BLOCKS, DecoderForm, EncoderInput
 from kn_lens.hosts.exclusive import leave_caller_modes
+from kn_lens.hosts.experts import ActiveExperts, ExpertLayer, ExpertRows
 from kn_lens.hosts.families import (
     BY_ARCHITECTURE,
     Kind,
     architecture_of,
     check_config,
+    has_experts,
     longest_padding,
     needs_whole_passes,
     text_config,
@@ -44,6 +47,7 @@ from kn_lens.hosts.overrides import (
     HOOKS,
     WrappedModule,
     attention_by,
+    caches_expanded_keys,
     eager_configs,
     fused_activations,
     native_norm_forwards,
@@ -100,7 +104,8 @@ class Host:
             ``encoder-decoder`` (it is read at the last token of the decoder).
         n_layers: number of blocks; of an encoder-decoder those of the decoder, which all layers here are.
         d_model: width of the residual stream.
-        d_mlp: neurons per layer: rows of ``W_out``, also where the MLP is gated.
+        d_mlp: neurons per layer: rows of ``W_out``, also where the MLP is gated. Where layers have experts, those of
+            all experts together, of the layer that has most.
         d_vocab: number of logits.
         n_ctx: longest prompt in tokens; None where the positions have no limit.
         device: the device of all weights.
@@ -111,6 +116,7 @@ class Host:
             or read those of lower layers or the output of an encoder: every pass then runs all of them.
         longest_padding: the longest padding that a prompt may have beside longer ones, in tokens; None where it is not
             limited.
+        layout: how neurons are numbered within layers, where some layers have experts.
         origin: what was done to the stored weights before they were the model's, such as ``dequantised from x.gguf``;
             empty where they are as stored, or where that is not known.
         decoder: how the decoder of an encoder-decoder begins; None for other kinds.
@@ -131,6 +137,7 @@ class Host:
     origin: str
     whole_passes: bool = False
     longest_padding: int | None = None
+    layout: NeuronLayout = ONE_MLP_A_LAYER
     decoder: DecoderForm | None = None
 
     @property
@@ -160,12 +167,25 @@ class Host:
 
         Raises:
             ArgumentError: the model has no such layer.
+            UnsupportedModelError: the layer has experts, whose activations no hook sees.
         """
-        return f"{self._stack}.{self._checked(layer)}.mlp.hook_post"
+        if self._checked(layer) in self.expert_layers:
+            raise UnsupportedModelError(
+                f"Layer {layer} of {self.name} has experts, on whose activations TransformerLens has no hook; "
+                f"expected a layer with one MLP. {self.hook_mlp_in(layer)} and {self.hook_mlp_out(layer)} are hooks on "
+                "what enters and leaves them."
+            )
+        return f"{self._stack}.{layer}.mlp.hook_post"
+
+    def hook_mlp_in(self, layer: int) -> str:
+        """Return the name of the hook on what enters the MLP of ``layer``."""
+        return f"{self._stack}.{self._checked(layer)}.mlp.hook_in"
 
     def hook_mlp_out(self, layer: int) -> str:
         """Return the name of the hook on the output of ``W_out``, before any norm that the family puts after it."""
-        return f"{self._stack}.{self._checked(layer)}.mlp.out.hook_out"
+        if self._checked(layer) in self.expert_layers:
+            return f"{self._stack}.{layer}.mlp.hook_out"
+        return f"{self._stack}.{layer}.mlp.{self._out_name(layer)}.hook_out"
 
     def resid_pre(self, layer: int) -> str:
         """Return the name of the hook on the residual stream that enters ``layer``."""
@@ -179,6 +199,13 @@ class Host:
         """Return the name of the hook on the output of the attention of ``layer``."""
         attention = "attn" if self.decoder is None else "self_attn"
         return f"{self._stack}.{self._checked(layer)}.{attention}.hook_out"
+
+    def activation_source(self, layer: int) -> "ActivationSource":
+        """Return the hook that activations of ``layer`` are read from, and how."""
+        expert_layer = self.expert_layers.get(self._checked(layer))
+        if expert_layer is None:
+            return ActivationSource(self.hook_post(layer), lambda post, rows: post[..., rows])
+        return ActivationSource(self.hook_mlp_in(layer), expert_layer.activations_of)
 
     def linear_hooks(self, layer: int, linear_map: LinearMap) -> tuple[str, str]:
         """Return the names of the hooks before and after a linear map of a block of a masked model.
@@ -221,8 +248,40 @@ class Host:
     # --- weights ----------------------------------------------------------------------------------
 
     def W_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-        """Return the value rows of ``layer``, live: writing to them (under ``torch.no_grad``) changes the model."""
-        return self.blocks[self._checked(layer)].mlp.W_out
+        """Return the value rows of ``layer``, live: writing to them (under ``torch.no_grad``) changes the model.
+
+        Raises:
+            UnsupportedModelError: the layer has experts, whose rows are not one matrix: see `value_rows`.
+        """
+        if self._checked(layer) in self.expert_layers:
+            raise UnsupportedModelError(
+                f"Layer {layer} of {self.name} has experts, whose value rows are not one W_out; expected a layer with "
+                f"one MLP. host.value_rows({layer})[rows] reads some of them."
+            )
+        return self.blocks[layer].mlp.W_out
+
+    def value_rows(self, layer: int) -> "Float[Tensor, 'd_mlp d_model'] | ExpertRows":
+        """Return the value rows of ``layer``, live, to be read and written by row: ``rows[indices]``."""
+        expert_layer = self.expert_layers.get(self._checked(layer))
+        return self.W_out(layer).detach() if expert_layer is None else ExpertRows(expert_layer)
+
+    def output_weights(self, layer: int) -> list[Tensor]:
+        """Return the weights that hold the value rows of ``layer``."""
+        expert_layer = self.expert_layers.get(self._checked(layer))
+        return [self.W_out(layer)] if expert_layer is None else expert_layer.output_weights
+
+    @cached_property
+    def expert_layers(self) -> Mapping[int, ExpertLayer]:
+        """The layers that have experts."""
+        return expert_layers_of(self.blocks) if self.layout.has_experts else {}
+
+    @cached_property
+    def d_active(self) -> int:
+        """Neurons of the widest layer whose activations a token has: ``d_mlp`` where no layer has experts."""
+        if not self.layout.has_experts:
+            return self.d_mlp
+        dense = [layer.n_rows for layer in self.layout.layers if not layer.n_experts]
+        return max([*dense, *(layer.d_active for layer in self.expert_layers.values())])
 
     def layers_with_rows_of(self, layer: int) -> list[int]:
         """Return the layers with the ``W_out`` of ``layer``: itself alone, unless layers share weights (ALBERT)."""
@@ -231,7 +290,7 @@ class Host:
 
     @cached_property
     def _row_addresses(self) -> list[int]:
-        return [self.W_out(layer).data_ptr() for layer in range(self.n_layers)]
+        return [self.output_weights(layer)[0].data_ptr() for layer in range(self.n_layers)]
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_embed"]:
@@ -263,8 +322,10 @@ class Host:
 
     def has_adapter(self, layer: int) -> bool:
         """Return whether the last linear map of the MLP of ``layer`` has weights beside ``W_out`` and its bias."""
-        out = self.blocks[self._checked(layer)].mlp.out.original_component
-        names = {name for name, _ in out.named_parameters()}
+        expert_layer = self.expert_layers.get(self._checked(layer))
+        if expert_layer is not None:
+            return expert_layer.has_adapter
+        names = {name for name, _ in self._out(layer).named_parameters()}
         return not names <= {"weight", "bias"}
 
     def apply_W_out(self, layer: int, post: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_model"]:
@@ -273,7 +334,14 @@ class Host:
         That is ``post @ W_out + b_out``, unless an adapter or a hook of PyTorch's works inside the module.
         """
         with torch.no_grad(), leave_caller_modes():
-            return self.blocks[self._checked(layer)].mlp.out.original_component(post.to(self.dtype))
+            return self._out(layer)(post.to(self.dtype))
+
+    def _out(self, layer: int) -> nn.Module:
+        """Return the checkpoint's last linear map of the MLP of a layer with one MLP."""
+        return getattr(self.blocks[self._checked(layer)].mlp, self._out_name(layer)).original_component
+
+    def _out_name(self, layer: int) -> str:
+        return out_name(self.blocks[layer].mlp)
 
     def is_W_out_product(
         self,
@@ -301,6 +369,29 @@ class Host:
         of_result = torch.finfo(self.dtype).eps * mlp_out.norm(dim=-1)
         return bool((distance <= ROUNDING * (of_terms + of_result)).all())
 
+    def writes_mlp_out(
+        self,
+        active: ActiveExperts,
+        post: Float[Tensor, "row d_active"],
+        mlp_out: Float[Tensor, "row d_model"],
+    ) -> bool:
+        """Return whether ``mlp_out`` of a layer with experts is what its activations write, to rounding, in every row.
+
+        Experts compute in the type of the weights, products and weights of the routing one after another: the limit is
+        in units of that type.
+
+        Args:
+            active: the layer under the rows.
+            post: their activations in the active form.
+            mlp_out: the values of ``hook_mlp_out`` for them.
+        """
+        with torch.no_grad(), leave_caller_modes():
+            distance = (mlp_out - active.mlp_out(post)).norm(dim=-1)
+            weights = active.expert_layer.output_weights
+            largest = max(weight.detach().flatten(-2).norm(dim=-1).max() for weight in weights)
+        limit = torch.finfo(self.dtype).eps * (post.norm(dim=-1) * largest + mlp_out.norm(dim=-1))
+        return bool((distance <= ROUNDING * limit).all())
+
     def check_rows_editable(self, layers: Iterable[int]) -> None:
         """Raise unless the rows of ``W_out`` are weights of the model, and all that the activations are multiplied by.
 
@@ -311,25 +402,34 @@ class Host:
         """
         storages = {weight.untyped_storage().data_ptr() for weight in self.checkpoint.parameters()}
         for layer in layers:
-            if self.W_out(layer).untyped_storage().data_ptr() not in storages:
+            if any(weight.untyped_storage().data_ptr() not in storages for weight in self.output_weights(layer)):
                 raise EditError(
                     f"W_out of layer {layer} of {self.name} is no weight: each pass computes it from other weights (a "
                     "parametrisation, such as weight_norm), so that new rows would be lost. Remove the parametrisation "
                     "first: torch.nn.utils.parametrize.remove_parametrizations."
                 )
-            generator = torch.Generator().manual_seed(0)
-            dtype = torch.promote_types(self.dtype, torch.float32)
-            probe = torch.randn(1, self.d_mlp, generator=generator, dtype=dtype)
-            probe = probe.to(self.device)
-            mlp_out = self.apply_W_out(layer, probe).to(probe.dtype)
-            is_product = self.is_W_out_product(layer, probe, mlp_out)
-            if self.has_adapter(layer) or not is_product:
+            if self.has_adapter(layer) or not self._writes_rows(layer):
                 raise EditError(
                     f"The output of the MLP of layer {layer} of {self.name} is not its activations times the rows of "
                     "W_out: an adapter (such as LoRA) or a hook of PyTorch's adds to it, which an edit of the rows "
                     "does not reach. Merge an adapter before kn_lens.load_model: "
                     "hf_model = peft_model.merge_and_unload(); remove a hook. Suppress and Amplify work with both."
                 )
+
+    def _writes_rows(self, layer: int) -> bool:
+        """Return whether the output of the MLP of a layer is its activations times its value rows, for a random row."""
+        generator = torch.Generator().manual_seed(0)
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        expert_layer = self.expert_layers.get(layer)
+        if expert_layer is None:
+            probe = torch.randn(1, self.W_out(layer).shape[0], generator=generator, dtype=dtype).to(self.device)
+            return self.is_W_out_product(layer, probe, self.apply_W_out(layer, probe).to(probe.dtype))
+        probe = torch.randn(1, self.d_model, generator=generator, dtype=dtype).to(self.device, self.dtype)
+        with torch.no_grad(), leave_caller_modes():
+            active, post = expert_layer.active(probe, expert_layer.route(probe))
+            mlp_out = expert_layer.block(probe[None])
+        mlp_out = mlp_out[0] if isinstance(mlp_out, tuple) else mlp_out
+        return self.writes_mlp_out(active, post, mlp_out[0].to(post.dtype))
 
     def check_finite(self) -> None:
         """Raise if a weight is NaN or infinite. Reads every weight once.
@@ -738,10 +838,14 @@ class Host:
         for layer, block in enumerate(self.blocks):
             # The blocks of some families prepare, in a forward of their own, what their hooks need.
             is_general = type(block).forward.__module__.endswith(".generalized_components.block")
-            has_ends = {block, getattr(block, "attn", None)} <= in_place and self.hook_post(layer) in self._ends
+            if layer in self.expert_layers:
+                mlp_ends = {self.hook_mlp_in(layer), self.hook_mlp_out(layer)}
+            else:
+                mlp_ends = {self.hook_post(layer)}
+            has_ends = {block, getattr(block, "attn", None)} <= in_place and mlp_ends <= self._ends.keys()
             if not (is_general and has_ends):
                 return False
-        if self._head_entry not in self._ends:
+        if self._head_entry not in self._ends or any(map(caches_expanded_keys, self.blocks)):
             return False
         wrapped = self._probe_logits(lambda tokens, mask: self.logits(tokens, mask))
         return self._runs_own_modules(wrapped, "eager")
@@ -967,6 +1071,19 @@ class Host:
         return layer
 
 
+@dataclass(frozen=True)
+class ActivationSource:
+    """Where the activations of a layer are read: `of(value, rows)` are those of the neurons of some rows.
+
+    Attributes:
+        hook: the name of the hook.
+        of: a function of the hook's value, ``[*token d]``, and of rows, that returns ``[*token row]``.
+    """
+
+    hook: str
+    of: Callable[[Tensor, Tensor], Tensor]
+
+
 @dataclass(frozen=True, kw_only=True)
 class _ModuleEnd:
     """The entry or the exit of a module of the checkpoint.
@@ -1012,13 +1129,23 @@ def bridge_host(model: Any) -> Host:
     kind = check_config(hf_model.config, architecture, name)
     check_state(hf_model, name)
     _check_ends(model, name)
-    _check_mlps(model, _stack_of(kind), name)
-    blocks = getattr(model, _stack_of(kind))
-    shapes = {tuple(block.mlp.W_out.shape) for block in blocks}
-    if len(shapes) > 1:
+    blocks = getattr(model, _stack_of(kind), [])
+    expert_layers = expert_layers_of(blocks) if has_experts(hf_model.config) else {}
+    _check_mlps(model, _stack_of(kind), name, expert_layers)
+    layers: list[LayerLayout] = []
+    weights: list[Tensor] = []
+    for layer, block in enumerate(blocks):
+        if layer in expert_layers:
+            layers.append(expert_layers[layer].layout)
+            weights.append(expert_layers[layer].shared_rows)
+        else:
+            layers.append(LayerLayout(n_rows=block.mlp.W_out.shape[0]))
+            weights.append(block.mlp.W_out)
+    shapes = {tuple(weight.shape) for weight in weights}
+    if len(shapes) > 1 and not expert_layers:
         listed = ", ".join(str(shape) for shape in sorted(shapes))
         raise UnsupportedModelError(f"{name}: W_out differs between layers ({listed}); expected one shape.")
-    W_out = blocks[0].mlp.W_out
+    W_out = weights[0]
     if W_out.dtype == torch.float64 and hf_model.config.model_type in _NOT_IN_FLOAT64:
         raise UnsupportedModelError(
             f"{name}: transformers cannot run a {architecture} in float64; load it in torch.float32."
@@ -1030,7 +1157,7 @@ def bridge_host(model: Any) -> Host:
         kind=kind,
         n_layers=len(blocks),
         d_model=W_out.shape[1],
-        d_mlp=W_out.shape[0],
+        d_mlp=max(layer.n_rows for layer in layers),
         d_vocab=_embedding(model).W_E.shape[0],
         n_ctx=_context_length(model),
         device=W_out.device,
@@ -1039,6 +1166,7 @@ def bridge_host(model: Any) -> Host:
         raw=not getattr(model, "_weights_processed", model.compatibility_mode),
         whole_passes=needs_whole_passes(hf_model.config) or not _has_attention(model),
         longest_padding=longest_padding(hf_model.config, kind),
+        layout=NeuronLayout(tuple(layers)) if expert_layers else ONE_MLP_A_LAYER,
         decoder=_decoder_form(hf_model.config, architecture),
     )
 
@@ -1080,12 +1208,30 @@ def first_hooked(module: nn.Module) -> str | None:
     return None
 
 
-def _check_mlps(model: Any, stack: str, name: str) -> None:
-    """Raise unless every block has one dense MLP, whose ``hook_post`` is the input of its ``W_out``."""
+def out_name(mlp: Any) -> str:
+    """Return the name of the last linear map of one MLP, which is another where other layers have experts."""
+    return "out" if hasattr(mlp, "out") else "dense_out"
+
+
+def expert_layers_of(blocks: Any) -> dict[int, ExpertLayer]:
+    """Return which of the blocks of a bridge have experts."""
+    layers: dict[int, ExpertLayer] = {}
+    for number, block in enumerate(blocks):
+        layer = ExpertLayer.of(number, getattr(block, "mlp", None))
+        if layer is not None:
+            layers[number] = layer
+    return layers
+
+
+def _check_mlps(model: Any, stack: str, name: str, expert_layers: Mapping[int, ExpertLayer]) -> None:
+    """Raise unless every other block has one dense MLP, whose ``hook_post`` is the input of its ``W_out``."""
     hooks = model.hook_dict
     width = getattr(text_config(model.original_model.config), "hidden_size", None)
     for layer, block in enumerate(getattr(model, stack, [None])):
-        out = getattr(getattr(block, "mlp", None), "out", None)
+        if layer in expert_layers:
+            continue
+        mlp = getattr(block, "mlp", None)
+        out = getattr(mlp, out_name(mlp), None)
         hook = hooks.get(f"{stack}.{layer}.mlp.hook_post")
         if out is None or hook is not out.hook_in or block.mlp.W_out.ndim != 2:
             raise UnsupportedModelError(
@@ -1200,18 +1346,21 @@ def _kept_or_changed(hook_fn: HookFn, point: Any) -> Callable[[Tensor], Tensor]:
 
 def _between(
     before: Sequence[Callable[[Tensor], Tensor]],
-    run: Callable[..., Tensor],
+    run: Callable[..., Any],
     after: Sequence[Callable[[Tensor], Tensor]],
-) -> Callable[..., Tensor]:
+) -> Callable[..., Any]:
     """Return the forward of a module with functions of its first argument before it, and of its output after it."""
 
-    def forward(value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(value: Tensor, *args: Any, **kwargs: Any) -> Any:
         for function in before:
             value = function(value)
         output = run(value, *args, **kwargs)
+        if not after:
+            return output
+        first = output[0] if isinstance(output, tuple) else output  # routers' scores may come with it
         for function in after:
-            output = function(output)
-        return output
+            first = function(first)
+        return (first, *output[1:]) if isinstance(output, tuple) else first
 
     return forward
 

@@ -32,6 +32,7 @@ from kn_lens.hosts.families import (
     Kind,
     architecture_of,
     check_config,
+    has_experts,
     quiet_imports,
 )
 from kn_lens.hosts.gguf import (
@@ -437,6 +438,7 @@ def restored_on_error(hf_model: Any) -> Iterator[None]:
     bias = getattr(hf_model, FINAL_BIAS, None)
     kept_bias = None if bias is None else bias.clone()
     attention = hf_model.config._attn_implementation
+    experts = hf_model.config._experts_implementation
     try:
         yield
     except BaseException:
@@ -448,7 +450,14 @@ def restored_on_error(hf_model: Any) -> Iterator[None]:
         if bias is not None:
             bias.copy_(kept_bias)
         hf_model.set_attn_implementation(attention)
+        hf_model.config._experts_implementation = experts
         raise
+
+
+def run_experts_one_by_one(hf_model: Any) -> None:
+    """Let the experts of a model be computed one after another: the fused kernels of transformers take no float64."""
+    if has_experts(hf_model.config):
+        hf_model.set_experts_implementation("eager")
 
 
 def wrap_in_bridge(hf_model: Any, *, name: str, tokenizer: Any) -> Any:
@@ -464,8 +473,9 @@ def wrap_in_bridge(hf_model: Any, *, name: str, tokenizer: Any) -> Any:
     stack = DECODER_BLOCKS if family and family.kind == "encoder-decoder" else "blocks"
 
     def on_adapter(adapter: Any) -> None:  # called before the model is touched
-        _map_dense_mlps(adapter)
-        _check_blocks(adapter.component_mapping, stack, name)
+        if not has_experts(hf_model.config):
+            _map_dense_mlps(adapter)
+            _check_blocks(adapter.component_mapping, stack, name)
         if hf_model.config._attn_implementation != "eager":
             hf_model.set_attn_implementation("eager")  # the attention hooks do not fire in the fused kernels
 

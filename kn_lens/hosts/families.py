@@ -2,7 +2,7 @@
 
 The table drives the loading code, the tests (each family is built, written to disk and read back) and the list of
 ``kn-lens models``. Another family is accepted when the registry of TransformerLens has an adapter for it, its own or
-one that the user registered, and its blocks have dense MLPs.
+one that the user registered, and its blocks have dense MLPs. Mixtures of experts are those of the table.
 """
 
 import logging
@@ -34,6 +34,7 @@ class Family:
         example: a checkpoint on the Hugging Face hub.
         gated: whether a neuron's activation is ``act(gate) * up`` instead of ``act(up)``.
         norm_after_mlp: whether a norm stands between ``W_out`` and the residual stream.
+        experts: whether its layers, or some of them, are mixtures of experts.
         whole_passes: whether its passes always run all layers and tokens. A layer then has a state beside keys and
             values, or reads those of lower layers, so that no pass can start at it.
         writes: what the decoder of an encoder-decoder was trained to write; None for other kinds.
@@ -46,6 +47,7 @@ class Family:
     example: str
     gated: bool = False
     norm_after_mlp: bool = False
+    experts: bool = False
     whole_passes: bool = False
     writes: Writes | None = None
 
@@ -89,6 +91,7 @@ def _encoder_decoder(
 
 _GATED = {"gated": True}
 _POST_NORM = {"gated": True, "norm_after_mlp": True}
+_EXPERTS = {"gated": True, "experts": True}
 _HYBRID = {"gated": True, "whole_passes": True}
 
 FAMILIES: tuple[Family, ...] = (
@@ -267,6 +270,14 @@ FAMILIES: tuple[Family, ...] = (
         "meta-llama/Llama-4-Scout-17B-16E",
         **_GATED,
     ),
+    _causal("OLMoE", "olmoe", "OlmoeForCausalLM", "allenai/OLMoE-1B-7B-0924", **_EXPERTS),
+    _causal("Mixtral", "mixtral", "MixtralForCausalLM", "mistralai/Mixtral-8x7B-v0.1", **_EXPERTS),
+    _causal("Qwen 2 MoE", "qwen2_moe", "Qwen2MoeForCausalLM", "Qwen/Qwen1.5-MoE-A2.7B", **_EXPERTS),
+    _causal("Qwen 3 MoE", "qwen3_moe", "Qwen3MoeForCausalLM", "Qwen/Qwen3-30B-A3B-Base", **_EXPERTS),
+    _causal("gpt-oss", "gpt_oss", "GptOssForCausalLM", "openai/gpt-oss-20b", **_EXPERTS),
+    _causal("DeepSeek V2", "deepseek_v2", "DeepseekV2ForCausalLM", "deepseek-ai/DeepSeek-V2-Lite", **_EXPERTS),
+    _causal("DeepSeek V3", "deepseek_v3", "DeepseekV3ForCausalLM", "deepseek-ai/DeepSeek-V3", **_EXPERTS),
+    _causal("GLM-4 MoE", "glm4_moe", "Glm4MoeForCausalLM", "zai-org/GLM-4.5-Air", **_EXPERTS),
     _causal(
         "Gemma 3",
         "gemma3",
@@ -337,7 +348,7 @@ _NEED_VERSION_4 = {
     "t5": "cannot run its blocks in this version of transformers",
     "mt5": "cannot run its blocks in this version of transformers",
 }
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_NUMBERS_OF_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 INSTEAD_OF_QUANTISED = (
     "the original weights, with dtype=torch.bfloat16 where memory is short, or a GGUF file of the model, which "
     "load_model dequantises"
@@ -480,10 +491,11 @@ def _reason_against_class(config: Any, architecture: str, family: Family | None)
 def _reason_against(config: Any) -> str | None:
     text = text_config(config)
     experts = _setting_of_experts(text)
-    if experts:
+    if experts and not has_experts(config):
+        families = ", ".join(family.name for family in FAMILIES if family.experts)
         return (
-            f"it is a mixture of experts ({experts}={getattr(text, experts)}), where a neuron is not one row of the "
-            "one W_out of its layer; take a dense model"
+            f"it is a mixture of experts ({experts}={getattr(text, experts)}) whose experts have not been compared "
+            f"with transformers' own; take a dense model, or one of {families}"
         )
     quantisation = _quantisation_of(config)
     if quantisation:
@@ -500,10 +512,16 @@ def _setting_of_experts(config: Any) -> str | None:
     """Return the setting that makes a mixture of experts of some layers, or None."""
     if getattr(config, "moe_layers", None) == []:  # Llama 4 lists the layers that have experts
         return None
-    for setting in _EXPERTS:
+    for setting in _NUMBERS_OF_EXPERTS:
         if getattr(config, setting, None) not in (None, 0, 1):
             return setting
     return None
+
+
+def has_experts(config: Any) -> bool:
+    """Return whether a model is a mixture of experts of a family that kn_lens is tested on."""
+    family = BY_MODEL_TYPE.get(config.model_type)
+    return family is not None and family.experts
 
 
 def _quantisation_of(config: Any) -> str | None:

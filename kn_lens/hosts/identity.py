@@ -118,7 +118,7 @@ def weights_digest(host: Host) -> str:
     Weights of zeros alone are left out, because some releases of TransformerLens add a bias of zeros.
     """
     digests = {_digest(weight) for weight in host.checkpoint.parameters() if weight.any()}
-    in_order = [_digest(host.W_out(layer)) for layer in range(host.n_layers)]
+    in_order = [_digest(weight) for layer in range(host.n_layers) for weight in host.output_weights(layer)]
     return hashlib.sha256(b"".join([*sorted(digests), *in_order])).hexdigest()
 
 

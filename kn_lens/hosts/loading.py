@@ -27,6 +27,7 @@ from kn_lens.hosts.checkpoints import (
     is_wrapped,
     read_checkpoint,
     restored_on_error,
+    run_experts_one_by_one,
     wrap_in_bridge,
 )
 from kn_lens.hosts.exclusive import exclusive, exclusively, one_load_at_a_time
@@ -59,7 +60,7 @@ def host_of(model: HookedModel | Host) -> Host:
 
     Raises:
         UnsupportedModelError: not a TransformerLens model, in train mode, on several devices, quantised, a mixture of
-            experts, or with ``hook_post`` elsewhere than at the input of ``W_out``.
+            experts of another family than those listed, or with ``hook_post`` elsewhere than at the input of ``W_out``.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> model = load_model(GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=50)).eval())
@@ -172,6 +173,7 @@ def load_model(
 def _host_model(hf_model: Any, host: str, name: str, tokenizer: Any, *, check: bool) -> Any:
     """Return a TransformerLens model of a Hugging Face model, with finite weights and the same logits."""
     check_finite(hf_model, name)
+    run_experts_one_by_one(hf_model)
     hooked = first_hooked(hf_model)
     reference = _reference_logits(hf_model, name, tokenizer) if check else None
     build = wrap_in_bridge if host == "bridge" else hooked_from

@@ -178,7 +178,7 @@ class Budget:
         Linear maps save nothing, since weights get no gradient; activation functions, norms and attention do.
         """
         host, n_tokens = self.host, 1 if self.last_token_only else length
-        per_token = 6 * host.d_model + 2 * host.d_mlp + 2 * length * max(1, host.d_model // 64)
+        per_token = 6 * host.d_model + 2 * host.d_active + 2 * length * max(1, host.d_model // 64)
         n_layers = host.n_layers if n_layers is None else n_layers
         n_layers_held = n_layers if self.gradient else 2
         per_row = n_tokens * per_token * n_layers_held + 6 * host.d_vocab
@@ -191,7 +191,7 @@ class Budget:
         host = self.host
         n_vectors = 2 if self.last_token_only else 4
         # The gradients at three points, and their mean, belong to it.
-        per_layer = n_vectors * length * host.d_model + 8 * host.d_model + 3 * host.d_mlp
+        per_layer = n_vectors * length * host.d_model + 8 * host.d_model + 3 * host.d_active
         return host.n_layers * per_layer * host.dtype.itemsize
 
 

@@ -139,6 +139,16 @@ def fused_activations(checkpoint: nn.Module) -> dict[Any, Callable[..., Any]]:
     return {module: fused for module in checkpoint.modules() if isinstance(module, NewGELUActivation)}
 
 
+def caches_expanded_keys(block: Any) -> bool:
+    """Return whether TransformerLens' attention of a block keeps other keys and values than the checkpoint's own.
+
+    In multi-head latent attention (DeepSeek) the checkpoint keeps what they are computed from.
+    """
+    from transformer_lens.model_bridge.generalized_components.mla_attention import MLAAttentionBridge
+
+    return isinstance(getattr(block, "attn", None), MLAAttentionBridge)
+
+
 def norm_bridges(model: nn.Module) -> list[Any]:
     """Return the modules of TransformerLens that wrap the norms of the checkpoint."""
     from transformer_lens.model_bridge.generalized_components.normalization import (

@@ -19,6 +19,10 @@ Three kinds of change are computed: the activation of a layer is replaced (``log
 activations, or to outputs of ``W_out``, of several layers (``logits_with_additions``); hooks change activations
 (``logits_with_hooks``). Rows whose activation is replaced in different layers go through one pass: see ``row_entries``.
 
+Where layers have experts, their activations are in the active form of `experts`, and passes with activations replaced
+or added to hold the routing of the layers above as the clean pass chose it: with routing free, an output jumps where a
+router changes its choice, and no integral has its gradient. Passes under hooks leave routing free.
+
 The user's hooks on the model belong to the function: they may read and change any row and position. Every pass is then
 a full pass, in which each hook sees what it would see without kn_lens, and activations are replaced before any hook on
 ``hook_post`` sees them. Passes are full ones too where a model has states beside keys and values
@@ -39,6 +43,13 @@ from torch import Tensor, nn
 from kn_lens._core.precision import at_least_float32
 from kn_lens.hosts.bridge import Host, LinearMap
 from kn_lens.hosts.encoder_decoder import EncoderInput
+from kn_lens.hosts.experts import (
+    ActiveExperts,
+    Routing,
+    changed_output_forwards,
+    holding_forwards,
+    recording_forwards,
+)
 from kn_lens.hosts.kv_prefix import KVPrefix
 from kn_lens.hosts.model_protocol import HookFn, PostFn
 from kn_lens.hosts.overrides import override_forwards, position_index, scatter_position, select_position
@@ -61,7 +72,7 @@ class Replacement:
     Attributes:
         layer: one of the layers of the state.
         rows: indices of rows; repeats allowed.
-        post: their new activations; gradients flow back into them. None leaves them.
+        post: their new activations, of experts in the active form; gradients flow back into them. None leaves them.
         added: a tensor that is added to the output of ``W_out`` of the layer; gradients flow back into it.
     """
 
@@ -81,8 +92,13 @@ class CleanState(Protocol):
         ...
 
     @property
-    def post(self) -> dict[int, Float[Tensor, "row d_mlp"]]:
+    def post(self) -> dict[int, Float[Tensor, "row _"]]:
         """By layer: clean activations at the read position, in float32 or float64; before any hook."""
+        ...
+
+    @property
+    def active(self) -> dict[int, ActiveExperts]:
+        """By layer, where it has experts: how the rows are routed at the read position."""
         ...
 
     @property
@@ -106,6 +122,7 @@ class CleanState(Protocol):
         *,
         groups: Int[Tensor, " selected"] | None = None,
         early_exit: bool = False,
+        holds_routing: bool = True,
     ) -> Float[Tensor, "selected d_vocab"]:
         """Return the logits of rows with the activation of one layer at the read position replaced.
 
@@ -115,6 +132,7 @@ class CleanState(Protocol):
                 device, which is waited for.
             early_exit: compute the logits from the residual stream that leaves the layer, without the layers above.
                 For one replacement.
+            holds_routing: whether experts in the layers above are those of the clean pass; False lets routers choose.
 
         Returns:
             The logits of the rows of the first replacement, those of the second, and so on. All of them go through
@@ -219,10 +237,18 @@ class _SinglePassState:
 
     host: Host
     read_pos: Int[Tensor, " row"]
+    active: dict[int, ActiveExperts]
 
     @property
     def pass_group(self) -> Int[Tensor, " row"]:
         return torch.zeros_like(self.read_pos)
+
+    def _passed_on(self, start: Replacement) -> Float[Tensor, "selected _"]:
+        """Return the new activations of a layer; of one with experts what they write."""
+        assert start.post is not None
+        if start.layer not in self.active:
+            return start.post
+        return self.active[start.layer].select(start.rows).mlp_out(start.post.to(self.host.dtype))
 
     def logits_with_post(
         self,
@@ -230,13 +256,14 @@ class _SinglePassState:
         *,
         groups: Int[Tensor, " selected"] | None = None,
         early_exit: bool = False,
+        holds_routing: bool = True,
     ) -> Float[Tensor, "selected d_vocab"]:
-        return self._pass(replacements, {}, [], early_exit=early_exit)
+        return self._pass(replacements, {}, [], early_exit=early_exit, holds_routing=holds_routing)
 
     def logits_with_additions(
         self, rows: Int[Tensor, " selected"], additions: Additions
     ) -> Float[Tensor, "selected d_vocab"]:
-        functions, hooks = _addition_functions(self.host, additions, self.read_pos[rows])
+        functions, hooks = _addition_functions(self, rows, additions)
         return self._pass([Replacement(layer=min(additions), rows=rows)], functions, hooks)
 
     def logits_with_hooks(
@@ -247,7 +274,7 @@ class _SinglePassState:
     ) -> Float[Tensor, "selected d_vocab"]:
         read_pos = self.read_pos[rows]
         at_read = [(name, _hook_at(hook_fn, read_pos)) for name, hook_fn in hooks]
-        return self._pass([Replacement(layer=layer, rows=rows)], {}, at_read)
+        return self._pass([Replacement(layer=layer, rows=rows)], {}, at_read, holds_routing=False)
 
     def _pass(
         self,
@@ -256,14 +283,16 @@ class _SinglePassState:
         hooks: Hooks,
         *,
         early_exit: bool = False,
+        holds_routing: bool = True,
     ) -> Float[Tensor, "selected d_vocab"]:
         """Return the logits of the rows of all starts.
 
         Args:
             starts: in the order of their layers, each layer once.
-            functions: change the activations of layers, of all rows; for one start.
+            functions: change the activations of layers, or what experts write, of all rows; for one start.
             hooks: the same, after the functions; for one start.
             early_exit: leave out the layers above; for one start.
+            holds_routing: see `CleanState.logits_with_post`.
         """
         raise NotImplementedError
 
@@ -280,8 +309,10 @@ class _ResumedState(_SinglePassState):
     position_ids: Int[Tensor, "row pos"] | None
     prefix: KVPrefix | None
     logits: Float[Tensor, "row d_vocab"]
-    post: dict[int, Float[Tensor, "row d_mlp"]]
+    post: dict[int, Float[Tensor, "row _"]]
     mlp_out: dict[int, Float[Tensor, "row d_model"]]
+    active: dict[int, ActiveExperts]
+    routing: dict[int, Routing]  # of all positions, in every layer with experts
     layer_states: dict[int, _LayerState]
     padded_head: PaddedHead | None
     has_user_hooks: bool = False
@@ -303,7 +334,9 @@ class _ResumedState(_SinglePassState):
         def record(name: str, at: Int[Tensor, " row"] | None = None) -> None:
             hooks.append((name, _record(cache, name, at)))
 
-        for layer in layers:
+        dense = [layer for layer in layers if layer not in host.expert_layers]
+        experts = _RecordedExperts(host, read_pos, layers)
+        for layer in dense:
             record(host.hook_post(layer), read_pos)
         for layer in layers:
             record(host.hook_mlp_out(layer), read_pos)
@@ -322,8 +355,9 @@ class _ResumedState(_SinglePassState):
         if prefix is None:
             hooks += last_block_hooks(host, read_pos, tokens.shape[1])
         prefix_of_rows = None if prefix is None else prefix.select([every_row] * host.n_layers)
-        with override_forwards(_padded(padded_head)):
+        with override_forwards(_padded(padded_head) | experts.forwards()):
             logits = host.logits(tokens, attention_mask, read_pos, hooks, prefix=prefix_of_rows)
+        active, active_post = experts.active()
         layer_states: dict[int, _LayerState] = {}
         for layer in layers:
             next_resid_pre, next_projections = None, {}
@@ -346,8 +380,10 @@ class _ResumedState(_SinglePassState):
             position_ids=None,
             prefix=prefix,
             logits=logits,
-            post={layer: at_least_float32(cache[host.hook_post(layer)]) for layer in layers},
+            post={layer: at_least_float32(cache[host.hook_post(layer)]) for layer in dense} | active_post,
             mlp_out={layer: at_least_float32(cache[host.hook_mlp_out(layer)]) for layer in layers},
+            active=active,
+            routing=experts.routing,
             layer_states=layer_states,
             padded_head=padded_head,
         )
@@ -396,6 +432,10 @@ class _ResumedState(_SinglePassState):
             logits=in_order([state.logits for state in states]),
             post={layer: in_order([state.post[layer] for state in states]) for layer in first.post},
             mlp_out={layer: in_order([state.mlp_out[layer] for state in states]) for layer in first.mlp_out},
+            active=_joined_active(states, order),
+            routing={
+                layer: Routing.joined([state.routing[layer] for state in states], order) for layer in first.routing
+            },
             layer_states=layer_states,
             padded_head=first.padded_head,
         )
@@ -407,6 +447,7 @@ class _ResumedState(_SinglePassState):
         hooks: Hooks,
         *,
         early_exit: bool = False,
+        holds_routing: bool = True,
     ) -> Float[Tensor, "selected d_vocab"]:
         """Run the read position through what follows the attention of its first layer, and the blocks above."""
         host, lowest, phase = self.host, starts[0].layer, EntryPhase()
@@ -429,7 +470,7 @@ class _ResumedState(_SinglePassState):
         for start in starts:
             state, stop = self.layer_states[start.layer], n_entered + len(start.rows)
             if start.post is not None:
-                functions[start.layer] = phase.for_entering(_replaced_by(start.post))
+                functions[start.layer] = phase.for_entering(_replaced_by(self._passed_on(start)))
             if start.added is not None:
                 hooks.append((host.hook_mlp_out(start.layer), _addition_for_entering(start.added, phase)))
             entries[start.layer] = RowEntry(
@@ -445,7 +486,18 @@ class _ResumedState(_SinglePassState):
             for name, hook_fn in last_block_hooks(host, below_last, n_pos):
                 hooks.append((name, phase.for_entered(hook_fn)))
         prefix = self._prefix_of(starts, own=own)
+
+        def held(layer: int, n_tokens: int) -> Routing | None:
+            if phase.entering:  # of this layer, which nothing has changed yet
+                return None
+            routing = self.routing[layer].select((rows[: n_tokens // n_pos], slice(n_pos)))
+            return Routing(experts=routing.experts.flatten(0, 1), weights=routing.weights.flatten(0, 1))
+
+        expert_forwards, functions = _of_experts(host, functions)
+        if holds_routing:
+            expert_forwards |= holding_forwards(host.expert_layers, held)
         with (
+            override_forwards(expert_forwards),
             host.enter_rows(
                 entries,
                 phase,
@@ -534,8 +586,10 @@ class _FullPassState(_SinglePassState):
     attention_mask: Int[Tensor, "row pos"]
     read_pos: Int[Tensor, " row"]
     logits: Float[Tensor, "row d_vocab"]
-    post: dict[int, Float[Tensor, "row d_mlp"]]
+    post: dict[int, Float[Tensor, "row _"]]
     mlp_out: dict[int, Float[Tensor, "row d_model"]]
+    active: dict[int, ActiveExperts]
+    routing: dict[int, Routing]
     has_user_hooks: bool
     encoder: EncoderInput | None
 
@@ -551,20 +605,26 @@ class _FullPassState(_SinglePassState):
     ) -> "_FullPassState":
         post: dict[int, Tensor] = {}
         cache: dict[str, Tensor] = {}
-        functions = {layer: _record_post(post, layer, read_pos) for layer in layers}
+        dense = [layer for layer in layers if layer not in host.expert_layers]
+        experts = _RecordedExperts(host, read_pos, layers)
+        functions = {layer: _record_post(post, layer, read_pos) for layer in dense}
         names = {layer: host.hook_mlp_out(layer) for layer in layers}
         hooks: Hooks = [(name, _record(cache, name, read_pos)) for name in names.values()]
-        with host.transform_post(functions):
+        has_user_hooks = host.has_user_hooks
+        with override_forwards(experts.forwards()), host.transform_post(functions):
             logits = host.logits_at_read_pos(tokens, attention_mask, read_pos, hooks, encoder)
+        active, active_post = experts.active()
         return cls(
             host=host,
             tokens=tokens,
             attention_mask=attention_mask,
             read_pos=read_pos,
             logits=logits,
-            post=post,
+            post=post | active_post,
             mlp_out={layer: at_least_float32(cache[name]) for layer, name in names.items()},
-            has_user_hooks=host.has_user_hooks,
+            active=active,
+            routing=experts.routing,
+            has_user_hooks=has_user_hooks,
             encoder=encoder,
         )
 
@@ -575,6 +635,7 @@ class _FullPassState(_SinglePassState):
         hooks: Hooks,
         *,
         early_exit: bool = False,
+        holds_routing: bool = True,
     ) -> Float[Tensor, "selected d_vocab"]:
         host, functions, hooks = self.host, dict(functions), list(hooks)
         rows = torch.cat([start.rows for start in starts])
@@ -584,13 +645,21 @@ class _FullPassState(_SinglePassState):
             own = slice(first, first + len(start.rows))
             first = own.stop
             if start.post is not None:
-                functions[start.layer] = _on_rows(own, _replace_at(start.post, read_pos[own]))
+                functions[start.layer] = _on_rows(own, _replace_at(self._passed_on(start), read_pos[own]))
             if start.added is not None:
                 add = _on_rows(own, _add_at(start.added, read_pos[own]))
                 hooks.append((host.hook_mlp_out(start.layer), lambda value, hook, add=add: add(value)))
+
+        def held(layer: int, n_tokens: int) -> Routing:
+            routing = self.routing[layer].select(rows)
+            return Routing(experts=routing.experts.flatten(0, 1), weights=routing.weights.flatten(0, 1))
+
+        expert_forwards, functions = _of_experts(host, functions)
+        if holds_routing:
+            expert_forwards |= holding_forwards(host.expert_layers, held)
         exit_context = host.skip_blocks_above(starts[0].layer) if early_exit else nullcontext()
         encoder = None if self.encoder is None else self.encoder.select(rows)
-        with host.transform_post(functions), exit_context:
+        with override_forwards(expert_forwards), host.transform_post(functions), exit_context:
             return host.logits_at_read_pos(self.tokens[rows], self.attention_mask[rows], read_pos, hooks, encoder)
 
 
@@ -602,8 +671,9 @@ class _GroupedState:
     group: Int[Tensor, " row"]
     index: Int[Tensor, " row"]
     logits: Float[Tensor, "row d_vocab"]
-    post: dict[int, Float[Tensor, "row d_mlp"]]
+    post: dict[int, Float[Tensor, "row _"]]
     mlp_out: dict[int, Float[Tensor, "row d_model"]]
+    active: dict[int, ActiveExperts]
     has_user_hooks: bool = False
 
     @classmethod
@@ -621,6 +691,7 @@ class _GroupedState:
             logits=cls._in_order([state.logits for state in states], group),
             post={layer: cls._in_order([state.post[layer] for state in states], group) for layer in layers},
             mlp_out={layer: cls._in_order([state.mlp_out[layer] for state in states], group) for layer in layers},
+            active=_joined_active(states, group.argsort(stable=True).argsort()),
         )
 
     @property
@@ -633,6 +704,7 @@ class _GroupedState:
         *,
         groups: Int[Tensor, " selected"] | None = None,
         early_exit: bool = False,
+        holds_routing: bool = True,
     ) -> Float[Tensor, "selected d_vocab"]:
         if groups is None:
             groups = self.group[torch.cat([replacement.rows for replacement in replacements])].cpu()
@@ -649,7 +721,8 @@ class _GroupedState:
                     part = _selected(replacement, (own_groups == number).nonzero().squeeze(1))
                 if len(part.rows):
                     parts.append(replace(part, rows=self.index[part.rows]))
-            logits.append(self.states[number]._pass(parts, {}, [], early_exit=early_exit))
+            state = self.states[number]
+            logits.append(state._pass(parts, {}, [], early_exit=early_exit, holds_routing=holds_routing))
         return self._in_order(logits, groups)
 
     def logits_with_additions(
@@ -688,6 +761,60 @@ class _GroupedState:
         position = group.argsort(stable=True).argsort()
         # The gradient of this function adds up without the sorting that a general index needs.
         return torch.cat(parts).index_select(0, position.to(parts[0].device, non_blocking=True))
+
+
+class _RecordedExperts:
+    """What a clean pass records of layers with experts: routing at all positions, and what enters some of them.
+
+    Args:
+        host: the model.
+        read_pos: of each row.
+        layers: the layers whose activations are wanted.
+    """
+
+    def __init__(self, host: Host, read_pos: Int[Tensor, " row"], layers: Sequence[int]) -> None:
+        self.host, self.read_pos = host, read_pos
+        self.layers = [layer for layer in layers if layer in host.expert_layers]
+        self.routing: dict[int, Routing] = {}
+        self._mlp_in: dict[int, Float[Tensor, "row d_model"]] = {}
+
+    def forwards(self) -> dict[Any, Callable[..., Any]]:
+        """Return the forwards, for `override_forwards`, that record."""
+        return recording_forwards(self.host.expert_layers, self._record)
+
+    def _record(self, layer: int, tokens: Float[Tensor, "token d_model"], routing: Routing) -> None:
+        by_row = (len(self.read_pos), -1)
+        experts, weights = routing.experts.unflatten(0, by_row), routing.weights.unflatten(0, by_row)
+        self.routing[layer] = Routing(experts=experts, weights=weights)
+        if layer in self.layers:
+            every_row = torch.arange(len(self.read_pos), device=tokens.device)
+            self._mlp_in[layer] = tokens.unflatten(0, by_row)[every_row, self.read_pos]
+
+    def active(self) -> tuple[dict[int, ActiveExperts], dict[int, Float[Tensor, "row _"]]]:
+        """Return the layers under the rows, and the activations at the read position in their active form."""
+        active: dict[int, ActiveExperts] = {}
+        post: dict[int, Float[Tensor, "row _"]] = {}
+        every_row = torch.arange(len(self.read_pos), device=self.read_pos.device)
+        for layer in self.layers:
+            at_read_pos = self.routing[layer].select((every_row, self.read_pos))
+            expert_layer = self.host.expert_layers[layer]
+            active[layer], post[layer] = expert_layer.active(self._mlp_in[layer], at_read_pos)
+        return active, post
+
+
+def _joined_active(states: "Sequence[_ResumedState]", order: Int[Tensor, " row"]) -> dict[int, ActiveExperts]:
+    """Join how the rows of states are routed at the read position."""
+    joined: dict[int, ActiveExperts] = {}
+    for layer in states[0].active:
+        joined[layer] = ActiveExperts.joined([state.active[layer] for state in states], order)
+    return joined
+
+
+def _of_experts(host: Host, functions: Mapping[int, PostFn]) -> tuple[dict[Any, Callable[..., Any]], dict[int, PostFn]]:
+    """Return forwards for the functions of layers with experts, and the functions of the others."""
+    of_experts = {layer: function for layer, function in functions.items() if layer in host.expert_layers}
+    others = {layer: function for layer, function in functions.items() if layer not in host.expert_layers}
+    return changed_output_forwards(host.expert_layers, of_experts), others
 
 
 def _padded(padded_head: PaddedHead | None) -> dict[Any, Callable[..., Any]]:
@@ -732,17 +859,19 @@ def _reused_maps(host: Host, layer: int) -> tuple[LinearMap, ...]:
 
 
 def _addition_functions(
-    host: Host, additions: Additions, read_pos: Int[Tensor, " row"]
+    state: _SinglePassState, rows: Int[Tensor, " row"], additions: Additions
 ) -> tuple[dict[int, PostFn], Hooks]:
     """Return the functions of activations and the hooks that add tensors at the read position of layers."""
     functions: dict[int, PostFn] = {}
     hooks: Hooks = []
     for layer, (activation, values) in additions.items():
-        add = _add_at(values, read_pos)
+        if activation == "post" and layer in state.active:
+            values = state.active[layer].select(rows).written(values)
+        add = _add_at(values, state.read_pos[rows])
         if activation == "post":
             functions[layer] = add
         else:
-            hooks.append((host.hook_mlp_out(layer), lambda value, hook, add=add: add(value)))
+            hooks.append((state.host.hook_mlp_out(layer), lambda value, hook, add=add: add(value)))
     return functions, hooks
 
 

@@ -9,12 +9,13 @@ An intervention is data: the neurons, the operation and the positions. ``hooks(m
     SetTo      w_i -> value
 
 ``w_i`` is the activation of neuron ``i`` at ``hook_post`` of its layer, by default at the read position of each row
-only. The hook functions are pure: they return a changed copy, through which gradients flow, and write nothing to the
-model. The hooks of a list run in order, each on the output of the one before.
+only; that of an expert's neuron has the routing weight as a factor (``hosts.experts``). The hook functions are pure:
+they return a changed copy, through which gradients flow, and write nothing to the model. The hooks of a list run in
+order, each on the output of the one before.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from kn_lens._core.checks import check_number, wrong_kind
 from kn_lens._core.notation import NeuronLike
+from kn_lens._core.precision import at_least_float32
 from kn_lens._core.wording import counted
 from kn_lens.errors import ArgumentError, HookError, did_you_mean
 from kn_lens.facts import Fact
@@ -80,8 +82,9 @@ class Resumable(Intervention, Protocol):
     ) -> Int[Tensor, " batch"] | None:
         """Return the lowest changed layer for each prompt, ``n_layers`` where no layer is changed; or None.
 
-        A tensor of layers guarantees that every hook is on ``hook_post``, changes and reads the read position only, and
-        treats each row independently of the others. None guarantees nothing.
+        A tensor of layers guarantees that every hook changes and reads the read position only, and treats each row
+        independently of the others; and that it is on ``hook_post``, or on what enters and leaves the MLP of a layer
+        with experts. None guarantees nothing.
         """
         ...
 
@@ -118,6 +121,11 @@ class _NeuronIntervention:
     ) -> list[tuple[str, HookFn]]:
         """Return one hook for each layer with neurons, for forward passes over the rows of ``prompts``.
 
+        In a layer with experts there are two, on what enters the MLP and on what leaves it: the first computes the
+        activations of the neurons, the second adds what their change writes. A neuron whose expert a token is not
+        routed to has no activation to change. Of two interventions on one such neuron, both start from its activation
+        without the other.
+
         Args:
             model: the model that the hooks will run on, or its ``Host``.
             prompts: the batch that will be run, complete and in its order.
@@ -131,10 +139,13 @@ class _NeuronIntervention:
         host = host_of(model)
         check_prompts(prompts)
         prompts.check_for(host)
-        cells = _cells(_resolve(self._sets, host, prompts), prompts)
+        cells = _cells(_resolve(self._sets, host, prompts), host, prompts)
         self._check(host, prompts, cells)
         hooks: list[tuple[str, HookFn]] = []
         for layer, (rows, index) in cells.items():
+            if layer in host.expert_layers:
+                hooks += self._expert_hooks(layer, rows, index, host, prompts)
+                continue
             hook_fn = self._hook(layer, rows, index, host, prompts)
             hooks.append((host.hook_post(layer), hook_fn))
         return hooks
@@ -197,30 +208,91 @@ class _NeuronIntervention:
         only_read_pos = self.position == "read"
         position = prompts.read_pos[rows] if only_read_pos else slice(None)
         location = (rows, position, index)
-        last_read_pos = int(prompts.read_pos.max())
+        d_mlp = host.layout.layers[layer].n_rows if host.layout.layers else host.d_mlp
+        check = self._batch_check(layer, prompts, d_mlp, "d_mlp")
 
         def hook_fn(
             post: Float[Tensor, "row pos d_mlp"],
             hook: object = None,
         ) -> Float[Tensor, "row pos d_mlp"]:
-            is_of_batch = post.ndim == 3 and post.shape[::2] == (prompts.n_rows, host.d_mlp)
-            if not is_of_batch or post.shape[1] <= last_read_pos:
+            check(post)
+            changed = post.clone()
+            changed[location] = self._changed(post[location], layer, rows, index)
+            return changed
+
+        self._mark(hook_fn)
+        return hook_fn
+
+    def _expert_hooks(
+        self,
+        layer: int,
+        rows: Int[Tensor, "..."],
+        index: Int[Tensor, "..."],
+        host: Host,
+        prompts: PromptBatch,
+    ) -> list[tuple[str, HookFn]]:
+        """Return the hooks of a layer with experts."""
+        expert_layer = host.expert_layers[layer]
+        wanted, column = index.unique(return_inverse=True)
+        value_rows = at_least_float32(host.value_rows(layer)[wanted])
+        check = self._batch_check(layer, prompts, host.d_model, "d_model")
+        every_row = torch.arange(prompts.n_rows, device=host.device)
+        only_read_pos = self.position == "read"
+        changes: list[Tensor] = []  # from the first hook to the second, within one pass
+
+        def read(mlp_in: Float[Tensor, "row pos d_model"], hook: object = None) -> None:
+            check(mlp_in)
+            tokens = mlp_in[every_row, prompts.read_pos, None] if only_read_pos else mlp_in
+            activations, is_on = expert_layer.activations_and_state_of(tokens, wanted)
+            old = rearrange(activations, "row pos neuron -> row neuron pos")[rows, column]
+            on = rearrange(is_on, "row pos neuron -> row neuron pos")[rows, column]
+            if only_read_pos:
+                new = self._changed(old[..., 0], layer, rows, index)[..., None]
+            else:
+                new = self._changed(old, layer, rows, index)
+            change = torch.zeros_like(rearrange(activations, "row pos neuron -> row neuron pos"))
+            change = change.index_put((rows, column), torch.where(on, new - old, 0))
+            changes[:] = [rearrange(change, "row neuron pos -> row pos neuron") @ value_rows]
+
+        def add(mlp_out: Float[Tensor, "row pos d_model"], hook: object = None) -> Float[Tensor, "row pos d_model"]:
+            if not changes:
                 raise HookError(
-                    f"{type(self).__name__} met activations of shape {list(post.shape)} in layer {layer}; "
-                    f"expected [{prompts.n_rows}, {last_read_pos + 1} or more, {host.d_mlp}] "
-                    "(row, pos, d_mlp): these hooks are for the rows of one batch, and fit no others. "
+                    f"The hooks of {type(self).__name__} come in pairs in a layer with experts; "
+                    f"that on {host.hook_mlp_in(layer)} did not run."
+                )
+            added = changes.pop().to(mlp_out.dtype)
+            if not only_read_pos:
+                return mlp_out + added
+            return mlp_out.index_put((every_row, prompts.read_pos), added[:, 0], accumulate=True)
+
+        self._mark(read)
+        self._mark(add)
+        return [(host.hook_mlp_in(layer), read), (host.hook_mlp_out(layer), add)]
+
+    def _batch_check(self, layer: int, prompts: PromptBatch, width: int, name: str) -> Callable[[Tensor], None]:
+        """Return the function that raises unless values are those of the prompts, with a last axis of this width."""
+        last_read_pos = int(prompts.read_pos.max())
+
+        def check(value: Tensor) -> None:
+            is_of_batch = value.ndim == 3 and value.shape[::2] == (prompts.n_rows, width)
+            if not is_of_batch or value.shape[1] <= last_read_pos:
+                raise HookError(
+                    f"{type(self).__name__} met activations of shape {list(value.shape)} in layer {layer}; "
+                    f"expected [{prompts.n_rows}, {last_read_pos + 1} or more, {width}] "
+                    f"(row, pos, {name}): these hooks are for the rows of one batch, and fit no others. "
                     "In model.hooks(...) run the model on that batch, whole and in its order. "
                     "kn_lens' own functions run a batch in parts, attribute runs each many times: "
                     "pass interventions to measure, and to attribute with neurons off erase them: "
                     "with erase_neurons(model, neurons).applied(model): ..."
                 )
-            changed = post.clone()
-            changed[location] = self._changed(post[location], layer, rows, index)
-            return changed
 
+        return check
+
+    def _mark(self, hook_fn: HookFn) -> None:
+        """Note on a hook whether it is for one batch."""
         # One set at every position fits any batch with this number of rows, in any order.
-        setattr(hook_fn, FOR_ONE_BATCH, only_read_pos or not isinstance(self.neurons, NeuronSet))
-        return hook_fn
+        for_one_batch = self.position == "read" or not isinstance(self.neurons, NeuronSet)
+        setattr(hook_fn, FOR_ONE_BATCH, for_one_batch)
 
     def _check(self, host: Host, prompts: PromptBatch, cells: Cells) -> None:
         """Raise if the values of the subclass do not fit the model, the prompts or the neurons."""
@@ -463,16 +535,16 @@ def _resolve(
     return sets
 
 
-def _cells(sets: NeuronSet | list[NeuronSet], prompts: PromptBatch) -> Cells:
-    """Return the rows and neuron indices to change in each layer, in order of the layers."""
+def _cells(sets: NeuronSet | list[NeuronSet], host: Host, prompts: PromptBatch) -> Cells:
+    """Return the rows of prompts and of neurons to change in each layer, in order of the layers."""
     device = prompts.tokens.device
     cells: Cells = {}
     if isinstance(sets, NeuronSet):
         rows = rearrange(torch.arange(prompts.n_rows, device=device), "row -> row 1")
-        for layer, index in sets.by_layer().items():
+        for layer, index in sets.rows_by_layer(host).items():
             cells[layer] = (rows, torch.tensor(index, device=device))
         return cells
-    by_layer = {neuron_set: neuron_set.by_layer() for neuron_set in set(sets)}
+    by_layer = {neuron_set: neuron_set.rows_by_layer(host) for neuron_set in set(sets)}
     lists: dict[int, tuple[list[int], list[int]]] = {}
     for row, prompt in enumerate(prompts.prompt_index.tolist()):
         for layer, index in by_layer[sets[prompt]].items():

@@ -3,12 +3,12 @@
 They tell how much of an effect belongs to the neurons of the set, and how much any set of this size would have.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 
-from kn_lens._core.notation import NeuronLike
+from kn_lens._core.notation import NeuronKey, NeuronLike
 from kn_lens.attribution import Attribution, Progress, attribute_in_parts, check_attribution
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact
@@ -24,6 +24,8 @@ def random_neurons(
     seed: int | Sequence[int] = 0,
 ) -> NeuronSet:
     """Return as many other neurons of each layer, drawn at random: the effect of any neurons of these layers.
+
+    In a layer with experts they are drawn of each expert: a neuron of another expert would mostly be off.
 
     A set may have more than half of a layer, so that too few others are left. The number is kept: all others are taken,
     and the rest is drawn from the set itself. Such a control has part of the set's own effect. What the set does beyond
@@ -47,18 +49,31 @@ def random_neurons(
     """
     neurons = neuron_set_of(neurons)
     host = host_of(model)
-    neurons.check(host)
     generator = np.random.default_rng(seed)
-    drawn: list[tuple[int, int]] = []
-    for layer, indices in neurons.by_layer().items():
-        others = np.delete(np.arange(host.d_mlp), indices)
+    drawn: list[NeuronKey] = []
+    for layer, candidates, indices in _candidates(neurons, host):
+        others = np.setdiff1d(candidates, indices)
         n_others = min(len(indices), len(others))
         chosen = generator.choice(others, n_others, replace=False).tolist()
         if n_others < len(indices):
             chosen += generator.choice(indices, len(indices) - n_others, replace=False).tolist()
         for index in chosen:
-            drawn.append((layer, index))
+            drawn.append(host.layout.key(layer, index))
     return NeuronSet(drawn)
+
+
+def _candidates(neurons: NeuronSet, host: Host) -> Iterator[tuple[int, np.ndarray, list[int]]]:
+    """Yield for each layer, and each expert of it, the rows to draw from, and the rows of the set among them."""
+    layout = host.layout
+    rows_of: dict[tuple[int, ...], list[int]] = {}
+    for layer, rows in neurons.rows_by_layer(host).items():
+        for row in rows:
+            rows_of.setdefault(layout.key(layer, row)[:-1], []).append(row)
+    for (layer, *expert), rows in rows_of.items():
+        candidates = range(host.d_mlp)
+        if layout.layers:
+            candidates = layout.layers[layer].rows_of_expert(expert[0] if expert else None)
+        yield layer, np.array(candidates), rows
 
 
 def activation_neurons(
@@ -172,20 +187,25 @@ def highest_neurons(
             f"Means over prompts need all scores, and these were kept from {attr.keep} times "
             "the prompt's largest on: expected an attribution with keep=None."
         )
-    d_mlp = attr.scores.shape[-1]
+    n_rows = attr.scores.shape[-1]
     prompts_of = prompts_by_fact(attr.prompts)
     highest = SetsByFact()
     for fact, n in n_by_fact.items():
         if fact not in prompts_of:
             near = did_you_mean(fact.key, (other.key for other in prompts_of))
             raise ArgumentError(f"The attribution has no prompts of {fact.key}.{near}")
-        means = attr.scores[prompts_of[fact]].mean(0).flatten()
+        if attr.layout.has_experts:
+            stored, by_prompt = attr[prompts_of[fact].tolist()].stored_cells()
+            means = torch.from_numpy(by_prompt.mean(0))
+        else:
+            means = attr.scores[prompts_of[fact]].mean(0).flatten()
+            stored = np.arange(len(means))
         n_scores = int((~means.isnan()).sum())
         if n > n_scores:
             raise ArgumentError(
                 f"{fact.key} is to have {n} neurons, and the attribution has fewer scores for it, "
                 f"{n_scores}; expected one of all layers and neurons."
             )
-        cells = torch.where(means.isnan(), -torch.inf, means).topk(n).indices
-        highest[fact] = NeuronSet(divmod(cell, d_mlp) for cell in cells.tolist())
+        cells = stored[torch.where(means.isnan(), -torch.inf, means).topk(n).indices.tolist()]
+        highest[fact] = NeuronSet(attr.layout.key(*divmod(cell, n_rows)) for cell in cells.tolist())
     return highest

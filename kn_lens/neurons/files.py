@@ -11,7 +11,8 @@ The formats, recognised by the shape of the document:
 - the released code's attributions ``*.rlt.jsonl``, from which sets are yet to be refined: one fact a line, a list of
   ``[{"relation": "P36(capital)", ...}, {"ig_gold": [[layer, index, score], ...], ...}]``, one for each prompt.
 
-A neuron's name, ``"L9N1234"``, is read in the place of a pair.
+A neuron's name, ``"L9N1234"``, is read in the place of a pair. Neurons of experts are written by their names,
+``"L9E5N338"``: a third number in a list is a score.
 """
 
 import json
@@ -24,14 +25,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from kn_lens._core.atomic import opened, write_whole
-from kn_lens._core.notation import layer_and_index
+from kn_lens._core.notation import neuron_key, neuron_name
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 from kn_lens.facts import unique_keys
 
 FORMAT = "kn_lens.neurons"
 VERSION = 1
 
-Pair = tuple[int, int]
+Pair = tuple[int, ...]
+"""The key of a neuron."""
 
 
 def read_sets(path: Path) -> tuple[dict[str, list[Pair]], Any]:
@@ -128,7 +130,8 @@ def write_sets(
     lines = []
     for key, pairs in sets.items():
         name = json.dumps(key, ensure_ascii=False)
-        lines.append(f"{name}: {json.dumps(list(pairs))}")
+        entries = [pair if len(pair) == 2 else neuron_name(*pair) for pair in pairs]
+        lines.append(f"{name}: {json.dumps(entries)}")
     try:
         text = head[:-1] + ', "neurons": {\n' + ",\n".join(lines) + "\n}}\n"
         write_whole(path, text)
@@ -162,7 +165,7 @@ def _pairs(entries: Any, location: str) -> list[Pair]:
 def _pair(entry: Any, location: str) -> Pair:
     # A bool is an int in Python, and a float that looks whole is a sign of another format: only true ints will do.
     if isinstance(entry, str):
-        named = layer_and_index(entry)
+        named = neuron_key(entry)
         if named is not None:
             return named
     if isinstance(entry, list) and len(entry) in (2, 3):

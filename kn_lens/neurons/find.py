@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from kn_lens.errors import ArgumentError
 from kn_lens.facts import Fact, FactSet
 from kn_lens.hosts import HookedModel, Host, host_of
 from kn_lens.neurons.neuron_set import NeuronSet
-from kn_lens.neurons.refine import Refined, coarse, prompts_by_fact, refine, refine_by_relation
+from kn_lens.neurons.refine import Refined, coarse_thresholds, prompts_by_fact, refine, refine_by_relation
 from kn_lens.prompts import PromptBatch, make_prompts, text_fact
 
 if TYPE_CHECKING:
@@ -120,26 +119,28 @@ class Findings:
         """Return a table with one row for each neuron of each fact: how often and how highly it scores.
 
         Returns:
-            ``relation``, ``subject`` and ``object`` of the fact; ``neuron``, its name; ``layer``, ``index``;
+            ``relation``, ``subject`` and ``object`` of the fact; ``neuron``, its name; ``layer``, ``index``, and
+            between them ``expert`` where layers have experts;
             ``n_shared``, the number of the fact's prompts with the neuron in their coarse set, of ``n_prompts``; and
             ``score``, its mean score over them, in the unit of the output. In the order of facts, layers and indices.
         """
         import pandas as pd
 
-        columns = "relation subject object neuron layer index n_shared n_prompts score".split()
+        has_experts = self.attribution.layout.has_experts
+        named = "neuron layer expert index" if has_experts else "neuron layer index"
+        columns = f"relation subject object {named} n_shared n_prompts score".split()
         rows: list[list[Any]] = []
         for fact, neurons in self.neurons_by_fact.items():
             if not neurons:
                 continue
             attribution = self.attribution[fact]
-            layer, index = torch.tensor([tuple(neuron) for neuron in neurons]).T
-            is_member = coarse(attribution, self.attr_threshold).cpu()[:, layer, index]
-            scores = attribution.scores.to_dense() if attribution.scores.is_sparse else attribution.scores
-            means = scores.cpu()[:, layer, index].double().mean(0)
-            n_shared = is_member.sum(0)
+            scores = attribution.scores_of(neurons)
+            n_shared = (scores >= coarse_thresholds(attribution, self.attr_threshold)[:, None]).sum(0)
+            means = scores.cpu().double().mean(0)
             for neuron, n, mean in zip(neurons, n_shared.tolist(), means.tolist(), strict=True):
-                names = [fact.relation, fact.subject, fact.object, str(neuron)]
-                rows.append([*names, neuron.layer, neuron.index, n, len(attribution), mean])
+                expert = [neuron.expert] if has_experts else []
+                names = [fact.relation, fact.subject, fact.object, str(neuron), neuron.layer, *expert, neuron.index]
+                rows.append([*names, n, len(attribution), mean])
         return pd.DataFrame(rows, columns=columns)
 
     def summary(self) -> "pd.DataFrame":
@@ -150,7 +151,7 @@ class Findings:
             ``mean_output``, of the unaltered model; ``neurons``, its ``NeuronSet``; ``largest_gap``, the largest
             completeness gap of its (prompt, layer) pairs, in the output's unit, NaN for a method without a sum rule;
             ``n_unconverged``, how many of its ``n_pairs`` are above the tolerance; and ``mean_points``, evaluations of
-            the model that a pair rests on.
+            the model that a pair rests on. Where layers have experts also ``largest_routing_term``, in size.
         """
         import pandas as pd
 
@@ -177,6 +178,11 @@ class Findings:
                 "n_unconverged": int(unconverged[prompt_ids].sum()),
                 "mean_points": attribution.n_points[prompt_ids].double().mean().item(),
             }
+            if attribution.routing_term is not None:
+                terms = attribution.routing_term[prompt_ids].abs()
+                row["largest_routing_term"] = (
+                    terms.nan_to_num(0).max().item() if terms.isfinite().any() else float("nan")
+                )
             rows.append(row)
         return pd.DataFrame(rows)
 

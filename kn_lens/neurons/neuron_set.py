@@ -1,15 +1,17 @@
 """Neurons, and immutable sets of them.
 
 A neuron is a row of a layer's ``W_out`` (its value), and the entry of the same index of ``hook_post`` (its activation).
-A gated MLP, too, has one neuron per row of ``W_out``.
+A gated MLP, too, has one neuron per row of ``W_out``. In a layer with experts a neuron is a row of an expert's
+down-projection, and its activation has the expert's routing weight as a factor: 0 where the token is not routed to it.
 """
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import islice
 from operator import index as as_int
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import torch
 from jaxtyping import Bool
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from kn_lens._core.checks import check_kind, check_path, wrong_kind
 from kn_lens._core.display import ROWS_SHOWN, enumerated, table_html
-from kn_lens._core.notation import NeuronLike, layer_and_index, neuron_name
+from kn_lens._core.notation import SHARED, NeuronLike, neuron_key, neuron_name
 from kn_lens._core.wording import counted
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 from kn_lens.facts import Fact
@@ -25,45 +27,72 @@ from kn_lens.hosts import HookedModel, Host, ModelIdentity, host_of, is_hosted
 from kn_lens.neurons.files import read_sets, write_sets
 
 
-class _LayerAndIndex(NamedTuple):
-    layer: int
-    index: int  # pyright: ignore[reportIncompatibleMethodOverride]  # hides tuple.index
+class Neuron(tuple[int, ...]):
+    """One neuron: its key as an immutable tuple; ``Neuron(9, 1234)`` or ``Neuron("L9N1234")``.
 
-
-class Neuron(_LayerAndIndex):
-    """One neuron: a named tuple, ordered by layer, then index; ``Neuron(9, 1234)`` or ``Neuron("L9N1234")``.
+    The key is ``(layer, index)``. Where the layer has experts it is ``(layer, expert, index)``, in which the shared
+    expert has the number -1. Neurons sort by layer, expert and index.
 
     Attributes:
         layer: zero-based block.
-        index: row of the block's ``W_out``, from 0 to ``d_mlp - 1``.
+        index: row of the block's ``W_out``, from 0 to ``d_mlp - 1``; or row of the expert's down-projection.
+        expert: zero-based expert, or ``"shared"``; None in a layer with one MLP.
 
     Raises:
-        ArgumentError: the layer or the index is not a whole number from 0, or a text is not the name of a neuron.
+        ArgumentError: a layer, an index or an expert that is not a whole number from 0, or a text that is not the name
+            of a neuron.
 
     >>> Neuron(layer=9, index=1234)
     Neuron('L9N1234')
     >>> layer, index = Neuron("L9N1234")
     >>> layer, index
     (9, 1234)
+    >>> Neuron(9, 338, expert=5), Neuron(9, 338, expert="shared")
+    (Neuron('L9E5N338'), Neuron('L9SN338'))
+    >>> Neuron("L9E5N338").expert, tuple(Neuron("L9E5N338"))
+    (5, (9, 5, 338))
     """
 
     __slots__ = ()
+    __match_args__ = ("layer", "index", "expert")
 
     @overload
     def __new__(cls, layer: str) -> "Neuron": ...
     @overload
-    def __new__(cls, layer: int, index: int) -> "Neuron": ...
-    def __new__(cls, layer: int | str, index: int | None = None) -> "Neuron":
-        """Return the neuron of a layer and an index, or of a name. NumPy's integers become Python's."""
+    def __new__(cls, layer: int, index: int, expert: int | str | None = None) -> "Neuron": ...
+    def __new__(cls, layer: int | str, index: int | None = None, expert: int | str | None = None) -> "Neuron":
+        """Return the neuron of a layer, an index and an expert, or of a name. NumPy's integers become Python's."""
         if isinstance(layer, str) and index is None:
-            pair = layer_and_index(layer)
-            if pair is None:
-                raise ArgumentError(f"{layer!r} is not the name of a neuron; expected one such as 'L9N1234'.")
-            return super().__new__(cls, *pair)
-        return super().__new__(cls, _checked("layer", layer), _checked("index", index))
+            key = neuron_key(layer)
+            if key is None:
+                raise ArgumentError(
+                    f"{layer!r} is not the name of a neuron; expected one such as 'L9N1234', of an expert 'L9E5N338'."
+                )
+            return super().__new__(cls, key)
+        key = [_checked("layer", layer), _checked("index", index)]
+        if expert is not None:
+            key.insert(1, SHARED if expert in (SHARED, "shared") else _checked("expert", expert))
+        return super().__new__(cls, key)
+
+    @property
+    def layer(self) -> int:  # noqa: D102  # an attribute of the class
+        return self[0]
+
+    @property
+    def index(self) -> int:  # noqa: D102  # pyright: ignore[reportIncompatibleMethodOverride]  # hides tuple.index
+        return self[-1]
+
+    @property
+    def expert(self) -> int | str | None:  # noqa: D102
+        if len(self) == 2:
+            return None
+        return "shared" if self[1] == SHARED else self[1]
+
+    def __getnewargs__(self) -> tuple[int, int, int | str | None]:
+        return self.layer, self.index, self.expert
 
     def __str__(self) -> str:
-        return neuron_name(self.layer, self.index)
+        return neuron_name(*self)
 
     def __repr__(self) -> str:
         return f"Neuron({str(self)!r})"
@@ -110,7 +139,7 @@ class NeuronSet(AbstractSet[Neuron], Hashable):
 
     def __contains__(self, neuron: object) -> bool:
         if isinstance(neuron, str):
-            return layer_and_index(neuron) in self._members
+            return neuron_key(neuron) in self._members
         return neuron in self._members
 
     @overload
@@ -136,11 +165,12 @@ class NeuronSet(AbstractSet[Neuron], Hashable):
         return f"NeuronSet([{enumerated(names, NAMES_SHOWN)}])"
 
     def _repr_html_(self) -> str:
-        by_layer = self.by_layer()
+        by_layer: dict[int, list[str]] = {}
+        for neuron in self:
+            by_layer.setdefault(neuron.layer, []).append(str(neuron))
         rows = []
-        for layer, indices in list(by_layer.items())[:ROWS_SHOWN]:
-            names = [neuron_name(layer, index) for index in indices]
-            rows.append((layer, len(indices), enumerated(names, NAMES_SHOWN)))
+        for layer, names in list(by_layer.items())[:ROWS_SHOWN]:
+            rows.append((layer, len(names), enumerated(names, NAMES_SHOWN)))
         summary = f"{counted(len(self), 'neuron')} in {counted(len(by_layer), 'layer')}"
         return table_html(summary, ("layer", "n", "neurons"), rows, n_rows=len(by_layer))
 
@@ -162,11 +192,38 @@ class NeuronSet(AbstractSet[Neuron], Hashable):
         return NeuronSet(other) - self
 
     def by_layer(self) -> dict[int, tuple[int, ...]]:
-        """Return the indices of each layer that has any, both in ascending order."""
+        """Return the indices of each layer that has any, both in ascending order.
+
+        Raises:
+            ArgumentError: a neuron of an expert, whose index is not that of a row of its layer: see `rows_by_layer`.
+        """
         layers: dict[int, list[int]] = {}
         for neuron in self:
+            if neuron.expert is not None:
+                raise ArgumentError(
+                    f"{neuron} is a neuron of an expert, whose index says nothing without the expert; "
+                    "expected neurons of layers with one MLP. Use neurons.rows_by_layer(model)."
+                )
             layers.setdefault(neuron.layer, []).append(neuron.index)
         return {layer: tuple(indices) for layer, indices in layers.items()}
+
+    def rows_by_layer(self, model: HookedModel | Host) -> dict[int, tuple[int, ...]]:
+        """Return the rows of the neurons in each layer that has any, both in ascending order.
+
+        In a layer with one MLP a neuron's row is its index. In a layer with experts rows count through the shared
+        expert and then the others, as the last axis of scores does.
+
+        Args:
+            model: the model of the neurons; a ``Host`` will do.
+
+        Raises:
+            ArgumentError: a neuron that the model does not have.
+        """
+        host = host_of(model)
+        layers: dict[int, list[int]] = {}
+        for neuron in self:
+            layers.setdefault(neuron.layer, []).append(_row(host, neuron))
+        return {layer: tuple(rows) for layer, rows in layers.items()}
 
     def layer_counts(self, n_layers: int) -> tuple[int, ...]:
         """Return the number of neurons in each of the model's layers.
@@ -177,12 +234,14 @@ class NeuronSet(AbstractSet[Neuron], Hashable):
         if self and self._ordered[-1].layer >= n_layers:
             last = self._ordered[-1]
             raise ArgumentError(f"{last} is in layer {last.layer}; there are {n_layers}.")
-        by_layer = self.by_layer()
-        return tuple(len(by_layer.get(layer, ())) for layer in range(n_layers))
+        counts = Counter(neuron.layer for neuron in self)
+        return tuple(counts[layer] for layer in range(n_layers))
 
     @classmethod
     def from_mask(cls, mask: Bool[Tensor, "n_layers d_mlp"]) -> "NeuronSet":
         """Return the neurons at which a mask is true: the neurons that scores of another tool single out.
+
+        For models without experts.
 
         Args:
             mask: a truth value for each neuron of the model, such as ``scores >= 0.2 * scores.max()`` for
@@ -220,10 +279,9 @@ class NeuronSet(AbstractSet[Neuron], Hashable):
         (torch.Size([4, 512]), NeuronSet(['L2N7', 'L3N5']))
         """
         host = host_of(model)
-        self.check(host)
         mask = torch.zeros(host.n_layers, host.d_mlp, dtype=torch.bool)
-        for layer, indices in self.by_layer().items():
-            mask[layer, list(indices)] = True
+        for layer, rows in self.rows_by_layer(host).items():
+            mask[layer, list(rows)] = True
         return mask
 
     def check(self, model: HookedModel | Host) -> None:
@@ -234,12 +292,7 @@ class NeuronSet(AbstractSet[Neuron], Hashable):
         """
         host = host_of(model)
         for neuron in self:
-            if neuron.layer >= host.n_layers or neuron.index >= host.d_mlp:
-                raise ArgumentError(
-                    f"{host.name} has no neuron {neuron}; "
-                    f"expected layers 0 to {host.n_layers - 1} and indices 0 to {host.d_mlp - 1}. "
-                    "Was the set made for another model?"
-                )
+            _row(host, neuron)
 
     @classmethod
     def read_many(
@@ -410,12 +463,31 @@ def _neuron(item: Any) -> Neuron:
     if isinstance(item, str):
         return Neuron(item)
     try:
-        layer, index = item
+        layer, *expert, index = item
+        (expert,) = expert or [None]
     except (TypeError, ValueError):
         raise ArgumentError(
             f"Got {item!r}; expected a neuron: its name 'L9N1234', a (layer, index) pair or a Neuron."
         ) from None
-    return Neuron(layer, index)
+    return Neuron(layer, index, expert)
+
+
+def _row(host: Host, neuron: Neuron) -> int:
+    """Return the row of a neuron in its layer.
+
+    Raises:
+        ArgumentError: the model lacks it; the error names the layers and indices that there are.
+    """
+    if neuron.layer < host.n_layers:
+        row = host.layout.row(neuron)
+        if row is not None and row < host.d_mlp:
+            return row
+    expected = f"layers 0 to {host.n_layers - 1} and indices 0 to {host.d_mlp - 1}"
+    if host.layout.has_experts:
+        expected = f"layers 0 to {host.n_layers - 1}"
+        if neuron.layer < host.n_layers:
+            expected = f"in layer {neuron.layer} {host.layout.layers[neuron.layer]}"
+    raise ArgumentError(f"{host.name} has no neuron {neuron}; expected {expected}. Was the set made for another model?")
 
 
 def neuron_set_of(neurons: Any) -> NeuronSet:

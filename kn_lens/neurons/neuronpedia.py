@@ -73,6 +73,10 @@ def neuronpedia_url(neuron: NeuronLike, model: HookedModel | Host | str) -> str:
             "expected [kn_lens.neuronpedia_url(neuron, model) for neuron in neurons]."
         )
     (one,) = neurons
+    if one.expert is not None:
+        raise ArgumentError(
+            f"{one} is a neuron of an expert, and Neuronpedia has pages of neurons without experts alone."
+        )
     if isinstance(model, str):
         model_id = _id_of(model, is_id=True)
     else:

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from kn_lens._core import defaults
 from kn_lens._core.checks import check_path, check_share, wrong_kind
+from kn_lens._core.layout import NeuronLayout
+from kn_lens._core.notation import NeuronKey
 from kn_lens._core.wording import counted
 from kn_lens.attribution import Attribution, check_attribution
 from kn_lens.errors import ArgumentError, did_you_mean
@@ -283,7 +285,7 @@ def refine_released(
     refined = {}
     for key, prompts in read_scores(Path(path), metric):
         _check_enough(key, len(prompts), min_prompts)
-        counts: Counter[tuple[int, int]] = Counter()
+        counts: Counter[NeuronKey] = Counter()
         for scores in prompts:
             peak = max(scores.values(), default=0.0)
             for pair, score in scores.items():
@@ -304,6 +306,16 @@ def coarse_of(
     """Return the coarse set of each prompt of dense scores; see ``coarse``."""
     peak = scores.nan_to_num(-torch.inf).amax((1, 2), keepdim=True)
     return scores >= _least_score(peak, threshold)  # false for NaN
+
+
+def coarse_thresholds(attr: Attribution, threshold: float) -> Float[Tensor, " batch"]:
+    """Return the least score of a member of each prompt's coarse set; see ``coarse``."""
+    if not attr.scores.is_sparse:
+        return _least_score(attr.scores.nan_to_num(-torch.inf).amax((1, 2)), threshold)
+    scores = attr.scores.coalesce()
+    values = scores.values()
+    peak = values.new_zeros(len(attr)).scatter_reduce(0, scores.indices()[0], values, "amax")
+    return _least_score(peak, threshold)
 
 
 def prompts_by_fact(prompts: PromptBatch) -> dict[Fact, Int[Tensor, " prompt"]]:
@@ -335,8 +347,9 @@ class _PromptCounts:
         n_prompts: the number of prompts of each of ``facts``.
         min_prompts: the least number of prompts that must share a neuron.
         owner: the position in ``facts`` of each entry's fact.
-        neuron: layer and index of each entry's neuron.
+        neuron: layer and row of each entry's neuron.
         count: the number of prompts of the fact that have the neuron.
+        layout: which neurons the rows of a layer are.
     """
 
     facts: list[Fact]
@@ -346,6 +359,7 @@ class _PromptCounts:
     owner: Int[Tensor, " entry"]
     neuron: Int[Tensor, "entry 2"]
     count: Int[Tensor, " entry"]
+    layout: NeuronLayout
 
     @classmethod
     def of(
@@ -382,7 +396,7 @@ class _PromptCounts:
             group = ids_by_fact[start : start + facts_at_once]
             sizes = torch.tensor(n_prompts[start : start + facts_at_once])
             owners = torch.repeat_interleave(sizes)
-            count = torch.zeros(len(group) * n_cells, dtype=torch.long, device=scores.device)
+            members: list[Int[Tensor, " member"]] = []
             parts = zip(
                 torch.cat(group).split(prompts_at_once),
                 owners.split(prompts_at_once),
@@ -391,10 +405,12 @@ class _PromptCounts:
             for prompt_ids, owner in parts:
                 position, cell = _coarse_cells(scores, prompt_ids.to(scores.device), attr_threshold)
                 fact_number = owner.to(scores.device)[position]
-                count += torch.bincount(fact_number * n_cells + cell, minlength=len(count))
-            shared = (count >= min_prompts).nonzero().squeeze(1)
-            counts.append(count[shared].cpu())
-            entries.append(shared.cpu() + start * n_cells)
+                members.append(fact_number * n_cells + cell)
+            # A member is a prompt and a neuron: there are few, of however many neurons.
+            entry, count = torch.cat(members).unique(return_counts=True)
+            is_shared = count >= min_prompts
+            counts.append(count[is_shared].cpu())
+            entries.append(entry[is_shared].cpu() + start * n_cells)
         shape = (len(facts), *scores.shape[1:])
         owner, layer, index = torch.unravel_index(torch.cat(entries), shape)
         return cls(
@@ -405,6 +421,7 @@ class _PromptCounts:
             owner=owner,
             neuron=torch.stack([layer, index], dim=1),
             count=torch.cat(counts),
+            layout=attr.layout,
         )
 
     def needed(self, share_threshold: float) -> Int[Tensor, " fact"]:
@@ -422,12 +439,12 @@ class _PromptCounts:
         is_kept = self.count >= needed[self.owner]
         owners = self.owner[is_kept].tolist()
         neurons = self.neuron[is_kept].tolist()
-        pairs: list[list[tuple[int, int]]] = [[] for _ in self.facts]
-        for owner, (layer, index) in zip(owners, neurons, strict=True):
-            pairs[owner].append((layer, index))
+        keys: list[list[NeuronKey]] = [[] for _ in self.facts]
+        for owner, (layer, row) in zip(owners, neurons, strict=True):
+            keys[owner].append(self.layout.key(layer, row))
         refined = {}
-        for fact, fact_pairs in zip(self.facts, pairs, strict=True):
-            refined[fact] = NeuronSet(fact_pairs)
+        for fact, fact_keys in zip(self.facts, keys, strict=True):
+            refined[fact] = NeuronSet(fact_keys)
         return refined
 
 

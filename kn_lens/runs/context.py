@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kn_lens.errors import NoPromptError
+from kn_lens.errors import NoPromptError, UnsupportedModelError
 from kn_lens.facts import Fact, FactSet
 from kn_lens.hosts import HookedModel, Host, host_of
 from kn_lens.neurons import NeuronSet
@@ -319,6 +319,11 @@ def prepare_context(
         identify: whether to compute the digest of the weights; not needed where there are no records yet.
     """
     host = host_of(model)
+    if host.layout.has_experts:
+        raise UnsupportedModelError(
+            f"{host.name} has layers with experts, and the records of a run name neurons by layer and index alone; "
+            "expected a model without experts. kn_lens.find, measure and the edits take models with experts."
+        )
     made_from = {"versions": versions(), "model": model_identity(host) if identify else {}}
     provenance = {
         "made_from": {**made_from, "data": data.digests()},

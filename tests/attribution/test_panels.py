@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import kn_lens as kn
 from kn_lens.attribution.integration import PathRule, integrate, integrate_together
 from kn_lens.attribution.layer_context import CleanGradients, LayerContext
+from kn_lens.attribution.layer_neurons import NeuronsOfMLP
 from kn_lens.attribution.outputs import resolve_output
 from kn_lens.attribution.panels import Panels
 from kn_lens.attribution.quadrature import fixed_rule
@@ -65,6 +66,7 @@ class AnalyticState:
     functions: list
     post: dict = field(default_factory=dict)
     mlp_out: dict = field(default_factory=dict)
+    active: dict = field(default_factory=dict)
     has_user_hooks: bool = False
     n_rows: int = 0
 
@@ -83,7 +85,7 @@ class AnalyticState:
             values.append(sum(function(share) for function, share in zip(self.functions[row], shares, strict=True)))
         return torch.stack(values)[:, None]
 
-    def logits_with_post(self, replacements, *, groups=None, early_exit=False):
+    def logits_with_post(self, replacements, *, groups=None, early_exit=False, holds_routing=True):
         (replacement,) = replacements
         self.n_rows += len(replacement.rows)
         return self.logits_of(replacement.rows.tolist(), replacement.post)
@@ -116,7 +118,7 @@ def integral_of(functions, rule):
         prompts=prompts,
         clean=state.logits[:, 0],
         post=state.post[0],
-        value_rows=torch.zeros(d_mlp, 1, dtype=torch.float64),
+        neurons=NeuronsOfMLP(value_rows=torch.zeros(d_mlp, 1, dtype=torch.float64)),
         gradient_activation="post",
         output=OUTPUT,
         state=state,

@@ -138,7 +138,7 @@ def test_hooks_of_an_edit_work_in_pairs():
     assert len(hooks) == 2 * 3
     by_hooks = logits(model, hooks)
     for alone in hooks[1::2]:
-        with pytest.raises(kn.HookError, match=r"hook_post of layer \d did not run"):
+        with pytest.raises(kn.HookError, match=r"blocks.\d.mlp.hook_post did not run"):
             logits(model, [alone])
     assert torch.equal(logits(model, hooks), by_hooks)
 

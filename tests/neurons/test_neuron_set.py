@@ -116,7 +116,7 @@ def test_a_long_set_is_shown_by_its_first_neurons():
     assert html.count("\n") < 30 and len(html) < 3000
 
 
-@pytest.mark.parametrize("item", [3, (1, 2, 3), "ab", None])
+@pytest.mark.parametrize("item", [3, (1, 2, 3, 4), "ab", None])
 def test_a_set_takes_neurons_and_pairs_only(item):
     with pytest.raises(kn.ArgumentError):
         kn.NeuronSet([item])

@@ -22,7 +22,9 @@ from tests.parity.full_passes import assert_scores_of_full_passes, prompts_for
 from tests.tiny import CAUSAL, ENCODER_DECODERS, MASKED, equal, tiny_tokenizer
 
 NAMES = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(), *MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()}
-ELSEWHERE = {*MASKED, *CAUSAL, *(name for name, _ in ENCODER_DECODERS.values())}
+WITH_EXPERTS = {family.architecture for family in BY_ARCHITECTURE.values() if family.experts}
+"""These are in ``test_experts.py``."""
+ELSEWHERE = {*MASKED, *CAUSAL, *(name for name, _ in ENCODER_DECODERS.values()), *WITH_EXPERTS}
 LISTED = sorted({*BY_ARCHITECTURE} & {*adapters()} - ELSEWHERE)
 OTHERS = sorted(NAMES & {*adapters()} - {*BY_ARCHITECTURE})
 ROUGH = {"CodeGenForCausalLM", "XGLMForCausalLM"}

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kn_lens.attribution.chosen_neurons import ChosenNeurons
 from kn_lens.attribution.layer_context import LayerContext, chunk_by_rows
+from kn_lens.attribution.layer_neurons import Pairs
 from kn_lens.attribution.method import LayerMethod
 
 Change = Callable[[Float[Tensor, "row d_mlp"], Float[Tensor, "row d_mlp"]], Float[Tensor, "row d_mlp"]]
@@ -30,50 +31,47 @@ class NeuronwiseMethod(LayerMethod):
         self,
         context: LayerContext,
         indices: Int[Tensor, " chosen"] | None,
-    ) -> Bool[Tensor, "batch d_mlp"]:
-        """Return whether each neuron of the layer is scored under each prompt."""
-        shape = len(context.clean), context.post.shape[-1]
-        is_scored = torch.full(shape, indices is None, device=context.post.device)
+    ) -> Pairs:
+        """Return the neurons of the layer that are scored under each prompt, in the order of the prompts."""
+        prompts, neurons = context.neurons.active_pairs(context.prompts.prompt_index, len(context.clean))
         if indices is None:
-            return is_scored
-        if self.chosen is None:
-            is_scored[:, indices] = True
-        else:
-            is_scored[:, indices] = self.chosen.of_prompts(context.prompts, context.layer, indices)
-        return is_scored
+            return prompts, neurons
+        is_scored = torch.isin(neurons, indices)
+        if self.chosen is not None:
+            prompts, neurons = prompts[is_scored], neurons[is_scored]
+            is_chosen = self.chosen.of_prompts(context.prompts, context.layer, indices)
+            is_scored = is_chosen[prompts, torch.searchsorted(indices, neurons)]
+        return prompts[is_scored], neurons[is_scored]
 
 
 def outputs_by_neuron(
     context: LayerContext,
-    is_scored: Bool[Tensor, "batch d_mlp"],
+    pairs: Pairs,
     change: Change,
     *,
     early_exit: bool = False,
-) -> Float[Tensor, "batch d_mlp"]:
-    """Return the outputs with the activation changed for one neuron at a time; NaN where it is not scored.
+) -> Float[Tensor, " pair"]:
+    """Return the outputs of prompts with the activation changed for one neuron.
 
     Args:
         context: the layer under some prompts.
-        is_scored: the neurons that are scored under each prompt.
+        pairs: prompts, and the neuron of each.
         change: from the layer's activations, and those of one neuron alone, to what replaces the layer's.
         early_exit: see ``LayerContext.outputs``.
 
     Cost: a forward pass per row and neuron. A pass holds as many neurons and prompts as its number of rows allows.
     """
-    outputs = torch.full_like(is_scored, float("nan"), dtype=context.clean.dtype)
-    prompt_ids, neurons = is_scored.nonzero(as_tuple=True)
-    if not len(prompt_ids):
-        return outputs
+    prompt_ids, neurons = pairs
+    outputs = [context.clean[:0]]
     n_rows = context.prompts.rows_per_prompt[prompt_ids]
-    for pairs in chunk_by_rows(n_rows, context.rows_per_pass):
-        rows, owner = context.prompts.rows_and_owners(prompt_ids[pairs])
+    for chunk in chunk_by_rows(n_rows, context.rows_per_pass) if len(prompt_ids) else ():
+        rows, owner = context.prompts.rows_and_owners(prompt_ids[chunk])
         post = context.post[rows]
-        index = neurons[pairs][owner, None]
-        neuron_alone = torch.zeros_like(post).scatter(1, index, post.gather(1, index))
-        values = context.outputs(
-            prompt_ids[pairs],
-            change(post, neuron_alone),
-            early_exit=early_exit,
-        )
-        outputs[prompt_ids[pairs], neurons[pairs]] = values
-    return outputs
+        neuron_alone = context.neurons.alone(post, rows, neurons[chunk][owner, None])
+        outputs.append(context.outputs(prompt_ids[chunk], change(post, neuron_alone), early_exit=early_exit))
+    return torch.cat(outputs)
+
+
+def n_by_prompt(context: LayerContext, pairs: Pairs) -> Int[Tensor, " batch"]:
+    """Return the number of neurons that are scored under each prompt."""
+    return torch.bincount(pairs[0], minlength=len(context.clean))

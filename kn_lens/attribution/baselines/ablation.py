@@ -1,10 +1,9 @@
 """Ablation of single neurons: the ground truth that other scores approximate."""
 
-from einops import rearrange
 from jaxtyping import Int
 from torch import Tensor
 
-from kn_lens.attribution.baselines._one_by_one import NeuronwiseMethod, outputs_by_neuron
+from kn_lens.attribution.baselines._one_by_one import NeuronwiseMethod, n_by_prompt, outputs_by_neuron
 from kn_lens.attribution.layer_context import LayerContext
 from kn_lens.attribution.method import LayerScores, no_expected_sum
 
@@ -23,11 +22,11 @@ class Ablation(NeuronwiseMethod):
         indices: Int[Tensor, " chosen"] | None,
     ) -> LayerScores:
         """Return the scores of the chosen neurons, or of all."""
-        is_scored = self.scored_neurons(context, indices)
-        without = outputs_by_neuron(context, is_scored, lambda post, neuron_alone: post - neuron_alone)
-        scores = rearrange(context.clean, "batch -> batch 1") - without
+        pairs = self.scored_neurons(context, indices)
+        without = outputs_by_neuron(context, pairs, lambda post, neuron_alone: post - neuron_alone)
+        lost = context.clean[pairs[0]] - without
         return LayerScores(
-            scores=scores,
+            scores=context.neurons.at_pairs(pairs, lost, len(context.clean)),
             expected=no_expected_sum(context),
-            n_points=is_scored.sum(-1),
+            n_points=n_by_prompt(context, pairs),
         )

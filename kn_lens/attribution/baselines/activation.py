@@ -21,5 +21,13 @@ class Activation(LayerMethod):
     ) -> LayerScores:
         """Return the clean activations; ``indices`` is None."""
         n_rows = context.sum_rows(torch.ones_like(context.post[:, :1]))
-        scores = context.sum_rows(context.post) / n_rows
+        scores = context.neuron_scores(context.post)
+        if scores.is_sparse:
+            prompts, _ = scores.indices()
+            means = scores.values() / n_rows[prompts, 0]
+            scores = torch.sparse_coo_tensor(
+                scores.indices(), means, scores.shape, is_coalesced=True, check_invariants=False
+            )
+        else:
+            scores = scores / n_rows
         return LayerScores(scores=scores, expected=no_expected_sum(context), n_points=1)

@@ -16,6 +16,7 @@ class GradientXActivation(LayerMethod):
 
     name = "gradient_x_activation"
     is_complete = True
+    silences_layer = True
 
     def score_layer(
         self,
@@ -25,5 +26,5 @@ class GradientXActivation(LayerMethod):
         """Return the scores of all neurons; ``indices`` is None. ``expected`` is ``P(w) - P(0)``."""
         silent = context.outputs(context.all_prompts, torch.zeros_like(context.post))
         gradient = context.gradient_at_post(context.clean_gradients.of_layer(context.layer))
-        scores = context.sum_rows(context.post * gradient)
+        scores = context.neuron_scores(context.post * gradient)
         return LayerScores(scores=scores, expected=context.clean - silent, n_points=1)

@@ -93,10 +93,10 @@ def read_out(
     with torch.no_grad():
         zeros = torch.zeros(1, host.d_model, device=host.device, dtype=host.dtype)
         empty = at_least_float32(host.unembed(zeros))
-    for layer, layer_indices in neurons.by_layer().items():
+    for layer, layer_indices in neurons.rows_by_layer(host).items():
         for indices in torch.tensor(layer_indices, device=host.device).split(rows_at_once):
             with torch.no_grad():
-                increases = at_least_float32(host.unembed(host.W_out(layer)[indices])) - empty
+                increases = at_least_float32(host.unembed(host.value_rows(layer)[indices])) - empty
             top = increases.topk(min(k, host.d_vocab))
             for index, tokens, logits in zip(indices.tolist(), top.indices.cpu(), top.values.cpu(), strict=True):
                 yield Neuron(layer=layer, index=index), tokens, logits
