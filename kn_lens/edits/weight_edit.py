@@ -316,7 +316,7 @@ class WeightEdit:
         Raises:
             EditError: with the two neurons.
         """
-        first_layer = {layer: host.layers_with_rows_of(layer)[0] for layer in self.neurons.by_layer()}
+        first_layer = {neuron.layer: host.layers_with_rows_of(neuron.layer)[0] for neuron in self.neurons}
         if len(set(first_layer.values())) == len(first_layer):
             return
         seen: dict[tuple[int, int], tuple[Neuron, Tensor]] = {}

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from pandas.plotting import PlotAccessor
 
 from kn_lens._core.display import ROWS_SHOWN, table_html
-from kn_lens._core.notation import neuron_name
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -98,9 +97,9 @@ def _table_of_scores(attribution: "Attribution", summary: str) -> str:
     """Return the neurons of highest mean score as a table of some kilobytes."""
     scores = attribution.top(ROWS_SHOWN)
     rows = []
-    for layer, index, score, low, high in scores[["layer", "index", "score", "low", "high"]].itertuples(index=False):
+    for neuron, score, low, high in scores[["neuron", "score", "low", "high"]].itertuples(index=False):
         interval = "-" if math.isnan(low) else f"{low:.3g} to {high:.3g}"
-        rows.append([neuron_name(layer, index), f"{score:.3g}", interval])
+        rows.append([neuron, f"{score:.3g}", interval])
     columns = ["neuron", f"mean attribution ({attribution.output})", "95% interval"]
     return table_html(summary, columns, rows, n_rows=len(rows))
 
