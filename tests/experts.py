@@ -14,7 +14,7 @@ from tests.tiny import tiny_tokenizer
 
 N_LAYERS, D_MODEL = 3, 16
 _SIZES = {
-    "vocab_size": 60,
+    "vocab_size": len(tiny_tokenizer("GPT2LMHeadModel")),
     "hidden_size": D_MODEL,
     "num_hidden_layers": N_LAYERS,
     "num_attention_heads": 2,

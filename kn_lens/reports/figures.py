@@ -419,14 +419,15 @@ def neuron_scores(
 
     Args:
         table: ``layer``, ``index``, ``score``, ``low``, ``high``; drawn in this order, from the top. Optionally
-            ``found``, whether a neuron is in the set that was found; the marks of the others are open and grey.
+            ``found``, whether a neuron is in the set that was found; the marks of the others are open and grey; and
+            ``neuron``, its name.
         unit: unit of the scores.
 
     Raises:
         ArgumentError: No table, or a column is missing.
     """
     check_columns(table, "layer", "index", "score", "low", "high", source="attr.top()")
-    names = neuron_names(zip(table["layer"], table["index"], strict=True))
+    names = table["neuron"] if "neuron" in table else neuron_names(zip(table["layer"], table["index"], strict=True))
     rows = table.rename(columns={"score": "value"}).assign(neuron=names)
     if "found" not in table:
         return estimates(rows, "neuron", title="Scores of the neurons", value=unit, form=".3~g")

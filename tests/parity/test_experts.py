@@ -241,3 +241,33 @@ def test_what_takes_no_experts_says_so(tmp_path):
         kn.measure(model, expert_prompts(6), kn.Suppress(["L1N3"]))
     with pytest.raises(kn.ArgumentError, match="L0E4N1 does not exist; layer 0 has experts 0 to 3"):
         kn.attribute(model, expert_prompts(6), method="ablation", neurons=["L0E4N1"])
+
+
+def test_tables_and_figures_name_layer_expert_and_index():
+    model, _ = both("DeepseekV3ForCausalLM")
+    prompts = expert_prompts(6)
+    attr = kn.attribute(model, prompts)
+    for table in (attr.top(30), attr.to_frame()):
+        for row in table.itertuples():
+            assert kn.Neuron(row.neuron) == kn.Neuron(row.layer, row.index, row.expert)
+    frame = attr.to_frame()
+    assert set(frame["expert"]) == {None, "shared", 0, 1, 2, 3} & set(frame["expert"]) >= {None, "shared"}
+    assert torch.equal(
+        attr.routing_term[frame["prompt"], frame["layer"]], torch.tensor(frame["routing_term"].to_numpy())
+    )
+    names = attr.top(5)["neuron"]
+    assert all(name in attr.plot(top=5).layout.meta["description"] for name in names[:2])
+    assert all(name in attr._repr_html_() for name in names[:2])
+
+
+def test_find_reports_the_routing_term():
+    model, _ = both("OlmoeForCausalLM")
+    findings = kn.find(model, ["The capital of Ireland is", "Ireland has the capital"], " Dublin", min_prompts=1)
+    term = findings.attribution.routing_term.abs().max().item()
+    assert findings.summary()["largest_routing_term"].tolist() == [term] and "routing term at most" in repr(findings)
+    table = findings.to_frame()
+    assert [kn.Neuron(row.layer, row.index, row.expert) for row in table.itertuples()] == list(findings.neurons)
+    scores = findings.attribution.scores.to_dense()
+    for row in table.itertuples():
+        place = findings.attribution.layout.row(kn.Neuron(row.neuron))
+        assert row.score == pytest.approx(scores[:, row.layer, place].mean().item())
