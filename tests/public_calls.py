@@ -138,6 +138,7 @@ CALLS: dict[str, list[Callable[[Case], Any]]] = {
         )
     ],
     "NeuronSet.mask": [lambda case: SOME.mask(case.model)],
+    "NeuronSet.rows_by_layer": [lambda case: SOME.rows_by_layer(case.model)],
     "write_dataset": [
         lambda case: kn.write_dataset(case.folder / f"sets-{uuid4().hex}", NEURONS, model=case.model),
     ],
