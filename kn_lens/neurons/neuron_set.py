@@ -225,6 +225,19 @@ class NeuronSet(AbstractSet[Neuron], Hashable):
             layers.setdefault(neuron.layer, []).append(_row(host, neuron))
         return {layer: tuple(rows) for layer, rows in layers.items()}
 
+    def expert_counts(self) -> dict[int, dict[int | str, int]]:
+        """Return the number of neurons of each expert that has any, by layer; the shared expert comes first.
+
+        >>> NeuronSet(["L2E5N7", "L2E5N9", "L2SN1", "L0N3"]).expert_counts()
+        {2: {'shared': 1, 5: 2}}
+        """
+        counts: dict[int, dict[int | str, int]] = {}
+        for neuron in self:
+            if neuron.expert is not None:
+                of_layer = counts.setdefault(neuron.layer, {})
+                of_layer[neuron.expert] = of_layer.get(neuron.expert, 0) + 1
+        return counts
+
     def layer_counts(self, n_layers: int) -> tuple[int, ...]:
         """Return the number of neurons in each of the model's layers.
 
