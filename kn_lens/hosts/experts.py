@@ -73,7 +73,7 @@ class ExpertLayer:
     layer: int
     block: nn.Module
     experts: Any
-    router: nn.Module
+    router: Any
     shared: Any = None
     shared_gate: Any = None
 
