@@ -193,11 +193,11 @@ def test_missing_files_and_files_of_other_formats_are_refused(tmp_path, threshol
     head = pq.read_metadata(thresholded.path).metadata
     head = {key: head[key] for key in (b"kn_lens.scores", b"kn_lens.scores.sha256")}
     table = pq.read_table(thresholded.path).replace_schema_metadata(head)
-    later = b'{"version": 2}'
+    later = b'{"version": 3}'
     for changed, message in (
         (table.replace_schema_metadata(None), "holds no scores"),
         (table.replace_schema_metadata(head | {b"kn_lens.scores": later}), "damaged"),
-        (table.replace_schema_metadata(dict(zip(head, (later, sha256(later).hexdigest()), strict=True))), "version 2"),
+        (table.replace_schema_metadata(dict(zip(head, (later, sha256(later).hexdigest()), strict=True))), "version 3"),
         (table.drop_columns("total"), "other columns"),
         (table.slice(1), "lacks scores of prompt"),
         (table.set_column(1, table.schema.field(1), [table["prompt"]]), "layers that do not exist"),
