@@ -29,7 +29,7 @@ from kn_lens.errors import UnsupportedModelError
 from kn_lens.hosts.bridge import CONTEXT_LENGTHS, Host
 from kn_lens.hosts.checkpoints import first_line
 from kn_lens.hosts.encoder_decoder import EncoderInput
-from kn_lens.hosts.families import Kind, text_config
+from kn_lens.hosts.families import Kind, longest_padding, text_config
 from kn_lens.hosts.memory import ran_out_of_memory
 from kn_lens.hosts.partial_forward import Replacement, run_clean
 
@@ -73,7 +73,8 @@ class ReferenceLogits:
         Raises:
             UnsupportedModelError: transformers cannot run the model.
         """
-        prompts = _prompts(hf_model, mask_token_id if kind == "masked" else None)
+        padding = longest_padding(hf_model.config, kind)
+        prompts = _prompts(hf_model, mask_token_id if kind == "masked" else None, padding)
         attention = hf_model.config._attn_implementation
         try:
             return cls(prompts=prompts, logits=_plain_logits(hf_model, kind, prompts))
@@ -151,8 +152,14 @@ def _host_logits(host: Host, prompts: Sequence[Int[Tensor, " pos"]]) -> Float[Te
     return torch.cat([logits[mask.bool()], resumed])
 
 
-def _prompts(hf_model: Any, mask_token_id: int | None) -> list[Int[Tensor, " pos"]]:
-    """Return prompts of ordinary tokens, spread over the vocabulary, with a mask in the middle of a masked model's."""
+def _prompts(hf_model: Any, mask_token_id: int | None, padding: int | None) -> list[Int[Tensor, " pos"]]:
+    """Return prompts of ordinary tokens, spread over the vocabulary, with a mask in the middle of a masked model's.
+
+    Args:
+        hf_model: the plain model.
+        mask_token_id: None without a mask.
+        padding: the longest padding of a prompt beside a longer one; None where any is right.
+    """
     config, text = hf_model.config, text_config(hf_model.config)
     n_tokens = hf_model.get_input_embeddings().weight.shape[0]
     special = _special_ids(config) | _special_ids(text)
@@ -163,6 +170,8 @@ def _prompts(hf_model: Any, mask_token_id: int | None) -> list[Int[Tensor, " pos
     prompts = []
     for number, length in enumerate(PROMPT_LENGTHS):
         length = min(length, longest)
+        if padding is not None:
+            length = max(length, longest - padding)
         prompt = []
         for position in range(1, length + 1):
             prompt.append(_ordinary_token(position * n_tokens // (length + 1 + number), n_tokens, special))

@@ -309,6 +309,23 @@ def test_a_deberta_with_the_newer_head_is_read_with_it(tmp_path: Path) -> None:
         assert torch.equal(kn.host_of(model).logits(tokens, torch.ones_like(tokens)), expected)
 
 
+@pytest.mark.parametrize("local_attention", [4, 2])
+def test_a_window_narrower_than_the_padding_of_the_check_is_no_reason_to_refuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_attention: int
+) -> None:
+    architecture, settings = CASES["ModernBERT"]
+    monkeypatch.setitem(CASES, "narrow", (architecture, {**settings, "local_attention": local_attention}))
+    write_checkpoint("narrow", tmp_path, torch.float64)
+    host = kn.host_of(kn.load_model(tmp_path, dtype=torch.float64, device="cpu"))
+    assert host.longest_padding == local_attention // 2
+    plain = transformers.ModernBertForMaskedLM.from_pretrained(
+        tmp_path, dtype=torch.float64, attn_implementation="eager"
+    ).eval()
+    tokens = torch.arange(8, 22)[None]
+    with torch.no_grad():
+        assert torch.equal(host.logits(tokens, torch.ones_like(tokens)), plain(tokens).logits)
+
+
 def test_facts_are_found_in_a_modernbert_by_its_texts(tmp_path: Path) -> None:
     write_checkpoint("ModernBERT", tmp_path, torch.float64)
     model = kn.load_model(tmp_path, dtype=torch.float64, device="cpu")
