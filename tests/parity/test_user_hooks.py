@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import kn_lens as kn
+from kn_lens.attribution import reference
 from tests.tiny import CAUSAL, MASKED, N_LAYERS, equal, loaded, tiny_model
 
 ARCHITECTURES = ("BertForMaskedLM", "GPT2LMHeadModel", "LlamaForCausalLM", "Gemma2ForCausalLM")
@@ -109,7 +110,8 @@ def loss_of_silence(model, prompts, layer):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_attribution_under_user_hooks_equals_full_passes_with_them(architecture, kind):
+def test_attribution_under_user_hooks_equals_full_passes_with_them(architecture, kind, monkeypatch):
+    monkeypatch.setattr(reference, "host_of", lambda hooked: kn.host_of(hooked.model))
     model, prompts = loaded(architecture), prompts_for(architecture)
     hooks = hooks_of(model, prompts)[kind]
     with model.hooks(fwd_hooks=[*hooks]):
