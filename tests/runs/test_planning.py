@@ -18,7 +18,7 @@ from kn_lens.runs.stages.erasures import ERASURES
 from kn_lens.runs.stages.neurons import NEURONS
 from kn_lens.runs.stages.order import STAGES
 from kn_lens.runs.stages.updates import UPDATES
-from tests.tiny import COUNTRIES, loaded
+from tests.tiny import COUNTRIES, loaded, tiny_model
 
 TEMPLATES = {
     "P36": ("The capital of [X] is [Y]", "In fact, [X] has its seat in [Y]", "[X]: [Y]"),
@@ -188,15 +188,14 @@ def test_planning_a_slow_model_takes_seconds_and_one_pass(tmp_path, seconds):
 @pytest.mark.parametrize("architecture", ["BertForMaskedLM", "GPT2LMHeadModel"])
 def test_plan_estimates_the_time_of_the_adaptive_quadrature(tmp_path, architecture):
     """If every row takes the same time, the estimate is proportional to the number of rows."""
-    model, seconds = loaded(architecture), 0.001
+    model, seconds = tiny_model(architecture), 0.001
     settings = Settings.of(**FEW)
     with slowed(model, seconds):
         planned = plan(model, tiny_facts(), tmp_path / "run", settings, STAGES[:2]).set_index("stage")
     with open_context(model, tiny_facts(), tmp_path / "run", settings) as context, counted(model) as counts:
         run_stages(context, STAGES[:2], lambda state: None)
-    # On a busy machine fewer rows are measured in the time that there is.
-    assert planned.loc["attributions", "passes"] == pytest.approx(sum(counts.values()), rel=0.3)
-    assert planned.loc["attributions", "seconds"] == pytest.approx(seconds * sum(counts.values()), rel=0.3)
+    assert planned.loc["attributions", "passes"] == pytest.approx(sum(counts.values()), rel=0.15)
+    assert planned.loc["attributions", "seconds"] == pytest.approx(seconds * sum(counts.values()), rel=0.15)
 
 
 def test_plan_of_a_finished_run_makes_no_pass(tmp_path):
