@@ -453,7 +453,7 @@ class _Chunk:
             clean_rows.append(part_rows)
             rows = slice(n_rows, n_rows + prompts.n_rows)
             intervention = change.intervention.select(change.prompts, items)
-            for name, hook_fn in intervention.hooks(self.host, prompts.read_tokens_only()):
+            for name, hook_fn in intervention.hooks(self.host, prompts.moved_tokens_only()):
                 hooks_by_name.setdefault(name, []).append((rows, hook_fn))
             slices.append((rows, prompts))
             n_rows = rows.stop

@@ -18,6 +18,7 @@ from kn_lens._core.wording import counted, with_article
 from kn_lens.errors import ArgumentError, PromptError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.hosts import EncoderInput, Host, Kind
+from kn_lens.prompts.positions import PositionName, one_position
 
 Selection = int | slice | Fact | Sequence[int] | Int[Tensor, " chosen"]
 """What names some prompts: a number, a slice, a fact, or a list of numbers."""
@@ -78,6 +79,9 @@ class PromptBatch:
         encoder_tokens: token ids that the encoder of an encoder-decoder reads, padded on the right; None for other
             kinds of models.
         encoder_attention_mask: 1 for these tokens, 0 for padding; None where they are.
+        subject: the first token of each mention of the subject, and the one past its last; -1 where a row has fewer
+            mentions. None where it is not known, or where an encoder reads the subject.
+        moved_pos: position whose activation attribution and interventions move; None for the read position: see ``at``.
 
     Raises:
         ArgumentError: shapes, types, devices, padding or indices do not fit together.
@@ -97,6 +101,8 @@ class PromptBatch:
     made_for: MadeFor | None = None
     encoder_tokens: Int[Tensor, "row encoder_pos"] | None = None
     encoder_attention_mask: Int[Tensor, "row encoder_pos"] | None = None
+    subject: Int[Tensor, "row mention 2"] | None = None
+    moved_pos: Int[Tensor, " row"] | None = None
 
     def __post_init__(self) -> None:
         _check_shapes(self)
@@ -115,6 +121,7 @@ class PromptBatch:
         contrast_ids: Int[Tensor, " batch"] | None = None,
         encoder_tokens: Int[Tensor, "batch encoder_pos"] | None = None,
         encoder_attention_mask: Int[Tensor, "batch encoder_pos"] | None = None,
+        subject: Int[Tensor, "batch 2"] | Int[Tensor, "batch mention 2"] | None = None,
     ) -> "PromptBatch":
         """Make a batch from your own tokens, one row a prompt; no tokenizer is needed.
 
@@ -128,6 +135,8 @@ class PromptBatch:
             contrast_ids: a contrasting token, for ``output="logit_diff"``.
             encoder_tokens: what the encoder reads, for an encoder-decoder.
             encoder_attention_mask: 1 for these tokens, 0 for padding; None where nothing is padded.
+            subject: the first token of the subject of each prompt and the one past its last, or of each of several
+                mentions of it, with -1 where a prompt has fewer.
 
         Raises:
             ArgumentError: shapes, types, devices, padding or indices do not fit together.
@@ -169,6 +178,7 @@ class PromptBatch:
             left_out={},
             encoder_tokens=_whole(encoder_tokens),
             encoder_attention_mask=_whole(encoder_attention_mask),
+            subject=_mentions(subject),
         )
 
     def __len__(self) -> int:
@@ -259,6 +269,31 @@ class PromptBatch:
             return None
         return EncoderInput(tokens=self.encoder_tokens, attention_mask=self.encoder_attention_mask).cropped()
 
+    @property
+    def post_pos(self) -> Int[Tensor, " row"]:
+        """Position whose activation is moved: the read position, or where ``at`` has put the prompts."""
+        return self.read_pos if self.moved_pos is None else self.moved_pos
+
+    def at(self, position: PositionName | Int[Tensor, " _"]) -> "PromptBatch":
+        """Return the prompts with activations moved at another position; answers are read where they were.
+
+        Args:
+            position: ``read``; ``subject_last``, the subject's last token (of several mentions the last before the read
+                position, or else the first after it); or a position of each prompt, or of each row, as a tensor.
+
+        Raises:
+            ArgumentError: another name, a position outside a prompt's tokens, or it is not known where the subject
+                stands.
+
+        >>> import kn_lens as kn
+        >>> model = kn.load_model("world-bert")
+        >>> prompts = kn.make_prompts(model, kn.FactSet.world().find("Ireland", relation="P36"))
+        >>> prompts.text[0], int(prompts.read_pos[0]), int(prompts.at("subject_last").post_pos[0])
+        ('The country Ireland has the capital [MASK].', 7, 3)
+        """
+        moved_pos = one_position(self, position)
+        return self._unchecked(moved_pos=None if moved_pos is self.read_pos else moved_pos)
+
     def prompts_per_fact(self) -> dict[Fact, int]:
         """Return the number of prompts of each fact, 0 if all of them were left out.
 
@@ -291,7 +326,7 @@ class PromptBatch:
             raise ArgumentError("There is no prompt in the batch; expected at least one.")
         rows, owner = self.rows_and_owners(chosen)
         optional = {}
-        for name in ("contrast_ids", "encoder_tokens", "encoder_attention_mask"):
+        for name in ("contrast_ids", "encoder_tokens", "encoder_attention_mask", "subject", "moved_pos"):
             values = getattr(self, name)
             optional[name] = None if values is None else values[rows]
         return self._unchecked(
@@ -306,13 +341,15 @@ class PromptBatch:
             template=tuple(self.template[number] for number in numbers),
         )
 
-    def read_tokens_only(self) -> "PromptBatch":
-        """Return the prompts with one token in each row, the one at the read position."""
-        tokens = self.tokens.gather(1, self.read_pos[:, None])
+    def moved_tokens_only(self) -> "PromptBatch":
+        """Return the prompts with one token in each row, the one whose activation is moved."""
+        tokens = self.tokens.gather(1, self.post_pos[:, None])
         return self._unchecked(
             tokens=tokens,
             attention_mask=torch.ones_like(tokens),
             read_pos=torch.zeros_like(self.read_pos),
+            subject=None,
+            moved_pos=None,
         )
 
     def to(self, device: str | torch.device) -> "PromptBatch":
@@ -431,6 +468,13 @@ def _whole(value: Any) -> Any:
     return value.long()
 
 
+def _mentions(subject: Any) -> Any:
+    """Return spans with an axis for the mentions of a subject, where there is none for the only one."""
+    if isinstance(subject, Tensor) and subject.ndim == 2:
+        subject = subject[:, None]
+    return _whole(subject)
+
+
 def _placeholder_facts(
     fact_index: Int[Tensor, " batch"],
     target_ids: Int[Tensor, " batch"],
@@ -471,6 +515,11 @@ def _check_shapes(batch: PromptBatch) -> None:
     if batch.encoder_tokens is not None:
         n_encoder_pos = batch.encoder_tokens.shape[-1] if batch.encoder_tokens.ndim else 0
         expected["encoder_tokens"] = expected["encoder_attention_mask"] = (n_rows, n_encoder_pos)
+    if batch.subject is not None:
+        n_mentions = batch.subject.shape[1] if isinstance(batch.subject, Tensor) and batch.subject.ndim == 3 else 1
+        expected["subject"] = (n_rows, n_mentions, 2)
+    if batch.moved_pos is not None:
+        expected["moved_pos"] = (n_rows,)
     for name, shape in expected.items():
         value = getattr(batch, name)
         if not isinstance(value, Tensor) or value.dtype != torch.int64:
@@ -500,6 +549,20 @@ def _check_values(batch: PromptBatch) -> None:
         "read_pos of row {row} is {value}, outside the row's tokens.",
         batch.read_pos,
     )
+    if batch.moved_pos is not None:
+        _refuse(
+            (batch.moved_pos < 0) | (batch.moved_pos >= lengths),
+            "moved_pos of row {row} is {value}, outside the row's tokens.",
+            batch.moved_pos,
+        )
+    if batch.subject is not None:
+        start, stop = batch.subject.unbind(-1)
+        is_mention = (start >= 0) & (start < stop) & (stop <= lengths[:, None])
+        is_none = (start == -1) & (stop == -1)
+        _refuse(
+            (~(is_mention | is_none)).any(-1),
+            "subject of row {row} is not the first token of a mention and the one past its last, or -1 and -1.",
+        )
     _refuse((batch.tokens < 0).any(-1), "tokens of row {row} hold a negative id.")
     for name in ("target_ids", "contrast_ids"):
         ids = getattr(batch, name)

@@ -15,6 +15,7 @@ Rows of a prompt stand together and in order. Where every answer is one token, r
 on the right, where it changes nothing in any family.
 """
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -214,12 +215,16 @@ class _Query(NamedTuple):
         template: as given.
         before: text before the answer.
         after: text after the answer; empty for causal models.
+        subject_before: the first character of each mention of the subject in ``before``.
+        subject_after: those in ``after``.
     """
 
     fact: int
     template: str
     before: str
     after: str
+    subject_before: tuple[int, ...]
+    subject_after: tuple[int, ...]
 
     @property
     def with_slot(self) -> str:
@@ -252,7 +257,9 @@ def build(
     if not queries:
         raise _none_left(left_out)
     answers = [facts[query.fact].object for query in queries]
-    encoded = _encode_answers(form, queries, answers)
+    # The encoder of an encoder-decoder reads the subject, and its decoder is what prompts have positions of.
+    subjects = None if form.decoder is not None else [facts[query.fact].subject for query in queries]
+    encoded = _encode_answers(form, queries, answers, subjects)
     has_no_embedding = (encoded.ids >= form.d_vocab).any(-1)
     problem = np.where(has_no_embedding, BEYOND, encoded.problem)
     if unknown_answers == "error" and (problem != "").any():
@@ -293,8 +300,8 @@ def _queries(form: PromptForm, facts: FactSet) -> tuple[list[_Query], Counter[st
                 continue
             # Split before the subject is filled in: a subject may read "[Y]".
             before, after = template.split(OBJECT_SLOT)
-            before = before.replace(SUBJECT_SLOT, fact.subject)
-            after = after.replace(SUBJECT_SLOT, fact.subject) if form.reads_whole_text else ""
+            before, subject_before = _filled_in(before, fact.subject)
+            after, subject_after = _filled_in(after if form.reads_whole_text else "", fact.subject)
             if (number, before, after) in queries:
                 left_out[SAME] += 1
                 continue
@@ -303,8 +310,28 @@ def _queries(form: PromptForm, facts: FactSet) -> tuple[list[_Query], Counter[st
                 template=template,
                 before=before,
                 after=after,
+                subject_before=subject_before,
+                subject_after=subject_after,
             )
     return list(queries.values()), left_out
+
+
+def _filled_in(text: str, subject: str) -> tuple[str, tuple[int, ...]]:
+    """Return a part of a template with the subject in its slot, and the first character of each mention of it.
+
+    A template may write the subject out beside its slot: such words are mentions too.
+
+    >>> _filled_in("In Eire, [X] is called ", "Eire")
+    ('In Eire, Eire is called ', (3, 9))
+    """
+    slot = text.find(SUBJECT_SLOT)
+    filled = text.replace(SUBJECT_SLOT, subject)
+    starts = set() if slot < 0 else {slot}
+    if subject and filled.count(subject) > len(starts):
+        for mention in re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", filled):
+            if slot < 0 or abs(mention.start() - slot) >= len(subject):
+                starts.add(mention.start())
+    return filled, tuple(sorted(starts))
 
 
 def object_is_last(template: str) -> bool:
@@ -319,14 +346,28 @@ def _encode_answers(
     form: PromptForm,
     queries: Sequence[_Query],
     answers: Sequence[str],
+    subjects: Sequence[str] | None = None,
 ) -> Encoded:
-    """Encode each query with an answer in its slot."""
+    """Encode each query with an answer in its slot.
+
+    Args:
+        form: the form of the prompts.
+        queries: the queries.
+        answers: one for each.
+        subjects: the subject of each, where its tokens are wanted.
+    """
     texts, begin, end = [], [], []
     for query, answer in zip(queries, answers, strict=True):
         texts.append(query.before + answer + query.after)
         begin.append(len(query.before))
         end.append(len(query.before) + len(answer))
-    return encode(form.tokenizer, texts, begin, end)
+    mentions = None
+    if subjects is not None:
+        mentions = []
+        for query, subject, answer_end in zip(queries, subjects, end, strict=True):
+            starts = [*query.subject_before, *(answer_end + start for start in query.subject_after)]
+            mentions.append([(start, start + len(subject)) for start in starts if subject])
+    return encode(form.tokenizer, texts, begin, end, mentions)
 
 
 def _check_lengths_and_slots(
@@ -416,6 +457,7 @@ def _batch(
         made_for=form.made_for,
         encoder_tokens=None if encoder_tokens is None else tensor(encoder_tokens),
         encoder_attention_mask=None if encoder_mask is None else tensor(encoder_mask),
+        subject=None if form.decoder is not None else tensor(encoded.mentions[prompt_index]),
     )
 
 

@@ -1,4 +1,4 @@
-"""Tokenization: the position of an answer's tokens in a text.
+"""Tokenization: the positions of the tokens of an answer, and of a subject, in a text.
 
 Text and answer are encoded together, once. The answer is the run of tokens that overlap its characters, so that word
 pieces, leading spaces and byte merges are those that the checkpoint saw in training, for any tokenizer. A space before
@@ -19,6 +19,9 @@ from kn_lens.errors import PromptError
 UNKNOWN = "answer not in the vocabulary"
 STRADDLES = "answer shares a token with the text beside it"
 
+CharacterSpan = tuple[int, int]
+"""The first character of a part of a text, and the one past its last."""
+
 _TEXTS_PER_CALL = 8192  # bounds the memory of the tokenizer's own objects
 
 
@@ -32,6 +35,8 @@ class Encoded:
         start: position of the answer's first token; shape [text].
         n_answer: number of the answer's tokens; shape [text].
         problem: why the answer cannot be used, ``""`` if it can; shape [text].
+        mentions: the first token of each mention of the subject and the one past its last, -1 and -1 where a text has
+            fewer, or where no token stands for a mention; shape [text, mention, 2].
     """
 
     ids: np.ndarray
@@ -39,6 +44,7 @@ class Encoded:
     start: np.ndarray
     n_answer: np.ndarray
     problem: np.ndarray
+    mentions: np.ndarray
 
     @property
     def end(self) -> np.ndarray:
@@ -52,6 +58,7 @@ class Encoded:
             start=self.start[texts],
             n_answer=self.n_answer[texts],
             problem=self.problem[texts],
+            mentions=self.mentions[texts],
         )
 
 
@@ -60,14 +67,17 @@ def encode(
     texts: Sequence[str],
     begin: Sequence[int],
     end: Sequence[int],
+    mentions: Sequence[Sequence[CharacterSpan]] | None = None,
 ) -> Encoded:
-    """Encode texts, with special tokens, and find the tokens of their answers.
+    """Encode texts, with special tokens, and find the tokens of their answers, and of mentions of their subjects.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer.
         texts: the texts.
         begin: position of the answer's first character, in each text.
         end: one past the position of its last character.
+        mentions: the characters of each mention of the subject, in each text; None where they are not wanted. The
+            tokens of a mention are those over its characters, also those that it shares with the text beside it.
 
     Raises:
         PromptError: the tokenizer does not give the characters that a token covers.
@@ -77,17 +87,18 @@ def encode(
             f"The tokenizer {type(tokenizer).__name__} cannot say which characters a token covers; "
             "expected a fast one: transformers.AutoTokenizer.from_pretrained(..., use_fast=True)."
         )
+    spans = _character_spans(mentions or [()] * len(texts))
     chunks = []
     for first in range(0, len(texts), _TEXTS_PER_CALL):
         chunk = slice(first, first + _TEXTS_PER_CALL)
-        chunks.append(_encode_chunk(tokenizer, texts[chunk], begin[chunk], end[chunk]))
+        chunks.append(_encode_chunk(tokenizer, texts[chunk], begin[chunk], end[chunk], spans[chunk]))
     n_pos = max(chunk.ids.shape[1] for chunk in chunks)
     padded_ids = []
     for chunk in chunks:
         n_padding = n_pos - chunk.ids.shape[1]
         padded_ids.append(np.pad(chunk.ids, ((0, 0), (0, n_padding))))
     arrays = {}
-    for name in ("length", "start", "n_answer", "problem"):
+    for name in ("length", "start", "n_answer", "problem", "mentions"):
         arrays[name] = np.concatenate([getattr(chunk, name) for chunk in chunks])
     return Encoded(ids=np.concatenate(padded_ids), **arrays)
 
@@ -97,6 +108,7 @@ def _encode_chunk(
     texts: Sequence[str],
     begin: Sequence[int],
     end: Sequence[int],
+    mention_spans: np.ndarray,
 ) -> Encoded:
     coded = tokenizer(
         list(texts),
@@ -172,7 +184,53 @@ def _encode_chunk(
         start=start,
         n_answer=stop - start,
         problem=problem,
+        mentions=_token_spans(mention_spans, first, last, special, text_of, text_start),
     )
+
+
+def _character_spans(mentions: Sequence[Sequence[CharacterSpan]]) -> np.ndarray:
+    """Return the spans of each text as one array [text, mention, 2], with -1 where a text has fewer."""
+    most = max(map(len, mentions))
+    spans = np.full((len(mentions), most, 2), -1)
+    for number, of_text in enumerate(mentions):
+        if of_text:
+            spans[number, : len(of_text)] = of_text
+    return spans
+
+
+def _token_spans(
+    spans: np.ndarray,
+    first: np.ndarray,
+    last: np.ndarray,
+    special: np.ndarray,
+    text_of: np.ndarray,
+    text_start: np.ndarray,
+) -> np.ndarray:
+    """Return the tokens over spans of characters, as `Encoded.mentions`.
+
+    Args:
+        spans: of characters, [text, mention, 2].
+        first: the first character of each token.
+        last: one past its last character.
+        special: whether it is a special token.
+        text_of: the text of each token.
+        text_start: the first token of each text.
+    """
+    n_texts, n_mentions = spans.shape[:2]
+    found = np.full((n_texts, n_mentions, 2), -1)
+    for mention in range(n_mentions):
+        begin, end = spans[text_of, mention].T
+        is_over = (first < end) & (last > begin) & ~special
+        tokens = np.flatnonzero(is_over)
+        texts = text_of[is_over]
+        start = np.full(n_texts, len(first))
+        stop = np.full(n_texts, -1)
+        np.minimum.at(start, texts, tokens)
+        np.maximum.at(stop, texts, tokens + 1)
+        has_tokens = stop >= 0
+        found[has_tokens, mention, 0] = (start - text_start)[has_tokens]
+        found[has_tokens, mention, 1] = (stop - text_start)[has_tokens]
+    return found
 
 
 def _covered(spans: np.ndarray, text_of: np.ndarray, n_texts: int) -> np.ndarray:
