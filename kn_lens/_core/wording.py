@@ -11,12 +11,16 @@ def counted(n: int, noun: str) -> str:
 
 
 def with_article(noun: str) -> str:
-    """Return a noun with its article.
+    """Return a noun, or the name of a class, with its article: that of its first letter where it begins with letters.
 
     >>> with_article("encoder-decoder"), with_article("masked")
     ('an encoder-decoder', 'a masked')
+    >>> with_article("MPNetForMaskedLM"), with_article("GPT2LMHeadModel")
+    ('an MPNetForMaskedLM', 'a GPT2LMHeadModel')
     """
-    return f"an {noun}" if noun[0].lower() in "aeiou" else f"a {noun}"
+    is_spelled = noun[:2].isupper() and len(noun) > 1
+    begins_with_vowel = noun[0] in "AEFHILMNORSX" if is_spelled else noun[0].lower() in "aeiou"
+    return f"an {noun}" if begins_with_vowel else f"a {noun}"
 
 
 def type_with_article(value: object) -> str:

@@ -161,11 +161,12 @@ Limit = Annotated[
     option(FACTS, "N", "Maximum number of facts of each relation, drawn at random.", min=1),
 ]
 Seed = Annotated[int, option(FACTS, "N", "Seed of all random draws.", min=0)]
+LEAVE_OUT_OPTION = "--leave-out-unknown"
 LeaveOutUnknown = Annotated[
     bool,
     flag(
         FACTS,
-        "--leave-out-unknown",
+        LEAVE_OUT_OPTION,
         "Exclusion of answers outside the vocabulary; an error by default.",
     ),
 ]

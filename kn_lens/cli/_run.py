@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from kn_lens._core import defaults
 from kn_lens._core.names import DTYPES, TF32
 from kn_lens._core.notation import neuron_key
+from kn_lens.cli._options import LEAVE_OUT_OPTION
 from kn_lens.cli._terminal import err, show_progress
-from kn_lens.errors import ArgumentError, DataError
+from kn_lens.errors import ArgumentError, DataError, PromptError
 from kn_lens.facts import Fact
 
 if TYPE_CHECKING:
@@ -202,18 +203,24 @@ def build_prompts(
         leave_out: whether to exclude answers outside the vocabulary instead of raising.
         contrast: the other answer of the output ``logit_diff``.
         min_prompts: facts with fewer prompts are excluded.
+
+    Raises:
+        PromptError: as ``make_prompts``, with the option of the command in place of the argument.
     """
-    from kn_lens.prompts import make_prompts
+    from kn_lens.prompts import LEAVE_OUT, make_prompts
 
     facts = list(facts)
     with show_progress(f"Writing the prompts of {len(facts):,} facts"):
-        return make_prompts(
-            model,
-            facts,
-            contrast=contrast,
-            unknown_answers="leave_out" if leave_out else "error",
-            min_prompts=min_prompts,
-        )
+        try:
+            return make_prompts(
+                model,
+                facts,
+                contrast=contrast,
+                unknown_answers="leave_out" if leave_out else "error",
+                min_prompts=min_prompts,
+            )
+        except PromptError as error:
+            raise type(error)(str(error).replace(LEAVE_OUT, LEAVE_OUT_OPTION)) from error
 
 
 def unqueried_facts(prompts: "PromptBatch") -> list[Fact]:

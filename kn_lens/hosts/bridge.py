@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from kn_lens._core.interrupts import entered, undone
 from kn_lens._core.layout import ONE_MLP_A_LAYER, LayerLayout, NeuronLayout
+from kn_lens._core.wording import type_with_article, with_article
 from kn_lens.errors import (
     ArgumentError,
     EditError,
@@ -27,7 +28,7 @@ from kn_lens.errors import (
     UnsupportedModelError,
     did_you_mean,
 )
-from kn_lens.hosts.checkpoints import check_finite, check_state, origin_of
+from kn_lens.hosts.checkpoints import check_finite, check_state, origin_of, output_settings
 from kn_lens.hosts.encoder_decoder import DECODER_BLOCKS, DecoderForm, EncoderInput
 from kn_lens.hosts.exclusive import leave_caller_modes
 from kn_lens.hosts.experts import ActiveExperts, ExpertLayer, ExpertRows
@@ -1121,13 +1122,14 @@ def bridge_host(model: Any) -> Host:
     hf_model: Any = getattr(model, "original_model", None)
     if not hasattr(getattr(hf_model, "config", None), "model_type"):
         raise UnsupportedModelError(
-            f"This TransformerBridge wraps a {type(hf_model).__name__}; expected one that wraps a Hugging Face model, "
-            "as kn_lens.load_model and TransformerBridge.boot_transformers make it."
+            f"This TransformerBridge wraps {type_with_article(hf_model)}; expected one that wraps a Hugging Face "
+            "model, as kn_lens.load_model and TransformerBridge.boot_transformers make it."
         )
     name = str(model.cfg.model_name)
     architecture = architecture_of(hf_model)
     kind = check_config(hf_model.config, architecture, name)
     check_state(hf_model, name)
+    _check_outputs(hf_model, name)
     _check_ends(model, name)
     blocks = getattr(model, _stack_of(kind), [])
     expert_layers = expert_layers_of(blocks) if has_experts(hf_model.config) else {}
@@ -1148,7 +1150,7 @@ def bridge_host(model: Any) -> Host:
     W_out = weights[0]
     if W_out.dtype == torch.float64 and hf_model.config.model_type in _NOT_IN_FLOAT64:
         raise UnsupportedModelError(
-            f"{name}: transformers cannot run a {architecture} in float64; load it in torch.float32."
+            f"{name}: transformers cannot run {with_article(architecture)} in float64; load it in torch.float32."
         )
     return Host(
         model=model,
@@ -1188,6 +1190,16 @@ def _embedding(model: Any) -> Any:
     """Return the word embeddings of a bridge; those of the decoder, where it has its own."""
     own = getattr(model, "decoder_embed", None)
     return model.embed if own is None else own
+
+
+def _check_outputs(hf_model: nn.Module, name: str) -> None:
+    """Raise unless passes of a model return their logits by name."""
+    for setting in output_settings(hf_model):
+        raise UnsupportedModelError(
+            f"{name} has {setting.name}={setting.value} in its configuration, with which passes of parts of it fail; "
+            f"expected {not setting.value}, which kn_lens.load_model sets: "
+            f"model.original_model.config.{setting.name} = {not setting.value}."
+        )
 
 
 def _check_ends(model: Any, name: str) -> None:

@@ -20,6 +20,7 @@ from torch import nn
 
 from kn_lens._core.atomic import read_whole
 from kn_lens._core.checks import wrong_kind
+from kn_lens._core.wording import type_with_article, with_article
 from kn_lens.errors import ArgumentError, KNLensError, UnsupportedModelError, did_you_mean
 from kn_lens.hosts.encoder_decoder import DECODER_BLOCKS, FINAL_BIAS
 from kn_lens.hosts.exclusive import one_load_at_a_time
@@ -68,6 +69,7 @@ _WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 
+_RETURNED_OTHERWISE = {"return_dict": False, "output_router_logits": True}
 _WEIGHT_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _QUANTISING_LIBRARIES = (
     "torch.ao.",
@@ -212,8 +214,9 @@ def read_checkpoint(
         missing = sorted(info["missing_keys"])
         raise UnsupportedModelError(
             f"{name!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]!r}, which would be "
-            f"random; it was saved from {(config.architectures or ['another class'])[0]}. Expected a checkpoint with "
-            "its language-model head" + (" (ELECTRA: the generator)." if config.model_type == "electra" else ".")
+            f"random; it was saved from {(config.architectures or ['another class'])[0]}. Expected a checkpoint of "
+            f"{with_article(type(model).__name__)}"
+            + (" (ELECTRA: the generator)." if config.model_type == "electra" else ".")
         )
     origin = ""
     if location.gguf_file:
@@ -339,8 +342,8 @@ def check_in_memory(model: Any) -> None:
     kind = type(model).__name__
     if hasattr(model, "merge_and_unload"):
         raise UnsupportedModelError(
-            f"Got a {kind}, a model inside an adapter of PEFT; expected the Hugging Face model with the adapter merged "
-            "in: peft_model.merge_and_unload()."
+            f"Got {with_article(kind)}, a model inside an adapter of PEFT; expected the Hugging Face model with the "
+            "adapter merged in: peft_model.merge_and_unload()."
         )
     if not isinstance(model, PreTrainedModel):
         expected = "a name, a directory, a Hugging Face model or a TransformerLens model"
@@ -384,7 +387,7 @@ def check_placed(model: nn.Module, name: str) -> None:
         library = type(module).__module__
         if library.startswith(_QUANTISING_LIBRARIES):
             raise UnsupportedModelError(
-                f"{name} is quantised: {_checkpoint_name(path)!r} is a {type(module).__name__} of "
+                f"{name} is quantised: {_checkpoint_name(path)!r} is {type_with_article(module)} of "
                 f"{library.partition('.nn')[0]}; load {INSTEAD_OF_QUANTISED}."
             )
     for path, weight in model.named_parameters():
@@ -400,7 +403,7 @@ def check_placed(model: nn.Module, name: str) -> None:
         # Those of torchao have classes of their own, and say that they are float32.
         if type(weight) not in (nn.Parameter, torch.Tensor):
             raise UnsupportedModelError(
-                f"{name} is quantised or sharded: {_checkpoint_name(path)!r} is a {type(weight).__name__}, no plain "
+                f"{name} is quantised or sharded: {_checkpoint_name(path)!r} is {type_with_article(weight)}, no plain "
                 f"tensor; load {INSTEAD_OF_QUANTISED}."
             )
 
@@ -439,6 +442,7 @@ def restored_on_error(hf_model: Any) -> Iterator[None]:
     kept_bias = None if bias is None else bias.clone()
     attention = hf_model.config._attn_implementation
     experts = hf_model.config._experts_implementation
+    outputs = output_settings(hf_model)
     try:
         yield
     except BaseException:
@@ -451,7 +455,45 @@ def restored_on_error(hf_model: Any) -> Iterator[None]:
             bias.copy_(kept_bias)
         hf_model.set_attn_implementation(attention)
         hf_model.config._experts_implementation = experts
+        for setting in outputs:
+            setattr(setting.config, setting.name, setting.value)
         raise
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSetting:
+    """A setting of what a model returns, beside what it computes.
+
+    Attributes:
+        config: the configuration, of the model or of a part of it.
+        name: of the setting.
+        value: its value.
+    """
+
+    config: Any
+    name: str
+    value: Any
+
+
+def output_settings(hf_model: nn.Module) -> list[OutputSetting]:
+    """Return the settings with which passes of a model fail, since they return something else.
+
+    Without ``return_dict``, modules return tuples where others expect names. With ``output_router_logits``, a mixture
+    of experts computes a loss of the routing, of passes through all layers and rows alone.
+    """
+    configs = {id(config): config for config in (getattr(part, "config", None) for part in hf_model.modules())}
+    found: list[OutputSetting] = []
+    for config in configs.values():
+        for name, value in _RETURNED_OTHERWISE.items():
+            if getattr(config, name, None) is value:
+                found.append(OutputSetting(config=config, name=name, value=value))
+    return found
+
+
+def return_logits_by_name(hf_model: nn.Module) -> None:
+    """Let a model return its logits by name, and nothing beside that passes of parts of it cannot compute."""
+    for setting in output_settings(hf_model):
+        setattr(setting.config, setting.name, not setting.value)
 
 
 def run_experts_one_by_one(hf_model: Any) -> None:

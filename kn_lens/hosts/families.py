@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from kn_lens._core.wording import with_article
 from kn_lens.errors import UnsupportedModelError
 from kn_lens.hosts.adapters import ADAPTERS, KNOWN_TO_VERSION_4, register_missing
 from kn_lens.hosts.encoder_decoder import Writes
@@ -470,9 +471,11 @@ def _reason_against_class(config: Any, architecture: str, family: Family | None)
     if architecture in registered_by_user():
         return None
     if family and family.architecture != architecture:
-        return (
-            f"a {architecture} lacks the language-model head that answers are read from; take a {family.architecture}"
-        )
+        if architecture.endswith(tuple(_KIND_BY_ENDING)):
+            reason = f"it is {with_article(architecture)}, and {family.name} is hosted as {family.architecture} alone"
+        else:
+            reason = f"{with_article(architecture)} lacks the language-model head that answers are read from"
+        return f"{reason}; take {with_article(family.architecture)}"
     instead = "take one of the families that `kn-lens models` lists"
     if architecture not in adapters():
         return (

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from kn_lens._core.wording import type_with_article
 from kn_lens.errors import ArgumentError, UnsupportedModelError
 from kn_lens.hosts.bridge import Host
 from kn_lens.hosts.checkpoints import check_placed, origin_of
@@ -128,7 +129,7 @@ def hooked_host(model: Any) -> HookedHost:
     _check_blocks(model, name)
     if cfg.use_normalization_before_and_after or cfg.original_architecture in _POST_NORM:
         raise UnsupportedModelError(
-            f"{name}: a norm stands between W_out and hook_mlp_out of a {type(model).__name__}, so that what W_out "
+            f"{name}: a norm stands between W_out and hook_mlp_out of {type_with_article(model)}, so that what W_out "
             "writes cannot be read; load it as a TransformerBridge: kn_lens.load_model(name)."
         )
     masked = any(cls.__name__ == "HookedEncoder" for cls in type(model).__mro__)
@@ -163,8 +164,8 @@ def hooked_from(hf_model: Any, *, name: str, tokenizer: Any) -> Any:
     build = {"GPT2LMHeadModel": _gpt2, "BertForMaskedLM": _bert}.get(architecture_of(hf_model))
     if build is None:
         raise UnsupportedModelError(
-            f"{name!r} is a {type(hf_model).__name__}; host='hooked' takes GPT2LMHeadModel and BertForMaskedLM. Leave "
-            "host= out to load it as a TransformerBridge."
+            f"{name!r} is {type_with_article(hf_model)}; host='hooked' takes GPT2LMHeadModel and BertForMaskedLM. "
+            "Leave host= out to load it as a TransformerBridge."
         )
     with quiet_imports():
         warnings.simplefilter("ignore", DeprecationWarning)  # that they end with version 3 is known here

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from kn_lens._core.checks import wrong_kind
+from kn_lens._core.wording import type_with_article, with_article
 from kn_lens.errors import (
     ArgumentError,
     HookError,
@@ -27,13 +28,14 @@ from kn_lens.hosts.checkpoints import (
     is_wrapped,
     read_checkpoint,
     restored_on_error,
+    return_logits_by_name,
     run_experts_one_by_one,
     wrap_in_bridge,
 )
 from kn_lens.hosts.exclusive import exclusive, exclusively, one_load_at_a_time
 from kn_lens.hosts.families import architecture_of, check_config
 from kn_lens.hosts.hooked import hooked_from, hooked_host, is_hooked
-from kn_lens.hosts.logit_check import LogitCheck, ReferenceLogits
+from kn_lens.hosts.logit_check import LogitCheck, ReferenceLogits, cure_of_failed_pass
 from kn_lens.hosts.memory import ran_out_of_memory
 from kn_lens.hosts.model_protocol import HookedModel
 from kn_lens.hosts.tokenizers import (
@@ -150,7 +152,7 @@ def load_model(
         given = [key for key, value in for_names.items() if value is not None]
         if given:
             raise ArgumentError(
-                f"{given[0]}= is for checkpoints loaded by name; got a {type(name_or_model).__name__}. Move or cast "
+                f"{given[0]}= is for checkpoints loaded by name; got {type_with_article(name_or_model)}. Move or cast "
                 "the model before."
             )
         if is_bridge(name_or_model) or is_hooked(name_or_model):
@@ -174,6 +176,7 @@ def _host_model(hf_model: Any, host: str, name: str, tokenizer: Any, *, check: b
     """Return a TransformerLens model of a Hugging Face model, with finite weights and the same logits."""
     check_finite(hf_model, name)
     run_experts_one_by_one(hf_model)
+    return_logits_by_name(hf_model)
     hooked = first_hooked(hf_model)
     reference = _reference_logits(hf_model, name, tokenizer) if check else None
     build = wrap_in_bridge if host == "bridge" else hooked_from
@@ -188,8 +191,8 @@ def _host_model(hf_model: Any, host: str, name: str, tokenizer: Any, *, check: b
         if isinstance(error, KNLensError) or ran_out_of_memory(error):
             raise
         raise UnsupportedModelError(
-            f"TransformerLens cannot run {name!r} in {described.dtype}: {first_line(error)}. Load it in torch.float32, "
-            "or another model."
+            f"TransformerLens cannot run {name!r} in {described.dtype}: {first_line(error)}. "
+            f"{cure_of_failed_pass(described.dtype)}"
         ) from error
     return model
 
@@ -270,8 +273,9 @@ def check_host(model: HookedModel | Host, reference: Any = None) -> LogitCheck:
         kind = type(reference).__name__
         if is_hosted(reference) or (isinstance(reference, torch.nn.Module) and is_wrapped(reference)):
             raise ArgumentError(
-                f"The reference, a {kind}, is wrapped by TransformerLens; expected a model that transformers runs: the "
-                "name or directory of the checkpoint, or a Hugging Face model that was not passed to load_model."
+                f"The reference, {with_article(kind)}, is wrapped by TransformerLens; expected a model that "
+                "transformers runs: the name or directory of the checkpoint, or a Hugging Face model that was not "
+                "passed to load_model."
             )
         check_in_memory(reference)
         check_state(reference, kind)

@@ -86,7 +86,8 @@ class ReferenceLogits:
                 hf_model.set_attn_implementation("sdpa")
                 return cls(prompts=prompts, logits=_plain_logits(hf_model, kind, prompts))
             raise UnsupportedModelError(
-                f"transformers cannot run {name!r} in {hf_model.dtype}: {first_line(error)}. Load it in another dtype."
+                f"transformers cannot run {name!r} in {hf_model.dtype}: {first_line(error)}. "
+                f"{cure_of_failed_pass(hf_model.dtype)}"
             ) from error
         finally:
             if hf_model.config._attn_implementation != attention:
@@ -218,3 +219,10 @@ def _centred(logits: Float[Tensor, "pos d_vocab"]) -> Float[Tensor, "pos d_vocab
 
 def _widened(logits: Float[Tensor, "pos d_vocab"]) -> Float[Tensor, "pos d_vocab"]:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def cure_of_failed_pass(dtype: torch.dtype) -> str:
+    """Return what to do about a model that cannot be run in its type."""
+    if dtype == torch.float32:
+        return "Its configuration (config.json) may not be one that this class can run; load another checkpoint."
+    return "Load it in torch.float32, or, where its configuration (config.json) is the reason, another checkpoint."

@@ -98,12 +98,13 @@ def check_beginning(tokenizer: Any, unchanged: Any) -> None:
 
     Args:
         tokenizer: the tokenizer that the caller chose.
-        unchanged: the checkpoint's own; None where it is not known.
+        unchanged: the checkpoint's own; None where it is not known. Where a checkpoint has no tokenizer, transformers
+            makes one of its class, without words: nothing can be compared with that.
 
     Raises:
         ArgumentError: with the token, and what to do.
     """
-    if unchanged is None or unchanged is tokenizer:
+    if unchanged is None or unchanged is tokenizer or not _has_words(unchanged):
         return
     added = _special_tokens_before(tokenizer)
     if len(added) > len(_special_tokens_before(unchanged)):
@@ -114,6 +115,11 @@ def check_beginning(tokenizer: Any, unchanged: Any) -> None:
             "transformers.AutoTokenizer.from_pretrained(...) unchanged. To query with that token all the same, make "
             "the prompts with PromptBatch.from_tokens, for example of model.to_tokens(text)."
         )
+
+
+def _has_words(tokenizer: Any) -> bool:
+    """Return whether a tokenizer has other tokens than special ones, and than the mark of a word's beginning."""
+    return not tokenizer.get_vocab().keys() <= {*tokenizer.all_special_tokens, "▁"}
 
 
 def adds_special_tokens_before(tokenizer: Any) -> bool:

@@ -82,7 +82,9 @@ def unwrap_model(model: HookedModel) -> Any:
 
 def _share_buffers(wrapped: nn.Module, unwrapped: nn.Module) -> None:
     """Share the buffers that no checkpoint holds, such as rotary frequencies."""
-    buffers = {_checkpoint_name(name): buffer for name, buffer in wrapped.named_buffers()}
+    # One module may be in several places: rotary frequencies are in the attention of TransformerLens too.
+    in_every_place = wrapped.named_buffers(remove_duplicate=False)
+    buffers = {_checkpoint_name(name): buffer for name, buffer in in_every_place}
     for name, buffer in list(unwrapped.named_buffers()):
         if buffer.is_meta and name in buffers:
             path, _, last = name.rpartition(".")

@@ -20,7 +20,7 @@ from torch import Tensor
 from kn_lens._core.checks import check_kind, check_path, wrong_kind
 from kn_lens._core.display import ROWS_SHOWN, enumerated, table_html
 from kn_lens._core.notation import SHARED, NeuronLike, neuron_key, neuron_name
-from kn_lens._core.wording import counted
+from kn_lens._core.wording import counted, type_with_article
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.hosts import HookedModel, Host, ModelIdentity, host_of, is_hosted
@@ -536,7 +536,7 @@ def check_neurons_by_fact(neurons_by_fact: object, name: str = "neurons_by_fact"
     for fact, neurons in neurons_by_fact.items():
         if not isinstance(fact, Fact) or not isinstance(neurons, NeuronSet):
             raise ArgumentError(
-                f"{name} maps a {type(fact).__name__} to a {type(neurons).__name__}; "
+                f"{name} maps {type_with_article(fact)} to {type_with_article(neurons)}; "
                 "expected a Fact and a NeuronSet. "
                 "kn_lens.match_facts(sets, facts) finds the facts of a neuron file's keys."
             )

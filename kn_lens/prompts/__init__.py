@@ -7,7 +7,7 @@ fact of one text and its answer, and ``predict`` lists a model's most probable t
 """
 
 from kn_lens.prompts.batch import PromptBatch, Selection, check_prompts
-from kn_lens.prompts.build import make_prompts, object_is_last, placeholder_token
+from kn_lens.prompts.build import LEAVE_OUT, make_prompts, object_is_last, placeholder_token
 from kn_lens.prompts.positions import (
     ROLES,
     PositionName,
@@ -22,6 +22,7 @@ from kn_lens.prompts.predict import predict
 from kn_lens.prompts.text import text_fact
 
 __all__ = [
+    "LEAVE_OUT",
     "ROLES",
     "PositionName",
     "PositionsName",

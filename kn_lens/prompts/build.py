@@ -46,6 +46,8 @@ from kn_lens.prompts.tokenization import STRADDLES, Encoded, encode
 NOT_LAST, SAME = "object not last", "same prompt as another template"
 TOO_FEW = "fact with fewer than"
 BEYOND = "token beyond the model's vocabulary"
+LEAVE_OUT = "unknown_answers='leave_out'"
+"""The argument that errors about answers name as a cure."""
 SENTINEL = "<extra_id_0>"
 """The token of a T5 that stands for the first span that is left out of a text."""
 
@@ -618,14 +620,14 @@ def _unusable_answer(
     template = queries[first].template
     n_facts = len({queries[number].fact for number in unusable})
     more = f" ({n_facts} facts have such answers)" if n_facts > 1 else ""
-    remedy = "Correct it, or leave such prompts out and counted with unknown_answers='leave_out'."
+    remedy = f"Correct it, or leave such prompts out and counted with {LEAVE_OUT}."
     if problem[first] == BEYOND:
         return PromptError(
             f"The tokenizer made the id {encoded.ids[first].max()} for {fact.key} in {template!r}, "
             f"but the model has {form.d_vocab} tokens. "
             "Pass the tokenizer of the checkpoint with tokenizer=; "
             "where the checkpoint has fewer embeddings than its own tokenizer has tokens, "
-            "leave such prompts out and counted with unknown_answers='leave_out'."
+            f"leave such prompts out and counted with {LEAVE_OUT}."
         )
     if problem[first] == STRADDLES:
         return PromptError(

@@ -129,3 +129,10 @@ def test_fact_with_too_few_prompts_is_left_out_and_named(cli, checkpoints, facts
     assert few.key not in kn.NeuronSet.read_many(tmp_path / "n.json")
     said = " ".join(cli(*arguments)[1].split())
     assert "Left out: 2 prompts (fact with fewer than 3 prompts)" in said and f"left: 1 ({few.key})" in said
+
+
+def test_the_cure_for_an_unknown_answer_is_an_option(cli, checkpoints, facts_file, tmp_path):
+    fact = replace(kn.FactSet.from_jsonl(facts_file)[0], object="Łódź")
+    kn.FactSet([fact]).to_jsonl(tmp_path / "facts.jsonl")
+    code, _, err = cli("find", "-m", checkpoints["bert"], "-f", tmp_path / "facts.jsonl")
+    assert code == 2 and "leave such prompts out and counted with --leave-out-unknown." in " ".join(err.split())

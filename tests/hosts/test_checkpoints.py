@@ -1,8 +1,10 @@
 """Ways to load a model: from disk, by name and from memory, and what loading leaves alone."""
 
+import json
 import logging
 import pickle
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,54 @@ def test_a_directory_without_tokenizer_loads_with_one_given(tmp_path: Path) -> N
     (directory / "tokenizer.json").unlink()
     tokenizer = tiny_tokenizer("BertForMaskedLM")
     assert host_of(load_model(directory, tokenizer=tokenizer)).tokenizer is tokenizer
+
+
+@pytest.mark.parametrize("architecture", ["BertForMaskedLM", "MBartForConditionalGeneration", "MPNetForMaskedLM"])
+def test_a_tokenizer_given_is_not_compared_with_one_that_transformers_makes_without_words(
+    architecture: str, tmp_path: Path
+) -> None:
+    """It makes one of the checkpoint's class where a folder has none, in which some texts cannot be encoded."""
+    if architecture == "MPNetForMaskedLM":
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+        transformers.MPNetForMaskedLM(transformers.MPNetConfig(vocab_size=300, **sizes)).save_pretrained(tmp_path)
+    else:
+        tiny_checkpoint(architecture, tmp_path)
+        for path in tmp_path.glob("*token*"):
+            path.unlink()
+    tokenizer = tiny_tokenizer("BertForMaskedLM")  # with [CLS] before each text
+    assert host_of(load_model(tmp_path, tokenizer=tokenizer)).tokenizer is tokenizer
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["BertForMaskedLM", "LlamaForCausalLM", "BartForConditionalGeneration", "T5ForConditionalGeneration"],
+)
+def test_what_a_model_returns_by_default_is_no_matter(architecture: str, tmp_path: Path) -> None:
+    if architecture.startswith("T5") and version("transformer-lens").startswith("3."):
+        pytest.skip("TransformerLens 3 cannot run it")
+    directory = tiny_checkpoint(architecture, tmp_path)
+    expected = load_model(directory)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"return_dict": False}))
+    model = load_model(directory)
+    tokens = torch.tensor([[5, 6, 7]])
+    inputs = {"decoder_input_ids": tokens} if "Conditional" in architecture else {}
+    with torch.no_grad():
+        assert torch.equal(model(tokens, **inputs), expected(tokens, **inputs))
+    model.original_model.config.return_dict = False
+    with pytest.raises(UnsupportedModelError, match=r"return_dict=False .*original_model.config.return_dict = True"):
+        host_of(model)
+
+
+def test_a_model_in_memory_that_is_refused_returns_what_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(model: object) -> None:
+        raise UnsupportedModelError("no")
+
+    hf_model = tiny_hf_model("BertForMaskedLM", return_dict=False)
+    monkeypatch.setattr("kn_lens.hosts.loading.host_of", fail)
+    with pytest.raises(UnsupportedModelError, match="no"):
+        load_model(hf_model)
+    assert isinstance(hf_model(torch.tensor([[5, 6]])), tuple)
 
 
 def test_a_device_that_is_none_is_refused_with_the_usual_ones():

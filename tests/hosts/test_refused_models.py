@@ -11,13 +11,24 @@ import transformers
 
 from kn_lens.errors import ArgumentError, UnsupportedModelError
 from kn_lens.hosts import host_of, load_model
-from tests.tiny import tiny_checkpoint, tiny_hf_model, tiny_model
+from tests.tiny import tiny_checkpoint, tiny_hf_model, tiny_model, tiny_tokenizer
 
 T5_WITHOUT_HEAD = (
     "install TransformerLens 4"
     if version("transformer-lens").startswith("3.")
     else "head that answers are read from; take a T5ForConditionalGeneration"
 )
+SMALL_BART = {
+    "vocab_size": 50,
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24,
+    "max_position_embeddings": 32,
+}
 
 
 @pytest.mark.parametrize(
@@ -33,9 +44,19 @@ T5_WITHOUT_HEAD = (
         ("LongT5ForConditionalGeneration", {}, "encoder-decoder in which it is not known where .*; take a T5"),
         ("T5EncoderModel", {}, T5_WITHOUT_HEAD),
         ("RoFormerForMaskedLM", {}, "no adapter in TransformerLens .*; register one with"),
-        ("ElectraForPreTraining", {}, "head.*take a ElectraForMaskedLM"),
+        ("ElectraForPreTraining", {}, "head.*take an ElectraForMaskedLM"),
         ("BertModel", {}, "head.*take a BertForMaskedLM"),
-        ("BertLMHeadModel", {}, "head.*take a BertForMaskedLM"),
+        (
+            "BertLMHeadModel",
+            {},
+            "a BertLMHeadModel, and BERT is hosted as BertForMaskedLM alone; take a BertFor",
+        ),
+        ("AlbertModel", {}, "an AlbertModel lacks the language-model head.*; take an AlbertForMaskedLM"),
+        (
+            "BartForCausalLM",
+            {},
+            "it is a BartForCausalLM, and BART is hosted as BartForConditionalGeneration alone; take a BartFor",
+        ),
         ("MambaForCausalLM", {"hidden_size": 16, "num_hidden_layers": 1}, "no dense MLP"),
         ("RwkvForCausalLM", {"hidden_size": 16, "attention_hidden_size": 16, "num_hidden_layers": 2}, "no dense MLP"),
         ("OpenAIGPTLMHeadModel", {}, "computes other logits than the checkpoint; take a GPT-2"),
@@ -238,3 +259,23 @@ def test_arguments_that_do_not_apply(tmp_path: Path) -> None:
     ):
         with pytest.raises(ArgumentError, match=next(iter(option))):
             load_model(directory, **option)
+
+
+def test_a_decoder_alone_lacks_weights_of_the_whole_model(tmp_path: Path) -> None:
+    config = transformers.BartConfig(**SMALL_BART)
+    transformers.BartForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match=r"saved from BartForCausalLM\. Expected a checkpoint of a BartFor"):
+        load_model(tmp_path, tokenizer=tiny_tokenizer("BartForConditionalGeneration"))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cure"),
+    [(torch.float32, r"Its configuration \(config.json\)"), (torch.float64, "Load it in torch.float32, or, where its")],
+)
+def test_what_transformers_cannot_run_is_refused_with_a_cure_that_fits_the_type(dtype: torch.dtype, cure: str) -> None:
+    """The table of relative positions has fewer rows than the attention of an MPNet looks up."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    config = transformers.MPNetConfig(vocab_size=50, relative_attention_num_buckets=2, **sizes)
+    hf_model = transformers.MPNetForMaskedLM(config).to(dtype).eval()
+    with pytest.raises(UnsupportedModelError, match=f"transformers cannot run .*index out of range in self. {cure}"):
+        load_model(hf_model)

@@ -4,6 +4,8 @@ The oracles are plain: PyTorch's hooks on the Hugging Face model hold its routin
 gradients with respect to its weights.
 """
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -21,9 +23,10 @@ from tests.experts import (
     plain,
     routing_held,
     silenced,
+    tiny_experts,
     value_weights,
 )
-from tests.tiny import equal
+from tests.tiny import equal, tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("float64_throughout")
 
@@ -231,6 +234,26 @@ def test_biases_of_experts_stay_where_activations_are_silenced():
     every = [host.layout.key(N_LAYERS - 1, row) for row in range(host.layout.layers[N_LAYERS - 1].n_rows)]
     effect = kn.measure(model, prompts, kn.Suppress(kn.NeuronSet(every)))
     assert effect.after.to_numpy() == pytest.approx(expected.numpy(), rel=1e-10)
+
+
+def test_a_loss_of_the_routing_that_the_checkpoint_asks_for_is_not_computed(architecture, tmp_path):
+    """Passes that start at a layer have the routing of some layers and rows alone."""
+    prompts = expert_prompts(6)
+    tiny_experts(architecture).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    scores = []
+    for asked in (True, False):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"output_router_logits": asked}))
+        tokenizer = tiny_tokenizer("GPT2LMHeadModel")
+        model = kn.load_model(tmp_path, tokenizer=tokenizer, dtype=torch.float64, device="cpu")
+        scores.append(kn.attribute(model, prompts, method="gradient_x_activation").scores.to_dense())
+    assert torch.equal(*scores)
+
+
+def test_the_weights_in_a_bridge_are_run_in_a_plain_model(pair):
+    model, _ = pair
+    check = kn.check_host(model)
+    assert check.difference <= check.limit
 
 
 def test_what_takes_no_experts_says_so(tmp_path):
