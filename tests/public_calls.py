@@ -73,6 +73,30 @@ def written(case: Case) -> Path:
     return path
 
 
+def where_supported(call: Callable[[Case], Any]) -> Callable[[Case], Any]:
+    """Return a call that models which it does not support refuse."""
+
+    def tried(case: Case) -> Any:
+        try:
+            return call(case)
+        except kn.UnsupportedModelError:
+            return None
+
+    return tried
+
+
+def pairs_of(case: Case) -> kn.PromptPairs:
+    """Two prompts of the model's vocabulary that differ in one token."""
+    clean, other = torch.tensor([[5, 6, 7, 8], [5, 9, 7, 8]])[:, None]
+    read_pos = torch.tensor([3])
+    answers = torch.tensor([10]), torch.tensor([11])
+    return kn.PromptPairs(
+        clean=kn.PromptBatch.from_tokens(clean, read_pos=read_pos, target_ids=answers[0], contrast_ids=answers[1]),
+        counterfactual=kn.PromptBatch.from_tokens(other, read_pos=read_pos, target_ids=answers[1]),
+        left_out={},
+    )
+
+
 QUESTIONS = {"reworded": kn.reworded(FACTS[:2], {IRELAND: "Paris", FRANCE: "Lima"})}
 CALLS: dict[str, list[Callable[[Case], Any]]] = {
     "check_host": [lambda case: kn.check_host(case.model)],
@@ -106,6 +130,14 @@ CALLS: dict[str, list[Callable[[Case], Any]]] = {
         lambda case: kn.controlled_effects(
             case.model, case.prompts, NEURONS, NEURONS, intervene={0.0: kn.Suppress, 2.0: kn.Amplify}
         )
+    ],
+    "counterfactual_pairs": [lambda case: kn.counterfactual_pairs(case.model, FACTS)],
+    "circuit_scores": [where_supported(lambda case: kn.circuit_scores(case.model, pairs_of(case), n_steps=2))],
+    "direct_effects": [
+        where_supported(lambda case: kn.direct_effects(case.model, pairs_of(case).clean, kn.NeuronNode(1, 2, 3)))
+    ],
+    "query_neurons": [
+        where_supported(lambda case: kn.query_neurons(case.model, pairs_of(case).clean, n_values=2, values="mlp"))
     ],
     "update_fact": [lambda case: kn.update_fact(case.model, IRELAND, "Paris", SOME, allow_unknown=True)],
     "update_effects": [

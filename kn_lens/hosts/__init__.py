@@ -9,11 +9,14 @@ TransformerLens hosts families that it does not know.
 ``logit_check`` compares logits with those of transformers.
 ``encoder_decoder`` has what is particular to models of an encoder and a decoder.
 ``experts`` is what layers with experts need beside that.
+``linearized`` runs a model with its norms held, for the direct effects of neurons and heads;
+``analysis_nodes`` are TransformerLens' own nodes of circuits.
 ``partial_forward`` runs a model from a layer on, by ``overrides`` of its modules and a ``kv_prefix``; ``memory`` bounds
 the rows of a pass. ``exclusive`` gives each call its model alone; ``identity`` tells models apart; ``unwrap`` returns
 the Hugging Face model inside. TransformerLens and transformers are imported late, because that takes seconds.
 """
 
+from kn_lens.hosts.analysis_nodes import analysis_node, is_analysis_node
 from kn_lens.hosts.bridge import FOR_ONE_BATCH, ActivationSource, Host
 from kn_lens.hosts.checkpoints import EMBEDDED_DIR, embedded_models, import_model_libraries
 from kn_lens.hosts.encoder_decoder import DecoderForm, EncoderInput
@@ -22,6 +25,17 @@ from kn_lens.hosts.experts import ActiveExperts
 from kn_lens.hosts.families import FAMILIES, Family, Kind, adapter_state
 from kn_lens.hosts.gguf import PACKAGED_MODELS, PackagedModel
 from kn_lens.hosts.identity import ModelIdentity
+from kn_lens.hosts.linearized import (
+    ComponentInput,
+    ComponentValues,
+    LinearizedPass,
+    check_components,
+    hook_z,
+    is_gated,
+    run_components,
+    run_linearized,
+    run_with_gradients,
+)
 from kn_lens.hosts.loading import check_host, checked_host, host_of, is_hosted, load_model
 from kn_lens.hosts.logit_check import LogitCheck
 from kn_lens.hosts.memory import SHARE_OF_FREE, Budget, free_memory, release_memory
@@ -49,6 +63,8 @@ __all__ = [
     "Additions",
     "Budget",
     "CleanState",
+    "ComponentInput",
+    "ComponentValues",
     "DecoderForm",
     "EncoderInput",
     "Family",
@@ -56,13 +72,16 @@ __all__ = [
     "HookedModel",
     "Host",
     "Kind",
+    "LinearizedPass",
     "LogitCheck",
     "MLPActivation",
     "ModelIdentity",
     "PackagedModel",
     "Replacement",
     "adapter_state",
+    "analysis_node",
     "check_beginning",
+    "check_components",
     "check_host",
     "check_tokenizer",
     "checked_host",
@@ -71,14 +90,20 @@ __all__ = [
     "exclusively",
     "fingerprint",
     "free_memory",
+    "hook_z",
     "host_of",
     "import_model_libraries",
+    "is_analysis_node",
+    "is_gated",
     "is_hosted",
     "last_block_hooks",
     "load_model",
     "recomputes_last_token_only",
     "release_memory",
     "run_clean",
+    "run_components",
+    "run_linearized",
+    "run_with_gradients",
     "token_embeddings",
     "unwrap_model",
 ]

@@ -116,8 +116,18 @@ def case_of(model):
     return Case(model=model, prompts=prompts, edit=kn.WeightEdit.of(model, SOME, rows), folder=None)
 
 
-ELSEWHERE = ("check_host", "host_of", "load_model", "export", "reproduce", "reference_attribution")
-"""Tested apart, as attribution and hooks are; the reference does not take a ``HookedEncoder``."""
+ELSEWHERE = (
+    "check_host",
+    "host_of",
+    "load_model",
+    "export",
+    "reproduce",
+    "reference_attribution",
+    "direct_effects",
+    "query_neurons",
+)
+"""Tested apart, as attribution and hooks are. The reference does not take a ``HookedEncoder``, and direct effects, whose
+norms are held, none of these classes."""
 
 
 @older
