@@ -126,8 +126,8 @@ ELSEWHERE = (
     "direct_effects",
     "query_neurons",
 )
-"""Tested apart, as attribution and hooks are. The reference does not take a ``HookedEncoder``, and direct effects, whose
-norms are held, none of these classes."""
+"""Tested apart, as attribution and hooks are. The reference does not take a ``HookedEncoder``, and direct effects, with
+norms that are held, none of these classes."""
 
 
 @older
