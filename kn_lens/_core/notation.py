@@ -9,6 +9,7 @@ The *key* of a neuron is what the names stand for: ``(layer, index)`` where the 
 """
 
 import re
+from collections.abc import Iterable, Sequence
 
 NeuronKey = tuple[int, ...]
 """Layer and index, or layer, expert and index."""
@@ -20,6 +21,35 @@ SHARED = -1
 """The number of the shared expert in keys."""
 
 _NAME = re.compile(r"L(\d+)(E\d+|S)?N(\d+)", re.ASCII)
+
+
+def key_columns(keys: Iterable[NeuronKey]) -> dict[str, list[int | None]]:
+    """Return the columns of records that say what neurons are: ``layer``, ``expert``, ``index``.
+
+    >>> key_columns([(9, 1234), (9, SHARED, 338)])
+    {'layer': [9, 9], 'expert': [None, -1], 'index': [1234, 338]}
+    """
+    columns: dict[str, list[int | None]] = {"layer": [], "expert": [], "index": []}
+    for key in keys:
+        columns["layer"].append(key[0])
+        columns["expert"].append(None if len(key) == 2 else key[1])
+        columns["index"].append(key[-1])
+    return columns
+
+
+def keys_in_columns(layers: Sequence[int], experts: Sequence[float | None], indices: Sequence[int]) -> list[NeuronKey]:
+    """Return the keys of neurons from the columns of `key_columns`; NaN, as in tables, is no expert.
+
+    >>> keys_in_columns([9, 9], [None, -1], [1234, 338])
+    [(9, 1234), (9, -1, 338)]
+    """
+    keys: list[NeuronKey] = []
+    for layer, expert, index in zip(layers, experts, indices, strict=True):
+        if expert is None or expert != expert:
+            keys.append((int(layer), int(index)))
+        else:
+            keys.append((int(layer), int(expert), int(index)))
+    return keys
 
 
 def neuron_name(*key: int) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
+from kn_lens._core.notation import NeuronKey
 from kn_lens.reports.style import NEURON_SETS, SCOPES, factor_label, neuron_names, neuron_sets_in
 
 if TYPE_CHECKING:
@@ -129,8 +130,8 @@ def estimates_text(table: "pd.DataFrame", label: str, value: str, form: str) -> 
 
 def map_text(
     relations: Sequence[str],
-    neurons: Sequence[tuple[int, int]],
-    shares: Mapping[tuple[int, int], Mapping[str, float]],
+    neurons: Sequence[NeuronKey],
+    shares: Mapping[NeuronKey, Mapping[str, float]],
 ) -> str:
     """Return what ``figures.neuron_relation_map`` shows, for the neurons that it draws."""
     n_shared = sum(len(shares[neuron]) > 1 for neuron in neurons)

@@ -23,6 +23,7 @@ Plotly is imported when the first figure is drawn.
 from typing import TYPE_CHECKING
 
 from kn_lens._core.checks import check_table
+from kn_lens._core.notation import NeuronKey, keys_in_columns
 from kn_lens.errors import ArgumentError
 from kn_lens.reports.descriptions import (
     depths_text,
@@ -344,7 +345,8 @@ def neuron_relation_map(table: "pd.DataFrame", top: int = TOP) -> "Figure":
     Neurons of the same relation are adjacent, the most frequent first, so that shared neurons lie off the diagonal.
 
     Args:
-        table: ``relation``, ``layer``, ``index``, ``share`` (of the relation's facts), ``n_facts``.
+        table: ``relation``, ``layer``, ``expert`` where there are some, ``index``, ``share`` (of the relation's
+            facts), ``n_facts``.
         top: number of neurons: those with the largest sums of shares.
 
     Raises:
@@ -360,14 +362,14 @@ def neuron_relation_map(table: "pd.DataFrame", top: int = TOP) -> "Figure":
         source="pandas.DataFrame({'relation': ..., 'layer': ..., 'index': ..., 'share': ..., 'n_facts': ...})",
     )
     relations = list(dict.fromkeys(table["relation"]))
-    shares: dict[tuple[int, int], dict[str, float]] = {}
-    counts: dict[tuple[int, int], dict[str, int]] = {}
+    shares: dict[NeuronKey, dict[str, float]] = {}
+    counts: dict[NeuronKey, dict[str, int]] = {}
     for row in table.to_dict("records"):
-        neuron = row["layer"], row["index"]
+        neuron = keys_in_columns([row["layer"]], [row.get("expert")], [row["index"]])[0]
         shares.setdefault(neuron, {})[row["relation"]] = row["share"]
         counts.setdefault(neuron, {})[row["relation"]] = row["n_facts"]
 
-    def block(neuron: tuple[int, int]) -> tuple[int, float]:
+    def block(neuron: NeuronKey) -> tuple[int, float]:
         """Sort key: the relation in which the neuron is most frequent, then its share there, descending."""
         main, share = max(shares[neuron].items(), key=lambda item: item[1])
         return relations.index(main), -share

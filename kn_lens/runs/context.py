@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kn_lens.errors import NoPromptError, UnsupportedModelError
+from kn_lens._core.notation import keys_in_columns
+from kn_lens.errors import NoPromptError
 from kn_lens.facts import Fact, FactSet
 from kn_lens.hosts import HookedModel, Host, host_of
 from kn_lens.neurons import NeuronSet
@@ -319,11 +320,6 @@ def prepare_context(
         identify: whether to compute the digest of the weights; not needed where there are no records yet.
     """
     host = host_of(model)
-    if host.layout.has_experts:
-        raise UnsupportedModelError(
-            f"{host.name} has layers with experts, and the records of a run name neurons by layer and index alone; "
-            "expected a model without experts. kn_lens.find, measure and the edits take models with experts."
-        )
     made_from = {"versions": versions(), "model": model_identity(host) if identify else {}}
     provenance = {
         "made_from": {**made_from, "data": data.digests()},
@@ -356,6 +352,6 @@ def neuron_sets(records: "pd.DataFrame", kind: str) -> dict[str, NeuronSet]:
     """Return the neurons of one kind in records of the stage ``neurons``, by the key of their fact."""
     records = records.loc[records["neuron_set"] == kind]
     sets = {}
-    for key, layers, indices in zip(records["key"], records["layer"], records["index"], strict=True):
-        sets[key] = NeuronSet(zip(layers, indices, strict=True))
+    for key, *columns in zip(records["key"], records["layer"], records["expert"], records["index"], strict=True):
+        sets[key] = NeuronSet(keys_in_columns(*columns))
     return sets

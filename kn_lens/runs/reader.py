@@ -75,11 +75,11 @@ FORMER_COLUMNS_ELSEWHERE = {"neurons": "neuron_set", "facts": "scope", "asked": 
 RECORDS = {
     "facts": ("key", "relation subject object queried n_prompts"),
     "answers": ("key", "n_right n_prompts"),
-    "neurons": ("neuron_set key", "relation layer index"),
+    "neurons": ("neuron_set key", "relation layer expert index"),
     "effects": ("factor scope neuron_set key", "before after"),
     "predictions": ("", "key text before after rank_before rank_after top_before top_after"),
-    "neuron_scores": ("key layer index", "score low high share n_prompts"),
-    "readouts": ("layer index", "tokens logits"),
+    "neuron_scores": ("key layer expert index", "score low high share n_prompts"),
+    "readouts": ("layer expert index", "tokens logits"),
     "texts": ("", "key texts text word found"),
 }
 """The stages whose records are read without their models: columns that tell their rows apart, and others."""
@@ -292,7 +292,11 @@ def read_records(path: Path, stage: str) -> "pd.DataFrame":
     """Return the records of one shard of a stage, whichever version of the library wrote them."""
     import pandas as pd
 
-    return with_current_names(pd.read_parquet(path, partitioning=None), stage)
+    records = with_current_names(pd.read_parquet(path, partitioning=None), stage)
+    if {"layer", "index"} <= set(records) and "expert" not in records:  # of a version without experts
+        in_lists = [[None] * len(layers) for layers in records["layer"]] if stage == "neurons" else None
+        records["expert"] = in_lists
+    return records
 
 
 def with_current_names(table: "pd.DataFrame", name: str) -> "pd.DataFrame":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from kn_lens._core.notation import keys_in_columns
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.interventions import is_known
 from kn_lens.neurons import NeuronSet
@@ -306,7 +307,7 @@ def _check_same_facts(run: RunRecords, records: "Mapping[str, pd.DataFrame]") ->
 def _neuron_sets(records: "pd.DataFrame") -> dict[str, dict[str, NeuronSet]]:
     result: dict[str, dict[str, NeuronSet]] = {}
     for row in records.to_dict("records"):
-        neurons = NeuronSet(zip(row["layer"], row["index"], strict=True))
+        neurons = NeuronSet(keys_in_columns(row["layer"], row["expert"], row["index"]))
         result.setdefault(row["neuron_set"], {})[row["key"]] = neurons
     return result
 

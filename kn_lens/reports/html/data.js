@@ -57,7 +57,19 @@ function formatScore(value) {
   return Number(value.toPrecision(3)).toString().replace("-", "−");
 }
 
-const neuronName = (layer, index) => `L${layer}N${index}`;
+/** Return the name of a neuron; see kn_lens/_core/notation.py. */
+function neuronName({ layer, expert, index }) {
+  if (isMissing(expert)) {
+    return `L${layer}N${index}`;
+  }
+  return expert < 0 ? `L${layer}SN${index}` : `L${layer}E${expert}N${index}`;
+}
+
+/** Return the neuron of a key: [layer, index], or [layer, expert, index]. */
+function neuronOfKey(key) {
+  const [layer, ...rest] = key;
+  return { layer, expert: rest.length === 2 ? rest[0] : null, index: rest[rest.length - 1] };
+}
 
 // --- tables ------------------------------------------------------------------------------------------------
 

@@ -7,19 +7,19 @@ function factLink(fact) {
   return makeElement("a", { href: factAddress(fact) }, fact.subject || fact.key);
 }
 
-function neuronLink(layer, index) {
-  const name = neuronName(layer, index);
+function neuronLink(neuron) {
+  const name = neuronName(neuron);
   return makeElement("a", { href: `#search=${name}` }, name);
 }
 
-/** Return links to the first neurons of a list of [layer, index], and the number of the others. */
+/** Return links to the first neurons of a list of keys, and the number of the others. */
 function neuronLinks(neurons, nShown = 6) {
   const parts = [];
-  for (const [layer, index] of neurons.slice(0, nShown)) {
+  for (const key of neurons.slice(0, nShown)) {
     if (parts.length) {
       parts.push(" ");
     }
-    parts.push(neuronLink(layer, index));
+    parts.push(neuronLink(neuronOfKey(key)));
   }
   if (neurons.length > nShown) {
     parts.push(` +${neurons.length - nShown}`);
@@ -50,7 +50,7 @@ const FACT_COLUMNS = [
     title: "Names",
     isLong: true,
     cell: (fact) => neuronLinks(fact.neurons),
-    value: (fact) => fact.neurons.map(([layer, index]) => neuronName(layer, index)).join(" "),
+    value: (fact) => fact.neurons.map((key) => neuronName(neuronOfKey(key))).join(" "),
   },
 ];
 
@@ -58,8 +58,8 @@ const NEURON_COLUMNS = [
   {
     name: "layer",
     title: "Neuron",
-    cell: (neuron) => neuronLink(neuron.layer, neuron.index),
-    value: (neuron) => neuronName(neuron.layer, neuron.index),
+    cell: (neuron) => neuronLink(neuron),
+    value: (neuron) => neuronName(neuron),
   },
   numberColumn("n_facts", "Facts", formatCount),
   numberColumn("n_relations", "Relations", formatCount),
@@ -163,9 +163,9 @@ function describePredictions(prompts) {
 
 /** Return what the figure of the scores of a fact's neurons shows, in words. */
 function describeScores(neurons) {
-  const values = neurons.map(({ layer, index, score, low, high }) => {
-    const interval = isMissing(low) ? "" : ` (${formatInterval(low, high)})`;
-    return `${neuronName(layer, index)} ${formatScore(score)}${interval}`;
+  const values = neurons.map((neuron) => {
+    const interval = isMissing(neuron.low) ? "" : ` (${formatInterval(neuron.low, neuron.high)})`;
+    return `${neuronName(neuron)} ${formatScore(neuron.score)}${interval}`;
   });
   return `Dot plot of the mean attribution of each neuron, with 95% intervals: ${values.join("; ")}.`;
 }
@@ -185,7 +185,7 @@ function neuronsOf(fact, scoreColumns) {
   if (scoreColumns) {
     return rowsOf(scoreColumns).sort((first, second) => second.score - first.score);
   }
-  return (fact.neurons ?? []).map(([layer, index]) => ({ layer, index }));
+  return (fact.neurons ?? []).map(neuronOfKey);
 }
 
 /** Return a section of a fact's page, with its title. */
@@ -213,14 +213,14 @@ class Facts {
     this.unpackedParts = new Map();
 
     const neuronRows = rowsOf(neurons);
-    this.neuronByName = new Map(neuronRows.map((neuron) => [neuronName(neuron.layer, neuron.index), neuron]));
+    this.neuronByName = new Map(neuronRows.map((neuron) => [neuronName(neuron), neuron]));
     this.factTable = new LongTable(element("facts-table"), {
       caption: "Facts",
       rowsName: "facts",
       columns: availableColumns(FACT_COLUMNS, facts),
       rows: this.rows,
       texts: (fact) => [fact.subject, fact.relation, fact.object],
-      names: (fact) => [fact.key, ...(fact.neurons ?? []).map(([layer, index]) => neuronName(layer, index))],
+      names: (fact) => [fact.key, ...(fact.neurons ?? []).map((key) => neuronName(neuronOfKey(key)))],
     });
     this.neuronTable = new LongTable(element("neurons-table"), {
       caption: "Neurons",
@@ -228,7 +228,7 @@ class Facts {
       columns: availableColumns(NEURON_COLUMNS, neurons),
       rows: neuronRows,
       texts: (neuron) => neuron.tokens ?? [],
-      names: (neuron) => [neuronName(neuron.layer, neuron.index)],
+      names: (neuron) => [neuronName(neuron)],
     });
   }
 
@@ -311,7 +311,7 @@ class Facts {
       return section;
     }
     const columns = [
-      { title: "Neuron", cell: (neuron) => neuronLink(neuron.layer, neuron.index) },
+      { title: "Neuron", cell: (neuron) => neuronLink(neuron) },
       { title: "Promotes", isLong: true, cell: (neuron) => quoteTokens(this.readout(neuron) ?? []) },
     ];
     section.append(plainTable("Tokens that the neurons promote", columns, neurons), smallNote(READOUT_NOTE));
@@ -394,7 +394,7 @@ class Facts {
 
   scoresFigure(neurons) {
     const pattern = this.patterns.neuron_scores;
-    const names = neurons.map((neuron) => neuronName(neuron.layer, neuron.index));
+    const names = neurons.map((neuron) => neuronName(neuron));
     const trace = {
       x: neurons.map((neuron) => neuron.score),
       text: names,
@@ -409,19 +409,19 @@ class Facts {
   }
 
   neuronColumns(hasScores) {
-    const columns = [{ title: "Neuron", cell: (neuron) => neuronLink(neuron.layer, neuron.index) }];
+    const columns = [{ title: "Neuron", cell: (neuron) => neuronLink(neuron) }];
     if (hasScores) {
       columns.push(...SCORE_COLUMNS);
     }
     if (this.neuronByName.size) {
-      const nFacts = ({ layer, index }) => this.neuronByName.get(neuronName(layer, index))?.n_facts;
+      const nFacts = (neuron) => this.neuronByName.get(neuronName(neuron))?.n_facts;
       columns.push({ title: "Facts that have it", isNumber: true, cell: (neuron) => formatCount(nFacts(neuron)) });
     }
     return columns;
   }
 
   /** Return the tokens that a neuron promotes; undefined without a read-out. */
-  readout({ layer, index }) {
-    return this.neuronByName.get(neuronName(layer, index))?.tokens;
+  readout(neuron) {
+    return this.neuronByName.get(neuronName(neuron))?.tokens;
   }
 }

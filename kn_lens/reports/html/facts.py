@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
+from kn_lens._core.notation import keys_in_columns
+from kn_lens.reports.html.neuron_columns import KEY_COLUMNS, neuron_cells, without_missing_experts
 from kn_lens.runs.reader import RunRecords
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ FACTS_AT_ONCE = 400
 DIGITS = ".4g"
 
 PREDICTIONS = ("text", "before", "after", "rank_before", "rank_after", "top_before", "top_after")
-SCORES = ("layer", "index", "score", "low", "high", "share", "n_prompts")
+SCORES = ("layer", "expert", "index", "score", "low", "high", "share", "n_prompts")
 EFFECTS = ("neuron_set", "scope", "before", "suppressed", "amplified")
 TEXTS = ("end", "found", "texts", "text", "word")
 TEXTS_OF_AN_END = 3
@@ -40,10 +40,10 @@ class FactPages:
         facts: one row for each fact: ``relation``, ``relation_name`` (``capital (P36)``), ``subject``, ``object``,
             ``key``, ``prompts``; ``right``, the share of correct answers; mean probabilities of the answer: ``before``,
             with the fact's neurons suppressed (``off``), with random ones suppressed (``random_off``), and with its
-            neurons amplified (``up``); ``n_neurons`` and ``neurons``, as ``[layer, index]``. Columns of missing stages
-            are omitted.
-        neurons: one row for each neuron: ``layer``, ``index``, ``n_facts`` and ``n_relations`` that have it; ``score``,
-            its mean over these facts; ``tokens`` and ``logits`` of its read-out.
+            neurons amplified (``up``); ``n_neurons`` and ``neurons``, as keys. Columns of missing stages are omitted.
+        neurons: one row for each neuron: ``layer``, ``expert`` where there are some, ``index``; ``n_facts`` and
+            ``n_relations`` that have it; ``score``, its mean over these facts; ``tokens`` and ``logits`` of its
+            read-out.
         predictions: records of the stage ``predictions``; None if missing.
         scores: records of the stage ``neuron_scores``; None if missing.
         effects: one row for each fact, ``neuron_set`` and ``scope``: the mean probability of the answer ``before``,
@@ -100,7 +100,7 @@ class _ColumnsByFact:
 
 def _columns_by_fact(table: "pd.DataFrame", names: Sequence[str]) -> _ColumnsByFact:
     rows = cast("dict[str, Sequence[int]]", dict(table.groupby("key", sort=False).indices))
-    return _ColumnsByFact(as_columns(table.loc[:, list(names)]), rows)
+    return _ColumnsByFact(as_columns(without_missing_experts(table.loc[:, list(names)])), rows)
 
 
 def fact_pages(run: RunRecords) -> FactPages | None:
@@ -183,8 +183,8 @@ def _add_effects(facts: "pd.DataFrame", effects: "pd.DataFrame | None") -> None:
 
 def _add_neurons(facts: "pd.DataFrame", found: "pd.DataFrame") -> None:
     neurons: dict[str, list[list[int]]] = {}
-    for key, layers, indices in zip(found["key"], found["layer"], found["index"], strict=True):
-        neurons[key] = np.column_stack([layers, indices]).tolist()
+    for key, *columns in zip(found["key"], *(found[name] for name in KEY_COLUMNS), strict=True):
+        neurons[key] = [list(neuron) for neuron in keys_in_columns(*columns)]
     facts["neurons"] = [neurons.get(key, []) for key in facts["key"]]
     facts["n_neurons"] = facts["neurons"].map(len)
 
@@ -201,6 +201,7 @@ def _neuron_rows(
         neurons = pd.DataFrame(
             {
                 "layer": [],
+                "expert": [],
                 "index": [],
                 "n_facts": [],
                 "n_relations": [],
@@ -208,25 +209,23 @@ def _neuron_rows(
             dtype=int,
         )
     else:
-        cells = found.loc[:, ["relation", "key", "layer", "index"]].explode(["layer", "index"]).dropna()
-        cells = cells.astype({"layer": int, "index": int})
-        groups = cells.groupby(["layer", "index"], as_index=False)
+        cells = neuron_cells(found, "relation", "key")
+        groups = cells.groupby(KEY_COLUMNS, as_index=False, dropna=False)
         neurons = groups.agg(n_facts=("key", "nunique"), n_relations=("relation", "nunique"))
         neurons = neurons.sort_values(
-            ["n_facts", "layer", "index"],
-            ascending=[False, True, True],
+            ["n_facts", *KEY_COLUMNS],
+            ascending=[False, True, True, True],
             ignore_index=True,
         )
     if scores is not None:
-        means = scores.groupby(["layer", "index"], as_index=False).agg({"score": "mean"})
-        neurons = neurons.merge(means, on=["layer", "index"], how="left")
+        means = scores.groupby(KEY_COLUMNS, as_index=False, dropna=False).agg({"score": "mean"})
+        neurons = neurons.merge(means, on=KEY_COLUMNS, how="left")
     if readouts is not None:
-        by_neuron = readouts.set_index(["layer", "index"])
-        pairs = pd.MultiIndex.from_frame(neurons.loc[:, ["layer", "index"]])
-        for name in ("tokens", "logits"):
-            values = by_neuron[name].reindex(pairs)
-            neurons[name] = list(map(_list_or_empty, values))
-    return neurons
+        lists = ["tokens", "logits"]
+        neurons = neurons.merge(readouts.loc[:, [*KEY_COLUMNS, *lists]], on=KEY_COLUMNS, how="left")
+        for name in lists:
+            neurons[name] = list(map(_list_or_empty, neurons[name]))
+    return without_missing_experts(neurons)
 
 
 def _list_or_empty(value: Any) -> list[Any]:

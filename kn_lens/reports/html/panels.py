@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.reports import figures
+from kn_lens.reports.html.neuron_columns import KEY_COLUMNS, neuron_cells, without_missing_experts
 from kn_lens.reports.html.wording import cell_label, varied_label
 from kn_lens.runs.reader import RunRecords
 
@@ -231,14 +232,15 @@ def _damaged(run: RunRecords, table: str, reason: str) -> DataError:
 
 
 def neurons_by_relation(records: "pd.DataFrame") -> "pd.DataFrame":
-    """Return one row for each ``relation`` and neuron (``layer``, ``index``), from records of the stage ``neurons``.
+    """Return one row for each ``relation`` and neuron, from records of the stage ``neurons``.
+
+    A neuron is its ``layer``, its ``expert`` where the model has some, and its ``index``.
 
     ``n_facts`` is the number of the relation's facts that have the neuron, ``share`` their share.
     """
     found = records.loc[records["neuron_set"] == "found"]
     sizes = found.groupby("relation", sort=False).size()
-    cells = found.loc[:, ["relation", "layer", "index"]].explode(["layer", "index"]).dropna()
-    groups = cells.groupby(["relation", "layer", "index"], sort=False)
-    counts = groups.size().rename("n_facts").reset_index()
-    counts = counts.astype({"layer": int, "index": int})
+    cells = neuron_cells(found, "relation")
+    groups = cells.groupby(["relation", *KEY_COLUMNS], sort=False, dropna=False)
+    counts = without_missing_experts(groups.size().reset_index(name="n_facts"))
     return counts.assign(share=counts["n_facts"] / counts["relation"].map(sizes).to_numpy())

@@ -39,10 +39,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kn_lens._core.bootstrap import bootstrap_table, fact_mean, fact_share, mean_intervals
+from kn_lens._core.notation import key_columns
 from kn_lens.attribution import attribute_in_parts
 from kn_lens.facts import Fact
 from kn_lens.interventions import Suppress, measure
-from kn_lens.neurons import NeuronSet, coarse_of, prompts_by_fact
+from kn_lens.neurons import NeuronSet, coarse_thresholds, prompts_by_fact
 from kn_lens.prompts import PromptBatch
 from kn_lens.runs.context import RunContext
 from kn_lens.runs.directory import Shard
@@ -72,6 +73,7 @@ SCORES_SCHEMA = pa.schema(
         ("relation", pa.string()),
         ("key", pa.string()),
         ("layer", pa.int32()),
+        ("expert", pa.int32()),
         ("index", pa.int32()),
         ("score", pa.float64()),
         ("low", pa.float64()),
@@ -119,13 +121,11 @@ def _make_scores(context: RunContext, shard: Shard, path: Path, progress: Progre
     for fact, prompt_ids in prompts_by_fact(prompts).items():
         if not found[fact]:
             continue
-        layers = [neuron.layer for neuron in found[fact]]
-        indices = [neuron.index for neuron in found[fact]]
-        fact_scores = attribution.scores.index_select(0, prompt_ids).to_dense()
-        stored_scores = fact_scores[:, layers, indices]
+        of_fact = attribution[prompt_ids.tolist()]
+        stored_scores = of_fact.scores_of(found[fact])
         is_stored = stored_scores != 0  # a stored score of 0 is attributed again, and found to be 0
-        coarse_set = coarse_of(fact_scores, settings.attr_threshold)
-        in_coarse_set = coarse_set[:, layers, indices] & is_stored
+        least_scores = coarse_thresholds(of_fact, settings.attr_threshold)
+        in_coarse_set = (stored_scores >= least_scores[:, None]) & is_stored
         scores[fact] = torch.where(is_stored, stored_scores, torch.nan).double()
         shares[fact] = in_coarse_set.double().mean(0).tolist()
     _attribute_missing(context, prompts, found, scores, progress)
@@ -139,8 +139,7 @@ def _make_scores(context: RunContext, shard: Shard, path: Path, progress: Progre
                 {
                     "relation": fact.relation,
                     "key": fact.key,
-                    "layer": neuron.layer,
-                    "index": neuron.index,
+                    **{name: values[0] for name, values in key_columns([neuron]).items()},
                     "score": neuron_scores.mean(),
                     **interval,
                     "share": share,
@@ -175,7 +174,8 @@ def _attribute_missing(
             for position, number in enumerate(numbers.tolist()):
                 for fact, row, column in cells_of_prompt[prompt_ids[number]]:
                     neuron = list(found[fact])[column]
-                    scores[fact][row, column] = float(attribution.scores[position, layer, neuron.index])
+                    score = attribution[position : position + 1].scores_of([neuron])
+                    scores[fact][row, column] = float(score)
         progress(n_done, len(missing))
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import torch
 
+from kn_lens._core.notation import key_columns
 from kn_lens.attribution import Attribution, attribute
 from kn_lens.facts import Fact
 from kn_lens.neurons import (
@@ -54,6 +55,7 @@ NEURONS_SCHEMA = pa.schema(
         ("key", pa.string()),
         ("neuron_set", pa.string()),
         ("layer", pa.list_(pa.int32())),
+        ("expert", pa.list_(pa.int32())),
         ("index", pa.list_(pa.int32())),
         ("share_threshold", pa.float64()),
     ]
@@ -114,8 +116,7 @@ def write_sets(path: Path, sets: Mapping[str, Mapping[Fact, NeuronSet]], thresho
                     "relation": fact.relation,
                     "key": fact.key,
                     "neuron_set": kind,
-                    "layer": [neuron.layer for neuron in neurons],
-                    "index": [neuron.index for neuron in neurons],
+                    **key_columns(neurons),
                     "share_threshold": thresholds.get(kind, float("nan")),
                 }
             )

@@ -36,6 +36,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kn_lens._core.bootstrap import bootstrap_table, fact_share, with_control
+from kn_lens._core.notation import key_columns
 from kn_lens._core.precision import at_least_float32
 from kn_lens.facts import Fact
 from kn_lens.hosts import Host
@@ -60,6 +61,7 @@ NEURONS_PER_FACT = 5
 READOUTS_SCHEMA = pa.schema(
     [
         ("layer", pa.int32()),
+        ("expert", pa.int32()),
         ("index", pa.int32()),
         ("tokens", pa.list_(pa.string())),
         ("logits", pa.list_(pa.float64())),
@@ -93,13 +95,14 @@ def read_out(
     with torch.no_grad():
         zeros = torch.zeros(1, host.d_model, device=host.device, dtype=host.dtype)
         empty = at_least_float32(host.unembed(zeros))
-    for layer, layer_indices in neurons.rows_by_layer(host).items():
-        for indices in torch.tensor(layer_indices, device=host.device).split(rows_at_once):
+    in_order = iter(neurons)  # as the rows of its layers are
+    for layer, layer_rows in neurons.rows_by_layer(host).items():
+        for rows in torch.tensor(layer_rows, device=host.device).split(rows_at_once):
             with torch.no_grad():
-                increases = at_least_float32(host.unembed(host.value_rows(layer)[indices])) - empty
+                increases = at_least_float32(host.unembed(host.value_rows(layer)[rows])) - empty
             top = increases.topk(min(k, host.d_vocab))
-            for index, tokens, logits in zip(indices.tolist(), top.indices.cpu(), top.values.cpu(), strict=True):
-                yield Neuron(layer=layer, index=index), tokens, logits
+            for tokens, logits in zip(top.indices.cpu(), top.values.cpu(), strict=True):
+                yield next(in_order), tokens, logits
 
 
 def _make_readouts(context: RunContext, shard: Shard, path: Path, progress: Progress) -> None:
@@ -116,8 +119,7 @@ def _make_readouts(context: RunContext, shard: Shard, path: Path, progress: Prog
                 token_texts[token] = context.host.tokenizer.decode([token])
         rows.append(
             {
-                "layer": neuron.layer,
-                "index": neuron.index,
+                **{name: values[0] for name, values in key_columns([neuron]).items()},
                 "tokens": [token_texts[token] for token in token_ids],
                 "logits": logits.tolist(),
                 "n_facts": n_facts[neuron],

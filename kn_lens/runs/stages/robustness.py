@@ -151,12 +151,12 @@ def _vary_prompts_and_thresholds(
                 yield (
                     fact,
                     f"{share:.0%} of the prompts",
-                    _refine(cells[drawn], share_threshold, min_prompts),
+                    _refine(context, cells[drawn], share_threshold, min_prompts),
                 )
         for threshold in SHARE_THRESHOLDS:
-            yield fact, f"share_threshold {threshold}", _refine(cells, threshold, min_prompts)
+            yield fact, f"share_threshold {threshold}", _refine(context, cells, threshold, min_prompts)
         for threshold, sets in other_sets.items():
-            yield fact, f"attr_threshold {threshold}", _refine(sets[fact], share_threshold, min_prompts)
+            yield fact, f"attr_threshold {threshold}", _refine(context, sets[fact], share_threshold, min_prompts)
         others = [other for other in reference if other != fact]
         if others:
             yield fact, OTHER_FACT, reference[others[generator.integers(len(others))]]
@@ -201,14 +201,14 @@ def _refine_all(context: RunContext, coarse_sets: Mapping[Fact, CoarseSets]) -> 
     settings = context.settings
     sets = {}
     for fact, cells in coarse_sets.items():
-        sets[fact] = _refine(cells, settings.share_threshold, settings.min_prompts)
+        sets[fact] = _refine(context, cells, settings.share_threshold, settings.min_prompts)
     return sets
 
 
-def _refine(cells: CoarseSets, share_threshold: float, min_prompts: int) -> NeuronSet:
+def _refine(context: RunContext, cells: CoarseSets, share_threshold: float, min_prompts: int) -> NeuronSet:
     """Return the neurons in the coarse sets of enough prompts."""
     in_enough = cells.sum(0) >= prompts_needed(len(cells), share_threshold, min_prompts)
-    return NeuronSet((layer, index) for layer, index in in_enough.nonzero().tolist())
+    return NeuronSet(context.host.layout.key(layer, row) for layer, row in in_enough.nonzero().tolist())
 
 
 def _stability_tables(context: RunContext) -> "dict[str, pd.DataFrame]":

@@ -109,10 +109,8 @@ def _make(context: RunContext, shard: Shard, path: Path, progress: Progress) -> 
                 "word": cloze.word,
             }
             for kind in KINDS:
-                values = []
-                for neuron in sets[kind][cloze.fact]:
-                    values.append(float(activations.scores[position, neuron.layer, neuron.index]))
-                row[kind] = float(np.mean(values))
+                values = activations[position : position + 1].scores_of(sets[kind][cloze.fact])
+                row[kind] = float(values.double().mean())
             rows[prompt] = row
     write_rows(path, rows, TEXTS_SCHEMA)
 
