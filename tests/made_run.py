@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kn_lens import Fact, NeuronSet
+from kn_lens._core.notation import key_columns
 from kn_lens.runs.data import digest_of_facts
 from kn_lens.runs.directory import Shard, open_run
 from kn_lens.runs.settings import Settings
@@ -94,8 +95,8 @@ def write_run(path, made, *, n_layers=4, kind="masked", tags=None, version="0.1.
                 ]  # fmt: skip
                 _write(run, ANSWERS_SCHEMA, "answers", relation, rows)
                 rows = [
-                    {"relation": relation, "key": one.key, "neuron_set": kind, "layer": [n.layer for n in sets],
-                     "index": [n.index for n in sets], "share_threshold": 0.7}
+                    {"relation": relation, "key": one.key, "neuron_set": kind, **key_columns(sets),
+                     "share_threshold": 0.7}
                     for kind in KINDS for one in queried_facts for sets in [one.neurons[kind]]
                 ]  # fmt: skip
                 _write(run, NEURONS_SCHEMA, "neurons", relation, rows)

@@ -33,6 +33,7 @@ from kn_lens.neurons.overlap import (
     overlap_statistics,
     relation_neurons,
     resampled_layer_counts,
+    resampled_sums,
     sampled_across,
 )
 from kn_lens.neurons.refine import (
@@ -79,6 +80,7 @@ __all__ = [
     "refine_released",
     "relation_neurons",
     "resampled_layer_counts",
+    "resampled_sums",
     "sampled_across",
     "write_dataset",
 ]

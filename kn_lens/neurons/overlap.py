@@ -177,12 +177,25 @@ def resampled_layer_counts(
     Raises:
         ArgumentError: a neuron lies above the last layer.
     """
-    generator = np.random.default_rng(seed)
-    total = np.zeros((1 + n_resamples, n_layers))
+    counts = []
     for group in sets.values():
-        layer_counts = [neurons.layer_counts(n_layers) for neurons in group]
-        draws = bootstrap_counts(len(group), n_resamples, generator)
-        total += draws @ np.array(layer_counts, dtype=float)
+        counts.append(np.array([neurons.layer_counts(n_layers) for neurons in group], dtype=float))
+    return resampled_sums(counts, n_resamples, seed)
+
+
+def resampled_sums(
+    counts: Sequence[Float[np.ndarray, "fact bin"]],
+    n_resamples: int,
+    seed: int,
+) -> Float[np.ndarray, "1+n_resamples bin"]:
+    """Return the sums over facts of what is counted for each, given by relation.
+
+    Row 0 is of the facts as they are, the others of bootstrap samples of each relation's facts.
+    """
+    generator = np.random.default_rng(seed)
+    total = np.zeros((1 + n_resamples, counts[0].shape[1]))
+    for of_relation in counts:
+        total += bootstrap_counts(len(of_relation), n_resamples, generator) @ of_relation
     return total
 
 

@@ -1,23 +1,29 @@
-"""Table 2 and Figure 3 with bootstrap intervals, from neuron sets alone: of a run, or of files found by others.
+"""Table 2, Figure 3 and the table of experts, with bootstrap intervals, from neuron sets: of a run, or of files.
 
 All functions take ``{neuron_set: {relation: sets}}``, a set for each fact. Intervals are of bootstrap samples of each
 relation's facts (``kn_lens.neurons.overlap``, ``kn_lens._core.intervals``): they say how much depends on which facts
 were queried, the relations being given.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 
 from kn_lens._core import defaults
 from kn_lens._core.bootstrap import with_control
 from kn_lens._core.intervals import SHARE, interval
+from kn_lens._core.layout import NeuronLayout
+from kn_lens._core.notation import SHARED
 from kn_lens.neurons import (
     OVERLAP_STATISTICS,
+    NeuronSet,
     SetsByRelation,
     overlap_statistics,
     resampled_layer_counts,
+    resampled_sums,
     sampled_across,
 )
 from kn_lens.runs.directory import ALL
@@ -137,3 +143,70 @@ def layer_table(
             }
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def expert_table(
+    sets: Mapping[str, SetsByRelation],
+    layout: NeuronLayout,
+    *,
+    n_resamples: int = defaults.N_RESAMPLES,
+    seed: int = 0,
+) -> "pd.DataFrame":
+    """Return the distribution of the neurons over the experts; a neuron counts once for each fact that has it.
+
+    Args:
+        sets: by neuron set and relation.
+        layout: of a model whose layers have experts.
+        n_resamples: bootstrap samples.
+        seed: of the bootstrap.
+
+    Returns:
+        One row for each ``neuron_set``, ``layer`` and ``expert`` (a number, or ``shared``) in which any fact of any set
+        has a neuron: ``value``, the expert's share of all neurons of the set, with ``low`` and ``high``; ``n``, the
+        number of facts; ``n_neurons``, that of neurons, and ``n_facts``, that of facts with any of them; ``control``,
+        the share of an even spread over all neurons of the model. Neurons of layers with one MLP are in the whole and
+        have no row: shares of a set add to 1 where all layers have experts.
+    """
+    import pandas as pd
+
+    with_neurons: set[tuple[int, ...]] = set()  # (layer, expert)
+    for by_relation in sets.values():
+        for neurons in chain.from_iterable(by_relation.values()):
+            with_neurons.update(neuron[:2] for neuron in neurons if neuron.expert is not None)
+    experts = sorted(with_neurons)
+    n_rows = sum(layer.n_rows for layer in layout.layers)
+    rows = []
+    for neuron_set, by_relation in sets.items():
+        counts = [_counts_by_expert(group, experts) for group in by_relation.values()]
+        n_facts = np.array([len(group) for group in by_relation.values()])
+        sums = resampled_sums(counts, n_resamples, seed)
+        with np.errstate(invalid="ignore"):
+            shares = sums / sums.sum(1, keepdims=True)
+        for number, (layer, expert) in enumerate(experts):
+            row = {
+                "neuron_set": neuron_set,
+                "layer": layer,
+                "expert": "shared" if expert == SHARED else str(expert),
+                "value": shares[0, number],
+                **interval(shares[:, number], n_facts, bounds=SHARE),
+                "n": n_facts.sum(),
+                "n_facts": sum(int((of_relation[:, number] > 0).sum()) for of_relation in counts),
+                "n_neurons": int(sums[0, number]),
+                "control": len(layout.layers[layer].rows_of_expert(expert)) / n_rows,
+            }
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _counts_by_expert(
+    group: Sequence[NeuronSet],
+    experts: Sequence[tuple[int, ...]],
+) -> Float[np.ndarray, "fact expert_and_rest"]:
+    """Return the number of neurons of each fact in each expert, and in layers with one MLP in the last column."""
+    column = {expert: number for number, expert in enumerate(experts)}
+    counts = np.zeros((len(group), len(experts) + 1))
+    for fact, neurons in enumerate(group):
+        for neuron in neurons:
+            number = len(experts) if neuron.expert is None else column[neuron[:2]]
+            counts[fact, number] += 1
+    return counts

@@ -38,7 +38,8 @@ DEFAULT_OPTIONS = {"preset": Settings.preset, "split": defaults.SPLIT}
 DERIVED = ("texts_digest", "syntax_digest")
 """Settings that follow from others."""
 LABELS = frozenset(
-    "relation key text texts word why neuron_set scope statistic measure varied question end subject object".split()
+    "relation key text texts word why neuron_set scope statistic measure varied question end subject object "
+    "expert".split()
 )
 """Columns of tables that hold names, even where all of them look like numbers."""
 NUMBERS = frozenset("factor layer value low high n control paper n_pairs largest_gap above_tolerance".split())
@@ -294,8 +295,10 @@ def read_records(path: Path, stage: str) -> "pd.DataFrame":
 
     records = with_current_names(pd.read_parquet(path, partitioning=None), stage)
     if {"layer", "index"} <= set(records) and "expert" not in records:  # of a version without experts
-        in_lists = [[None] * len(layers) for layers in records["layer"]] if stage == "neurons" else None
-        records["expert"] = in_lists
+        if stage == "neurons":
+            records["expert"] = [[None] * len(layers) for layers in records["layer"]]
+        else:
+            records["expert"] = float("nan")
     return records
 
 

@@ -3,10 +3,11 @@
 import pytest
 
 import kn_lens as kn
-from kn_lens._core.notation import neuron_name
+from kn_lens._core.notation import keys_in_columns, neuron_name
 from kn_lens.reports.html.neuron_columns import KEY_COLUMNS
 from kn_lens.runs.reader import RunRecords, read_records
 from kn_lens.runs.stages.order import STAGES
+from tests.browser import browsing, opened
 from tests.experts import tiny_experts
 from tests.tiny import COUNTRIES, tiny_tokenizer
 
@@ -42,26 +43,42 @@ def test_the_neurons_of_the_records_are_those_of_the_calls(run, folder):
     model = kn.load_model(folder / "model")
     records = run.records("neurons")
     found = records.loc[records["neuron_set"] == "found"].set_index("key")
-    facts = [fact for fact in kn.FactSet.from_jsonl(folder / "facts.jsonl") if fact.key in found.index]
-    expected = kn.refine(kn.attribute(model, kn.make_prompts(model, facts)), min_prompts=1)
+    all_facts = kn.FactSet.from_jsonl(folder / "facts.jsonl")
     some_expert = False
-    for fact, neurons in expected.items():
-        row = found.loc[fact.key]
-        assert list(row["index"]) == [neuron.index for neuron in neurons]
-        experts = [None if expert != expert else expert for expert in map(float, row["expert"])]
-        named = {None: None, -1.0: "shared"}
-        assert [named.get(expert, expert) for expert in experts] == [neuron.expert for neuron in neurons]
-        some_expert = some_expert or any(neuron.expert is not None for neuron in neurons)
+    for _, of_relation in found.groupby("relation"):
+        facts = [fact for fact in all_facts if fact.key in of_relation.index]
+        attr = kn.attribute(model, kn.make_prompts(model, facts))
+        refinement = kn.refine_by_relation(attr, min_prompts=1)
+        for fact, neurons in refinement.neurons.items():
+            row = of_relation.loc[fact.key]
+            assert keys_in_columns(row["layer"], row["expert"], row["index"]) == list(neurons)
+            some_expert = some_expert or any(neuron.expert is not None for neuron in neurons)
     assert some_expert
+
+
+def test_the_table_of_experts_counts_the_neurons_of_the_records(run):
+    table = run.tables()["experts"]
+    counts = {}
+    for _, row in run.records("neurons").iterrows():
+        neurons = kn.NeuronSet(keys_in_columns(row["layer"], row["expert"], row["index"]))
+        for layer, by_expert in neurons.expert_counts().items():
+            for expert, n_neurons in by_expert.items():
+                key = row["neuron_set"], layer, str(expert)
+                counts[key] = counts.get(key, 0) + n_neurons
+    assert counts
+    in_table = table.loc[table["n_neurons"] > 0].set_index(["neuron_set", "layer", "expert"])["n_neurons"]
+    assert in_table.to_dict() == counts
 
 
 def test_the_report_names_experts(cli, run):
     assert cli("report", run.path)[0] == 0
-    page = (run.path / "report.html").read_text(encoding="utf-8")
     records = run.records("neurons")
     found = records.loc[records["neuron_set"] == "found"].explode(KEY_COLUMNS).dropna(subset=["expert"])
     names = {neuron_name(*map(int, key)) for key in found[KEY_COLUMNS].itertuples(index=False)}
-    assert names and any(name in page for name in names)
+    with browsing() as browser, opened(browser, run.path / "report.html") as page:
+        shown = page.locator("#neurons-table").inner_text()
+        assert names and all(name in shown for name in names)
+        assert "Distribution over experts" in page.locator("body").inner_text()
 
 
 def test_records_of_a_version_without_experts_are_read(run, tmp_path):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from kn_lens import NeuronSet
+from kn_lens._core.layout import LayerLayout, NeuronLayout
 from kn_lens.errors import DataError
 from kn_lens.runs.found_files import found_tables, read_found
-from kn_lens.runs.overlap_tables import layer_table, overlap_table, table_2
+from kn_lens.runs.overlap_tables import expert_table, layer_table, overlap_table, table_2
 from kn_lens.runs.paper import TABLE_2
 from tests.intervals import AT_LEAST_0, SHARE, drawn_facts, is_close, naive_interval
 from tests.naive_overlap import naive_overlap, sampled_shares
@@ -161,6 +162,35 @@ def test_figure_3_equals_loops_over_facts_and_draws(sets, undefined):
 
 def test_without_neurons_no_layer_has_a_share():
     assert layer_table({"found": {"P1": [NeuronSet()]}}, 3, n_resamples=5)["value"].isna().all()
+
+
+def test_the_table_of_experts_equals_loops_over_facts_and_draws():
+    rng = np.random.default_rng(5)
+    layout = NeuronLayout((LayerLayout(n_rows=4), LayerLayout(n_rows=14, n_experts=3, d_expert=4)))
+    sets = {}
+    for relation, size in {"P1": 9, "P2": 3}.items():
+        keys = [[layout.key(layer, int(rng.integers(4))) for layer in (0, 1, 1)] for _ in range(size)]
+        sets[relation] = [NeuronSet(of_fact) for of_fact in keys]
+    table = expert_table({"found": sets}, layout, n_resamples=90, seed=4)
+    assert list(zip(table["layer"], table["expert"], strict=True)) == [(1, "shared"), (1, "0")]
+    every = [neurons for group in sets.values() for neurons in group]
+    groups = list(sets.values())
+    for row in table.to_dict("records"):
+        expert = row["expert"] if row["expert"] == "shared" else int(row["expert"])
+
+        def share(facts, expert=expert):
+            experts = [neuron.expert for neurons in facts for neuron in neurons]
+            return experts.count(expert) / len(experts)
+
+        draws = []
+        for positions in drawn_facts([9, 3], 90, seed=4):
+            pairs = zip(groups, positions, strict=True)
+            draws.append(share([group[i] for group, chosen in pairs for i in chosen]))
+        assert row["value"] == pytest.approx(share(every), rel=1e-9)
+        assert is_close([row["low"], row["high"]], naive_interval(share(every), draws, [9, 3], bounds=SHARE))
+        assert row["n"] == 12 and row["n_neurons"] == round(share(every) * sum(map(len, every)))
+        assert row["n_facts"] == sum(any(neuron.expert == expert for neuron in neurons) for neurons in every)
+        assert row["control"] == {"shared": 2, 0: 4}[expert] / 18
 
 
 def test_neuron_files_of_other_programs_are_read_by_relation(tmp_path):

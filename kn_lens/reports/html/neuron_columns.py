@@ -17,6 +17,6 @@ def neuron_cells(records: "pd.DataFrame", *names: str) -> "pd.DataFrame":
 
 def without_missing_experts(table: "pd.DataFrame") -> "pd.DataFrame":
     """Return a table without the column ``expert`` where no neuron is one of an expert."""
-    if "expert" in table and table["expert"].isna().all():
+    if "expert" in table and not table["expert"].notna().to_numpy().any():
         return table.drop(columns="expert")
     return table

@@ -242,5 +242,5 @@ def neurons_by_relation(records: "pd.DataFrame") -> "pd.DataFrame":
     sizes = found.groupby("relation", sort=False).size()
     cells = neuron_cells(found, "relation")
     groups = cells.groupby(["relation", *KEY_COLUMNS], sort=False, dropna=False)
-    counts = without_missing_experts(groups.size().reset_index(name="n_facts"))
+    counts = without_missing_experts(groups.size().to_frame("n_facts").reset_index())
     return counts.assign(share=counts["n_facts"] / counts["relation"].map(sizes).to_numpy())

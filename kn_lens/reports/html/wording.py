@@ -27,6 +27,7 @@ TITLES = {
     "coverage": "Queried facts",
     "dose_response": "Dose response",
     "erased": "Neurons erased",
+    "experts": "Distribution over experts",
     "figure3": "Distribution over layers (Figure 3)",
     "figures4_5": "Suppressing and amplifying (Figures 4 and 5)",
     "figures4_5_by_relation": "Suppressing and amplifying, by relation",
@@ -139,6 +140,7 @@ COLUMNS = {
 
 COLUMNS_OF: Mapping[str, Mapping[str, str]] = {
     "erased": {"n_neurons": "neurons erased"},
+    "experts": {"n_facts": "facts that have any", "n_neurons": "neurons in the expert"},
     "figure3": {"n_neurons": "neurons in the layer"},
     "methods": {"neuron_set": "method"},
     "neuron_relation_map": {"n_facts": "facts that have it"},

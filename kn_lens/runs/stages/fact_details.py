@@ -14,7 +14,8 @@ intervention, with random neurons as the control.
 
 Records of ``neuron_scores``, one row for each fact and found neuron:
 
-    relation, key, layer, index
+    relation, key
+    layer, expert, index   of the neuron; no expert where the layer has one MLP
     score        mean attribution over the prompts of the fact
     low, high    its 95% interval, from prompts drawn anew (``kn_lens._core.intervals``); NaN below 8 prompts
     share        share of the prompts whose coarse set has the neuron

@@ -4,7 +4,7 @@ Records, one row for each fact and kind of neurons:
 
     relation, key
     neuron_set         the kind
-    layer, index       lists of the same length: the neurons
+    layer, expert, index   lists of the same length: the neurons; no expert where the layer has one MLP
     share_threshold    the share of prompts at which refining the relation ended; NaN for kinds that are not refined
 
 Kinds:
@@ -35,7 +35,7 @@ from kn_lens.neurons import (
 )
 from kn_lens.runs.context import RunContext
 from kn_lens.runs.directory import Shard
-from kn_lens.runs.overlap_tables import layer_table, table_2
+from kn_lens.runs.overlap_tables import expert_table, layer_table, table_2
 from kn_lens.runs.passes import Passes
 from kn_lens.runs.stage import Progress, Stage, TableDisplay, write_rows
 from kn_lens.runs.stages.attributions import ACTIVATIONS, ATTRIBUTIONS, read_scores
@@ -131,7 +131,7 @@ def _most_active(
     The mean over prompts needs all activations of a fact, so that facts are taken in groups of limited size.
     """
     prompts, host = context.prompts(relation), context.host
-    max_prompts = max(1, CELLS_AT_ONCE // (host.n_layers * host.d_mlp))
+    max_prompts = max(1, CELLS_AT_ONCE // (host.n_layers * host.d_active))
     groups: list[dict[Fact, torch.Tensor]] = []
     room = 0
     for fact, prompt_ids in prompts_by_fact(prompts).items():
@@ -162,8 +162,12 @@ def _tables(context: RunContext) -> "dict[str, pd.DataFrame]":
         n_resamples=settings.n_resamples,
         seed=settings.seed,
     )
-    figure_3 = layer_table(sets, context.host.n_layers, n_resamples=settings.n_resamples, seed=settings.seed)
-    return {**tables, "figure3": figure_3}
+    tables["figure3"] = layer_table(sets, context.host.n_layers, n_resamples=settings.n_resamples, seed=settings.seed)
+    if context.host.layout.has_experts:
+        tables["experts"] = expert_table(
+            sets, context.host.layout, n_resamples=settings.n_resamples, seed=settings.seed
+        )
+    return tables
 
 
 def _passes(context: RunContext, shard: Shard) -> Passes:
@@ -180,6 +184,7 @@ NEURONS = Stage(
             "Table 2: neurons of a fact, and neurons that two facts of one or of two relations share"
         ),
         "figure3": TableDisplay("Figure 3: share of the neurons in each layer; the control is an even spread"),
+        "experts": TableDisplay("Share of the neurons in each expert; the control is an even spread"),
     },
     needs=(ATTRIBUTIONS, ACTIVATIONS),
     settings=(
@@ -193,4 +198,7 @@ NEURONS = Stage(
     ),
     passes=_passes,
 )
-"""The neurons of each fact; records of each fact and kind, tables ``table2``, by relation, and ``figure3``."""
+"""The neurons of each fact; records of each fact and kind, tables ``table2``, by relation, and ``figure3``.
+
+Where the model has experts also ``experts``.
+"""

@@ -13,7 +13,7 @@ nothing where the transform rotates the stream: see "Why world-bert does not giv
 
 Records of ``readouts``, a single shard, one row for each distinct found neuron of the run:
 
-    layer, index
+    layer, expert, index   no expert where the layer has one MLP
     tokens, logits    lists: the 10 tokens whose logits increase most, highest first, and the increases
     n_facts           number of facts that have the neuron
 
