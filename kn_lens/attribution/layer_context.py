@@ -359,8 +359,6 @@ def _neurons_of(host: Host, state: CleanState, layer: int) -> LayerNeurons:
 
 def _gradient_activation(host: Host, state: CleanState, layer: int) -> MLPActivation:
     """Return what gradients are taken with respect to."""
-    if state.has_user_hooks:
-        return "post"
     if layer in state.active:
         if not host.writes_mlp_out(state.active[layer], state.post[layer], state.mlp_out[layer]):
             raise UnsupportedModelError(
@@ -368,7 +366,9 @@ def _gradient_activation(host: Host, state: CleanState, layer: int) -> MLPActiva
                 "down-projections: an adapter (such as LoRA) or a hook of PyTorch's adds to it. Merge an adapter "
                 "before kn_lens.load_model: hf_model = peft_model.merge_and_unload(); remove a hook."
             )
-        return "mlp_out"
+        return "post" if state.has_user_hooks else "mlp_out"
+    if state.has_user_hooks:
+        return "post"
     # In half precision the comparison below would miss a small adapter.
     if host.has_adapter(layer):
         return "post"

@@ -432,6 +432,29 @@ class Host:
         mlp_out = mlp_out[0] if isinstance(mlp_out, tuple) else mlp_out
         return self.writes_mlp_out(active, post, mlp_out[0].to(post.dtype))
 
+    def check_changeable_experts(self, layer: int) -> None:
+        """Raise unless what a change of activations writes can be added where the experts of ``layer`` are left.
+
+        Cost: one pass of one token through the experts, where the model has hooks of the user or an adapter.
+
+        Raises:
+            HookError: hooks of the user, or an adapter, come between the activations and ``hook_mlp_out``.
+        """
+        name = self.hook_mlp_out(layer)
+        is_hooked_there = any(map(_is_users, _hooks_on(self._hook_points[name])))
+        if not is_hooked_there:
+            if not self.has_user_hooks and not self.has_adapter(layer):
+                return
+            if self._writes_rows(layer):
+                return
+        found = f"a hook is on {name}" if is_hooked_there else "an adapter or a hook of PyTorch's is in them"
+        raise HookError(
+            f"Neurons of the experts of layer {layer} of {self.name} cannot be changed by hooks: {found}, and changes "
+            "are added to what the experts have written, after it. Remove it, or merge the adapter before "
+            "kn_lens.load_model: hf_model = peft_model.merge_and_unload(). Your own hooks can act after a change: "
+            "model.hooks(fwd_hooks=[*intervention.hooks(model, prompts), *own_hooks])."
+        )
+
     def check_finite(self) -> None:
         """Raise if a weight is NaN or infinite. Reads every weight once.
 

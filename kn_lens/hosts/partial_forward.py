@@ -103,7 +103,7 @@ class CleanState(Protocol):
 
     @property
     def mlp_out(self) -> dict[int, Float[Tensor, "row d_model"]]:
-        """By layer: clean output of ``W_out`` at the read position, in float32 or float64."""
+        """By layer: clean output of ``W_out``, or of experts, at the read position, in float32 or float64."""
         ...
 
     @property
@@ -608,10 +608,14 @@ class _FullPassState(_SinglePassState):
         dense = [layer for layer in layers if layer not in host.expert_layers]
         experts = _RecordedExperts(host, read_pos, layers)
         functions = {layer: _record_post(post, layer, read_pos) for layer in dense}
-        names = {layer: host.hook_mlp_out(layer) for layer in layers}
+        names = {layer: host.hook_mlp_out(layer) for layer in dense}
         hooks: Hooks = [(name, _record(cache, name, read_pos)) for name in names.values()]
+        # Hooks of the user at hook_mlp_out act on what experts have written.
+        written: dict[int, Tensor] = {}
+        observers = {layer: _record_post(written, layer, read_pos) for layer in experts.layers}
+        expert_forwards = experts.forwards() | changed_output_forwards(host.expert_layers, observers)
         has_user_hooks = host.has_user_hooks
-        with override_forwards(experts.forwards()), host.transform_post(functions):
+        with override_forwards(expert_forwards), host.transform_post(functions):
             logits = host.logits_at_read_pos(tokens, attention_mask, read_pos, hooks, encoder)
         active, active_post = experts.active()
         return cls(
@@ -621,7 +625,7 @@ class _FullPassState(_SinglePassState):
             read_pos=read_pos,
             logits=logits,
             post=post | active_post,
-            mlp_out={layer: at_least_float32(cache[name]) for layer, name in names.items()},
+            mlp_out={layer: at_least_float32(cache[name]) for layer, name in names.items()} | written,
             active=active,
             routing=experts.routing,
             has_user_hooks=has_user_hooks,

@@ -9,7 +9,7 @@ given the right ones before it.
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -28,7 +28,7 @@ from kn_lens.attribution import check_numbers
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact, FactSet
 from kn_lens.hosts import Budget, HookedModel, Host, check_tokenizer, checked_host, exclusive
-from kn_lens.interventions.hooks import Intervention, Suppress
+from kn_lens.interventions.hooks import Intervention, Suppress, check_expert_neurons_once
 from kn_lens.interventions.scoring import Change, Progress, Ticks, score_answers, score_answers_under
 from kn_lens.neurons import NeuronSet, check_neurons_by_fact, prompts_by_fact, random_neurons
 from kn_lens.prompts import PromptBatch, check_prompts
@@ -130,8 +130,8 @@ def measure(
         activations overflow, probabilities are NaN and the rank is behind all tokens. Cost: two forward passes per row.
 
     Raises:
-        ArgumentError: neurons or prompts that do not fit the model, a prompt without a set of neurons, or a
-            budget of no memory.
+        ArgumentError: neurons or prompts that do not fit the model, a prompt without a set of neurons, two
+            interventions on one neuron of an expert, or a budget of no memory.
         UnsupportedModelError: the model cannot be hosted, is in train mode, or has NaN weights or answers.
 
     Example:
@@ -398,11 +398,12 @@ def _checked_interventions(interventions: Any) -> list[Intervention]:
 def _check_hooks(
     host: Host,
     prompts: PromptBatch,
-    interventions: Iterable[Intervention],
+    interventions: Sequence[Intervention],
 ) -> None:
     """Make the hooks for all prompts at once, so that any error is raised before the model runs."""
     for intervention in interventions:
         host.check_hooks(name for name, _ in intervention.hooks(host.model, prompts))
+    check_expert_neurons_once(interventions, host, prompts)
 
 
 def _check_facts(

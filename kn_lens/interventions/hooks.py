@@ -134,7 +134,8 @@ class _NeuronIntervention:
             ArgumentError: the model lacks a neuron, the prompts were made for another model, the fact of a prompt has
                 no set, the number of sets differs from the number of prompts, or the values of ``SetTo`` have another
                 shape or are not finite.
-            HookError: raised by a hook that runs on activations of another batch.
+            HookError: hooks of the user come between the activations of experts and where changes are added; or
+                raised by a hook that runs on activations of another batch.
         """
         host = host_of(model)
         check_prompts(prompts)
@@ -232,6 +233,7 @@ class _NeuronIntervention:
         prompts: PromptBatch,
     ) -> list[tuple[str, HookFn]]:
         """Return the hooks of a layer with experts."""
+        host.check_changeable_experts(layer)
         expert_layer = host.expert_layers[layer]
         wanted, column = index.unique(return_inverse=True)
         value_rows = at_least_float32(host.value_rows(layer)[wanted])
@@ -557,3 +559,33 @@ def _cells(sets: NeuronSet | list[NeuronSet], host: Host, prompts: PromptBatch) 
             torch.tensor(layer_index, device=device),
         )
     return cells
+
+
+def check_expert_neurons_once(interventions: Sequence[Intervention], host: Host, prompts: PromptBatch) -> None:
+    """Raise if two interventions change one neuron of an expert under one prompt.
+
+    Both would start from its activation without the other, where those on another neuron act in their order.
+
+    Raises:
+        ArgumentError: with the neuron.
+    """
+    if not host.layout.has_experts:
+        return
+    changed: set[tuple[int, int, int]] = set()
+    for intervention in interventions:
+        if not isinstance(intervention, _NeuronIntervention):
+            continue
+        own: set[tuple[int, int, int]] = set()
+        for layer, cells in _cells(_resolve(intervention._sets, host, prompts), host, prompts).items():
+            if layer not in host.expert_layers:
+                continue
+            rows, index = torch.broadcast_tensors(*cells)
+            own.update((layer, *cell) for cell in zip(rows.flatten().tolist(), index.flatten().tolist(), strict=True))
+        if changed & own:
+            layer, _, index = min(changed & own)
+            raise ArgumentError(
+                f"Two interventions change {host.layout.name(layer, index)} of {host.name} under one prompt; expected "
+                "each neuron of an expert in one of them, whose hooks see its activation without those of others. "
+                "Write both as one, such as Amplify with the product of two factors."
+            )
+        changed |= own

@@ -5,6 +5,7 @@ gradients with respect to its weights.
 """
 
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -222,6 +223,68 @@ def test_scores_in_a_file_and_refined_sets_are_those_in_memory(architecture, tmp
         is_member = scores[number] >= 0.2 * scores[number].max()
         keys = [attr.layout.key(layer, row) for layer, row in is_member.nonzero().tolist()]
         assert neurons == kn.NeuronSet(keys)
+
+
+@contextmanager
+def doubled(module):
+    """Let what a module returns be twice as much, by a hook of PyTorch's."""
+    handle = module.register_forward_hook(lambda module, args, output: 2 * output)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def test_what_a_hook_inside_the_experts_adds_is_no_neurons_and_is_refused():
+    model = kn.load_model(tiny_experts("MixtralForCausalLM"))
+    host, prompts = kn.host_of(model), expert_prompts(6)
+    neurons = kn.attribute(model, prompts, layers=[2]).top(2)["neuron"].tolist()
+    with doubled(host.expert_layers[2].experts):
+        with pytest.raises(kn.UnsupportedModelError, match=r"experts of layer 2 .* remove a hook"):
+            kn.attribute(model, prompts)
+        with pytest.raises(kn.HookError, match=r"layer 2 .* an adapter or a hook of PyTorch's is in them"):
+            kn.measure(model, prompts, kn.Suppress(neurons))
+        kn.attribute(model, prompts, layers=[0, 1])
+        kn.measure(model, prompts, kn.Suppress(kn.attribute(model, prompts, layers=[1]).top(2)["neuron"].tolist()))
+
+
+def test_hooks_of_the_user_at_the_exit_of_experts_act_after_changes():
+    """The scores are those of the plain model under the same hook; changes made by hooks would come after it."""
+    architecture = "MixtralForCausalLM"
+    model, reference = both(architecture)
+    prompts = expert_prompts(6)
+    neurons = kn.attribute(model, prompts, layers=[1]).top(2)["neuron"].tolist()
+    hooks = [("blocks.1.mlp.hook_out", lambda value, hook: 2 * value)]
+    with model.hooks(fwd_hooks=hooks):
+        attr = kn.attribute(model, prompts, tolerance=1e-6)
+        with pytest.raises(kn.HookError, match=r"a hook is on blocks.1.mlp.hook_out.*\*own_hooks"):
+            kn.measure(model, prompts, kn.Suppress(neurons))
+    handle = reference.model.layers[1].mlp.register_forward_hook(lambda module, args, output: 2 * output)
+    with torch.no_grad():
+        clean = answer_probability(reference, prompts)
+        with silenced(reference, 1, 5):
+            free = answer_probability(reference, prompts)
+    handle.remove()
+    equal(attr.expected[:, 1] + attr.routing_term[:, 1], clean - free)
+    assert attr.converged.all()
+    one_token = expert_prompts(1)
+    suppressed = kn.Suppress(neurons).hooks(model, one_token)
+    with torch.no_grad():
+        with model.hooks(fwd_hooks=suppressed + hooks):
+            found = model(one_token.tokens)
+        with model.hooks(fwd_hooks=hooks), kn.erase_neurons(model, neurons).applied(model):
+            equal(found, model(one_token.tokens))
+
+
+def test_one_neuron_of_an_expert_is_changed_by_one_intervention():
+    model, _ = both("OlmoeForCausalLM")
+    prompts = expert_prompts(6)
+    first, second = kn.attribute(model, prompts, layers=[2]).top(2)["neuron"]
+    with pytest.raises(kn.ArgumentError, match=f"Two interventions change {first} .* Write both as one"):
+        kn.measure(model, prompts, [kn.Suppress([first]), kn.SetTo([first, second], 1.0)])
+    apart = kn.measure(model, prompts, [kn.Suppress([first]), kn.Suppress([second])])
+    together = kn.measure(model, prompts, kn.Suppress([first, second]))
+    assert apart.after.to_numpy() == pytest.approx(together.after.to_numpy(), rel=1e-12)
 
 
 def test_biases_of_experts_stay_where_activations_are_silenced():
