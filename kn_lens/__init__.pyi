@@ -3,10 +3,12 @@
 from .attribution import (
     Attribution,
     Output,
+    PositionAttribution,
     attribute,
     attribute_in_parts,
     attribute_to_file,
     read_attribution,
+    read_position_attribution,
     reference_attribution,
 )
 from .circuits import (
@@ -121,6 +123,7 @@ __all__ = [
     "NeuronSet",
     "NoPromptError",
     "Output",
+    "PositionAttribution",
     "PromptBatch",
     "PromptError",
     "PromptPairs",
@@ -166,6 +169,7 @@ __all__ = [
     "random_neurons",
     "read_attribution",
     "read_easyedit",
+    "read_position_attribution",
     "read_study",
     "reference_attribution",
     "refine",

@@ -17,6 +17,9 @@ above keep their clean choice while ``w`` moves: scores sum to the *held part* o
 responds adds is the *routing term*, ``Attribution.routing_term``, a score of no neuron. Neurons of other experts are
 off, and only the scores of those that are on are stored, as a sparse tensor.
 
+Positions other than the read position are attributed in the same way, with the answer read where it is: see
+``positions``.
+
 An answer of several tokens is read in several rows (see ``PromptBatch``). Its rows move together, and a neuron's score
 is the sum over them, so that completeness holds for the probability of the whole answer.
 
@@ -28,7 +31,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Unpack, get_args
+from typing import Literal, Unpack, get_args, overload
 
 import torch
 from jaxtyping import Int
@@ -48,6 +51,7 @@ from kn_lens.attribution.options import (
 )
 from kn_lens.attribution.outputs import Output
 from kn_lens.attribution.parts import PartsJoin, Together, whole_parts
+from kn_lens.attribution.positions import PositionAttribution, PositionPairs, Positions, position_attribution
 from kn_lens.attribution.result import Attribution
 from kn_lens.attribution.routing import routing_term_of
 from kn_lens.attribution.score_table import scores_of
@@ -56,10 +60,31 @@ from kn_lens.hosts import Budget, HookedModel, Host, exclusively, host_of
 from kn_lens.prompts import PromptBatch, check_prompts
 
 
+@overload
 def attribute(
     model: HookedModel | Host,
     prompts: PromptBatch,
     *,
+    positions: Literal["read"] | None = None,
+    **keywords: Unpack[AttributionKeywords],
+) -> Attribution: ...
+
+
+@overload
+def attribute(
+    model: HookedModel | Host,
+    prompts: PromptBatch,
+    *,
+    positions: Literal["subject_last", "subject", "all"] | Int[Tensor, "batch position"],
+    **keywords: Unpack[AttributionKeywords],
+) -> PositionAttribution: ...
+
+
+def attribute(
+    model: HookedModel | Host,
+    prompts: PromptBatch,
+    *,
+    positions: Positions | None = None,
     method: Method = AttributionOptions.method,
     output: str | Output = AttributionOptions.output,
     preset: Preset | None = AttributionOptions.preset,
@@ -72,12 +97,18 @@ def attribute(
     keep: float | None = AttributionOptions.keep,
     memory_budget: float | None = AttributionOptions.memory_budget,
     progress: Progress | bool | None = AttributionOptions.progress,
-) -> Attribution:
-    """Attribute each prompt's answer to the neurons of each layer, at the read position.
+) -> Attribution | PositionAttribution:
+    """Attribute each prompt's answer to the neurons of each layer, at the read position or at others.
 
     Args:
         model: a TransformerLens model in evaluation mode; it is left as it was.
         prompts: the prompts, from ``make_prompts`` or ``PromptBatch.from_tokens``.
+        positions: whose activations move, one position at a time; the answer is read where it always is. None: where
+            the prompts are put, the read position unless ``prompts.at`` says otherwise. ``read``: the read position.
+            With ``subject_last`` (the subject's last token), ``subject`` (all its tokens), ``all`` (all tokens, in a
+            causal model those up to the read position), or a tensor of positions [batch, position] with -1 where a
+            prompt has fewer, the result has an axis for positions. In the last layer no other position than the read
+            position has an effect: its scores are exactly 0. ``log_prob_gain`` has no other position.
         method: ``integrated_gradients`` (joint path); ``single_path`` (one chosen neuron moves at a time);
             ``gradient_x_activation`` (``w_i dP(w)/dw_i``); ``ablation`` (``P(w) - P(w with w_i = 0)``, the truth that
             the others approximate); ``activation`` (``w_i``, averaged over the answer's rows: the paper's baseline);
@@ -106,10 +137,11 @@ def attribute(
             (prompt, layer) pairs.
 
     Returns:
-        An ``Attribution``. Cost: one forward pass per row; for each (prompt, layer) ``n_points`` forward and backward
-        passes from that layer up, of which the point alpha = 1 is one pass that all layers share; for ``ablation`` and
-        ``log_prob_gain`` one forward pass per neuron. The routing term of a model with experts takes one more forward
-        pass for each (prompt, layer).
+        An ``Attribution``, or with positions a ``PositionAttribution``. Cost: one forward pass per row; for each
+        (prompt, layer) ``n_points`` forward and backward passes from that layer up, of which the point alpha = 1 is one
+        pass that all layers share; for ``ablation`` and ``log_prob_gain`` one forward pass per neuron. The routing term
+        of a model with experts takes one more forward pass for each (prompt, layer). With positions as much for each of
+        them; passes of a causal model then run the tokens from the moved position to the read position.
 
     Raises:
         ArgumentError: an argument out of range, or two that exclude each other.
@@ -137,6 +169,11 @@ def attribute(
         memory_budget=memory_budget,
         progress=progress,
     )
+    check_prompts(prompts)
+    if positions is not None and not (isinstance(positions, str) and positions == "read"):
+        return _attribute_positions(model, prompts, positions, options)
+    if positions is not None:
+        prompts = prompts.at("read")
     with exclusively(model):
         joined = PartsJoin(prompts)
         computation = _Computation.of(model, prompts, options)
@@ -145,6 +182,26 @@ def attribute(
                 joined.add(numbers, part)
                 del part  # while the next one is computed
         return joined.result()
+
+
+def _attribute_positions(
+    model: HookedModel | Host,
+    prompts: PromptBatch,
+    positions: Positions,
+    options: AttributionOptions,
+) -> PositionAttribution:
+    """Attribute at several positions; see ``attribute``."""
+    with exclusively(model):
+        pairs = PositionPairs.of(prompts, positions, host_of(model).kind)
+        computation = _Computation.of(model, pairs.expanded, options)
+        joined = PartsJoin(pairs.expanded)
+        with computation.reporting() as computation.report:
+            for numbers, batch in pairs.batches():
+                computation.budget = budget_for(computation.host, batch, options.memory_budget)
+                for chosen, part in computation.chunks(batch):
+                    joined.add(numbers[chosen], part)
+                    del part  # while the next one is computed
+        return position_attribution(pairs, joined.result())
 
 
 def attribute_in_parts(
@@ -231,6 +288,7 @@ class _Computation:
         if chosen is not None:
             chosen.check_prompts(prompts)
         output = options.output_for(prompts)
+        options.check_positions(prompts)
         prompts.check_for(host)
         budget = budget_for(host, prompts, options.memory_budget)
         host.check_finite()

@@ -1,7 +1,8 @@
 """One layer under some prompts: the output, and its gradient, with the layer's activation replaced.
 
-Every score is made of answers to one question: *with the layer's activation at the read position replaced by v, what is
-the output, and what is its gradient?* Weights never get a gradient.
+Every score is made of answers to one question: *with the layer's activation at one position replaced by v, what is the
+output, and what is its gradient?* The position is the read position, or where ``prompts.at`` has put the prompts.
+Weights never get a gradient.
 
 Where ``W_out`` writes ``v @ W_out + b_out``, the gradient with respect to v is ``W_out`` times the one with respect to
 what is written, which has d_model numbers. A sum of such gradients then takes one product with ``W_out``. This is
@@ -51,7 +52,7 @@ class LayerContext:
         layer: zero-based.
         prompts: the prompts.
         clean: output of the unaltered model.
-        post: clean activation at the read position, ``w``, before any hook on ``hook_post``.
+        post: clean activation at the moved position (``prompts.post_pos``), ``w``, before any hook on ``hook_post``.
         neurons: which neurons the entries of ``post`` are, and what they write.
         gradient_activation: what gradients are taken with respect to: what ``W_out`` writes (``mlp_out``), or ``v``
             itself (``post``).
@@ -121,7 +122,7 @@ class LayerContext:
         early_exit: bool = False,
         holds_routing: bool = True,
     ) -> Float[Tensor, " pair"]:
-        """Return the output of each prompt with the layer's activation at the read position replaced.
+        """Return the output of each prompt with the layer's activation at the moved position replaced.
 
         Args:
             batch: numbers of prompts, repeats allowed.
@@ -280,13 +281,13 @@ def budget_for(host: Host, prompts: PromptBatch, memory: float | None) -> Budget
 
     Args:
         host: the model.
-        prompts: the prompts; what a pass takes depends on where they are read.
+        prompts: the prompts; what a pass takes depends on where they are read and moved.
         memory: bytes; None takes a share of the free memory.
 
     Raises:
         ArgumentError: ``memory`` is not a positive number of bytes.
     """
-    last_token_only = recomputes_last_token_only(host, prompts.attention_mask, prompts.read_pos)
+    last_token_only = recomputes_last_token_only(host, prompts.attention_mask, prompts.read_pos, prompts.post_pos)
     return Budget.of(host, memory, last_token_only=last_token_only, gradient=True)
 
 
@@ -314,7 +315,13 @@ def layer_contexts(
         UnsupportedModelError: the model's output is not finite.
     """
     state = run_clean(
-        host, prompts.tokens, prompts.attention_mask, prompts.read_pos, layers, encoder=prompts.encoder_input
+        host,
+        prompts.tokens,
+        prompts.attention_mask,
+        prompts.read_pos,
+        layers,
+        encoder=prompts.encoder_input,
+        post_pos=prompts.post_pos,
     )
     rows = torch.arange(prompts.n_rows, device=host.device)
     clean = read_output(output, prompts, rows, prompts.prompt_index, len(prompts), state.logits)

@@ -50,6 +50,7 @@ class AttributionMethod(ABC):
         is_complete: whether completeness states the sum of the scores, at least to first order.
         silences_layer: whether this sum is ``P(w) - P(0)``, of the whole layer.
         output: the only output that the method explains; None where the caller chooses it.
+        exits_early: whether outputs are read off the residual stream after the layer, so at the read position alone.
         unit: the label of scores that are not in the unit of the output; None where they are.
     """
 
@@ -58,6 +59,7 @@ class AttributionMethod(ABC):
     is_complete: ClassVar[bool] = False
     silences_layer: ClassVar[bool] = False
     output: ClassVar[str | None] = None
+    exits_early: ClassVar[bool] = False
     unit: ClassVar[str | None] = None
 
     @property

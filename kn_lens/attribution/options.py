@@ -142,6 +142,21 @@ class AttributionOptions:
         output = METHODS[self.method].output or self.output
         return resolve_output(output, has_contrast=prompts.contrast_ids is not None)
 
+    def check_positions(self, prompts: PromptBatch) -> None:
+        """Raise if the method has no scores where the prompts are put.
+
+        Raises:
+            ArgumentError: it reads the answer off the residual stream of the layer, which it does where it is moved.
+        """
+        if not METHODS[self.method].exits_early or prompts.post_pos is prompts.read_pos:
+            return
+        if bool((prompts.post_pos != prompts.read_pos).any()):
+            raise ArgumentError(
+                f"{self.method} reads the answer off the residual stream right after the layer, where other positions "
+                "have not been read yet; expected positions='read', or another method, such as "
+                "'integrated_gradients'."
+            )
+
     def layers_of(self, host: Host) -> list[int]:
         """Return the layers to attribute.
 

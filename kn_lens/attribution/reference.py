@@ -25,8 +25,8 @@ def reference_attribution(
 ) -> Float[Tensor, "batch d_mlp"]:
     """Attribute each prompt's answer to the neurons of one layer by Riemann sums (Dai et al. 2022, equation 3).
 
-    With ``w`` the activation of the layer at the read position and ``P(v)`` the probability of the answer with the
-    activation replaced by ``v``,
+    With ``w`` the activation of the layer at the read position, or where ``prompts.at`` has put the prompts, and
+    ``P(v)`` the probability of the answer with the activation replaced by ``v``,
 
         Attr_i = w_i * sum_k weight_k * dP(alpha_k w)/dw_i,   in the paper alpha_k = k/m and weight_k = 1/m, k = 1 ... m
 
@@ -75,7 +75,7 @@ def _prompt_scores(
     if prompt.encoder_input is not None:
         options = {"attention_mask": prompt.encoder_input.attention_mask, "decoder_input_ids": tokens}
         tokens = prompt.encoder_input.tokens
-    read_pos = prompt.read_pos
+    read_pos, post_pos = prompt.read_pos, prompt.post_pos
     rows = torch.arange(len(tokens), device=tokens.device)  # one for each token of the answer
 
     def probability(post: Float[Tensor, "row d_mlp"]) -> Float[Tensor, ""]:
@@ -83,7 +83,7 @@ def _prompt_scores(
             activation: Float[Tensor, "row pos d_mlp"],
             hook: object,
         ) -> Float[Tensor, "row pos d_mlp"]:
-            return activation.index_put((rows, read_pos), post)
+            return activation.index_put((rows, post_pos), post)
 
         logits = model.run_with_hooks(
             tokens,
@@ -93,7 +93,7 @@ def _prompt_scores(
         return logits[rows, read_pos].softmax(-1)[rows, prompt.target_ids].prod()
 
     _, cache = model.run_with_cache(tokens, names_filter=hook_post, **options)
-    w = cache[hook_post][rows, read_pos].detach()
+    w = cache[hook_post][rows, post_pos].detach()
     mean_gradient = torch.zeros_like(w)
     for alpha, weight in zip(points.nodes, points.weights, strict=True):
         post = (alpha * w).requires_grad_()

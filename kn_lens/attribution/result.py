@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kn_lens._core.bootstrap import mean_intervals
-from kn_lens._core.checks import check_kind, check_share
+from kn_lens._core.checks import check_share
 from kn_lens._core.drawing import drawing
 from kn_lens._core.layout import ONE_MLP_A_LAYER, NeuronLayout
 from kn_lens._core.notation import NeuronKey
@@ -344,12 +344,3 @@ def _as_array(values: Float[Tensor, "..."]) -> np.ndarray:
     if values.dtype in (torch.bfloat16, torch.float16):
         values = values.float()
     return values.numpy()
-
-
-def check_attribution(attr: object) -> None:
-    """Raise unless an argument is an attribution.
-
-    Raises:
-        ArgumentError: another kind of argument, such as its scores.
-    """
-    check_kind(attr, Attribution, "an Attribution: kn_lens.attribute(model, prompts)")

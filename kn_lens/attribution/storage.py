@@ -10,6 +10,9 @@ scored less than ``keep`` times the prompt's largest score, or was not computed.
 were finished. The file's metadata name the method, the model, and a digest of the prompts: scores can only be read
 together with their prompts.
 
+A file of scores at several positions has a row for each layer at each position of a prompt: ``prompt`` then numbers the
+pairs of prompts and positions, in the order of the prompts, and the metadata name the positions.
+
 Files of a model whose layers have experts have version 2: ``neuron`` is a row of the layer, which counts through its
 experts as the metadata state, and there is a column ``routing_term``.
 """
@@ -21,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,10 +39,11 @@ from kn_lens._core.checks import check_path
 from kn_lens._core.layout import LayerLayout, NeuronLayout
 from kn_lens.attribution.attribute import attribute_in_parts
 from kn_lens.attribution.options import KeywordsWithoutKeep
+from kn_lens.attribution.positions import PositionAttribution, PositionPairs, Positions, position_attribution
 from kn_lens.attribution.result import Attribution
 from kn_lens.errors import ArgumentError, DataError, KNLensError, did_you_mean
-from kn_lens.hosts import HookedModel, Host, exclusive, host_of
-from kn_lens.prompts import PromptBatch, check_prompts
+from kn_lens.hosts import HookedModel, Host, Kind, exclusive, host_of
+from kn_lens.prompts import PositionsName, PromptBatch, check_prompts
 
 KEY, KEY_DIGEST = b"kn_lens.scores", b"kn_lens.scores.sha256"
 VERSION, VERSION_WITH_EXPERTS = 1, 2
@@ -87,6 +91,7 @@ def attribute_to_file(
     path: str | os.PathLike[str],
     prompts: PromptBatch,
     *,
+    positions: Positions | None = None,
     keep: float | None = 0.1,
     **keywords: Unpack[KeywordsWithoutKeep],
 ) -> ScoreFile:
@@ -96,6 +101,7 @@ def attribute_to_file(
         model: a TransformerLens model.
         path: the file; it appears when all is done, or not at all.
         prompts: the prompts.
+        positions: as for ``attribute``.
         keep: keep only the scores of at least this share of the prompt's largest (0.1 as in the released code); None
             keeps all of them.
         **keywords: the other arguments of ``attribute``.
@@ -125,6 +131,14 @@ def attribute_to_file(
     host = host_of(model)
     check_prompts(prompts)
     keep = None if keep is None else float(keep)  # JSON takes no other numbers
+    positions_entry: dict[str, Any] = {}
+    if isinstance(positions, str) and positions == "read":
+        prompts = prompts.at("read")
+    elif positions is not None:
+        pairs = PositionPairs.of(prompts, positions, host.kind)
+        prompts = pairs.expanded
+        named = positions if isinstance(positions, str) else pairs.positions.tolist()
+        positions_entry = {"positions": named, "kind": host.kind}
     n_scores = n_unconverged = 0
     metadata: dict[str, Any] = {
         "version": VERSION_WITH_EXPERTS if host.layout.has_experts else VERSION,
@@ -133,6 +147,7 @@ def attribute_to_file(
         "d_mlp": host.d_mlp,
         "n_prompts": len(prompts),
         "prompts": _digest(prompts),
+        **positions_entry,
     }
     if host.layout.has_experts:
         metadata["layout"] = [[layer.n_rows, layer.n_experts, layer.d_expert] for layer in host.layout.layers]
@@ -177,7 +192,7 @@ def read_attribution(
         scores are whole.
 
     Raises:
-        DataError: no such file, not a file of scores, damaged, or of other prompts.
+        DataError: no such file, not a file of scores, damaged, of other prompts, or of several positions.
         ArgumentError: ``only`` names a prompt that does not exist, or one twice.
 
     Example:
@@ -191,19 +206,75 @@ def read_attribution(
     path = Path(path)
     with _opened(path) as file:
         metadata = _metadata(file, path)
-        if (metadata["n_prompts"], metadata["prompts"]) != (len(prompts), _digest(prompts)):
+        if "positions" in metadata:
             raise DataError(
-                f"{path} holds scores of {metadata['n_prompts']} prompts that are not these {len(prompts)}; "
-                "expected the prompts that attribute_to_file was given, all of them and in their order."
+                f"{path} holds scores at several positions of each prompt: "
+                "read it with kn_lens.read_position_attribution(path, prompts)."
             )
-        numbers = torch.arange(len(prompts)) if only is None else torch.as_tensor(only).cpu()
-        selected = prompts if only is None else prompts.select(numbers.to(prompts.tokens.device))
-        if len(numbers.unique()) < len(numbers):
-            raise ArgumentError(f"only={only!r}; expected the number of each prompt once.")
+        return _read(file, path, metadata, prompts, only)
 
-        reader = _Reader(file=file, path=path, metadata=metadata, numbers=numbers)
-        values = reader.values()
-        scores = reader.scores(values["n_scores"])
+
+def read_position_attribution(path: str | os.PathLike[str], prompts: PromptBatch) -> PositionAttribution:
+    """Read what ``attribute_to_file`` wrote at several positions of each prompt.
+
+    Args:
+        path: the file.
+        prompts: the prompts that it was written with, all of them.
+
+    Returns:
+        The attribution, on the CPU; sparse unless the scores are whole.
+
+    Raises:
+        DataError: no such file, not a file of such scores, damaged, or of other prompts.
+
+    Example:
+        >>> import kn_lens as kn, tempfile
+        >>> model = kn.load_model("world-bert")
+        >>> prompts = kn.make_prompts(model, kn.FactSet.world().of("P36")[:2])
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     scores = kn.attribute_to_file(model, f"{directory}/scores.parquet", prompts, positions="subject")
+        ...     attr = kn.read_position_attribution(scores, prompts)
+        >>> attr.at("subject_last").scores.is_sparse
+        True
+    """
+    check_path(path)
+    check_prompts(prompts)
+    path = Path(path)
+    with _opened(path) as file:
+        metadata = _metadata(file, path)
+        if "positions" not in metadata:
+            raise DataError(
+                f"{path} holds scores at one position of each prompt: read it with kn_lens.read_attribution(path, "
+                "prompts)."
+            )
+        positions: Positions = metadata["positions"]
+        if isinstance(positions, list):
+            positions = torch.tensor(positions)
+        pairs = PositionPairs.of(prompts.to("cpu"), positions, metadata["kind"])
+        return position_attribution(pairs, _read(file, path, metadata, pairs.expanded, None))
+
+
+def _read(
+    file: pq.ParquetFile,
+    path: Path,
+    metadata: dict[str, Any],
+    prompts: PromptBatch,
+    only: Sequence[int] | Int[Tensor, " chosen"] | None,
+) -> Attribution:
+    """Read the scores of prompts, or of pairs of prompts and positions; see ``read_attribution``."""
+    if (metadata["n_prompts"], metadata["prompts"]) != (len(prompts), _digest(prompts)):
+        raise DataError(
+            f"{path} holds scores of {metadata['n_prompts']} prompts that are not these {len(prompts)}; "
+            "expected the prompts that attribute_to_file was given, all of them and in their order."
+        )
+    numbers = torch.arange(len(prompts)) if only is None else torch.as_tensor(only).cpu()
+    selected = prompts if only is None else prompts.select(numbers.to(prompts.tokens.device))
+    if len(numbers.unique()) < len(numbers):
+        raise ArgumentError(f"only={only!r}; expected the number of each prompt once.")
+
+    reader = _Reader(file=file, path=path, metadata=metadata, numbers=numbers)
+    values = reader.values()
+    scores = reader.scores(values["n_scores"])
     return Attribution(
         scores=scores,
         total=values["total"],
@@ -450,6 +521,8 @@ def _digest(prompts: PromptBatch) -> str:
             prompts.encoder_tokens[prompts.encoder_attention_mask.bool()],
         ):
             digest.update(values.cpu().numpy().astype("<i8").tobytes())
+    if prompts.moved_pos is not None:
+        digest.update(b"moved" + prompts.moved_pos.cpu().numpy().astype("<i8").tobytes())
     return digest.hexdigest()
 
 
@@ -529,8 +602,27 @@ def _describes_rows(metadata: dict[str, Any], n_rows: int) -> bool:
     n_layers = metadata["n_layers"]
     if metadata["version"] == VERSION_WITH_EXPERTS and not _describes_layout(metadata.get("layout"), metadata):
         return False
+    if "positions" in metadata and not _describes_positions(metadata):
+        return False
     most_rows = metadata["n_prompts"] * n_layers
     return 0 < n_layers <= n_rows <= most_rows and metadata["d_mlp"] >= 1
+
+
+def _describes_positions(metadata: dict[str, Any]) -> bool:
+    """Return whether the entries of metadata name positions: by name, or as rows of whole numbers of one length."""
+    if metadata.get("kind") not in get_args(Kind):
+        return False
+    positions = metadata["positions"]
+    if isinstance(positions, str):
+        return positions in get_args(PositionsName)
+    if not isinstance(positions, list) or not positions:
+        return False
+    for of_prompt in positions:
+        if not isinstance(of_prompt, list) or len(of_prompt) != len(positions[0]):
+            return False
+        if any(type(position) is not int for position in of_prompt):
+            return False
+    return True
 
 
 def _describes_layout(layers: Any, metadata: dict[str, Any]) -> bool:

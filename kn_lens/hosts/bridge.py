@@ -705,6 +705,7 @@ class Host:
         n_rows: int,
         *,
         after_prefix: bool = False,
+        several_tokens: bool = False,
         own: bool = False,
         padded: bool = False,
     ) -> AbstractContextManager[None]:
@@ -719,11 +720,12 @@ class Host:
             phase: for hooks, which rows a block is running on.
             n_rows: the number of rows of all entries.
             after_prefix: whether the passes start after a prefix.
+            several_tokens: whether they then run more than one token of each row.
             own: whether the passes run the checkpoint's own modules, see `logits`.
             padded: whether the prefix is padded.
         """
         as_block_output, as_attn_output = self._own_output_forms if own else self._output_forms
-        leaves = self._row_leaves[own, after_prefix, padded]
+        leaves = self._row_leaves[own, after_prefix, padded, several_tokens]
         lowest = min(entries)
         forwards: dict[Any, Callable[..., Any]] = {}
         n_entered = 0
@@ -918,6 +920,32 @@ class Host:
         return self._equal_to_rounding(logits, expected)
 
     @cached_property
+    def runs_tokens_after_prefix(self) -> bool:
+        """Whether passes through a causal model can run the last tokens of a prompt after a `KVPrefix` of the others.
+
+        They can where each layer keeps all keys and values, and the model's own modules and TransformerLens' wrappers
+        both give the numbers of whole passes. Cost: three passes over two short prompts at the first use.
+        """
+        if self.kind != "causal" or not self.has_own_modules:
+            return False
+        tokens = torch.arange(1, 11, device=self.device).view(2, 5) % self.d_vocab
+        mask = torch.ones_like(tokens)
+        with torch.no_grad():
+            expected = self.logits(tokens, mask)[:, 2:]
+            prefix = self.kv_prefix(tokens[:, :2])
+            if prefix is None or not prefix.is_plain:
+                return False
+            every = [torch.arange(2, device=self.device)] * self.n_layers
+            for own in (False, True):
+                try:
+                    logits = self.logits(tokens[:, 2:], mask, prefix=prefix.select(every), own=own)
+                except (RuntimeError, TypeError, ValueError):  # it takes one token after its keys and values
+                    return False
+                if not self._equal_to_rounding(logits, expected):
+                    return False
+        return True
+
+    @cached_property
     def shared_keys(self) -> str | None:
         """The attention by which rows share the keys and values of their prompts, for `KVPrefix.share`, or None.
 
@@ -1063,14 +1091,16 @@ class Host:
     def _row_leaves(self) -> "_RowLeaves":
         return _RowLeaves(self)
 
-    def find_row_leaves(self, *, own: bool, after_prefix: bool, padded: bool) -> list[set[LeafPath]]:
+    def find_row_leaves(
+        self, *, own: bool, after_prefix: bool, padded: bool, several_tokens: bool
+    ) -> list[set[LeafPath]]:
         """Return, by block, the places of the tensors with entries for each row among the arguments of its call.
 
         Compares passes over two and over three rows.
         """
         arguments: dict[int, list[Any]] = {}
         for n_rows in (2, 3):
-            tokens = torch.zeros(n_rows, 2, dtype=torch.long, device=self.device)
+            tokens = torch.zeros(n_rows, 3 if several_tokens else 2, dtype=torch.long, device=self.device)
             mask = torch.ones_like(tokens)
             prefix = position_ids = None
             if after_prefix:
@@ -1123,16 +1153,18 @@ class _ModuleEnd:
     point: Any
 
 
-class _RowLeaves(dict[tuple[bool, bool, bool], list[set[LeafPath]]]):
+class _RowLeaves(dict[tuple[bool, bool, bool, bool], list[set[LeafPath]]]):
     """`Host.find_row_leaves` by its arguments, each found at its first use."""
 
     def __init__(self, host: Host) -> None:
         super().__init__()
         self._host = host
 
-    def __missing__(self, key: tuple[bool, bool, bool]) -> list[set[LeafPath]]:
-        own, after_prefix, padded = key
-        self[key] = self._host.find_row_leaves(own=own, after_prefix=after_prefix, padded=padded)
+    def __missing__(self, key: tuple[bool, bool, bool, bool]) -> list[set[LeafPath]]:
+        own, after_prefix, padded, several_tokens = key
+        self[key] = self._host.find_row_leaves(
+            own=own, after_prefix=after_prefix, padded=padded, several_tokens=several_tokens
+        )
         return self[key]
 
 

@@ -1,15 +1,20 @@
 """Forward passes that start at a layer: the clean state of a batch of rows, and logits resumed from it.
 
-A change of what ``W_out`` of layer l writes at the read position leaves everything below as it was, and in layer l
-everything but the read position. So the clean pass runs once and keeps the state that later passes start from; their
-results are the same numbers as those of full passes. A resumed pass
+A row has a read position, whose logits give the answer, and a moved position, whose activations change; unless the
+prompts are put elsewhere, they are one. A change of what ``W_out`` of layer l writes at the moved position leaves
+everything below as it was, and in layer l everything but the moved position. So the clean pass runs once and keeps the
+state that later passes start from; their results are the same numbers as those of full passes. A resumed pass
 
-1. runs the rest of block l, for the read position alone, on the kept output of its attention;
-2. runs the blocks above. In a causal model, read at its last token, nothing before the read position can see the
-   change: the keys and values of the earlier tokens are kept, and one token is run. In a masked model every position
-   may change, with two exceptions: block l + 1 reuses the kept queries, keys and values at all other positions, and of
-   the last block nothing is needed at other positions but keys and values (the clean pass leaves the rest out too);
+1. runs the rest of block l, for the moved position alone, on the kept output of its attention;
+2. runs the blocks above. In a causal model nothing before the moved position can see the change: the keys and values of
+   the earlier tokens are kept, and the tokens from the moved position on are run. Of a row that is moved where it is
+   read, at its last token, that is one. In a masked model every position may change, with two exceptions: block l + 1
+   reuses the kept queries, keys and values at all other positions, and of the last block nothing is needed at other
+   positions than the read position but keys and values (the clean pass leaves the rest out too, where it is the moved
+   position that is read);
 3. runs the head at the read position.
+
+In the last layer a change at another position than the read position changes nothing: its gradient is exactly 0.
 
 These passes run the checkpoint's own modules where they give the numbers of TransformerLens' wrappers around them,
 whose hooks nobody listens to (`Host.has_own_modules`). Prompts of different lengths go through a causal model together
@@ -67,7 +72,7 @@ Hooks = list[tuple[str, HookFn]]
 
 @dataclass(frozen=True, kw_only=True)
 class Replacement:
-    """Rows whose pass starts at a layer, and what is replaced there at the read position.
+    """Rows whose pass starts at a layer, and what is replaced there at the moved position.
 
     Attributes:
         layer: one of the layers of the state.
@@ -93,17 +98,17 @@ class CleanState(Protocol):
 
     @property
     def post(self) -> dict[int, Float[Tensor, "row _"]]:
-        """By layer: clean activations at the read position, in float32 or float64; before any hook."""
+        """By layer: clean activations at the moved position, in float32 or float64; before any hook."""
         ...
 
     @property
     def active(self) -> dict[int, ActiveExperts]:
-        """By layer, where it has experts: how the rows are routed at the read position."""
+        """By layer, where it has experts: how the rows are routed at the moved position."""
         ...
 
     @property
     def mlp_out(self) -> dict[int, Float[Tensor, "row d_model"]]:
-        """By layer: clean output of ``W_out``, or of experts, at the read position, in float32 or float64."""
+        """By layer: clean output of ``W_out``, or of experts, at the moved position, in float32 or float64."""
         ...
 
     @property
@@ -124,14 +129,14 @@ class CleanState(Protocol):
         early_exit: bool = False,
         holds_routing: bool = True,
     ) -> Float[Tensor, "selected d_vocab"]:
-        """Return the logits of rows with the activation of one layer at the read position replaced.
+        """Return the logits of rows with the activation of one layer at the moved position replaced.
 
         Args:
             replacements: at least one, in the order of their layers, each layer once.
             groups: the `pass_group` of all these rows, on the processor, where it is known: else it is read from the
                 device, which is waited for.
             early_exit: compute the logits from the residual stream that leaves the layer, without the layers above.
-                For one replacement.
+                For one replacement, of rows that are moved where they are read.
             holds_routing: whether experts in the layers above are those of the clean pass; False lets routers choose.
 
         Returns:
@@ -143,7 +148,7 @@ class CleanState(Protocol):
     def logits_with_additions(
         self, rows: Int[Tensor, " selected"], additions: Additions
     ) -> Float[Tensor, "selected d_vocab"]:
-        """Return the logits of selected rows with tensors added at the read position of layers.
+        """Return the logits of selected rows with tensors added at the moved position of layers.
 
         Args:
             rows: indices of rows; repeats allowed.
@@ -158,22 +163,28 @@ class CleanState(Protocol):
         rows: Int[Tensor, " selected"],
         hooks: Sequence[tuple[str, HookFn]],
     ) -> Float[Tensor, "selected d_vocab"]:
-        """Return the logits of selected rows with activations changed by hooks, at the read position, from a layer on.
+        """Return the logits of selected rows with activations changed by hooks, at the moved position, from a layer on.
 
         Args:
             layer: one of the layers of the state; nothing below it changes.
             rows: indices of rows; repeats allowed.
             hooks: on ``hook_post`` of this layer and of layers above. Each gets the activations of just these rows at
-                the read position, ``[row, 1, d_mlp]``, and treats every row by itself.
+                the moved position, ``[row, 1, d_mlp]``, and treats every row by itself.
         """
         ...
 
 
 def recomputes_last_token_only(
-    host: Host, attention_mask: Int[Tensor, "row pos"], read_pos: Int[Tensor, " row"]
+    host: Host,
+    attention_mask: Int[Tensor, "row pos"],
+    read_pos: Int[Tensor, " row"],
+    post_pos: Int[Tensor, " row"] | None = None,
 ) -> bool:
-    """Return whether passes run the last token alone: no other can see a change at the read position."""
-    is_last = host.kind == "causal" and bool((read_pos == attention_mask.sum(-1) - 1).all())
+    """Return whether passes run the last token alone: no other can see a change at the moved position, ``post_pos``."""
+    last = attention_mask.sum(-1) - 1
+    is_last = host.kind == "causal" and bool((read_pos == last).all())
+    if is_last and post_pos is not None and post_pos is not read_pos:
+        is_last = bool((post_pos == last).all())
     return is_last and not (host.whole_passes or host.has_user_hooks)
 
 
@@ -184,22 +195,37 @@ def run_clean(
     read_pos: Int[Tensor, " row"],
     layers: Sequence[int],
     encoder: EncoderInput | None = None,
+    post_pos: Int[Tensor, " row"] | None = None,
 ) -> CleanState:
     """Run right-padded rows once and keep the state that passes from each of ``layers`` start from.
 
     Of an encoder-decoder they are the rows of the decoder. The encoder runs here alone, once for each different text.
 
+    Args:
+        host: the model.
+        tokens: of the rows.
+        attention_mask: 1 for tokens, 0 for padding.
+        read_pos: whose logits are read.
+        layers: those whose activations are moved.
+        encoder: what the encoder of an encoder-decoder reads.
+        post_pos: whose activations are moved; None for the read position.
+
     Cost: one forward pass per row. Holds per row and layer, for a masked model, the residual stream, queries, keys and
-    values at all positions; for a causal model keys and values at all positions, and the residual stream at one.
+    values at all positions; for a causal model keys and values at all positions, and the residual stream at those from
+    the moved position on.
     """
+    if post_pos is None or post_pos is read_pos or bool((post_pos == read_pos).all()):
+        post_pos = read_pos
     n_pos = int(attention_mask.any(0).nonzero().max()) + 1
     tokens, attention_mask = tokens[:, :n_pos], attention_mask[:, :n_pos]
     with torch.no_grad():
         if host.whole_passes or host.has_user_hooks:
             if encoder is not None:
                 encoder = host.encode(encoder.cropped())
-            return _FullPassState.run(host, tokens, attention_mask, read_pos, layers, encoder)
+            return _FullPassState.run(host, tokens, attention_mask, read_pos, layers, encoder, post_pos)
         padded_head = PaddedHead.of(host.unembedding) if pays_off(host.device) else None
+        if post_pos is not read_pos:
+            return _run_moved(host, tokens, attention_mask, read_pos, post_pos, layers, padded_head)
         if not recomputes_last_token_only(host, attention_mask, read_pos):
             return _ResumedState.run(host, tokens, attention_mask, read_pos, layers, padded_head)
         # Keys and values are kept without padding, so rows of one length go together.
@@ -222,6 +248,41 @@ def run_clean(
     return _GroupedState.of(states, group, index) if joined is None else joined
 
 
+def _run_moved(
+    host: Host,
+    tokens: Int[Tensor, "row pos"],
+    attention_mask: Int[Tensor, "row pos"],
+    read_pos: Int[Tensor, " row"],
+    post_pos: Int[Tensor, " row"],
+    layers: Sequence[int],
+    padded_head: PaddedHead | None,
+) -> "_ResumedState | _GroupedState":
+    """Run rows that are moved at another position than the one that is read; see `run_clean`."""
+    if not host.runs_tokens_after_prefix:
+        return _ResumedState.run(host, tokens, attention_mask, read_pos, layers, padded_head, post_pos=post_pos)
+    # Keys and values before the moved position are kept without padding, so rows moved at one position go together.
+    # Padding comes after all tokens, where no token sees it.
+    positions, group = post_pos.unique(return_inverse=True)
+    states, index = [], torch.zeros_like(group)
+    for number, first in enumerate(positions.tolist()):
+        rows = (group == number).nonzero().squeeze(1)
+        n_pos = int(attention_mask[rows].sum(-1).max())
+        prefix = host.kv_prefix(tokens[rows, :first]) if first else None
+        state = _ResumedState.run(
+            host,
+            tokens[rows, first:n_pos],
+            attention_mask[rows, :n_pos],
+            read_pos[rows] - first,
+            layers,
+            padded_head,
+            prefix,
+            post_pos=torch.zeros_like(rows),
+        )
+        states.append(state)
+        index[rows] = torch.arange(len(rows), device=rows.device)
+    return _GroupedState.of(states, group, index)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _LayerState:
     """The values of the clean pass that passes from one layer on start from: see the steps above."""
@@ -237,7 +298,23 @@ class _SinglePassState:
 
     host: Host
     read_pos: Int[Tensor, " row"]
+    post_pos: Int[Tensor, " row"]
     active: dict[int, ActiveExperts]
+
+    @property
+    def reads_elsewhere(self) -> bool:
+        """Whether some rows are read at another position than the one that is moved."""
+        return self.post_pos is not self.read_pos
+
+    def in_last_block(
+        self,
+        rows: Int[Tensor, " selected"],
+        values: Float[Tensor, "selected ..."],
+        otherwise: Float[Tensor, "selected ..."],
+    ) -> Float[Tensor, "selected ..."]:
+        """Return values of the last block for rows that are read where they are moved, and others for other rows."""
+        is_read = (self.post_pos == self.read_pos)[rows]
+        return torch.where(is_read.view(-1, *[1] * (values.ndim - 1)), values, otherwise)
 
     @property
     def pass_group(self) -> Int[Tensor, " row"]:
@@ -272,9 +349,24 @@ class _SinglePassState:
         rows: Int[Tensor, " selected"],
         hooks: Sequence[tuple[str, HookFn]],
     ) -> Float[Tensor, "selected d_vocab"]:
-        read_pos = self.read_pos[rows]
-        at_read = [(name, _hook_at(hook_fn, read_pos)) for name, hook_fn in hooks]
-        return self._pass([Replacement(layer=layer, rows=rows)], {}, at_read, holds_routing=False)
+        post_pos = self.post_pos[rows]
+        at_position = [(name, _hook_at(hook_fn, post_pos)) for name, hook_fn in self._of_blocks_read(hooks, rows)]
+        return self._pass([Replacement(layer=layer, rows=rows)], {}, at_position, holds_routing=False)
+
+    def _of_blocks_read(self, hooks: Sequence[tuple[str, HookFn]], rows: Int[Tensor, " selected"]) -> Hooks:
+        """Return hooks of which those on the last block leave rows alone that are read at another position."""
+        if not self.reads_elsewhere:
+            return list(hooks)
+        host, last = self.host, self.host.n_layers - 1
+        of_last_block = {host.hook_mlp_in(last), host.hook_mlp_out(last)}
+        if last not in host.expert_layers:
+            of_last_block.add(host.hook_post(last))
+        limited: Hooks = []
+        for name, hook_fn in hooks:
+            if name in of_last_block:
+                hook_fn = _hook_where_read(hook_fn, self, rows)
+            limited.append((name, hook_fn))
+        return limited
 
     def _pass(
         self,
@@ -305,6 +397,7 @@ class _ResumedState(_SinglePassState):
     tokens: Int[Tensor, "row pos"]
     attention_mask: Int[Tensor, "row prefix_and_pos"]
     read_pos: Int[Tensor, " row"]
+    post_pos: Int[Tensor, " row"]
     has_padding: bool
     position_ids: Int[Tensor, "row pos"] | None
     prefix: KVPrefix | None
@@ -327,7 +420,9 @@ class _ResumedState(_SinglePassState):
         layers: Sequence[int],
         padded_head: PaddedHead | None,
         prefix: KVPrefix | None = None,
+        post_pos: Int[Tensor, " row"] | None = None,
     ) -> "_ResumedState":
+        post_pos = read_pos if post_pos is None else post_pos
         cache: dict[str, Tensor] = {}
         hooks: Hooks = []
 
@@ -335,15 +430,15 @@ class _ResumedState(_SinglePassState):
             hooks.append((name, _record(cache, name, at)))
 
         dense = [layer for layer in layers if layer not in host.expert_layers]
-        experts = _RecordedExperts(host, read_pos, layers)
+        experts = _RecordedExperts(host, post_pos, layers)
         for layer in dense:
-            record(host.hook_post(layer), read_pos)
+            record(host.hook_post(layer), post_pos)
         for layer in layers:
-            record(host.hook_mlp_out(layer), read_pos)
+            record(host.hook_mlp_out(layer), post_pos)
         for layer in layers:
             record(host.resid_pre(layer))
         for layer in layers:
-            record(host.hook_attn_out(layer), read_pos)
+            record(host.hook_attn_out(layer), post_pos)
         has_next = [layer for layer in layers if layer < host.n_layers - 1]
         for layer in has_next:
             for linear_map in _reused_maps(host, layer + 1):
@@ -352,7 +447,7 @@ class _ResumedState(_SinglePassState):
             if layer + 1 not in layers:
                 record(host.resid_pre(layer + 1))
         every_row = torch.arange(len(tokens), device=tokens.device)
-        if prefix is None:
+        if prefix is None and post_pos is read_pos:  # else the moved position of the last block is wanted too
             hooks += last_block_hooks(host, read_pos, tokens.shape[1])
         prefix_of_rows = None if prefix is None else prefix.select([every_row] * host.n_layers)
         with override_forwards(_padded(padded_head) | experts.forwards()):
@@ -366,7 +461,7 @@ class _ResumedState(_SinglePassState):
                 for linear_map in _reused_maps(host, layer + 1):
                     next_projections[linear_map] = cache[host.linear_hooks(layer + 1, linear_map)[1]]
             layer_states[layer] = _LayerState(
-                resid_pre=cache[host.resid_pre(layer)][every_row, read_pos, None],
+                resid_pre=cache[host.resid_pre(layer)][every_row, post_pos, None],
                 attn_out=cache[host.hook_attn_out(layer)][:, None],
                 next_resid_pre=next_resid_pre,
                 next_projections=next_projections,
@@ -376,6 +471,7 @@ class _ResumedState(_SinglePassState):
             tokens=tokens,
             attention_mask=attention_mask,
             read_pos=read_pos,
+            post_pos=post_pos,
             has_padding=prefix is None and not bool(attention_mask.all()),
             position_ids=None,
             prefix=prefix,
@@ -421,11 +517,13 @@ class _ResumedState(_SinglePassState):
                 next_resid_pre=in_order(following) if following else None,
                 next_projections={},
             )
+        read_pos = in_order([state.read_pos for state in states])
         return cls(
             host=first.host,
             tokens=in_order([state.tokens for state in states]),
             attention_mask=attention_mask,
-            read_pos=in_order([state.read_pos for state in states]),
+            read_pos=read_pos,
+            post_pos=read_pos,
             has_padding=True,
             position_ids=attention_mask.sum(-1, keepdim=True) - 1,
             prefix=prefix,
@@ -449,16 +547,18 @@ class _ResumedState(_SinglePassState):
         early_exit: bool = False,
         holds_routing: bool = True,
     ) -> Float[Tensor, "selected d_vocab"]:
-        """Run the read position through what follows the attention of its first layer, and the blocks above."""
+        """Run the moved position through what follows the attention of its first layer, and the blocks above."""
         host, lowest, phase = self.host, starts[0].layer, EntryPhase()
         rows = torch.cat([start.rows for start in starts])
         tokens, attention_mask, read_pos = self.tokens[rows], self.attention_mask[rows], self.read_pos[rows]
+        post_pos = self.post_pos[rows] if self.reads_elsewhere else read_pos
         own, has_padding = host.has_own_modules and not early_exit, self.has_padding
         position_ids = None if self.position_ids is None else self.position_ids[rows]
         if (early_exit or lowest == host.n_layers - 1) and self.prefix is None:
             # No attention is left to run. Some models give the output of their blocks the shape of the tokens.
             tokens = tokens.gather(1, read_pos[:, None])
-            attention_mask, read_pos, has_padding = torch.ones_like(tokens), torch.zeros_like(read_pos), False
+            attention_mask, has_padding = torch.ones_like(tokens), False
+            read_pos = post_pos = torch.zeros_like(read_pos)
         elif has_padding and self.prefix is None:
             n_pos = int(attention_mask.any(0).nonzero().max()) + 1  # beyond it, all of these rows are padding
             tokens, attention_mask = tokens[:, :n_pos], attention_mask[:, :n_pos]
@@ -476,16 +576,16 @@ class _ResumedState(_SinglePassState):
             entries[start.layer] = RowEntry(
                 resid_pre=state.resid_pre[start.rows],
                 attn_out=state.attn_out[start.rows],
-                complete=self._completion(start, read_pos[n_entered:stop], n_pos),
+                complete=self._completion(start, post_pos[n_entered:stop], n_pos),
             )
             if not early_exit:
-                hooks += self._reuse_hooks(start, read_pos[:stop], n_entered, n_pos, phase)
+                hooks += self._reuse_hooks(start, post_pos[:stop], n_entered, n_pos, phase)
             n_entered = stop
         if n_pos > 1:
             below_last = read_pos[: sum(len(start.rows) for start in starts if start.layer < host.n_layers - 1)]
             for name, hook_fn in last_block_hooks(host, below_last, n_pos):
                 hooks.append((name, phase.for_entered(hook_fn)))
-        prefix = self._prefix_of(starts, own=own)
+        prefix = self._prefix_of(starts, own=own and n_pos == 1)
 
         def held(layer: int, n_tokens: int) -> Routing | None:
             if phase.entering:  # of this layer, which nothing has changed yet
@@ -503,6 +603,7 @@ class _ResumedState(_SinglePassState):
                 phase,
                 len(rows),
                 after_prefix=prefix is not None,
+                several_tokens=prefix is not None and n_pos > 1,
                 own=own,
                 padded=own and position_ids is not None,
             ),
@@ -511,27 +612,41 @@ class _ResumedState(_SinglePassState):
         ):
             # Without a mask transformers does not look for padding: a look for which it waits.
             mask = None if own and not has_padding else attention_mask
-            return host.logits(tokens, mask, read_pos, hooks, prefix, functions, own=own, position_ids=position_ids)
+            logits = host.logits(tokens, mask, read_pos, hooks, prefix, functions, own=own, position_ids=position_ids)
+        return self._with_clean_logits(logits, rows, starts)
+
+    def _with_clean_logits(
+        self,
+        logits: Float[Tensor, "selected d_vocab"],
+        rows: Int[Tensor, " selected"],
+        starts: Sequence[Replacement],
+    ) -> Float[Tensor, "selected d_vocab"]:
+        """Return the logits of a pass, the clean ones for rows that the last layer moves where they are not read."""
+        if not self.reads_elsewhere or starts[-1].layer < self.host.n_layers - 1:
+            return logits
+        n_below = len(rows) - len(starts[-1].rows)
+        moved_in_last = self.in_last_block(rows[n_below:], logits[n_below:], self.logits[rows[n_below:]])
+        return torch.cat([logits[:n_below], moved_in_last])
 
     def _completion(
         self,
         start: Replacement,
-        read_pos: Int[Tensor, " selected"],
+        post_pos: Int[Tensor, " selected"],
         n_pos: int,
     ) -> Callable[[Float[Tensor, "selected 1 d_model"]], Float[Tensor, "selected pos d_model"]]:
-        """Return the function that puts what leaves the layer at the read position between the clean positions."""
+        """Return the function that puts what leaves the layer at the moved position between the clean positions."""
         clean = self.layer_states[start.layer].next_resid_pre
         if n_pos == 1:
             return lambda leaving: leaving
-        if clean is None:  # of the last layer no other position is read
+        if clean is None:  # of the last layer no other position is read, and rows moved elsewhere have clean logits
             return lambda leaving: leaving.expand(-1, n_pos, -1)
         clean_rows = clean[start.rows, :n_pos]
-        return lambda leaving: clean_rows.scatter(1, position_index(read_pos, leaving), leaving)
+        return lambda leaving: clean_rows.scatter(1, position_index(post_pos, leaving), leaving)
 
     def _reuse_hooks(
         self,
         start: Replacement,
-        read_pos: Int[Tensor, " entered"],
+        post_pos: Int[Tensor, " entered"],
         n_below: int,
         n_pos: int,
         phase: EntryPhase,
@@ -540,7 +655,7 @@ class _ResumedState(_SinglePassState):
 
         Args:
             start: the rows, and the layer where they entered.
-            read_pos: of the rows that entered below, and of these.
+            post_pos: of the rows that entered below, and of these.
             n_below: the number of rows that entered below.
             n_pos: the number of positions of the pass.
             phase: of the pass.
@@ -549,8 +664,8 @@ class _ResumedState(_SinglePassState):
         hooks: Hooks = []
         for linear_map, clean in self.layer_states[start.layer].next_projections.items():
             before, after = host.linear_hooks(start.layer + 1, linear_map)
-            select = select_position(read_pos[n_below:])
-            scatter = scatter_position(clean[start.rows, :n_pos], read_pos[n_below:])
+            select = select_position(post_pos[n_below:])
+            scatter = scatter_position(clean[start.rows, :n_pos], post_pos[n_below:])
             hooks.append((before, phase.for_entered(_select_after(n_below, select))))
             hooks.append((after, phase.for_entered(_scatter_after(n_below, n_pos, scatter))))
         return hooks
@@ -585,6 +700,7 @@ class _FullPassState(_SinglePassState):
     tokens: Int[Tensor, "row pos"]
     attention_mask: Int[Tensor, "row pos"]
     read_pos: Int[Tensor, " row"]
+    post_pos: Int[Tensor, " row"]
     logits: Float[Tensor, "row d_vocab"]
     post: dict[int, Float[Tensor, "row _"]]
     mlp_out: dict[int, Float[Tensor, "row d_model"]]
@@ -602,17 +718,18 @@ class _FullPassState(_SinglePassState):
         read_pos: Int[Tensor, " row"],
         layers: Sequence[int],
         encoder: EncoderInput | None,
+        post_pos: Int[Tensor, " row"],
     ) -> "_FullPassState":
         post: dict[int, Tensor] = {}
         cache: dict[str, Tensor] = {}
         dense = [layer for layer in layers if layer not in host.expert_layers]
-        experts = _RecordedExperts(host, read_pos, layers)
-        functions = {layer: _record_post(post, layer, read_pos) for layer in dense}
+        experts = _RecordedExperts(host, post_pos, layers)
+        functions = {layer: _record_post(post, layer, post_pos) for layer in dense}
         names = {layer: host.hook_mlp_out(layer) for layer in dense}
-        hooks: Hooks = [(name, _record(cache, name, read_pos)) for name in names.values()]
+        hooks: Hooks = [(name, _record(cache, name, post_pos)) for name in names.values()]
         # Hooks of the user at hook_mlp_out act on what experts have written.
         written: dict[int, Tensor] = {}
-        observers = {layer: _record_post(written, layer, read_pos) for layer in experts.layers}
+        observers = {layer: _record_post(written, layer, post_pos) for layer in experts.layers}
         expert_forwards = experts.forwards() | changed_output_forwards(host.expert_layers, observers)
         has_user_hooks = host.has_user_hooks
         with override_forwards(expert_forwards), host.transform_post(functions):
@@ -623,6 +740,7 @@ class _FullPassState(_SinglePassState):
             tokens=tokens,
             attention_mask=attention_mask,
             read_pos=read_pos,
+            post_pos=post_pos,
             logits=logits,
             post=post | active_post,
             mlp_out={layer: at_least_float32(cache[name]) for layer, name in names.items()} | written,
@@ -643,15 +761,15 @@ class _FullPassState(_SinglePassState):
     ) -> Float[Tensor, "selected d_vocab"]:
         host, functions, hooks = self.host, dict(functions), list(hooks)
         rows = torch.cat([start.rows for start in starts])
-        read_pos = self.read_pos[rows]
+        read_pos, post_pos = self.read_pos[rows], self.post_pos[rows]
         first = 0
         for start in starts:
             own = slice(first, first + len(start.rows))
             first = own.stop
             if start.post is not None:
-                functions[start.layer] = _on_rows(own, _replace_at(self._passed_on(start), read_pos[own]))
+                functions[start.layer] = _on_rows(own, _replace_at(self._passed_on(start), post_pos[own]))
             if start.added is not None:
-                add = _on_rows(own, _add_at(start.added, read_pos[own]))
+                add = _on_rows(own, _add_at(start.added, post_pos[own]))
                 hooks.append((host.hook_mlp_out(start.layer), lambda value, hook, add=add: add(value)))
 
         def held(layer: int, n_tokens: int) -> Routing:
@@ -772,12 +890,12 @@ class _RecordedExperts:
 
     Args:
         host: the model.
-        read_pos: of each row.
+        post_pos: the moved position of each row.
         layers: the layers whose activations are wanted.
     """
 
-    def __init__(self, host: Host, read_pos: Int[Tensor, " row"], layers: Sequence[int]) -> None:
-        self.host, self.read_pos = host, read_pos
+    def __init__(self, host: Host, post_pos: Int[Tensor, " row"], layers: Sequence[int]) -> None:
+        self.host, self.post_pos = host, post_pos
         self.layers = [layer for layer in layers if layer in host.expert_layers]
         self.routing: dict[int, Routing] = {}
         self._mlp_in: dict[int, Float[Tensor, "row d_model"]] = {}
@@ -787,27 +905,27 @@ class _RecordedExperts:
         return recording_forwards(self.host.expert_layers, self._record)
 
     def _record(self, layer: int, tokens: Float[Tensor, "token d_model"], routing: Routing) -> None:
-        by_row = (len(self.read_pos), -1)
+        by_row = (len(self.post_pos), -1)
         experts, weights = routing.experts.unflatten(0, by_row), routing.weights.unflatten(0, by_row)
         self.routing[layer] = Routing(experts=experts, weights=weights)
         if layer in self.layers:
-            every_row = torch.arange(len(self.read_pos), device=tokens.device)
-            self._mlp_in[layer] = tokens.unflatten(0, by_row)[every_row, self.read_pos]
+            every_row = torch.arange(len(self.post_pos), device=tokens.device)
+            self._mlp_in[layer] = tokens.unflatten(0, by_row)[every_row, self.post_pos]
 
     def active(self) -> tuple[dict[int, ActiveExperts], dict[int, Float[Tensor, "row _"]]]:
-        """Return the layers under the rows, and the activations at the read position in their active form."""
+        """Return the layers under the rows, and the activations at the moved position in their active form."""
         active: dict[int, ActiveExperts] = {}
         post: dict[int, Float[Tensor, "row _"]] = {}
-        every_row = torch.arange(len(self.read_pos), device=self.read_pos.device)
+        every_row = torch.arange(len(self.post_pos), device=self.post_pos.device)
         for layer in self.layers:
-            at_read_pos = self.routing[layer].select((every_row, self.read_pos))
+            at_post_pos = self.routing[layer].select((every_row, self.post_pos))
             expert_layer = self.host.expert_layers[layer]
-            active[layer], post[layer] = expert_layer.active(self._mlp_in[layer], at_read_pos)
+            active[layer], post[layer] = expert_layer.active(self._mlp_in[layer], at_post_pos)
         return active, post
 
 
 def _joined_active(states: "Sequence[_ResumedState]", order: Int[Tensor, " row"]) -> dict[int, ActiveExperts]:
-    """Join how the rows of states are routed at the read position."""
+    """Join how the rows of states are routed at the moved position."""
     joined: dict[int, ActiveExperts] = {}
     for layer in states[0].active:
         joined[layer] = ActiveExperts.joined([state.active[layer] for state in states], order)
@@ -865,13 +983,15 @@ def _reused_maps(host: Host, layer: int) -> tuple[LinearMap, ...]:
 def _addition_functions(
     state: _SinglePassState, rows: Int[Tensor, " row"], additions: Additions
 ) -> tuple[dict[int, PostFn], Hooks]:
-    """Return the functions of activations and the hooks that add tensors at the read position of layers."""
+    """Return the functions of activations and the hooks that add tensors at the moved position of layers."""
     functions: dict[int, PostFn] = {}
     hooks: Hooks = []
     for layer, (activation, values) in additions.items():
         if activation == "post" and layer in state.active:
             values = state.active[layer].select(rows).written(values)
-        add = _add_at(values, state.read_pos[rows])
+        if state.reads_elsewhere and layer == state.host.n_layers - 1:
+            values = state.in_last_block(rows, values, torch.zeros_like(values))
+        add = _add_at(values, state.post_pos[rows])
         if activation == "post":
             functions[layer] = add
         else:
@@ -943,64 +1063,74 @@ def _scatter_after(n_below: int, n_pos: int, scatter: Callable[..., Tensor]) -> 
     return hook_fn
 
 
-def _add_at(values: Float[Tensor, "row d"], read_pos: Int[Tensor, " row"]) -> PostFn:
-    """Return the function that adds vectors at the read position, or at the one position that there is."""
+def _add_at(values: Float[Tensor, "row d"], post_pos: Int[Tensor, " row"]) -> PostFn:
+    """Return the function that adds vectors at the moved position, or at the one position that there is."""
 
     def add(value: Float[Tensor, "row pos d"]) -> Float[Tensor, "row pos d"]:
         addition = values[:, None].to(value.dtype)
         if value.shape[1] == 1:
             return value + addition
-        return value.scatter_add(1, position_index(read_pos, value), addition)
+        return value.scatter_add(1, position_index(post_pos, value), addition)
 
     return add
 
 
-def _replace_at(post: Float[Tensor, "row d_mlp"], read_pos: Int[Tensor, " row"]) -> PostFn:
-    """Return the function that replaces activations at the read position, or at the one position that there is."""
+def _replace_at(post: Float[Tensor, "row d_mlp"], post_pos: Int[Tensor, " row"]) -> PostFn:
+    """Return the function that replaces activations at the moved position, or at the one position that there is."""
 
     def replace(value: Float[Tensor, "row pos d_mlp"]) -> Float[Tensor, "row pos d_mlp"]:
         replacement = post[:, None].to(value.dtype)
         if value.shape[1] == 1:
             return replacement
-        return value.scatter(1, position_index(read_pos, value), replacement)
+        return value.scatter(1, position_index(post_pos, value), replacement)
 
     return replace
 
 
-def _record_post(post: dict[int, Tensor], layer: int, read_pos: Int[Tensor, " row"]) -> PostFn:
-    """Return the function that records activations at the read position and returns all of them unchanged."""
+def _record_post(post: dict[int, Tensor], layer: int, post_pos: Int[Tensor, " row"]) -> PostFn:
+    """Return the function that records activations at the moved position and returns all of them unchanged."""
 
     def record(value: Float[Tensor, "row pos d_mlp"]) -> Float[Tensor, "row pos d_mlp"]:
-        post[layer] = at_least_float32(value.detach().gather(1, position_index(read_pos, value)).squeeze(1))
+        post[layer] = at_least_float32(value.detach().gather(1, position_index(post_pos, value)).squeeze(1))
         return value
 
     return record
 
 
-def _record(cache: dict[str, Tensor], name: str, read_pos: Int[Tensor, " row"] | None) -> HookFn:
-    """Return the hook that records a value, at all positions or at the read position."""
+def _record(cache: dict[str, Tensor], name: str, position: Int[Tensor, " row"] | None) -> HookFn:
+    """Return the hook that records a value, at all positions or at one of each row."""
 
     def hook_fn(value: Float[Tensor, "row pos *d"], hook: object) -> None:
         value = value.detach()
-        if read_pos is None:
+        if position is None:
             cache[name] = value
         elif value.shape[1] == 1:  # of the last block there may be the read position alone
             cache[name] = value[:, 0]
         else:
-            cache[name] = value.gather(1, position_index(read_pos, value)).squeeze(1)
+            cache[name] = value.gather(1, position_index(position, value)).squeeze(1)
 
     return hook_fn
 
 
-def _hook_at(hook_fn: HookFn, read_pos: Int[Tensor, " row"]) -> HookFn:
-    """Return a hook that passes the read position alone to another hook."""
+def _hook_at(hook_fn: HookFn, post_pos: Int[Tensor, " row"]) -> HookFn:
+    """Return a hook that passes the moved position alone to another hook."""
 
     def hook(value: Float[Tensor, "row pos d_mlp"], hook: object) -> Float[Tensor, "row pos d_mlp"] | None:
         if value.shape[1] == 1:
             return hook_fn(value, hook)
-        index = position_index(read_pos, value)
+        index = position_index(post_pos, value)
         changed = hook_fn(value.gather(1, index), hook)
         return None if changed is None else value.scatter(1, index, changed)
+
+    return hook
+
+
+def _hook_where_read(hook_fn: HookFn, state: _SinglePassState, rows: Int[Tensor, " row"]) -> HookFn:
+    """Return a hook on the last block that leaves rows as they are whose moved position is not the one that is read."""
+
+    def hook(value: Float[Tensor, "row 1 d"], hook: object) -> Float[Tensor, "row 1 d"] | None:
+        changed = hook_fn(value, hook)
+        return None if changed is None else state.in_last_block(rows, changed, value)
 
     return hook
 

@@ -386,6 +386,13 @@ class PromptBatch:
                 f"move one of them: prompts.to({str(host.device)!r})."
             )
         self._check_encoder_tokens(host)
+        if self.moved_pos is not None and host.kind != "masked":
+            _refuse(
+                self.moved_pos > self.read_pos,
+                "The prompts are put at position {value} in row {row}, after its read position, "
+                f"which in {host.name}, {with_article(host.kind)} model, does not see it.",
+                self.moved_pos,
+            )
         for name in ("tokens", "encoder_tokens", "target_ids", "contrast_ids"):
             ids = getattr(self, name)
             if ids is None:

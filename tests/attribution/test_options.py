@@ -15,9 +15,12 @@ TEMPLATES = ("The capital of [X] is [Y].", "In fact, [X] has its seat of governm
 FACTS = [kn.Fact("Ireland", "P36", "Dublin", TEMPLATES)]
 
 
+NOT_OPTIONS = ("model", "prompts", "positions")
+
+
 def test_arguments_of_attribute_are_the_options_with_their_defaults():
     parameters = inspect.signature(kn.attribute).parameters
-    given = {name: parameter.default for name, parameter in parameters.items() if name not in ("model", "prompts")}
+    given = {name: parameter.default for name, parameter in parameters.items() if name not in NOT_OPTIONS}
     assert given == {field.name: field.default for field in fields(AttributionOptions)}
     assert set(get_type_hints(AttributionKeywords)) == set(given)
 

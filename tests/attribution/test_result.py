@@ -137,7 +137,7 @@ def test_a_move_to_a_device_moves_every_tensor(either, monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "to", recorded)
     moved = either.to("cuda")
-    assert sorted(asked) == sorted(map(id, tensors)) and len(asked) == 12
+    assert sorted(asked) == sorted(map(id, tensors)) and len(asked) == 13
     assert np.array_equal(np.asarray(moved), np.asarray(either)) and moved.prompts.text == either.prompts.text
 
 

@@ -259,3 +259,32 @@ def test_memory_does_not_grow_with_the_number_of_prompts(tmp_path):
     output = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
     streamed, held = map(float, output.split())
     assert streamed < 80 and held > 180
+
+
+@pytest.mark.parametrize("keep", [None, 0.2])
+@pytest.mark.parametrize("positions", ["all", "subject", torch.tensor([[1, 0], [2, -1], [3, 1]])])
+def test_scores_at_several_positions_read_back(tmp_path, positions, keep):
+    model = tiny_model("GPT2LMHeadModel")
+    prompts = kn.make_prompts(model, FACTS[:3], templates=TEMPLATES[:1])
+    expected = kn.attribute(model, prompts, positions=positions, keep=keep)
+    file = kn.attribute_to_file(model, tmp_path / "scores.parquet", prompts, positions=positions, keep=keep)
+    found = kn.read_position_attribution(file, prompts)
+    assert torch.equal(found.positions, expected.positions) and found.keep == keep
+    ours, theirs = (attr.scores.to_dense() if keep else attr.scores for attr in (found, expected))
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
+    torch.testing.assert_close(found.expected, expected.expected, equal_nan=True)
+    with pytest.raises(kn.DataError, match="read_position_attribution"):
+        kn.read_attribution(file, prompts)
+    with pytest.raises(kn.DataError, match="are not these"):
+        kn.read_position_attribution(file, kn.make_prompts(model, FACTS[3:6], templates=TEMPLATES[:1]))
+
+
+def test_files_of_prompts_put_elsewhere_are_not_those_of_the_read_position(tmp_path):
+    model, prompts = model_once(), prompts_once()
+    moved = prompts.at("subject_last")
+    file = kn.attribute_to_file(model, tmp_path / "scores.parquet", moved)
+    assert torch.equal(kn.read_attribution(file, moved).prompts.post_pos, moved.post_pos)
+    with pytest.raises(kn.DataError, match="are not these"):
+        kn.read_attribution(file, prompts)
+    with pytest.raises(kn.DataError, match=r"one position.*read_attribution\(path"):
+        kn.read_position_attribution(file, prompts)

@@ -17,6 +17,7 @@ class LogProbGain(NeuronwiseMethod):
 
     name = "log_prob_gain"
     output = "log_prob"
+    exits_early = True
 
     def score_layer(
         self,

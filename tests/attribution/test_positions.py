@@ -1,0 +1,78 @@
+"""Attributions with an axis for positions: their parts, tables and the errors of those who take one position."""
+
+import numpy as np
+import pytest
+import torch
+
+import kn_lens as kn
+from tests.prompts.cases import FACTS
+from tests.tiny import loaded
+
+
+@pytest.fixture(scope="module")
+def attr():
+    model = loaded("BertForMaskedLM")
+    return kn.attribute(model, kn.make_prompts(model, FACTS), positions="all")
+
+
+def test_a_position_of_each_prompt_is_an_ordinary_attribution_there(attr):
+    at_subject = attr.at("subject_last")
+    assert torch.equal(at_subject.prompts.post_pos, attr.prompts.at("subject_last").post_pos)
+    alone = kn.attribute(loaded("BertForMaskedLM"), at_subject.prompts)
+    torch.testing.assert_close(at_subject.scores, alone.scores, rtol=1e-6, atol=1e-12)
+    assert kn.refine(at_subject).keys() == kn.refine(alone).keys()
+    assert torch.equal(attr.at(2).scores, attr.scores[:, 2]) and len(attr.at("read").top(3)) == 3
+
+
+def test_some_prompts_have_their_own_positions(attr):
+    fact = attr.prompts.fact(4)
+    some = attr[fact]
+    numbers = attr.prompts.indices_of(fact)
+    torch.testing.assert_close(some.scores, attr.scores[numbers], equal_nan=True, rtol=0, atol=0)
+    assert torch.equal(some.positions, attr.positions[numbers]) and len(some) == len(numbers)
+    assert torch.equal(some.at("read").scores, attr.at("read")[numbers].scores)
+
+
+def test_the_table_has_a_row_for_each_score_and_says_whose_it_is(attr):
+    some = attr[:2]
+    frame = some.to_frame()
+    assert len(frame) == int((~some.scores.isnan()).sum())
+    row = frame.iloc[1234]
+    column = some.positions[row["prompt"]].tolist().index(row["position"])
+    assert row["score"] == float(some.scores[row["prompt"], column, row["layer"], row["index"]])
+    assert row["role"] == some.roles[row["prompt"]][column]
+    assert row["token"] == int(some.prompts.tokens[row["prompt"], row["position"]])
+    assert str(np.asarray(some).shape) == str(tuple(some.scores.shape))
+
+
+def test_the_table_of_roles_averages_over_tokens_and_then_over_prompts(attr):
+    table = attr.by_role().set_index(["role", "layer"])
+    roles = attr.roles
+    for role in ("subject_last", "after", "read"):
+        effects, positive = [], []
+        for prompt in range(len(attr)):
+            columns = [column for column, name in enumerate(roles[prompt]) if name == role]
+            if columns:
+                effects.append(attr.expected[prompt, columns, 1].mean())
+                positive.append(attr.scores[prompt, columns, 1].clamp(min=0).sum(-1).mean())
+        row = table.loc[(role, 1)]
+        assert row["n_prompts"] == len(effects)
+        np.testing.assert_allclose(row["effect"], float(torch.stack(effects).mean()))
+        np.testing.assert_allclose(row["positive"], float(torch.stack(positive).mean()))
+
+
+def test_refining_asks_for_one_position(attr):
+    with pytest.raises(kn.ArgumentError, match=r"attr.at\('subject_last'\)"):
+        kn.refine(attr)
+    with pytest.raises(kn.ArgumentError, match="column of positions, 0 to"):
+        attr.at(99)
+    with pytest.raises(kn.ArgumentError, match="Did you mean 'subject_last'"):
+        attr.at("subject_lst")
+
+
+def test_positions_that_were_left_out_are_named(attr):
+    model = loaded("BertForMaskedLM")
+    subject = kn.attribute(model, attr.prompts[:2], positions="subject")
+    with pytest.raises(kn.ArgumentError, match="was not attributed; attribute with positions='all'"):
+        subject.at("read")
+    assert repr(subject).startswith("PositionAttribution(2 prompts, up to")
