@@ -133,6 +133,15 @@ CALLS: dict[str, list[Callable[[Case], Any]]] = {
     ],
     "counterfactual_pairs": [lambda case: kn.counterfactual_pairs(case.model, FACTS)],
     "circuit_scores": [where_supported(lambda case: kn.circuit_scores(case.model, pairs_of(case), n_steps=2))],
+    "find_circuits": [
+        where_supported(lambda case: kn.find_circuits(case.model, pairs_of(case), share=0.2, edges=True)),
+        where_supported(lambda case: kn.find_circuits(case.model, pairs_of(case), share=0.1, selection="greedy")),
+    ],
+    "faithfulness": [
+        where_supported(
+            lambda case: kn.faithfulness(case.model, kn.circuit_scores(case.model, pairs_of(case)), sizes=[1, 9])
+        )
+    ],
     "direct_effects": [
         where_supported(lambda case: kn.direct_effects(case.model, pairs_of(case).clean, kn.NeuronNode(1, 2, 3)))
     ],

@@ -19,6 +19,7 @@ its MLP, because what ``W_out`` writes is their sum.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -217,15 +218,11 @@ def circuit_scores(
     host = host_of(model)
     check_components(host)
     pairs.clean.check_for(host)
-    points, weights = [0.0], [1.0]
-    if method == "eap_ig":
-        rule = fixed_rule("gauss-legendre", n_steps)
-        points, weights = list(rule.nodes), list(rule.weights)
     budget = Budget.of(host, memory_budget, gradient=True)
+    n_points = len(path_rule(method, n_steps)[0])
     parts: list[tuple[Tensor, CircuitScores]] = []
     n_done = 0
-    run = _scoring(host, method, points, weights)
-    for chosen, scores in map_pairs(budget, pairs, len(points), run):
+    for chosen, scores in map_pairs(budget, pairs, n_points, partial(_scored, host, method, n_steps)):
         parts.append((chosen, scores))
         n_done += len(chosen)
         if progress is not None:
@@ -233,52 +230,82 @@ def circuit_scores(
     return _joined(parts, pairs)
 
 
-def _scoring(
-    host: Host, method: ScoreMethod, points: Sequence[float], weights: Sequence[float]
-) -> Callable[[PromptPairs], CircuitScores]:
-    """Return the function that scores the pairs of one pass."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PathGradients:
+    """What the scores of some pairs are made of.
 
-    def run(pairs: PromptPairs) -> CircuitScores:
-        sides = []
-        for prompts in (pairs.clean, pairs.counterfactual):
-            sides.append(run_components(host, prompts.tokens, prompts.attention_mask, prompts.read_pos))
-        (clean, clean_logits), (counterfactual, counterfactual_logits) = sides
-        difference = clean.minus(counterfactual)
-        rows = torch.arange(len(pairs), device=host.device).repeat(len(points))
-        alpha = torch.tensor(points, dtype=difference.embedding.dtype, device=host.device)
-        alpha = alpha.repeat_interleave(len(pairs))[:, None, None]
-        on_path = counterfactual.embedding[rows] + alpha * difference.embedding[rows]
-        path_pairs = pairs.select(rows)
-        prompts = path_pairs.clean
-        gradients, _ = run_with_gradients(
-            host,
-            prompts.tokens,
-            prompts.attention_mask,
-            prompts.read_pos,
-            path_pairs.logit_difference,
-            embedding=on_path,
-        )
-        mean = ComponentValues.of_tensors([_averaged(value, weights) for value in gradients.tensors])
-        scores = NodeScores.of(difference, mean)
-        activity = torch.stack(
-            [
-                torch.cat([post.abs(), z.norm(dim=-1)], dim=-1)
-                for post, z in zip(clean.neurons, clean.heads, strict=True)
-            ],
-            dim=1,
-        )
-        return CircuitScores(
-            values=scores.values,
-            embedding=scores.embedding,
-            n_neurons=scores.n_neurons,
-            pairs=pairs,
-            method=method,
-            clean=pairs.logit_difference(clean_logits),
-            counterfactual=pairs.logit_difference(counterfactual_logits),
-            activity=activity,
-        )
+    Attributes:
+        clean: the activations under the clean prompts.
+        difference: minus those under the counterfactual prompts.
+        gradients: of the logit difference, averaged over the path.
+        clean_output: the logit difference under each clean prompt.
+        counterfactual_output: under each counterfactual prompt.
+    """
 
-    return run
+    clean: ComponentValues
+    difference: ComponentValues
+    gradients: ComponentValues
+    clean_output: Float[Tensor, " pair"]
+    counterfactual_output: Float[Tensor, " pair"]
+
+
+def path_rule(method: ScoreMethod, n_steps: int) -> tuple[list[float], list[float]]:
+    """Return the points of the path, from 0 (counterfactual) to 1 (clean), and their weights."""
+    if method == "attribution_patching":
+        return [0.0], [1.0]
+    rule = fixed_rule("gauss-legendre", n_steps)
+    return list(rule.nodes), list(rule.weights)
+
+
+def path_gradients(host: Host, pairs: PromptPairs, points: Sequence[float], weights: Sequence[float]) -> PathGradients:
+    """Return activations of both prompts, and gradients averaged over the path between their embeddings.
+
+    All points of all pairs go in one pass.
+    """
+    sides = []
+    for prompts in (pairs.clean, pairs.counterfactual):
+        sides.append(run_components(host, prompts.tokens, prompts.attention_mask, prompts.read_pos))
+    (clean, clean_logits), (counterfactual, counterfactual_logits) = sides
+    difference = clean.minus(counterfactual)
+    rows = torch.arange(len(pairs), device=host.device).repeat(len(points))
+    alpha = torch.tensor(points, dtype=difference.embedding.dtype, device=host.device)
+    alpha = alpha.repeat_interleave(len(pairs))[:, None, None]
+    on_path = pairs.select(rows)
+    gradients = run_with_gradients(
+        host,
+        on_path.clean.tokens,
+        on_path.clean.attention_mask,
+        on_path.clean.read_pos,
+        on_path.logit_difference,
+        embedding=counterfactual.embedding[rows] + alpha * difference.embedding[rows],
+    )
+    return PathGradients(
+        clean=clean,
+        difference=difference,
+        gradients=ComponentValues.of_tensors([_averaged(value, weights) for value in gradients.tensors]),
+        clean_output=pairs.logit_difference(clean_logits),
+        counterfactual_output=pairs.logit_difference(counterfactual_logits),
+    )
+
+
+def _scored(host: Host, method: ScoreMethod, n_steps: int, pairs: PromptPairs) -> CircuitScores:
+    """Return the scores of the pairs of one pass."""
+    points, weights = path_rule(method, n_steps)
+    path = path_gradients(host, pairs, points, weights)
+    scores = NodeScores.of(path.difference, path.gradients)
+    activity = []
+    for post, z in zip(path.clean.neurons, path.clean.heads, strict=True):
+        activity.append(torch.cat([post.abs(), z.norm(dim=-1)], dim=-1))
+    return CircuitScores(
+        values=scores.values,
+        embedding=scores.embedding,
+        n_neurons=scores.n_neurons,
+        pairs=pairs,
+        method=method,
+        clean=path.clean_output,
+        counterfactual=path.counterfactual_output,
+        activity=torch.stack(activity, dim=1),
+    )
 
 
 def _averaged(gradients: Float[Tensor, "... d"], weights: Sequence[float]) -> Float[Tensor, "... d"]:

@@ -157,8 +157,8 @@ def run_with_gradients(
     read_pos: Int[Tensor, " row"],
     output: Callable[[Float[Tensor, "row d_vocab"]], Float[Tensor, " row"]],
     embedding: Float[Tensor, "row pos d_model"] | None = None,
-) -> tuple[ComponentValues, Float[Tensor, " row"]]:
-    """Return the gradients of an output of each row with respect to its components, and the output.
+) -> ComponentValues:
+    """Return the gradients of an output of each row with respect to its components.
 
     Args:
         host: the model.
@@ -183,7 +183,7 @@ def run_with_gradients(
         hooks += [(name, _recording(recorded, name, detached=False)) for name in names if name != first]
         value = output(host.logits(tokens, attention_mask, read_pos, hooks))
         gradients = torch.autograd.grad(value.sum(), [recorded[name] for name in names])
-    return ComponentValues.of_tensors(gradients), value.detach()
+    return ComponentValues.of_tensors(gradients)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -195,6 +195,7 @@ class LinearizedPass:
         read_pos: the position whose logits are kept.
         values: the activations.
         inputs: what neurons and heads read, by layer and input: ``[row, pos, d_mlp]`` and ``[row, pos, head, d_head]``.
+        outputs: the activations as neurons and heads compute them from their inputs, equal to ``values``.
         resid_pre: the residual stream that enters each block.
         attn_out: the output of ``W_O`` of each block.
         patterns: the attention patterns of each block.
@@ -206,6 +207,7 @@ class LinearizedPass:
     read_pos: Int[Tensor, " row"]
     values: ComponentValues
     inputs: Mapping[tuple[int, ComponentInput], Tensor]
+    outputs: ComponentValues
     resid_pre: tuple[Float[Tensor, "row pos d_model"], ...]
     attn_out: tuple[Float[Tensor, "row pos d_model"], ...]
     patterns: tuple[Float[Tensor, "row n_heads pos key_pos"], ...]
@@ -320,7 +322,8 @@ def run_linearized(
     resid_pre = [host.resid_pre(layer) for layer in layers]
     attn_out = [f"blocks.{layer}.attn.o.hook_out" for layer in layers]
     patterns = [f"blocks.{layer}.attn.hook_pattern" for layer in layers]
-    hooks: list[tuple[str, HookFn]] = [(name, _leaf(recorded, name)) for name in names]
+    computed: dict[str, Tensor] = {}
+    hooks: list[tuple[str, HookFn]] = [(name, _leaf(recorded, computed, name)) for name in names]
     on_path = [*input_hooks.values(), *resid_pre[1:], *attn_out]
     hooks += [(name, _recording(recorded, name, detached=False)) for name in on_path]
     hooks += [(name, _recording(recorded, name)) for name in patterns]
@@ -334,6 +337,7 @@ def run_linearized(
         read_pos=read_pos,
         values=ComponentValues.of_tensors([recorded[name] for name in names]),
         inputs={key: recorded[name] for key, name in input_hooks.items()},
+        outputs=ComponentValues.of_tensors([computed[name] for name in names]),
         resid_pre=tuple(recorded[name] for name in resid_pre),
         attn_out=tuple(recorded[name] for name in attn_out),
         patterns=tuple(recorded[name] for name in patterns),
@@ -377,10 +381,11 @@ def _recording(recorded: dict[str, Tensor], name: str, *, detached: bool = True)
     return hook_fn
 
 
-def _leaf(recorded: dict[str, Tensor], name: str) -> HookFn:
-    """Return a hook that passes a value on as a leaf, and keeps it."""
+def _leaf(recorded: dict[str, Tensor], computed: dict[str, Tensor], name: str) -> HookFn:
+    """Return a hook that passes a value on as a leaf, and keeps both."""
 
     def hook_fn(value: Tensor, hook: object) -> Tensor:
+        computed[name] = value
         recorded[name] = value.detach().requires_grad_()
         return recorded[name].clone()  # some blocks add in place
 

@@ -124,6 +124,7 @@ ELSEWHERE = (
     "reproduce",
     "reference_attribution",
     "direct_effects",
+    "find_circuits",
     "query_neurons",
 )
 """Tested apart, as attribution and hooks are. The reference does not take a ``HookedEncoder``, and direct effects, with

@@ -1,0 +1,117 @@
+"""Orders of nodes: which a circuit of a given size keeps, and those that controls of the same shape keep.
+
+An order gives each node of a pair a rank from 0; the circuit of size k has the nodes with the ranks below k. One order
+stands for the circuits of all sizes. The controls have as many nodes of each kind in each layer and position, at every
+size: their orders exchange the ranks within these groups, by chance or by activity.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from kn_lens.circuits.circuit import Circuit
+from kn_lens.circuits.nodes import HeadNode, NeuronNode
+from kn_lens.circuits.scores import CircuitScores
+from kn_lens.errors import ArgumentError
+
+NodeKind = Literal["neuron", "head"]
+KINDS: tuple[NodeKind, ...] = get_args(NodeKind)
+ALWAYS = -1
+"""The rank of what is no node of the circuit's kinds: it is always computed."""
+
+Ranks: TypeAlias = Int[Tensor, "pair n_layers pos node"]
+
+
+def checked_kinds(kinds: NodeKind | Sequence[NodeKind]) -> tuple[NodeKind, ...]:
+    """Return kinds of nodes as a tuple.
+
+    Raises:
+        ArgumentError: an unknown kind, or none.
+    """
+    found = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    if not found or not set(found) <= set(KINDS):
+        raise ArgumentError(f"kinds={kinds!r}; expected 'neuron', 'head', or both.")
+    return found
+
+
+def is_node(scores: CircuitScores, kinds: Sequence[NodeKind]) -> Bool[Tensor, "pair n_layers pos node"]:
+    """Return which entries of scores are nodes of some kinds, at a token of the prompt."""
+    of_kind = torch.zeros(scores.values.shape[-1], dtype=torch.bool, device=scores.values.device)
+    if "neuron" in kinds:
+        of_kind[: scores.n_neurons] = True
+    if "head" in kinds:
+        of_kind[scores.n_neurons :] = True
+    is_token = scores.pairs.clean.attention_mask[:, : scores.values.shape[2]].bool()
+    return (of_kind & is_token[:, None, :, None]).expand_as(scores.values)
+
+
+def order_by(values: Float[Tensor, "pair n_layers pos node"], nodes: Bool[Tensor, "pair n_layers pos node"]) -> Ranks:
+    """Return the order of nodes by the size of values, largest first."""
+    size = values.abs().masked_fill(~nodes, -1.0).flatten(1)
+    ranks = torch.empty_like(size, dtype=torch.int32)
+    places = size.argsort(dim=1, descending=True, stable=True)
+    numbers = torch.arange(size.shape[1], dtype=torch.int32, device=size.device).expand_as(ranks)
+    ranks.scatter_(1, places, numbers)
+    return ranks.view(values.shape).masked_fill(~nodes, ALWAYS)
+
+
+def order_of_circuits(circuits: Sequence[Circuit], scores: CircuitScores, kinds: Sequence[NodeKind]) -> Ranks:
+    """Return orders that begin with the nodes of given circuits, one for each pair.
+
+    Raises:
+        ArgumentError: a circuit with nodes that the pair does not have, or of another kind.
+    """
+    nodes = is_node(scores, kinds)
+    marks = torch.zeros_like(scores.values)
+    for row, circuit in enumerate(circuits):
+        for node in circuit:
+            kind = "neuron" if isinstance(node, NeuronNode) else "head"
+            if kind not in kinds:
+                raise ArgumentError(
+                    f"The circuit has the {kind} {node}; expected nodes of the kinds {', '.join(kinds)}."
+                )
+            for layer, position, number in _places(node, scores, row):
+                marks[row, layer, position, number] = 1.0
+    return order_by(marks, nodes)
+
+
+def _places(node: NeuronNode | HeadNode, scores: CircuitScores, row: int) -> list[tuple[int, int, int]]:
+    """Return the places of a node; of one for all positions, that at every token."""
+    if node.position is not None:
+        return [scores.place(node)]
+    places = []
+    for position in range(int(scores.pairs.clean.length[row])):
+        placed = (
+            NeuronNode(node.layer, node.index, position)
+            if isinstance(node, NeuronNode)
+            else HeadNode(node.layer, node.head, position)
+        )
+        places.append(scores.place(placed))
+    return places
+
+
+def random_order(ranks: Ranks, n_neurons: int, seeds: Sequence[int]) -> Ranks:
+    """Return orders of the same shape at every size, by chance: one seed for each pair."""
+    keys = []
+    for pair, seed in zip(ranks, seeds, strict=True):
+        generator = torch.Generator().manual_seed(seed)
+        keys.append(torch.rand(pair.shape, generator=generator))
+    return _exchanged(ranks, torch.stack(keys).to(ranks.device), n_neurons)
+
+
+def active_order(ranks: Ranks, n_neurons: int, activity: Float[Tensor, "pair n_layers pos node"]) -> Ranks:
+    """Return orders of the same shape at every size, by activity: the most active nodes come first."""
+    return _exchanged(ranks, activity, n_neurons)
+
+
+def _exchanged(ranks: Ranks, keys: Float[Tensor, "pair n_layers pos node"], n_neurons: int) -> Ranks:
+    """Return ranks that are sorted by keys, largest first, within the nodes of a layer, position and kind."""
+    exchanged = torch.empty_like(ranks)
+    for group in (slice(0, n_neurons), slice(n_neurons, None)):
+        sorted_ranks = ranks[..., group].sort(dim=-1).values
+        order = keys[..., group].argsort(dim=-1, descending=True, stable=True)
+        exchanged[..., group] = torch.empty_like(sorted_ranks).scatter(-1, order, sorted_ranks)
+    return exchanged
