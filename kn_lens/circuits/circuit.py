@@ -144,6 +144,15 @@ class Circuit(AbstractSet[Node]):
             )
         return pd.DataFrame(rows, columns=["node", "kind", "layer", "number", "position", "score"])
 
+    def edges_frame(self) -> "pd.DataFrame":
+        """Return the edges as a table, largest weights first: source, target, input, weight."""
+        import pandas as pd
+
+        rows = []
+        for edge, weight in sorted(self.edges.items(), key=lambda item: -abs(item[1])):
+            rows.append({"source": str(edge.source), "target": str(edge.target), "input": edge.input, "weight": weight})
+        return pd.DataFrame(rows, columns=["source", "target", "input", "weight"])
+
     def save(self, path: str | Path) -> None:
         """Write the circuit to a JSON file, whole or not at all."""
         check_path(path)
@@ -259,8 +268,11 @@ class Circuit(AbstractSet[Node]):
         return cls(nodes, nodes, edges)
 
     def plot(self, **options: Any) -> Any:
-        """Return the circuit drawn as a graph; see ``kn_lens.figures.circuit``."""
+        """Return the circuit drawn as a graph, its largest edges as lines; see ``kn_lens.figures.circuit``."""
         return drawing("circuit_figure")(self, **options)
+
+    def _repr_html_(self) -> str:
+        return drawing("circuit_html")(self)
 
 
 def _sort_key(node: Node) -> tuple[int, int, int, int]:

@@ -19,11 +19,13 @@ import numpy as np
 from kn_lens._core import defaults
 from kn_lens._core.bootstrap import Statistic, WeightedMean, bootstrap_tables, ratio
 from kn_lens._core.checks import check_kind
+from kn_lens._core.drawing import drawing
 from kn_lens.circuits.ablation import Ablation, Reference, References, Trials, empty_and_whole
 from kn_lens.circuits.circuit import Circuit
 from kn_lens.circuits.orders import (
     NodeKind,
     active_order,
+    check_ranking,
     checked_kinds,
     is_node,
     order_by,
@@ -31,7 +33,7 @@ from kn_lens.circuits.orders import (
     random_order,
 )
 from kn_lens.circuits.pairs import PromptPairs, map_pairs
-from kn_lens.circuits.scores import CircuitScores, Progress
+from kn_lens.circuits.scores import CircuitScores, Progress, Ranking
 from kn_lens.errors import ArgumentError
 from kn_lens.hosts import Budget, HookedModel, Host, check_components, exclusive, host_of
 
@@ -67,6 +69,10 @@ class Faithfulness:
     reference: Reference
     by_size: bool = True
 
+    def plot(self, **options: Any) -> Any:
+        """Return the curve drawn, for circuits of several sizes; see ``kn_lens.figures.circuit_curve``."""
+        return drawing("circuit_curve_figure")(self, **options)
+
     def curve(self, *, n_resamples: int = defaults.N_RESAMPLES, seed: int = 0) -> "pd.DataFrame":
         """Return faithfulness and completeness by size and set, with intervals over facts.
 
@@ -99,6 +105,7 @@ def faithfulness(
     *,
     sizes: Sequence[int] | None = None,
     kinds: NodeKind | Sequence[NodeKind] = ("neuron", "head"),
+    by: Ranking = "score",
     reference: Reference = "counterfactual",
     controls: bool = True,
     seed: int = 0,
@@ -109,11 +116,13 @@ def faithfulness(
 
     Args:
         model: the model of the scores.
-        scores: see ``circuit_scores``; the circuit of size k has the k nodes with the largest scores, by their size.
+        scores: see ``circuit_scores``; the circuit of size k has the k nodes with the largest scores.
         circuits: circuits instead of those of the scores: one for all pairs, or one for each. Each is measured at its
             own size.
         sizes: the sizes; ``SIZES`` by default, up to the number of nodes.
         kinds: which kinds of nodes circuits are made of.
+        by: ``score``: nodes that raise the logit difference first, and those that lower it last, so that circuits
+            overshoot before they are whole; or ``magnitude``: nodes of large effect first, whatever its sign.
         reference: ``counterfactual`` (activations under the counterfactual prompt), ``mean`` (over the counterfactual
             prompts of the same template and length) or ``zero``.
         controls: whether to measure circuits of the same shape: as many nodes of each kind in each layer and position.
@@ -140,13 +149,14 @@ def faithfulness(
     check_components(host)
     check_kind(scores, CircuitScores, "CircuitScores: kn_lens.circuit_scores(model, pairs)", "scores")
     kinds = checked_kinds(kinds)
+    check_ranking(by)
     sizes_by_pair = _sizes(scores, circuits, sizes, kinds)
     budget = Budget.of(host, memory_budget)
     references = References(host, scores.pairs, reference, budget)
     of_pair = None if circuits is None else _one_each(circuits, len(scores.pairs))
     rows: dict[int, list[dict[str, Any]]] = {}
     for numbers, chunk in score_chunks(budget, scores):
-        own = order_by(chunk.values, is_node(chunk, kinds))
+        own = order_by(chunk.values, is_node(chunk, kinds), by)
         if of_pair is not None:
             own = order_of_circuits([of_pair[number] for number in numbers], chunk, kinds)
         orders = [own]

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from kn_lens.circuits.circuit import Circuit
 from kn_lens.circuits.nodes import HeadNode, NeuronNode
-from kn_lens.circuits.scores import CircuitScores
-from kn_lens.errors import ArgumentError
+from kn_lens.circuits.scores import CircuitScores, Ranking
+from kn_lens.errors import ArgumentError, did_you_mean
 
 NodeKind = Literal["neuron", "head"]
 KINDS: tuple[NodeKind, ...] = get_args(NodeKind)
@@ -37,6 +37,17 @@ def checked_kinds(kinds: NodeKind | Sequence[NodeKind]) -> tuple[NodeKind, ...]:
     return found
 
 
+def check_ranking(by: Ranking) -> None:
+    """Raise unless nodes can be ranked so.
+
+    Raises:
+        ArgumentError: an unknown ranking.
+    """
+    if by not in get_args(Ranking):
+        hint = did_you_mean(str(by), get_args(Ranking))
+        raise ArgumentError(f"by={by!r}; expected {' or '.join(get_args(Ranking))}.{hint}")
+
+
 def is_node(scores: CircuitScores, kinds: Sequence[NodeKind]) -> Bool[Tensor, "pair n_layers pos node"]:
     """Return which entries of scores are nodes of some kinds, at a token of the prompt."""
     of_kind = torch.zeros(scores.values.shape[-1], dtype=torch.bool, device=scores.values.device)
@@ -48,12 +59,17 @@ def is_node(scores: CircuitScores, kinds: Sequence[NodeKind]) -> Bool[Tensor, "p
     return (of_kind & is_token[:, None, :, None]).expand_as(scores.values)
 
 
-def order_by(values: Float[Tensor, "pair n_layers pos node"], nodes: Bool[Tensor, "pair n_layers pos node"]) -> Ranks:
-    """Return the order of nodes by the size of values, largest first."""
-    size = values.abs().masked_fill(~nodes, -1.0).flatten(1)
-    ranks = torch.empty_like(size, dtype=torch.int32)
-    places = size.argsort(dim=1, descending=True, stable=True)
-    numbers = torch.arange(size.shape[1], dtype=torch.int32, device=size.device).expand_as(ranks)
+def order_by(
+    values: Float[Tensor, "pair n_layers pos node"],
+    nodes: Bool[Tensor, "pair n_layers pos node"],
+    by: Ranking = "score",
+) -> Ranks:
+    """Return the order of nodes by values, or by their size, largest first."""
+    keys = values if by == "score" else values.abs()
+    keys = keys.masked_fill(~nodes, -torch.inf).flatten(1)
+    ranks = torch.empty_like(keys, dtype=torch.int32)
+    places = keys.argsort(dim=1, descending=True, stable=True)
+    numbers = torch.arange(keys.shape[1], dtype=torch.int32, device=keys.device).expand_as(ranks)
     ranks.scatter_(1, places, numbers)
     return ranks.view(values.shape).masked_fill(~nodes, ALWAYS)
 

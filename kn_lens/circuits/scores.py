@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Progress = Callable[[int, int], None]
+Ranking = Literal["score", "magnitude"]
+"""What ranks nodes: their scores, so that those that raise the logit difference come first and those that lower it
+last, or the size of their scores."""
 ScoreMethod = Literal["eap_ig", "attribution_patching"]
 
 
@@ -114,16 +117,16 @@ class NodeScores:
             )
         return node.layer, node.position, number
 
-    def top(self, row: int = 0, k: int = 10, *, signed: bool = False) -> dict[Node, float]:
+    def top(self, row: int = 0, k: int = 10, *, by: Ranking = "score") -> dict[Node, float]:
         """Return the ``k`` nodes with the largest numbers, largest first.
 
         Args:
             row: a prompt.
             k: how many.
-            signed: by the numbers themselves, instead of their size.
+            by: ``score``, or ``magnitude`` for the numbers without their signs.
         """
         flat = self.values[row].flatten()
-        places = (flat if signed else flat.abs()).topk(min(k, len(flat))).indices
+        places = (flat if by == "score" else flat.abs()).topk(min(k, len(flat))).indices
         return {self.node(place): float(flat[place]) for place in places.tolist()}
 
     def __getitem__(self, key: tuple[int, Node]) -> float:
@@ -131,12 +134,12 @@ class NodeScores:
         row, node = key
         return float(self.values[(row, *self.place(node))])
 
-    def to_frame(self, row: int = 0, k: int = 100) -> "pd.DataFrame":
+    def to_frame(self, row: int = 0, k: int = 100, *, by: Ranking = "score") -> "pd.DataFrame":
         """Return the ``k`` nodes with the largest numbers as a table: node, kind, layer, number, position, score."""
         import pandas as pd
 
         rows = []
-        for node, score in self.top(row, k).items():
+        for node, score in self.top(row, k, by=by).items():
             is_neuron = isinstance(node, NeuronNode)
             rows.append(
                 {

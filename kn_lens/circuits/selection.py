@@ -1,9 +1,10 @@
 """Selection: the smallest circuits that keep a stated share of the logit difference.
 
 ``threshold``: the nodes with the largest scores; the number is found by doubling it until the share is reached, and by
-bisection between the last two. ``greedy``: from the empty circuit, in rounds. Each scores the nodes outside anew in the
-pass of the circuit, measures those with the largest scores one by one beside the circuit, and adds those that bring
-most. Scores of the whole model miss what nodes do once others are off; the rounds do not, at several times the cost.
+bisection between the last two. ``greedy``: from the empty circuit, in rounds. Each scores the nodes outside anew, to
+first order in the pass of the circuit, and adds those that bring most: while they are few, by measuring the nodes with
+the largest scores one by one beside the circuit, later by the scores. Scores of the whole model miss what nodes do once
+others are off; the rounds do not, at several times the cost.
 
 What is found keeps the share, and was the smallest that was tried; faithfulness need not grow with the size, so that a
 smaller circuit may exist.
@@ -22,16 +23,16 @@ from kn_lens.circuits.ablation import Ablation, Reference, References, Trials, e
 from kn_lens.circuits.circuit import Circuit
 from kn_lens.circuits.edges import circuit_edges
 from kn_lens.circuits.faithfulness import score_chunks
-from kn_lens.circuits.orders import ALWAYS, NodeKind, Ranks, checked_kinds, is_node, order_by
+from kn_lens.circuits.orders import ALWAYS, NodeKind, Ranks, check_ranking, checked_kinds, is_node, order_by
 from kn_lens.circuits.pairs import PromptPairs
-from kn_lens.circuits.scores import CircuitScores, Progress, ScoreMethod, circuit_scores
+from kn_lens.circuits.scores import CircuitScores, Progress, Ranking, ScoreMethod, circuit_scores
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.hosts import Budget, HookedModel, Host, check_components, exclusive, host_of
 
 Selection = Literal["threshold", "greedy"]
 
 MEASURED = 16
-"""Nodes that a greedy round measures beside the circuit, and at least as many as it may add."""
+"""Nodes that a greedy round measures beside the circuit, where it adds at most half as many."""
 
 GROWTH = 4
 """A greedy round adds one node for so many that the circuit has."""
@@ -45,6 +46,7 @@ def find_circuits(
     share: float = 0.8,
     selection: Selection = "threshold",
     kinds: NodeKind | Sequence[NodeKind] = ("neuron", "head"),
+    by: Ranking = "score",
     method: ScoreMethod = "eap_ig",
     n_steps: int = 5,
     reference: Reference = "counterfactual",
@@ -61,6 +63,8 @@ def find_circuits(
         share: the least ``faithfulness`` of a circuit; see there.
         selection: ``threshold`` or ``greedy``; see the module.
         kinds: which kinds of nodes circuits are made of; nodes of the other kind are computed.
+        by: of the threshold: ``score``, the smaller circuits, of nodes that raise the logit difference; or
+            ``magnitude``, with those that lower it as they come, so that the circuit is more like the model.
         method: of the scores, see ``circuit_scores``.
         n_steps: of the scores.
         reference: what the other nodes are set to, see ``faithfulness``.
@@ -70,10 +74,10 @@ def find_circuits(
         progress: called with the number of pairs done and their total.
 
     Returns:
-        A circuit for each pair, with scores. Its ``meta`` has the ``prompt``, ``relation``, ``subject``, ``object``,
-        ``counterfactual`` prompt, and in numbers ``n_nodes`` (of the pair), ``clean`` and ``empty`` (logit differences)
-        and ``faithfulness``. Cost: that of the scores, and some thirty forward passes for each pair; greedy, 16 passes
-        for each round.
+        A circuit for each pair, with scores. Its ``meta`` has the ``prompt`` and its ``tokens``, ``relation``,
+        ``subject``, ``object``, the ``counterfactual`` prompt, and in numbers ``n_nodes`` (of the pair), ``clean`` and
+        ``empty`` (logit differences) and ``faithfulness``. Cost: that of the scores, and some thirty forward passes for
+        each pair; greedy, up to 20 passes for each round.
 
     Raises:
         ArgumentError: an unknown selection, kind, method or reference; a share outside of 0 to 1; scores of other
@@ -90,6 +94,7 @@ def find_circuits(
     check_components(host)
     check_share("share", share)
     kinds = checked_kinds(kinds)
+    check_ranking(by)
     if selection not in get_args(Selection):
         hint = did_you_mean(str(selection), get_args(Selection))
         raise ArgumentError(f"selection={selection!r}; expected {' or '.join(get_args(Selection))}.{hint}")
@@ -101,7 +106,7 @@ def find_circuits(
     references = References(host, pairs, reference, budget)
     found: dict[int, Circuit] = {}
     for numbers, chunk in score_chunks(budget, scores):
-        search = _Search.of(host, chunk, references, kinds, budget)
+        search = _Search.of(host, chunk, references, kinds, by, budget)
         circuits = search.threshold(share) if selection == "threshold" else search.greedy(share)
         for row, (number, circuit) in enumerate(zip(numbers, circuits, strict=True)):
             if edges:
@@ -142,11 +147,12 @@ class _Search:
         scores: CircuitScores,
         references: References,
         kinds: Sequence[NodeKind],
+        by: Ranking,
         budget: Budget,
     ) -> "_Search":
         """Return the search among the nodes of some kinds."""
         nodes = is_node(scores, kinds)
-        order = order_by(scores.values, nodes)
+        order = order_by(scores.values, nodes, by)
         ablation = Ablation(
             host=host,
             pairs=scores.pairs,
@@ -206,19 +212,19 @@ class _Search:
             order = self._beginning_with(places, pair)
             size = torch.tensor([len(places)], device=order.device)
             gains = self._alone([order], pair).gains(0, size)
-            outside = gains.abs().masked_fill(order < len(places), -1.0).flatten()  # nodes of the circuit, and none
+            outside = gains.masked_fill(order < len(places), -torch.inf).flatten()  # the circuit, and what is no node
             n_added = min(max(1, len(places) // GROWTH), n_nodes - len(places))
-            n_measured = min(max(MEASURED, 2 * n_added), n_nodes - len(places))
-            candidates = outside.topk(n_measured).indices.tolist()
-            orders = [self._beginning_with([*places, candidate], pair) for candidate in candidates]
-            trials = [(number, 0, len(places) + 1) for number in range(n_measured)]
-            values = self._shares(self._alone(orders, pair), trials, pair)
-            best = sorted(range(n_measured), key=lambda number: -values[number])[:n_added]
-            places += [candidates[number] for number in best]
-            value = values[best[0]]
-            if n_added > 1:
-                grown = self._alone([self._beginning_with(places, pair)], pair)
-                (value,) = self._shares(grown, [(0, 0, len(places))], pair)
+            n_measured = MEASURED if n_added <= MEASURED // 2 else n_added
+            candidates = outside.topk(min(n_measured, n_nodes - len(places))).indices.tolist()
+            if n_added < len(candidates):
+                orders = [self._beginning_with([*places, candidate], pair) for candidate in candidates]
+                trials = [(number, 0, len(places) + 1) for number in range(len(candidates))]
+                values = self._shares(self._alone(orders, pair), trials, pair)
+                best = sorted(range(len(candidates)), key=lambda number: -values[number])[:n_added]
+                candidates = [candidates[number] for number in best]
+            places += candidates
+            grown = self._alone([self._beginning_with(places, pair)], pair)
+            (value,) = self._shares(grown, [(0, 0, len(places))], pair)
         order = self.order.clone()
         order[pair] = self._beginning_with(places, pair)[0]
         return self._circuit(order, pair, len(places), value)
@@ -247,6 +253,12 @@ class _Search:
         gap = self.clean[rows] - self.empty[rows]
         return torch.where(gap == 0, torch.ones_like(gap), (values - self.empty[rows]) / gap).tolist()
 
+    def _tokens(self, pair: int) -> list[str]:
+        """Return the text of each token of a clean prompt; their ids, where there is no tokenizer."""
+        prompts, tokenizer = self.scores.pairs.clean, self.ablation.host.tokenizer
+        ids = prompts.tokens[pair, : int(prompts.length[pair])].tolist()
+        return [str(token) if tokenizer is None else tokenizer.decode([token]) for token in ids]
+
     def _circuit(self, order: Ranks, pair: int, size: int, faithfulness: float) -> Circuit:
         """Return the circuit of the first nodes of an order."""
         inside = (order[pair] != ALWAYS) & (order[pair] < size)
@@ -262,6 +274,7 @@ class _Search:
             "subject": fact.subject,
             "object": fact.object,
             "counterfactual": pairs.counterfactual.text[pair],
+            "tokens": self._tokens(pair),
             "n_nodes": self.n_nodes[pair],
             "clean": float(self.clean[pair]),
             "empty": float(self.empty[pair]),

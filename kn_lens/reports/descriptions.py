@@ -169,6 +169,43 @@ def depths_text(table: "pd.DataFrame") -> str:
     return " ".join(sentences)
 
 
+def circuit_text(nodes: "pd.DataFrame", edges: "pd.DataFrame | None") -> str:
+    """Return what ``figures.circuit`` shows: its kinds of nodes, those with the largest scores, the widest edges."""
+    counts = nodes["kind"].value_counts()
+    kinds = [f"{counts[kind]:,} {kind}{'s' if counts[kind] > 1 else ''}" for kind in counts.index]
+    layers = sorted(nodes["layer"].unique().tolist())
+    sentences = [f"Graph of a circuit of {_joined(kinds)} in layers {layers[0]} to {layers[-1]}."]
+    largest = nodes.reindex(nodes["score"].abs().sort_values(ascending=False, kind="stable").index)
+    parts = []
+    for row in largest.head(MOST_NEURONS).to_dict("records"):
+        parts.append(f"{row['node']} {number_text(row['score'], '+.2f')}")
+    sentences.append(f"Largest scores, in logits: {_joined(parts)}.")
+    if edges is not None and len(edges):
+        parts = []
+        for row in edges.head(MOST_NEURONS).to_dict("records"):
+            weight = number_text(row["weight"], "+.2f")
+            parts.append(f"{row['source']} to {row['target']} ({row['input']}) {weight}")
+        sentences.append(f"Of {len(edges):,} edges the largest: {_joined(parts)}.")
+    return " ".join(sentences)
+
+
+def circuit_curve_text(table: "pd.DataFrame") -> str:
+    """Return what ``figures.circuit_curve`` shows, at its smallest, middle and largest size."""
+    sizes = sorted(table["size"].unique().tolist())
+    chosen = list(dict.fromkeys([sizes[0], sizes[len(sizes) // 2], sizes[-1]]))
+    sentences = [f"Line charts of circuits of {sizes[0]:,} to {sizes[-1]:,} nodes{_intervals_text(table)}."]
+    for measure in dict.fromkeys(table["measure"]):
+        for neuron_set in neuron_sets_in(table):
+            rows = table.loc[(table["measure"] == measure) & (table["neuron_set"] == neuron_set)]
+            rows = rows.set_index("size")
+            parts = [
+                f"{number_text(rows.loc[size, 'value'], '.2f')} at {size:,}" for size in chosen if size in rows.index
+            ]
+            name = "circuit" if neuron_set == "found" else _label(neuron_set).replace("neurons", "nodes")
+            sentences.append(f"{str(measure).capitalize()}, {name}: {_joined(parts)}.")
+    return " ".join(sentences)
+
+
 def predictions_text(table: "pd.DataFrame") -> str:
     """Return what ``figures.predictions`` shows."""
     rows = table.to_dict("records")

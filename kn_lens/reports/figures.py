@@ -14,6 +14,8 @@ words what a figure shows, for readers who do not see it.
     neuron_relation_map    neurons by relation         relations that share neurons
     neuron_scores          scores of neurons           neurons of a fact
     predictions            ``measure``                 probability of the answer before and after, by prompt
+    circuit                ``Circuit``                 nodes by layer and position, and edges between them
+    circuit_curve          circuits                    faithfulness and completeness by size
     runs_side_by_side      ``Comparison.values``       a statistic or more of several runs
     depth_side_by_side     ``Comparison.depth``        depth of the neurons in several models
 
@@ -25,6 +27,7 @@ from typing import TYPE_CHECKING
 from kn_lens._core.checks import check_table
 from kn_lens._core.notation import NeuronKey, keys_in_columns
 from kn_lens.errors import ArgumentError
+from kn_lens.reports.circuit_figures import circuit, circuit_curve
 from kn_lens.reports.descriptions import (
     depths_text,
     doses_text,
@@ -73,6 +76,8 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 __all__ = [
+    "circuit",
+    "circuit_curve",
     "depth_side_by_side",
     "dose_response",
     "effects",

@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING, Any
 from pandas.plotting import PlotAccessor
 
 from kn_lens._core.display import ROWS_SHOWN, table_html
+from kn_lens.errors import ArgumentError
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
     from kn_lens.attribution import Attribution
+    from kn_lens.circuits import Circuit, Faithfulness
     from kn_lens.facts import Fact
     from kn_lens.neurons import Findings
+
+CIRCUIT_SETS = {"circuit": "found", "random": "random", "active": "activation"}
+"""The neuron sets, as all figures name them, of a circuit and its controls."""
 
 EFFECT_COLUMNS = ("text", "before", "after")
 """Columns from which an effect is drawn."""
@@ -82,6 +87,43 @@ def findings_html(findings: "Findings") -> str:
     score = f"mean attribution ({findings.attribution.output})"
     columns = ["relation", "subject", "object", "neuron", "prompts", score]
     return table_html(repr(findings), columns, rows, n_rows=len(neurons))
+
+
+def circuit_figure(circuit: "Circuit", *, n_edges: int | None = None) -> "Figure":
+    """Draw a circuit as a graph; see ``Circuit.plot``."""
+    from kn_lens.reports import figures
+
+    options: dict[str, Any] = {} if n_edges is None else {"n_edges": n_edges}
+    title = str(circuit.meta.get("prompt", "Circuit"))
+    tokens = circuit.meta.get("tokens")
+    return figures.circuit(circuit.to_frame(), circuit.edges_frame(), tokens=tokens, title=title, **options)
+
+
+def circuit_html(circuit: "Circuit") -> str:
+    """Return the HTML of a circuit: its shape, and its graph or a short table of its nodes."""
+    lines = [f"{circuit.n_neurons:,} neurons and {circuit.n_heads:,} heads."]
+    if "faithfulness" in circuit.meta:
+        lines.append(f"Faithfulness {circuit.meta['faithfulness']:.2f} of {circuit.meta['n_nodes']:,} nodes.")
+    html = _figure_html(circuit_figure(circuit), lines) if len(circuit) else ""
+    if html:
+        return html
+    table = circuit.to_frame().head(ROWS_SHOWN)
+    rows = [[node, f"{score:+.3g}"] for node, score in table[["node", "score"]].itertuples(index=False)]
+    return table_html(" ".join(lines), ["node", "score (logits)"], rows, n_rows=len(circuit))
+
+
+def circuit_curve_figure(measured: "Faithfulness", *, seed: int = 0) -> "Figure":
+    """Draw circuits by size; see ``Faithfulness.plot``.
+
+    Raises:
+        ArgumentError: circuits that are measured at one size each.
+    """
+    from kn_lens.reports import figures
+
+    if not measured.by_size:
+        raise ArgumentError("The circuits were measured at one size each; expected faithfulness(model, scores).")
+    table = measured.curve(seed=seed)
+    return figures.circuit_curve(table.assign(neuron_set=table["set"].map(CIRCUIT_SETS)))
 
 
 def _figure_html(figure: "Figure", lines: Iterable[str]) -> str:
