@@ -27,6 +27,9 @@ PRESETS: tuple[str, ...] = get_args(Preset)
 """The paper, and its released code."""
 
 Split = Literal["all", "trained", "held_out"]
+PositionName = Literal["read", "subject_last"]
+"""A position that every prompt has once: the read position, or the last token of its subject."""
+POSITION_NAMES: tuple[str, ...] = get_args(PositionName)
 SPLITS: tuple[str, ...] = get_args(Split)
 """Which templates of the embedded facts."""
 

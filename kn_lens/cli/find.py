@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from rich.console import Group
 
 from kn_lens._core import defaults
-from kn_lens._core.names import OUTPUTS, PRESETS, QUADRATURES
+from kn_lens._core.names import OUTPUTS, POSITION_NAMES, PRESETS, QUADRATURES, PositionName
 from kn_lens._core.wording import counted
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
@@ -92,6 +92,10 @@ def find(
             "Adaptation of --share-threshold, until a relation's facts have 2 to 5 neurons.",
         ),
     ] = False,
+    position: Annotated[
+        str,
+        choice(POSITION_NAMES, "Token whose activations are attributed", METHOD),
+    ] = "read",
     to: options.Out = None,
     json: options.Json = False,
 ) -> None:
@@ -118,6 +122,7 @@ def find(
         contrast=contrast,
         min_prompts=min_prompts,
     )
+    prompts = prompts.at(cast("PositionName", position))
 
     attribution_options: dict[str, Any] = {
         "method": method,
@@ -158,6 +163,7 @@ def find(
         **attribution_options,
         **thresholds,
         "by_relation": by_relation,
+        "position": position,
         "split": split,
         "seed": seed,
     }

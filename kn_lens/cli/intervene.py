@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from rich.console import Group
 
@@ -13,10 +13,11 @@ from kn_lens._core import defaults
 from kn_lens._core.advice import EFFECTS_ON_ANOTHER, ONE_RELATION
 from kn_lens._core.atomic import write_whole
 from kn_lens._core.intervals import WHY_NONE
+from kn_lens._core.names import POSITION_NAMES, PositionName
 from kn_lens._core.wording import counted
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
-from kn_lens.cli._options import check_output_path, flag, option
+from kn_lens.cli._options import check_output_path, choice, flag, option
 from kn_lens.cli._run import (
     build_prompts,
     describe_model,
@@ -61,8 +62,12 @@ def intervene(
     ] = None,
     all_positions: Annotated[
         bool,
-        flag(INTERVENTION, "--all-positions", "Intervention at all positions, not only the read position."),
+        flag(INTERVENTION, "--all-positions", "Intervention at all positions, not only one."),
     ] = False,
+    position: Annotated[
+        str,
+        choice(POSITION_NAMES, "Token whose activations change", INTERVENTION),
+    ] = "read",
     controls: Annotated[
         bool,
         flag(INTERVENTION, "--controls/--no-controls", "Control neurons, and facts of other relations."),
@@ -94,15 +99,17 @@ def intervene(
         kn-lens intervene --neurons neurons.json --amplify 2
     """
     memory_budget = memory_budget_of(memory)
-    position = "all" if all_positions else "read"
-    label, make_intervention = _intervention(suppress, amplify, set_to, position)
+    if all_positions and position != "read":
+        raise ArgumentError(f"--all-positions and --position {position} exclude each other; give one.")
+    label, make_intervention = _intervention(suppress, amplify, set_to, "all" if all_positions else None)
     neuron_source = one_neuron_source(neurons)
     check_output_path(to, facts, neuron_source, templates)
     source = read_facts(facts, format, templates, split)
     sets = _neurons_of(neuron_source, source, choose(source, relation, subject, limit, seed))
     loaded = load_for_neurons(neuron_source, model, device, dtype, force=force, check=check)
     _check_neurons(sets, loaded)
-    prompts = build_prompts(loaded, sets, leave_out=leave_out_unknown)
+    place = cast("PositionName", position)
+    prompts = build_prompts(loaded, sets, leave_out=leave_out_unknown).at(place)
     unqueried = unqueried_facts(prompts)
     sets = {fact: found for fact, found in sets.items() if fact not in unqueried}
 
@@ -111,6 +118,7 @@ def intervene(
         prompts=prompts,
         sets=sets,
         intervene=make_intervention(),
+        position=place,
         seed=seed,
         memory_budget=memory_budget,
     )
@@ -120,7 +128,7 @@ def intervene(
         "model": describe_model(loaded),
         "neurons": str(neuron_source),
         "intervention": label,
-        "positions": position,
+        "positions": "all" if all_positions else position,
         "controls": controls,
         "seed": seed,
         "n_facts": len(sets),
@@ -167,6 +175,7 @@ class _Job:
     prompts: "PromptBatch"
     sets: "Mapping[Fact, NeuronSet]"
     intervene: "Callable[[Any], Intervention]"
+    position: PositionName
     seed: int
     memory_budget: float | None
 
@@ -175,7 +184,7 @@ def _intervention(
     suppress: bool,
     amplify: float | None,
     set_to: float | None,
-    position: "Position",
+    position: "Position | None",
 ) -> "tuple[str, Callable[[], Callable[[Any], Intervention]]]":
     """Return the label of the intervention, and a function that imports and returns its constructor.
 
@@ -241,7 +250,7 @@ def _controlled_effects(job: _Job, source: FactSet) -> "pd.DataFrame":
     from kn_lens.interventions import controlled_effects
 
     others = _other_facts(job, source)
-    pool = build_prompts(job.model, [*job.sets, *others], leave_out=True)
+    pool = build_prompts(job.model, [*job.sets, *others], leave_out=True).at(job.position)
     relations = {fact.relation for fact, n in pool.prompts_per_fact().items() if n}
     active = most_active_neurons(job.model, job.prompts, job.sets, memory_budget=job.memory_budget)
     with show_progress("Measuring", unit="prompts") as progress:

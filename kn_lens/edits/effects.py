@@ -26,7 +26,7 @@ from torch import Tensor
 
 from kn_lens._core import defaults
 from kn_lens._core.checks import check_share
-from kn_lens._core.names import Scaling, UpdateForm
+from kn_lens._core.names import PositionName, Scaling, UpdateForm
 from kn_lens._core.progress import draws_progress
 from kn_lens.attribution import Preset, check_numbers
 from kn_lens.edits.arguments import (
@@ -90,6 +90,7 @@ def update_effects(
     scaling: Scaling = defaults.SCALING,
     signed: bool = defaults.SIGNED,
     max_disturbed: float = MAX_DISTURBED,
+    position: PositionName = "read",
     seed: int = 0,
     tokenizer: Any = None,
     memory_budget: float | None = None,
@@ -115,6 +116,7 @@ def update_effects(
         scaling: see ``update_fact``.
         signed: see ``update_fact``. The rows of control neurons have the signs of their own activations.
         max_disturbed: an update ``disturbs`` if it takes away more than this share of the others' right answers.
+        position: see ``update_fact``; the same for all neurons, those of the controls included.
         seed: seed of the random neurons, as many in each layer as are updated. Those of a fact do not depend on which
             other facts are measured.
         tokenizer: the tokenizer to use instead of the model's own.
@@ -189,6 +191,7 @@ def update_effects(
         tokenizer=tokenizer,
         budget=budget,
         progress=progress,
+        position=position,
     )
     return measure_updates(host, new_objects, trials, measurement)
 
@@ -219,6 +222,7 @@ class UpdateMeasurement:
         max_disturbed: see ``update_effects``.
         tokenizer: see ``update_effects``.
         progress: see ``update_effects``.
+        position: see ``update_effects``.
     """
 
     questions: Mapping[str, Questions]
@@ -228,6 +232,7 @@ class UpdateMeasurement:
     max_disturbed: float = MAX_DISTURBED
     tokenizer: Any = None
     progress: Progress | bool | None = None
+    position: PositionName = "read"
 
 
 def measure_updates(
@@ -263,6 +268,7 @@ def measure_updates(
                 trial.neurons,
                 trial.form,
                 tokenizer=tokenizer,
+                position=measurement.position,
             )
             for dose in doses:
                 update.unsigned.scaled(dose)  # raises for a dose that gives no finite rows

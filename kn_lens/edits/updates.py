@@ -37,7 +37,7 @@ from torch import Tensor
 
 from kn_lens._core import defaults
 from kn_lens._core.checks import check_share
-from kn_lens._core.names import UPDATE_FORMS, Scaling, UpdateForm
+from kn_lens._core.names import UPDATE_FORMS, PositionName, Scaling, UpdateForm
 from kn_lens._core.notation import NeuronLike
 from kn_lens._core.precision import at_least_float32
 from kn_lens.attribution import Preset, check_numbers
@@ -67,6 +67,7 @@ def update_fact(
     max_share: float = defaults.MAX_SHARE,
     tokenizer: Any = None,
     allow_unknown: bool = False,
+    position: PositionName = "read",
 ) -> WeightEdit:
     """Return the edit that gives a fact a new answer through its neurons.
 
@@ -84,7 +85,7 @@ def update_fact(
             ``signed``; both with lambdas (1, 8) unless others are given.
         scaling: ``"norm"``: embeddings are scaled to the length of the row, so that lambdas are multiples of it;
             ``"plain"``: embeddings are not scaled.
-        signed: reverse the change of a row where the mean activation of its neuron at the read position, over the
+        signed: reverse the change of a row where the mean activation of its neuron at ``position``, over the
             fact's prompts, is negative. An activation of exactly zero counts as positive. Every neuron then writes
             towards the new answer.
         neurons_by_fact: the neurons of the relation's facts. Those in more than ``max_share`` of them, and in at least
@@ -93,6 +94,8 @@ def update_fact(
         tokenizer: the tokenizer to use instead of the model's own.
         allow_unknown: return the edit also if the model does not know the fact: if its most probable answer is the
             object in less than half of the fact's prompts.
+        position: where the neurons were found, and have the activations that ``signed`` looks at: ``read``, or
+            ``subject_last``. The rows are the same at every token.
 
     Returns:
         The edit. Its ``why`` holds the number of rows with a negative activation (``n_negative``). Cost: one forward
@@ -133,6 +136,7 @@ def update_fact(
         form,
         n_shared=len(neurons) - len(own),
         tokenizer=tokenizer,
+        position=position,
     )
     if allow_unknown and not form.signed:
         return update.unsigned
@@ -211,6 +215,7 @@ class FactUpdate:
         new_embedding: the embedding of the new answer, likewise.
         form: lambdas, scaling and whether signs count.
         record: the description kept in the edit's ``why``.
+        position: where the neurons' activations have the signs that count.
         unsigned: the edit in which every sign is 1.
     """
 
@@ -222,6 +227,7 @@ class FactUpdate:
     new_embedding: Float[Tensor, "_ d_model"]
     form: UpdateForm
     record: Mapping[str, Any]
+    position: PositionName
     unsigned: WeightEdit
 
     @classmethod
@@ -235,6 +241,7 @@ class FactUpdate:
         *,
         n_shared: int = 0,
         tokenizer: Any = None,
+        position: PositionName = "read",
     ) -> "FactUpdate":
         """Check everything that can be checked without a forward pass.
 
@@ -246,6 +253,7 @@ class FactUpdate:
             form: lambdas, scaling and whether signs count.
             n_shared: number of the fact's neurons that are left alone, for the record.
             tokenizer: the tokenizer to use instead of the model's own.
+            position: where the neurons' activations have the signs that count.
 
         Raises:
             ArgumentError, EditError, PromptError: see ``update_fact``.
@@ -282,6 +290,9 @@ class FactUpdate:
             "n_shared": n_shared,
             "n_zero": int((~rows.any(-1)).sum()),  # scaled by norms, these rows do not change
         }
+        if position != "read":
+            prompts.at(position)  # raises before any pass
+            record["position"] = position
         unsigned_rows = rows - lambda_old * old_embedding + lambda_new * new_embedding
         return cls(
             host=host,
@@ -292,6 +303,7 @@ class FactUpdate:
             new_embedding=new_embedding,
             form=form,
             record=record,
+            position=position,
             unsigned=WeightEdit.of(host, neurons, unsigned_rows, [record]),
         )
 
@@ -344,7 +356,8 @@ def recorder_of(
         neurons[fact] = NeuronSet(chain.from_iterable(signed))
     if not any(neurons.values()):
         return None
-    return ActivationRecorder.of(neurons, prompts)
+    first = next(chain.from_iterable(updates.values()))  # all have the same position
+    return ActivationRecorder.of(neurons, prompts, first.position)
 
 
 def with_signs(update: FactUpdate, fact: Fact, recorder: "ActivationRecorder | None") -> WeightEdit:
@@ -361,7 +374,7 @@ def with_signs(update: FactUpdate, fact: Fact, recorder: "ActivationRecorder | N
 
 @dataclass(frozen=True, eq=False)
 class ActivationRecorder:
-    """An intervention that changes nothing and records activations at the read position.
+    """An intervention that changes nothing and records activations at one position.
 
     Attributes:
         neurons: the neurons to record under the prompts of each fact.
@@ -369,19 +382,23 @@ class ActivationRecorder:
         values: the activations of the neurons of each prompt's fact, averaged over the rows of its answer, in the order
             in which the set iterates; NaN until the prompt has run, and beyond the size of the set.
         numbers: for each prompt that this recorder is applied to, its number in the whole batch.
+        position: where activations are recorded.
     """
 
     neurons: Mapping[Fact, NeuronSet]
     prompts_of: Mapping[Fact, Int[Tensor, " prompt"]]
     values: Float[Tensor, "batch neuron"]
     numbers: Int[Tensor, " prompt"]
+    position: PositionName = "read"
 
     @classmethod
-    def of(cls, neurons: Mapping[Fact, NeuronSet], prompts: PromptBatch) -> "ActivationRecorder":
+    def of(
+        cls, neurons: Mapping[Fact, NeuronSet], prompts: PromptBatch, position: PositionName = "read"
+    ) -> "ActivationRecorder":
         """Return a recorder without values."""
         n_columns = max(map(len, neurons.values()))
         values = torch.full((len(prompts), n_columns), torch.nan, dtype=torch.float64)
-        return cls(neurons, prompts_by_fact(prompts), values, torch.arange(len(prompts)))
+        return cls(neurons, prompts_by_fact(prompts), values, torch.arange(len(prompts)), position)
 
     def select(
         self,
@@ -437,11 +454,12 @@ class ActivationRecorder:
         wanted, position = indices.to(device)[cell_of_row].unique(return_inverse=True)
         every_row = torch.arange(len(rows), device=device)
         n_rows = prompts.rows_per_prompt[prompt_ids.to(device)]
+        position_of_row = prompts.at(self.position).post_pos[rows]
 
         def hook_fn(value: Float[Tensor, "row pos d"], hook: object = None) -> None:
             with torch.no_grad():
-                at_read_pos = source.of(value.detach()[rows, prompts.read_pos[rows]], wanted)
-            activations = at_read_pos[every_row, position].double()
+                at_position = source.of(value.detach()[rows, position_of_row], wanted)
+            activations = at_position[every_row, position].double()
             sums = activations.new_zeros(len(prompt_ids)).index_add(0, cell_of_row, activations)
             self.values[self.numbers[prompt_ids], columns] = (sums / n_rows).cpu()
 

@@ -8,21 +8,21 @@ An intervention is data: the neurons, the operation and the positions. ``hooks(m
     Amplify    w_i -> factor * w_i
     SetTo      w_i -> value
 
-``w_i`` is the activation of neuron ``i`` at ``hook_post`` of its layer, by default at the read position of each row
-only; that of an expert's neuron has the routing weight as a factor (``hosts.experts``). The hook functions are pure:
-they return a changed copy, through which gradients flow, and write nothing to the model. The hooks of a list run in
-order, each on the output of the one before.
+``w_i`` is the activation of neuron ``i`` at ``hook_post`` of its layer, by default only at the read position of each
+row, or where ``prompts.at`` has put the prompts; that of an expert's neuron has the routing weight as a factor
+(``hosts.experts``). The hook functions are pure: they return a changed copy, through which gradients flow, and write
+nothing to the model. The hooks of a list run in order, each on the output of the one before.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
 from kn_lens._core.checks import check_number, wrong_kind
 from kn_lens._core.notation import NeuronLike
@@ -32,7 +32,7 @@ from kn_lens.errors import ArgumentError, HookError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.hosts import FOR_ONE_BATCH, HookedModel, HookFn, Host, host_of
 from kn_lens.neurons import Neuron, NeuronSet, neuron_set_of
-from kn_lens.prompts import PromptBatch, check_prompts
+from kn_lens.prompts import PromptBatch, check_prompts, one_position, subject_mask
 
 Sets = NeuronSet | Mapping[Fact, NeuronSet] | Sequence[NeuronSet]
 """One set for all prompts; a set for each fact, which applies to the fact's prompts; or a set for each prompt."""
@@ -43,8 +43,8 @@ Neurons = Sets | NeuronLike | Sequence[NeuronLike]
 Value = float | Float[Tensor, ""] | Float[Tensor, "n_layers d_mlp"] | Float[Tensor, "row n_layers d_mlp"]
 """A target activation: one number, one for each neuron of the model, or one for each neuron in each row."""
 
-Position = Literal["read", "all"]
-"""The changed positions: the read position of each row, or every position."""
+Position = Literal["read", "subject_last", "subject", "all"]
+"""The changed positions: the read position of each row, its subject's last token, all tokens of the subject, or all."""
 
 Cells = dict[int, tuple[Int[Tensor, "..."], Int[Tensor, "..."]]]
 """For each layer with neurons, the rows and the neuron indices to change, which broadcast against each other."""
@@ -82,7 +82,7 @@ class Resumable(Intervention, Protocol):
     ) -> Int[Tensor, " batch"] | None:
         """Return the lowest changed layer for each prompt, ``n_layers`` where no layer is changed; or None.
 
-        A tensor of layers guarantees that every hook changes and reads the read position only, and treats each row
+        A tensor of layers guarantees that every hook changes and reads ``prompts.post_pos`` only, and treats each row
         independently of the others; and that it is on ``hook_post``, or on what enters and leaves the MLP of a layer
         with experts. None guarantees nothing.
         """
@@ -104,13 +104,14 @@ class _NeuronIntervention:
     """Base of the interventions; a subclass computes the new activations in ``_changed``."""
 
     neurons: Neurons
-    position: Position = field(default="read", kw_only=True)
+    position: Position | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.position not in ("read", "all"):
+        known = get_args(Position)
+        if self.position is not None and self.position not in known:
             raise ArgumentError(
-                f"position={self.position!r}; expected 'read' or 'all'."
-                + did_you_mean(str(self.position), ("read", "all"))
+                f"position={self.position!r}; expected 'read', 'subject_last', 'subject', 'all', or None: where "
+                f"prompts.at has put the prompts.{did_you_mean(str(self.position), known)}"
             )
         object.__setattr__(self, "neurons", _checked_sets(self.neurons))
 
@@ -156,8 +157,12 @@ class _NeuronIntervention:
         model: HookedModel | Host,
         prompts: PromptBatch,
     ) -> Int[Tensor, " batch"] | None:
-        """Return the lowest layer with neurons for each prompt, ``n_layers`` where it has none; None for ``"all"``."""
-        if self.position == "all":
+        """Return the lowest layer with neurons for each prompt, ``n_layers`` where it has none.
+
+        None unless it acts where the prompts are put.
+        """
+        acts_there = self.position is None or (self.position == "read" and prompts.moved_pos is None)
+        if not acts_there:
             return None
         host = host_of(model)
         sets = _resolve(self._sets, host, prompts)
@@ -206,9 +211,8 @@ class _NeuronIntervention:
         host: Host,
         prompts: PromptBatch,
     ) -> HookFn:
-        only_read_pos = self.position == "read"
-        position = prompts.read_pos[rows] if only_read_pos else slice(None)
-        location = (rows, position, index)
+        one_of_row, is_changed = self._positions(prompts)
+        location = (rows, slice(None) if one_of_row is None else one_of_row[rows], index)
         d_mlp = host.layout.layers[layer].n_rows if host.layout.layers else host.d_mlp
         check = self._batch_check(layer, prompts, d_mlp, "d_mlp")
 
@@ -218,7 +222,10 @@ class _NeuronIntervention:
         ) -> Float[Tensor, "row pos d_mlp"]:
             check(post)
             changed = post.clone()
-            changed[location] = self._changed(post[location], layer, rows, index)
+            new = self._changed(post[location], layer, rows, index)
+            if is_changed is not None:
+                new = torch.where(_widened(is_changed, post.shape[1])[rows], new, post[location])
+            changed[location] = new
             return changed
 
         self._mark(hook_fn)
@@ -239,19 +246,21 @@ class _NeuronIntervention:
         value_rows = at_least_float32(host.value_rows(layer)[wanted])
         check = self._batch_check(layer, prompts, host.d_model, "d_model")
         every_row = torch.arange(prompts.n_rows, device=host.device)
-        only_read_pos = self.position == "read"
+        one_of_row, is_changed = self._positions(prompts)
         changes: list[Tensor] = []  # from the first hook to the second, within one pass
 
         def read(mlp_in: Float[Tensor, "row pos d_model"], hook: object = None) -> None:
             check(mlp_in)
-            tokens = mlp_in[every_row, prompts.read_pos, None] if only_read_pos else mlp_in
+            tokens = mlp_in if one_of_row is None else mlp_in[every_row, one_of_row, None]
             activations, is_on = expert_layer.activations_and_state_of(tokens, wanted)
             old = rearrange(activations, "row pos neuron -> row neuron pos")[rows, column]
             on = rearrange(is_on, "row pos neuron -> row neuron pos")[rows, column]
-            if only_read_pos:
-                new = self._changed(old[..., 0], layer, rows, index)[..., None]
-            else:
+            if one_of_row is None:
                 new = self._changed(old, layer, rows, index)
+            else:
+                new = self._changed(old[..., 0], layer, rows, index)[..., None]
+            if is_changed is not None:
+                on = on & _widened(is_changed, mlp_in.shape[1])[rows]
             change = torch.zeros_like(rearrange(activations, "row pos neuron -> row neuron pos"))
             change = change.index_put((rows, column), torch.where(on, new - old, 0))
             changes[:] = [rearrange(change, "row neuron pos -> row pos neuron") @ value_rows]
@@ -263,16 +272,30 @@ class _NeuronIntervention:
                     f"that on {host.hook_mlp_in(layer)} did not run."
                 )
             added = changes.pop().to(mlp_out.dtype)
-            if not only_read_pos:
+            if one_of_row is None:
                 return mlp_out + added
-            return mlp_out.index_put((every_row, prompts.read_pos), added[:, 0], accumulate=True)
+            return mlp_out.index_put((every_row, one_of_row), added[:, 0], accumulate=True)
 
         self._mark(read)
         self._mark(add)
         return [(host.hook_mlp_in(layer), read), (host.hook_mlp_out(layer), add)]
 
+    def _positions(self, prompts: PromptBatch) -> tuple[Int[Tensor, " row"] | None, Bool[Tensor, "row pos"] | None]:
+        """Return the changed position of each row, where it has one, or which of its positions are changed.
+
+        Both are None where all are.
+        """
+        if self.position is None:
+            return prompts.post_pos, None
+        if self.position == "all":
+            return None, None
+        if self.position == "subject":
+            return None, subject_mask(prompts)
+        return one_position(prompts, self.position), None
+
     def _batch_check(self, layer: int, prompts: PromptBatch, width: int, name: str) -> Callable[[Tensor], None]:
         """Return the function that raises unless values are those of the prompts, with a last axis of this width."""
+        # Also where other positions are changed: values without the read position are of other prompts.
         last_read_pos = int(prompts.read_pos.max())
 
         def check(value: Tensor) -> None:
@@ -293,7 +316,7 @@ class _NeuronIntervention:
     def _mark(self, hook_fn: HookFn) -> None:
         """Note on a hook whether it is for one batch."""
         # One set at every position fits any batch with this number of rows, in any order.
-        for_one_batch = self.position == "read" or not isinstance(self.neurons, NeuronSet)
+        for_one_batch = self.position != "all" or not isinstance(self.neurons, NeuronSet)
         setattr(hook_fn, FOR_ONE_BATCH, for_one_batch)
 
     def _check(self, host: Host, prompts: PromptBatch, cells: Cells) -> None:
@@ -308,7 +331,8 @@ class _NeuronIntervention:
     ) -> Float[Tensor, "..."]:
         """Return the new activations.
 
-        ``old`` has the axes that ``rows`` and ``index`` broadcast to; with ``position="all"`` one more, the last: pos.
+        ``old`` has the axes that ``rows`` and ``index`` broadcast to; where several positions of a row are changed one
+        more, the last: pos.
         """
         raise NotImplementedError
 
@@ -319,10 +343,11 @@ class Suppress(_NeuronIntervention):
 
     Attributes:
         neurons: a ``NeuronSet`` or its neurons (``["L9N7"]``), a set for each fact, or a set for each prompt.
-        position: ``"read"`` or ``"all"``.
+        position: ``"read"``, ``"subject_last"`` (the subject's last token), ``"subject"`` (all its tokens) or
+            ``"all"``; None: where the prompts are put, the read position unless ``prompts.at`` says otherwise.
 
-    >>> Suppress(NeuronSet([(9, 7)])).position
-    'read'
+    >>> Suppress(NeuronSet([(9, 7)]), position="subject_last")
+    Suppress(NeuronSet(['L9N7']), position=subject_last)
     """
 
     def _changed(
@@ -342,7 +367,7 @@ class Amplify(_NeuronIntervention):
     Attributes:
         neurons: a ``NeuronSet`` or its neurons (``["L9N7"]``), a set for each fact, or a set for each prompt.
         factor: 2 in the paper; a factor between 0 and 1 weakens a neuron, a negative one turns its sign.
-        position: ``"read"`` or ``"all"``.
+        position: see ``Suppress``.
 
     Raises:
         ArgumentError: ``neurons`` has another type, ``position`` another value, or ``factor`` is not finite.
@@ -385,7 +410,7 @@ class SetTo(_NeuronIntervention):
         value: one number; an activation for every neuron of the model, ``[n_layers, d_mlp]``; or one for every neuron
             in each row of the prompts, ``[row, n_layers, d_mlp]``. Only the entries of ``neurons`` are read. Where
             every answer has one token, the scores of ``attribute(..., method="activation")`` have the last shape.
-        position: ``"read"`` or ``"all"``; all positions get the same value.
+        position: see ``Suppress``; all positions get the same value.
 
     Raises:
         ArgumentError: ``neurons`` has another type, ``position`` another value, or ``value`` is neither a finite number
@@ -476,7 +501,13 @@ class SetTo(_NeuronIntervention):
         if not isinstance(self.value, Tensor):
             return torch.full_like(old, self.value)
         new = self._values(layer, rows, index).to(old.dtype)
-        return new[..., None] if self.position == "all" else new
+        return new[..., None] if self.position in ("all", "subject") else new
+
+
+def _widened(is_changed: Bool[Tensor, "row pos"], n_pos: int) -> Bool[Tensor, "row {n_pos}"]:
+    """Return which of so many positions are changed, none of those beyond the tokens of the prompts."""
+    n_missing = max(0, n_pos - is_changed.shape[1])
+    return nn.functional.pad(is_changed, (0, n_missing))[:, :n_pos]
 
 
 def _checked_sets(neurons: Any) -> Sets:

@@ -2,7 +2,7 @@
 
 ``score_answers`` runs full passes and returns every score of the answers. ``score_answers_under`` returns the
 log-probabilities of the answers under many interventions and shares one clean pass between them: where an intervention
-changes the read position only, its pass starts at the lowest layer that it changes.
+changes the moved position (``prompts.post_pos``) only, its pass starts at the lowest layer that it changes.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -246,6 +246,7 @@ def score_answers_under(
         host,
         covered_prompts.attention_mask,
         covered_prompts.read_pos,
+        covered_prompts.post_pos,
     )
     budget = replace(whole, last_token_only=last_token_only)
 
@@ -375,6 +376,7 @@ class _Chunk:
             prompts.read_pos,
             layers,
             encoder=prompts.encoder_input,
+            post_pos=prompts.post_pos,
         )
         before = _log_prob(state.logits, prompts)
         check_numbers(host, prompts, before)

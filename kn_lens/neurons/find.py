@@ -17,6 +17,7 @@ from kn_lens._core import defaults
 from kn_lens._core.checks import is_list_of, wrong_kind
 from kn_lens._core.display import enumerated
 from kn_lens._core.drawing import drawing
+from kn_lens._core.names import PositionName
 from kn_lens._core.wording import counted
 from kn_lens.attribution import Attribution, AttributionKeywords, attribute
 from kn_lens.errors import ArgumentError
@@ -243,6 +244,7 @@ def find(
     share_threshold: float = defaults.SHARE_THRESHOLD,
     min_prompts: int | None = None,
     by_relation: bool = False,
+    position: PositionName = "read",
     **keywords: Unpack[AttributionKeywords],
 ) -> Findings:
     """Find the knowledge neurons of facts: ``make_prompts``, ``attribute`` and ``refine`` in one call.
@@ -265,6 +267,8 @@ def find(
             refined over: its neurons are its coarse set.
         by_relation: whether to move ``share_threshold`` for each relation until its facts have 2 to 5 neurons each;
             see ``refine_by_relation``.
+        position: where the neurons are: ``read``, or ``subject_last``, the last token of the fact's subject. The
+            prompts of the findings are put there (``prompts.at``), so that interventions on them act there.
         **keywords: the other arguments of ``attribute``: ``progress=True`` draws a bar, ``keep=0.1`` keeps a few dozen
             scores a prompt, where all scores are more than memory holds; ``method``, ``output``, ``tolerance``, ...
 
@@ -301,7 +305,7 @@ def find(
         unknown_answers=unknown_answers,
         min_prompts=min_prompts,
     )
-    attribution = attribute(model, prompts, **keywords)
+    attribution = attribute(model, prompts.at(position), **keywords)
     return Findings.of(
         attribution,
         attr_threshold=attr_threshold,

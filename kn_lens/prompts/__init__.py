@@ -6,16 +6,17 @@ fact of one text and its answer, and ``predict`` lists a model's most probable t
 ``text`` masked models, causal models and encoder-decoders take three forms of prompt.
 """
 
+from kn_lens._core.names import PositionName
 from kn_lens.prompts.batch import PromptBatch, Selection, check_prompts
 from kn_lens.prompts.build import LEAVE_OUT, make_prompts, object_is_last, placeholder_token
 from kn_lens.prompts.positions import (
     ROLES,
-    PositionName,
     PositionsName,
     Role,
     one_position,
     positions_of,
     roles_of,
+    subject_mask,
     subject_of,
 )
 from kn_lens.prompts.predict import predict
@@ -37,6 +38,7 @@ __all__ = [
     "positions_of",
     "predict",
     "roles_of",
+    "subject_mask",
     "subject_of",
     "text_fact",
 ]

@@ -24,14 +24,12 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from kn_lens._core.names import PositionName
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.hosts import Kind
 
 if TYPE_CHECKING:
     from kn_lens.prompts.batch import PromptBatch
-
-PositionName = Literal["read", "subject_last"]
-"""A position that every prompt has once."""
 
 PositionsName = Literal["read", "subject_last", "subject", "all"]
 """Positions by name: one of ``PositionName``, all tokens of the subject, or all tokens that can reach the answer."""
@@ -85,6 +83,17 @@ def subject_last(prompts: "PromptBatch") -> Int[Tensor, " row"]:
     beyond = prompts.tokens.shape[1] + 1
     first_after = torch.where(exists & ~is_before, stop, beyond).amin(-1)
     return torch.where(is_before.any(-1), last_before, first_after) - 1
+
+
+def subject_mask(prompts: "PromptBatch") -> Bool[Tensor, "row pos"]:
+    """Return which positions of each row hold tokens of the subject.
+
+    Raises:
+        ArgumentError: it is not known where the subject stands, or it stands nowhere in a prompt.
+    """
+    start, stop = subject_of(prompts).unbind(-1)
+    position = torch.arange(prompts.tokens.shape[1], device=prompts.tokens.device)
+    return ((position >= start[..., None]) & (position < stop[..., None])).any(1)
 
 
 def one_position(prompts: "PromptBatch", position: PositionName | Int[Tensor, " _"]) -> Int[Tensor, " row"]:
@@ -153,11 +162,8 @@ def positions_of(
         return subject_last(prompts)[first][:, None]
     n_pos = prompts.tokens.shape[1]
     position = torch.arange(n_pos, device=prompts.tokens.device)
-    if positions == "all":
-        is_chosen = prompts.attention_mask[first].bool()
-    else:
-        start, stop = subject_of(prompts)[first].unbind(-1)
-        is_chosen = ((position >= start[..., None]) & (position < stop[..., None])).any(1)
+    is_chosen = prompts.attention_mask.bool() if positions == "all" else subject_mask(prompts)
+    is_chosen = is_chosen[first]
     if kind != "masked":
         is_chosen &= position <= read_pos[:, None]
     found = torch.where(is_chosen, position, n_pos).sort(-1).values

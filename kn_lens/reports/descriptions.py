@@ -128,6 +128,18 @@ def estimates_text(table: "pd.DataFrame", label: str, value: str, form: str) -> 
     return " ".join(sentences)
 
 
+def positions_text(table: "pd.DataFrame", value: str) -> str:
+    """Return what ``figures.position_map`` shows: the layer with the largest value at the tokens of each role."""
+    sentences = [f"Heat map of {table['layer'].nunique():,} layers and {table['role'].nunique():,} roles of tokens."]
+    by_role: dict[str, list[tuple[float, int]]] = {}
+    for row in table.to_dict("records"):
+        by_role.setdefault(row["role"], []).append((row[value], row["layer"]))
+    for role, values in by_role.items():
+        largest, layer = max(values, key=lambda item: abs(item[0]))
+        sentences.append(f"{role.replace('_', ' ')}: largest in layer {layer}, {number_text(largest, '.3~g')}.")
+    return " ".join(sentences)
+
+
 def map_text(
     relations: Sequence[str],
     neurons: Sequence[NeuronKey],

@@ -12,6 +12,7 @@ words what a figure shows, for readers who do not see it.
     dose_response          dose_response               change by the factor of the activations
     estimates              stability, methods, ...     any table of values with intervals
     neuron_relation_map    neurons by relation         relations that share neurons
+    position_map           ``attr.by_role()``          what layers carry at tokens of each role
     neuron_scores          scores of neurons           neurons of a fact
     predictions            ``measure``                 probability of the answer before and after, by prompt
     circuit                ``Circuit``                 nodes by layer and position, and edges between them
@@ -36,6 +37,7 @@ from kn_lens.reports.descriptions import (
     estimates_text,
     layers_text,
     map_text,
+    positions_text,
     predictions_text,
     runs_text,
 )
@@ -86,6 +88,7 @@ __all__ = [
     "layer_distribution",
     "neuron_relation_map",
     "neuron_scores",
+    "position_map",
     "predictions",
     "runs_side_by_side",
     "save_figures",
@@ -415,6 +418,49 @@ def neuron_relation_map(table: "pd.DataFrame", top: int = TOP) -> "Figure":
     figure.update_xaxes(type="category", tickangle=-45, showgrid=False)
     figure.update_yaxes(type="category", autorange="reversed", showgrid=False, dtick=1)
     return describe(figure, map_text(relations, neurons, shares))
+
+
+def position_map(
+    table: "pd.DataFrame",
+    *,
+    value: str = "effect",
+    unit: str = "P(w) - P(0)",
+) -> "Figure":
+    """Draw what each layer carries at the tokens of each role, as a heat map.
+
+    Args:
+        table: ``role``, in the order of a prompt; ``layer``; and the values: ``attr.by_role()``.
+        value: the column of the values.
+        unit: their label.
+
+    Raises:
+        ArgumentError: No table, or a column is missing.
+    """
+    check_columns(table, "role", "layer", value, source="attr.by_role()")
+    roles = list(dict.fromkeys(table["role"]))
+    layers = sorted(set(table["layer"]))
+    by_cell = {(row["role"], row["layer"]): row[value] for row in table.to_dict("records")}
+    rows = [[by_cell.get((role, layer)) for layer in layers] for role in roles]
+    largest = float(table[value].abs().to_numpy().max())
+    height = MARGINS + 60 + 30 * max(len(roles), 3)
+    figure = new_figure("Where the layers carry the answer", "layer", None, height=height)
+    figure.add_heatmap(
+        x=layers,
+        y=plain_texts(role.replace("_", " ") for role in roles),
+        z=rows,
+        zmin=-largest,
+        zmax=largest,
+        zmid=0,
+        colorscale="RdBu",
+        xgap=1,
+        ygap=1,
+        hoverongaps=False,
+        colorbar={"title": {"text": unit, "side": "right"}, "tickformat": ".2~g", "thickness": 12},
+        hovertemplate="layer %{x}, %{y}: %{z:.3~g}<extra></extra>",
+    )
+    figure.update_xaxes(type="category", showgrid=False)
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False, dtick=1)
+    return describe(figure, positions_text(table, value))
 
 
 def neuron_scores(

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from pandas.plotting import PlotAccessor
 
 from kn_lens._core.display import ROWS_SHOWN, table_html
-from kn_lens.errors import ArgumentError
+from kn_lens.errors import ArgumentError, did_you_mean
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-    from kn_lens.attribution import Attribution
+    from kn_lens.attribution import Attribution, PositionAttribution
     from kn_lens.circuits import Circuit, Faithfulness
     from kn_lens.facts import Fact
     from kn_lens.neurons import Findings
@@ -37,6 +37,26 @@ def attribution_figure(
 
     scores = attribution.top(top, fact, seed=seed)
     return figures.neuron_scores(scores, unit=f"mean attribution ({attribution.output})")
+
+
+def position_figure(attribution: "PositionAttribution", *, value: str = "effect") -> "Figure":
+    """Draw what each layer carries at the tokens of each role; see ``PositionAttribution.plot_positions``.
+
+    Raises:
+        ArgumentError: another value than ``effect`` and ``positive``.
+    """
+    from kn_lens.reports import figures
+
+    names = {"effect": "mean P(w) - P(0)", "positive": "mean sum of positive scores"}
+    if value not in names:
+        raise ArgumentError(f"value={value!r}; expected 'effect' or 'positive'.{did_you_mean(str(value), names)}")
+    table = attribution.by_role()
+    if table[value].isna().to_numpy().all():
+        raise ArgumentError(
+            f"Scores by {attribution.method!r} have no sum by completeness; expected value='positive', or scores by "
+            "another method."
+        )
+    return figures.position_map(table, value=value, unit=f"{names[value]} ({attribution.output})")
 
 
 def attribution_html(attribution: "Attribution") -> str:

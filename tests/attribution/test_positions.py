@@ -61,6 +61,24 @@ def test_the_table_of_roles_averages_over_tokens_and_then_over_prompts(attr):
         np.testing.assert_allclose(row["positive"], float(torch.stack(positive).mean()))
 
 
+@pytest.mark.parametrize("value", ["effect", "positive"])
+def test_the_heat_map_draws_the_table_of_roles(attr, value):
+    figure = attr.plot_positions(value=value)
+    table = attr.by_role()
+    (cells,) = figure.data
+    assert list(cells.y) == [role.replace("_", " ") for role in dict.fromkeys(table["role"])]
+    np.testing.assert_allclose(np.array(cells.z, dtype=float).flatten(), table[value])
+    assert "subject last: largest in layer" in figure.layout.meta["description"]
+
+
+def test_other_values_of_the_heat_map_are_refused(attr):
+    with pytest.raises(kn.ArgumentError, match="Did you mean 'effect'"):
+        attr.plot_positions(value="effects")
+    activations = kn.attribute(loaded("BertForMaskedLM"), attr.prompts[:1], positions="subject", method="activation")
+    with pytest.raises(kn.ArgumentError, match="value='positive'"):
+        activations.plot_positions()
+
+
 def test_refining_asks_for_one_position(attr):
     with pytest.raises(kn.ArgumentError, match=r"attr.at\('subject_last'\)"):
         kn.refine(attr)

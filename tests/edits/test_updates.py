@@ -322,3 +322,24 @@ def test_an_update_by_norm_of_rows_that_were_erased_is_refused():
         edit = kn.update_fact(model, **UPDATE)
     assert edit.why[0]["n_zero"] == 1 and not edit.new[0].any() and edit.new[1:].any(-1).all()
     assert kn.update_fact(model, **UPDATE).why[0]["n_zero"] == 0
+
+
+@pytest.mark.parametrize("architecture", ["BertForMaskedLM", "GPT2LMHeadModel"])
+def test_the_signs_are_those_of_activations_where_the_neurons_were_found(architecture):
+    model = loaded(architecture)
+    prompts = kn.make_prompts(model, IRELAND).at("subject_last")
+    activations = kn.attribute(model, prompts, method="activation").scores.mean(0)
+    at_read = kn.attribute(model, prompts.at("read"), method="activation").scores.mean(0)
+    differs = ((activations < 0) != (at_read < 0)).nonzero()[:3].tolist()
+    neurons = kn.NeuronSet([kn.Neuron(*pair) for pair in differs])
+    assert len(neurons) == 3
+    there = kn.update_fact(model, IRELAND, "Tokyo", neurons, position="subject_last", allow_unknown=True)
+    here = kn.update_fact(model, IRELAND, "Tokyo", neurons, allow_unknown=True)
+    n_negative = sum(bool(activations[neuron.layer, neuron.index] < 0) for neuron in neurons)
+    assert there.why[0]["n_negative"] == n_negative == 3 - here.why[0]["n_negative"]
+    assert there.why[0]["position"] == "subject_last" and "position" not in here.why[0]
+    effects = kn.update_effects(model, {IRELAND: "Tokyo"}, {IRELAND: neurons}, position="subject_last")
+    with there.applied(model):
+        expected = kn.measure(model, prompts, [])
+    found = effects.query("neuron_set == 'found' and question == 'own wording'")
+    assert abs(float(found.nll_after.iloc[0]) + expected.log_prob_before.mean()) < 1e-9

@@ -30,6 +30,28 @@ def test_find_equals_the_library(found, checkpoints, facts_file):
     assert meta["model"]["name"] == checkpoints["bert"] and meta["settings"]["share_threshold"] == 0.7
 
 
+def test_find_and_intervene_at_the_subject_equal_the_library(cli, checkpoints, facts_file, tmp_path):
+    model, facts = kn.load_model(checkpoints["bert"]), kn.FactSet.from_jsonl(facts_file)
+    path = tmp_path / "subject.json"
+    arguments = ("-m", checkpoints["bert"], "-f", facts_file, "--position", "subject_last", "--json")
+    cli("find", *arguments, "--out", path)
+    prompts = kn.make_prompts(model, facts).at("subject_last")
+    expected = kn.refine(kn.attribute(model, prompts))
+    assert (
+        match_facts(kn.NeuronSet.read_many(path), facts)
+        == expected
+        != kn.refine(kn.attribute(model, prompts.at("read")))
+    )
+    assert json.loads(path.read_text())["meta"]["settings"]["position"] == "subject_last"
+    document = json.loads(cli("intervene", "--neurons", path, *arguments, "--no-controls")[1])
+    effect = kn.measure(model, prompts, kn.Suppress(expected))
+    assert document["positions"] == "subject_last"
+    rows = {row["key"]: row for row in document["facts"]}
+    for fact in facts:
+        own = effect[[prompts.fact(number) == fact for number in range(len(prompts))]]
+        assert rows[fact.key]["after"] == pytest.approx(own.after.mean(), rel=1e-5)
+
+
 @pytest.mark.parametrize("by_relation", [False, True])
 def test_parts_of_any_size_give_the_same_neurons(cli, checkpoints, facts_file, tmp_path, monkeypatch, by_relation):
     facts = kn.FactSet.from_jsonl(facts_file)

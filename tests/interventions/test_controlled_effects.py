@@ -120,6 +120,22 @@ class AsGiven:
         return AsGiven(self.inner.select(prompts, chosen))
 
 
+@pytest.mark.parametrize("position", ["read", "subject_last"])
+def test_controls_at_a_position_are_those_of_full_passes_there(model_and_prompts, position):
+    """Found, random and most active neurons act at the position of each prompt, and so on facts of other relations."""
+    model, prompts = model_and_prompts
+    moved = prompts.at(position)
+    found = sets_of(FACTS)
+    active = kn.activation_neurons(kn.attribute(model, moved, method="activation"), found)
+    full = kn.controlled_effects(
+        model, prompts, found, active, intervene=lambda sets: AsGiven(kn.Suppress(sets, position=position))
+    )
+    resumed = kn.controlled_effects(model, moved, found, active)
+    assert resumed.drop(columns=["before", "after"]).equals(full.drop(columns=["before", "after"]))
+    np.testing.assert_allclose(resumed.after, full.after, rtol=1e-9)
+    assert set(resumed.neuron_set) == {"found", "activation", "random"} and (resumed.before != resumed.after).any()
+
+
 @pytest.mark.parametrize("rows", [1, 5, 256])
 def test_passes_from_the_lowest_changed_layer_equal_full_passes(model_and_prompts, rows):
     """With each kind of intervention, neurons in any layers or none, and one intervention on all positions."""

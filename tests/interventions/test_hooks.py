@@ -51,7 +51,16 @@ def test_the_prompts_of_this_module_include_answers_of_several_tokens(case):
     assert sorted(case[1].rows_per_prompt.unique().tolist())[0] == 1 < int(case[1].rows_per_prompt.max())
 
 
-@pytest.mark.parametrize("position", ["read", "all"])
+def changed_positions(prompts, row, position):
+    """Return the positions of a row that an intervention changes."""
+    if position == "all":
+        return slice(None)
+    if position == "subject":
+        return slice(*prompts.subject[row, 0].tolist())
+    return int(prompts.read_pos[row] if position in (None, "read") else prompts.subject[row, 0, 1] - 1)
+
+
+@pytest.mark.parametrize("position", [None, "read", "subject_last", "subject", "all"])
 @pytest.mark.parametrize("name", CHANGES)
 def test_only_the_chosen_neurons_change_and_only_at_the_chosen_positions(case, name, position):
     """In the lowest layer nothing else changes; in all layers the chosen neurons have the new values."""
@@ -64,7 +73,7 @@ def test_only_the_chosen_neurons_change_and_only_at_the_chosen_positions(case, n
     touched = torch.zeros_like(clean, dtype=torch.bool)
     for row in range(prompts.n_rows):
         for neuron in NEURONS:
-            where = int(prompts.read_pos[row]) if position == "read" else slice(None)
+            where = changed_positions(prompts, row, position)
             touched[row, neuron.layer, where, neuron.index] = True
     assert torch.equal(changed[:, 0][~touched[:, 0]], clean[:, 0][~touched[:, 0]])
     lowest = touched.clone()
@@ -76,6 +85,19 @@ def test_only_the_chosen_neurons_change_and_only_at_the_chosen_positions(case, n
     else:
         assert (changed[touched] == 0.7).all()
     assert (clean[touched] != 0).any()  # so that there was something to change
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_prompts_put_elsewhere_are_changed_there(case, name):
+    model, prompts = case
+    moved = prompts.at("subject_last")
+    named = CHANGES[name](NEURONS, position="subject_last")
+    expected = kn.measure(model, prompts, named)
+    assert (expected.change != 0).any()
+    for found in (kn.measure(model, moved, CHANGES[name](NEURONS)), kn.measure(model, moved, named)):
+        assert found.after.tolist() == expected.after.tolist()
+    at_read = kn.measure(model, prompts, CHANGES[name](NEURONS))
+    assert kn.measure(model, moved, CHANGES[name](NEURONS, position="read")).after.tolist() == at_read.after.tolist()
 
 
 def test_set_to_the_clean_activation_is_the_identity(case):
@@ -256,7 +278,7 @@ def test_a_hook_equals_a_loop_over_rows_and_neurons(sets, position):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: kn.Suppress(NEURONS, position="last"), "expected 'read' or 'all'"),
+        (lambda: kn.Suppress(NEURONS, position="last"), "expected 'read', 'subject_last'"),
         (lambda: kn.Suppress([[(0, 1)]]), "sequence with one NeuronSet for each prompt"),
         (lambda: kn.Suppress(["Ireland"]), "'Ireland' is not the name of a neuron"),
         (lambda: kn.Suppress({FACTS[0]: [(0, 1)]}), "mapping from facts"),

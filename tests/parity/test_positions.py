@@ -1,6 +1,6 @@
 """Attribution at other positions than the read position, against plain loops with PyTorch's hooks on transformers."""
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
@@ -230,3 +230,27 @@ def test_sums_of_half_precision_models_converge_at_the_subject():
     model, prompts = tiny_model("LlamaForCausalLM", dtype=torch.bfloat16), make_batch(False)
     attr = kn.attribute(model, prompts.at(torch.tensor([1, 1, 1])))
     assert attr.converged.all() and attr.scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize("architecture", LAST_MAPS)
+def test_suppression_at_a_position_equals_a_plain_loop(architecture):
+    hf_model = tiny_hf_model(architecture)
+    hf_model.set_attn_implementation("eager")
+    prompts = make_batch("Masked" in architecture, lengths=(6, 4), seed=3).at(torch.tensor([1, 2]))
+    neurons = kn.NeuronSet([(0, 3), (1, 0), (2, 7)])
+    effect = kn.measure(loaded(architecture), prompts, kn.Suppress(neurons))
+    for row, position in enumerate(prompts.post_pos.tolist()):
+        length = int(prompts.attention_mask[row].sum())
+        with ExitStack() as stack, torch.no_grad():
+            for layer, index in neurons:
+                place = (0, position, index)
+
+                def off(value, place=place):
+                    value = value.clone()
+                    value[place] = 0
+                    return value
+
+                stack.enter_context(before(LAST_MAPS[architecture](hf_model, layer), off))
+            logits = hf_model(prompts.tokens[row : row + 1, :length]).logits[0, prompts.read_pos[row]]
+        after = float(logits.softmax(-1)[prompts.target_ids[row]])
+        assert abs(after - effect.after[row]) < 1e-12 < abs(effect.change[row])

@@ -62,8 +62,8 @@ def test_a_large_value_has_a_short_line_and_a_short_table(name):
 
 def test_an_intervention_names_its_neurons_and_its_numbers():
     neurons = kn.NeuronSet(["L0N1"])
-    assert repr(kn.Suppress("L0N1")) == "Suppress(NeuronSet(['L0N1']), position=read)"
-    assert repr(kn.Amplify({FACTS[0]: neurons}, 3.0)) == "Amplify(sets of 1 fact, factor=3.0, position=read)"
+    assert repr(kn.Suppress("L0N1")) == "Suppress(NeuronSet(['L0N1']))"
+    assert repr(kn.Amplify({FACTS[0]: neurons}, 3.0)) == "Amplify(sets of 1 fact, factor=3.0)"
     values = torch.zeros(2, N_LAYERS, D_MLP)
     assert f"SetTo(sets of 2 prompts, value=tensor of shape {list(values.shape)}, position=all)" == repr(
         kn.SetTo([neurons, neurons], values, position="all")
