@@ -2,6 +2,7 @@
 
 from .attribution import (
     Attribution,
+    MeanStart,
     Output,
     PositionAttribution,
     attribute,
@@ -122,6 +123,7 @@ __all__ = [
     "Intervention",
     "KNLensError",
     "LambdaChoice",
+    "MeanStart",
     "Neuron",
     "NeuronNode",
     "NeuronSet",

@@ -19,6 +19,7 @@ W_OUT: dict[str, Callable[[nn.Module, int], nn.Module]] = {
     "EuroBertForMaskedLM": lambda hf, layer: hf.model.layers[layer].mlp.down_proj,
     "GPT2LMHeadModel": lambda hf, layer: hf.transformer.h[layer].mlp.c_proj,
     "LlamaForCausalLM": lambda hf, layer: hf.model.layers[layer].mlp.down_proj,
+    "Gemma2ForCausalLM": lambda hf, layer: hf.model.layers[layer].mlp.down_proj,
     "MPNetForMaskedLM": lambda hf, layer: hf.mpnet.encoder.layer[layer].output.dense,
     "MegatronBertForMaskedLM": lambda hf, layer: hf.bert.encoder.layer[layer].output.dense,
     "ModernBertForMaskedLM": lambda hf, layer: hf.model.layers[layer].mlp.Wo,

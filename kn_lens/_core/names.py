@@ -18,6 +18,10 @@ Method = Literal[
 ]
 """The attribution methods; ``single_path`` scores chosen neurons alone."""
 
+StartName = Literal["zero", "mean"]
+STARTS: tuple[str, ...] = get_args(StartName)
+"""The starts of paths that have a name."""
+
 OutputName = Literal["prob", "log_prob", "logit", "logit_diff"]
 OUTPUTS: tuple[str, ...] = get_args(OutputName)
 """The attributed outputs."""

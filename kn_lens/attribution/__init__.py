@@ -4,8 +4,8 @@
 arguments, and ``result`` is what they return, ``positions`` at several positions of each prompt. A chunk of prompts,
 with a ``layer_context`` for each layer, goes through a method: ``method`` is the interface, ``integrated_gradients``
 and ``single_path`` integrate along a path (``integration``, with the rules of ``quadrature`` and the ``panels`` of hard
-paths; ``sweep`` runs the passes of all layers), and ``baselines`` are simpler scores. ``outputs`` are what can be
-explained. ``storage`` keeps scores of more prompts than memory holds.
+paths; ``sweep`` runs the passes of all layers) from one of several ``starts``, and ``baselines`` are simpler scores.
+``outputs`` are what can be explained. ``storage`` keeps scores of more prompts than memory holds.
 """
 
 from kn_lens.attribution.attribute import attribute, attribute_in_parts
@@ -17,6 +17,7 @@ from kn_lens.attribution.positions import PositionAttribution, Positions, check_
 from kn_lens.attribution.quadrature import fixed_rule
 from kn_lens.attribution.reference import reference_attribution
 from kn_lens.attribution.result import Attribution
+from kn_lens.attribution.starts import MeanStart, Start
 from kn_lens.attribution.storage import attribute_to_file, read_attribution, read_position_attribution
 from kn_lens.attribution.sweep import PathPoints, sweep
 
@@ -25,12 +26,14 @@ __all__ = [
     "AttributionKeywords",
     "AttributionMethod",
     "LayerMethod",
+    "MeanStart",
     "Output",
     "PathPoints",
     "PositionAttribution",
     "Positions",
     "Preset",
     "Progress",
+    "Start",
     "attribute",
     "attribute_in_parts",
     "attribute_to_file",

@@ -2,7 +2,7 @@ r"""Knowledge attribution: how much of the answer's probability each neuron of a
 
 Let ``w`` be the activation (``hook_post``) of one layer at the read position and ``P(v)`` the output when that
 activation is replaced by ``v`` and everything above is recomputed. Integrated gradients (Sundararajan et al. 2017)
-from ``0`` to ``w``, as Dai et al. (2022), equation 2, apply them to neurons:
+from ``0`` to ``w``, as Dai et al. (2022), equation 2, apply them to neurons (``starts`` has paths from elsewhere):
 
     Attr_i = w_i * integral_0^1 dP(alpha * w) / dw_i  d alpha                      (joint path: the whole layer moves)
     sum_i Attr_i = P(w) - P(0)                                                     (completeness)
@@ -29,18 +29,18 @@ under a chunk, and the ``AttributionMethod`` makes scores of passes that start t
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Unpack, get_args, overload
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kn_lens._core.progress import reported
 from kn_lens.attribution.integration import absolute_tolerance
 from kn_lens.attribution.layer_context import budget_for, layer_contexts
-from kn_lens.attribution.method import AttributionMethod, PathMethod
+from kn_lens.attribution.method import AttributionMethod, LayerScores, PathMethod
 from kn_lens.attribution.options import (
     AttributionKeywords,
     AttributionOptions,
@@ -51,10 +51,17 @@ from kn_lens.attribution.options import (
 )
 from kn_lens.attribution.outputs import Output
 from kn_lens.attribution.parts import PartsJoin, Together, whole_parts
-from kn_lens.attribution.positions import PositionAttribution, PositionPairs, Positions, position_attribution
+from kn_lens.attribution.positions import (
+    PositionAttribution,
+    PositionPairs,
+    Positions,
+    expanded_starts,
+    position_attribution,
+)
 from kn_lens.attribution.result import Attribution
 from kn_lens.attribution.routing import routing_term_of
 from kn_lens.attribution.score_table import scores_of
+from kn_lens.attribution.starts import PathStart, Start, StartPasses
 from kn_lens.errors import ArgumentError
 from kn_lens.hosts import Budget, HookedModel, Host, exclusively, host_of
 from kn_lens.prompts import PromptBatch, check_prompts
@@ -92,6 +99,7 @@ def attribute(
     n_steps: int | None = AttributionOptions.n_steps,
     tolerance: float = AttributionOptions.tolerance,
     max_points: int = AttributionOptions.max_points,
+    start: Start | Sequence[Start] | None = AttributionOptions.start,
     layers: Sequence[int] | None = AttributionOptions.layers,
     neurons: Neurons | None = AttributionOptions.neurons,
     keep: float | None = AttributionOptions.keep,
@@ -124,6 +132,13 @@ def attribute(
         tolerance: for the gap, relative to the size of the clean output (taken as at least 0.01). Taken as at least
             twice the rounding of the weights' type, 1.6e-2 in bfloat16: below it the gap is rounding.
         max_points: where ``adaptive`` gives up; ``Attribution.unconverged`` lists the pairs that got there.
+        start: where the path to ``w`` starts, ``w0``: ``Attr_i`` is ``w_i - w0_i`` times the integral of ``dP/dw_i``,
+            and the scores sum to ``P(w) - P(w0)``. ``zero``; ``mean``, the mean activation under the other subjects of
+            the fact's relation among the prompts; ``kn.MeanStart(prompts)``, the same over prompts of your own; or
+            counterfactual prompts, one for each prompt, in their order. The scores from several starts, given as a
+            list, are averaged. None: ``zero``, but for ``integrated_gradients`` in a model with a norm after ``W_out``
+            ``mean``, provided that every relation has two subjects and no ``preset`` is given; ``Attribution.start``
+            says which.
         layers: the layers to attribute; the others' scores are NaN. None takes all.
         neurons: the chosen ones, such as ``["L9N1234"]``: required by ``single_path``, optional for ``ablation`` and
             ``log_prob_gain``, whose cost grows with their number. For these two also those of each fact,
@@ -141,7 +156,8 @@ def attribute(
         (prompt, layer) ``n_points`` forward and backward passes from that layer up, of which the point alpha = 1 is one
         pass that all layers share; for ``ablation`` and ``log_prob_gain`` one forward pass per neuron. The routing term
         of a model with experts takes one more forward pass for each (prompt, layer). With positions as much for each of
-        them; passes of a causal model then run the tokens from the moved position to the read position.
+        them; passes of a causal model then run the tokens from the moved position to the read position. Each start
+        takes all points anew; ``mean`` two more forward passes per row.
 
     Raises:
         ArgumentError: an argument out of range, or two that exclude each other.
@@ -163,6 +179,7 @@ def attribute(
         n_steps=n_steps,
         tolerance=tolerance,
         max_points=max_points,
+        start=start,
         layers=layers,
         neurons=neurons,
         keep=keep,
@@ -193,12 +210,13 @@ def _attribute_positions(
     """Attribute at several positions; see ``attribute``."""
     with exclusively(model):
         pairs = PositionPairs.of(prompts, positions, host_of(model).kind)
+        options = replace(options, start=expanded_starts(options.start, pairs))
         computation = _Computation.of(model, pairs.expanded, options)
         joined = PartsJoin(pairs.expanded)
         with computation.reporting() as computation.report:
             for numbers, batch in pairs.batches():
                 computation.budget = budget_for(computation.host, batch, options.memory_budget)
-                for chosen, part in computation.chunks(batch):
+                for chosen, part in computation.chunks(batch, numbers):
                     joined.add(numbers[chosen], part)
                     del part  # while the next one is computed
         return position_attribution(pairs, joined.result())
@@ -255,6 +273,7 @@ class _Computation:
         output: what is explained.
         layers: the layers to attribute.
         neurons: the chosen indices of each layer; None for all neurons.
+        starts: where paths start.
         budget: bounds the rows that go through the model at a time.
         n_pairs: number of (prompt, layer) pairs.
         n_done: how many of them are finished.
@@ -267,6 +286,7 @@ class _Computation:
     output: Output
     layers: list[int]
     neurons: dict[int, Int[Tensor, " chosen"]] | None
+    starts: tuple[PathStart, ...]
     budget: Budget
     n_pairs: int
     n_done: int = 0
@@ -290,6 +310,7 @@ class _Computation:
         output = options.output_for(prompts)
         options.check_positions(prompts)
         prompts.check_for(host)
+        starts = options.starts_for(host, prompts)
         budget = budget_for(host, prompts, options.memory_budget)
         host.check_finite()
         return cls(
@@ -299,13 +320,21 @@ class _Computation:
             output=output,
             layers=layers,
             neurons=neurons,
+            starts=starts,
             budget=budget,
             n_pairs=len(prompts) * len(layers),
         )
 
-    def chunks(self, prompts: PromptBatch) -> Iterator[tuple[Int[Tensor, " chunk"], Attribution]]:
-        """Return an iterator over the numbers of some prompts that fit into memory together, and their attribution."""
-        attribute_chunk = partial(self.attribute_chunk, prompts)
+    def chunks(
+        self, prompts: PromptBatch, of_all: Int[Tensor, " batch"] | None = None
+    ) -> Iterator[tuple[Int[Tensor, " chunk"], Attribution]]:
+        """Return an iterator over the numbers of some prompts that fit into memory together, and their attribution.
+
+        Args:
+            prompts: the prompts.
+            of_all: their numbers among all attributed prompts; None where they are all of them.
+        """
+        attribute_chunk = partial(self.attribute_chunk, prompts, of_all)
         n_layers = len(self.layers) if isinstance(self.method, PathMethod) else 1
         rows_per_chunk = partial(self.budget.rows_per_chunk, n_layers=n_layers)
         return self.budget.map_chunks(
@@ -336,7 +365,7 @@ class _Computation:
         for numbers in whole_parts(prompts, together, self.host.n_layers * self.host.d_active):
             part = prompts.select(numbers)
             joined = PartsJoin(part)
-            for positions, chunk in self.chunks(part):
+            for positions, chunk in self.chunks(part, numbers):
                 joined.add(positions, chunk)
                 del chunk  # while the next one is computed
             yield numbers, joined.result()
@@ -344,9 +373,15 @@ class _Computation:
     def attribute_chunk(
         self,
         prompts: PromptBatch,
+        of_all: Int[Tensor, " batch"] | None,
         numbers: Int[Tensor, " chunk"],
     ) -> Attribution:
         """Return the attribution of some prompts that fit into memory together.
+
+        Args:
+            prompts: the prompts.
+            of_all: see ``chunks``.
+            numbers: of the prompts that fit into memory together.
 
         Changes ``n_done`` when all is done, so that it can be run again where memory runs out.
         """
@@ -356,39 +391,43 @@ class _Computation:
         rows_per_pass = self.budget.rows_per_pass(longest)
         share_of_pass = partial(self.budget.share_of_pass, length=longest)
         dtype = torch.promote_types(host.dtype, torch.float32)
-        chosen = options.chosen_neurons(host)
         shape = (len(chunk), host.n_layers)
         n_pairs = len(chunk) * len(self.layers)
 
-        def report(share: float) -> None:
+        def report(n_starts_done: int, share: float) -> None:
             if self.report is not None:
+                share = (n_starts_done + share) / len(self.starts)
                 self.report(self.n_done + int(share * n_pairs), self.n_pairs)
 
         with exclusively(host):
             total = torch.full(shape, torch.nan, device=host.device, dtype=dtype)
             expected = torch.full_like(total, torch.nan)
-            scores = scores_of(host, len(chunk), dtype)
+            scores = scores_of(host, len(chunk), dtype, len(self.starts))
             routing_term = torch.full_like(total, torch.nan) if host.layout.has_experts else None
             n_points = torch.zeros(shape, device=host.device, dtype=torch.long)
+            run = StartPasses(
+                activations=self.activations,
+                contexts=lambda others: layer_contexts(host, others, self.output, self.layers, rows_per_pass),
+            )
+            numbers_of_all = numbers if of_all is None else of_all[numbers]
+            starts = [start.rows(chunk, numbers_of_all, run) for start in self.starts]
             contexts = layer_contexts(host, chunk, self.output, self.layers, rows_per_pass, share_of_pass)
-            for context, result in self.method.score_layers(contexts, self.neurons, report):
-                layer = context.layer
-                indices = None if self.neurons is None else self.neurons[layer]
-                scores.set_layer(layer, result.scores.to(dtype))
-                if result.scores.is_sparse:
-                    total[:, layer] = result.scores.sum(-1).to_dense().to(dtype)
-                elif indices is None:
-                    total[:, layer] = result.scores.sum(-1).to(dtype)
-                elif len(indices):
-                    chosen_scores = result.scores[:, indices]
-                    if chosen is not None:
-                        is_chosen = chosen.of_prompts(chunk, layer, indices)
-                        chosen_scores = chosen_scores.where(is_chosen, 0)
-                    total[:, layer] = chosen_scores.sum(-1).to(dtype)
-                expected[:, layer] = result.expected.to(dtype)
-                n_points[:, layer] = torch.as_tensor(result.n_points, device=host.device)
-                if routing_term is not None and self.method.silences_layer:
-                    routing_term[:, layer] = routing_term_of(context, result.expected).to(dtype)
+            start_gaps = total.new_full((*shape, len(starts)), torch.nan)
+            for number, start in enumerate(starts):
+                begun = [replace(context, start=start(context)) for context in contexts]
+                report_start = partial(report, number)
+                for context, result in self.method.score_layers(begun, self.neurons, report_start):
+                    layer = context.layer
+                    scores.add_layer(layer, result.scores.to(dtype))
+                    layer_total = self._sum_of_scores(chunk, layer, result).to(dtype)
+                    layer_expected = result.expected.to(dtype)
+                    start_gaps[:, layer, number] = layer_total - layer_expected
+                    _add_to_mean(total[:, layer], layer_total, number, len(starts))
+                    _add_to_mean(expected[:, layer], layer_expected, number, len(starts))
+                    n_points[:, layer] += torch.as_tensor(result.n_points, device=host.device)
+                    if routing_term is not None and self.method.silences_layer:
+                        term = routing_term_of(context, result.expected).to(dtype)
+                        _add_to_mean(routing_term[:, layer], term, number, len(starts))
             clean = contexts[0].clean.to(dtype)
         attr = Attribution(
             scores=scores.result(),
@@ -402,10 +441,45 @@ class _Computation:
             output=self.method.unit or self.output.name,
             quadrature=self.method.quadrature,
             layout=host.layout,
+            start=", ".join(start.name for start in self.starts) if self.method.takes_start else "none",
             routing_term=routing_term,
+            start_gaps=start_gaps if len(starts) > 1 else None,
         )
         if options.keep is not None:
             attr = attr.thresholded(options.keep)
         self.n_done += n_pairs
-        report(0)
+        report(0, 0)
         return attr
+
+    def activations(
+        self, prompts: PromptBatch
+    ) -> Iterator[tuple[Int[Tensor, " part"], Float[Tensor, "part n_layers n_neurons"]]]:
+        """Yield numbers of prompts with their activations, for starts that are made of them."""
+        parts = attribute_in_parts(
+            self.host, prompts, method="activation", layers=self.layers, memory_budget=self.options.memory_budget
+        )
+        for numbers, part in parts:
+            yield numbers, part.scores.to_dense() if part.scores.is_sparse else part.scores
+
+    def _sum_of_scores(self, chunk: PromptBatch, layer: int, result: LayerScores) -> Float[Tensor, " batch"]:
+        """Return the sum of the scores of the chosen neurons of a layer, under each prompt."""
+        indices = None if self.neurons is None else self.neurons[layer]
+        if result.scores.is_sparse:
+            return result.scores.sum(-1).to_dense()
+        if indices is None:
+            return result.scores.sum(-1)
+        if not len(indices):
+            return torch.full_like(result.scores[:, 0], torch.nan)
+        scores = result.scores[:, indices]
+        chosen = self.options.chosen_neurons(self.host)
+        if chosen is not None:
+            scores = scores.where(chosen.of_prompts(chunk, layer, indices), 0)
+        return scores.sum(-1)
+
+
+def _add_to_mean(mean: Float[Tensor, " batch"], values: Float[Tensor, " batch"], number: int, n_values: int) -> None:
+    """Add the values with this number to a mean of so many, in place."""
+    if number == 0:
+        mean.copy_(values / n_values)
+    else:
+        mean += values / n_values

@@ -62,6 +62,7 @@ class LayerContext:
         rows_per_pass: upper bound on the rows of a pass. An answer of more tokens than this still goes in whole.
         share_of_pass: what a row at this layer counts as, towards that bound.
         has_experts_above: whether a layer above has experts, whose routing is held.
+        start: where paths to ``post`` start; None for zero.
     """
 
     layer: int
@@ -76,6 +77,17 @@ class LayerContext:
     rows_per_pass: int
     share_of_pass: float = 1.0
     has_experts_above: bool = False
+    start: Float[Tensor, "row d_mlp"] | None = None
+
+    @property
+    def moving(self) -> Float[Tensor, "row d_mlp"]:
+        """The part of the activation that the path of the whole layer moves, ``w - w0``."""
+        return self.post if self.start is None else self.post - self.start
+
+    @property
+    def post_at_start(self) -> Float[Tensor, "row d_mlp"]:
+        """The activation where paths start, ``w0``."""
+        return torch.zeros_like(self.post) if self.start is None else self.start
 
     @property
     def d_model(self) -> int:

@@ -42,6 +42,14 @@ class LayerNeurons(Protocol):
         """
         ...
 
+    def dense(self, post: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row n_neurons"]:
+        """Return the activation of every neuron of the layer; 0 of those that have no entry."""
+        ...
+
+    def entries(self, dense: Float[Tensor, "row n_neurons"]) -> Float[Tensor, "row d_mlp"]:
+        """Return those of the values of all neurons that have an entry."""
+        ...
+
     def by_prompt(
         self, values: Float[Tensor, "row d_mlp"], prompt_index: Int[Tensor, " row"], n_prompts: int
     ) -> Float[Tensor, "batch n_neurons"]:
@@ -92,6 +100,14 @@ class NeuronsOfMLP:
         """Return the activation with all entries zero but that of one neuron in each row."""
         return torch.zeros_like(post).scatter(1, neurons, post.gather(1, neurons))
 
+    def dense(self, post: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_mlp"]:
+        """Return the activation: every neuron has an entry."""
+        return post
+
+    def entries(self, dense: Float[Tensor, "row n_neurons"]) -> Float[Tensor, "row d_mlp"]:
+        """Return the values of all neurons; other layers may have more."""
+        return dense[:, : len(self.value_rows)]
+
     def by_prompt(
         self, values: Float[Tensor, "row d_mlp"], prompt_index: Int[Tensor, " row"], n_prompts: int
     ) -> Float[Tensor, "batch d_mlp"]:
@@ -136,6 +152,14 @@ class NeuronsOfExperts:
     ) -> Float[Tensor, "row d_active"]:
         """Return the activation with all entries zero but that of one neuron in each row; zero where it is off."""
         return torch.where(self.active.select(rows).rows == neurons, post, 0)
+
+    def dense(self, post: Float[Tensor, "row d_active"]) -> Float[Tensor, "row n_neurons"]:
+        """Return the activation of every neuron; 0 of those that are off."""
+        return post.new_zeros(len(post), self.n_neurons).scatter(1, self.active.rows, post)
+
+    def entries(self, dense: Float[Tensor, "row n_neurons"]) -> Float[Tensor, "row d_active"]:
+        """Return the values of the neurons that are on."""
+        return dense.gather(1, self.active.rows)
 
     def by_prompt(
         self, values: Float[Tensor, "row d_active"], prompt_index: Int[Tensor, " row"], n_prompts: int

@@ -48,7 +48,8 @@ class AttributionMethod(ABC):
         neurons: ``all`` where one computation scores every neuron and none can be chosen, ``optional`` where the cost
             grows with their number, ``required`` where it would be too high for all of them.
         is_complete: whether completeness states the sum of the scores, at least to first order.
-        silences_layer: whether this sum is ``P(w) - P(0)``, of the whole layer.
+        silences_layer: whether this sum is ``P(w) - P(w0)``, of the whole layer.
+        takes_start: whether scores depend on ``w0``, where paths start.
         output: the only output that the method explains; None where the caller chooses it.
         exits_early: whether outputs are read off the residual stream after the layer, so at the read position alone.
         unit: the label of scores that are not in the unit of the output; None where they are.
@@ -58,6 +59,7 @@ class AttributionMethod(ABC):
     neurons: ClassVar[Literal["all", "optional", "required"]] = "all"
     is_complete: ClassVar[bool] = False
     silences_layer: ClassVar[bool] = False
+    takes_start: ClassVar[bool] = True
     output: ClassVar[str | None] = None
     exits_early: ClassVar[bool] = False
     unit: ClassVar[str | None] = None

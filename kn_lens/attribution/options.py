@@ -23,6 +23,7 @@ from kn_lens.attribution.method import AttributionMethod, PathMethod
 from kn_lens.attribution.outputs import Output, resolve_output
 from kn_lens.attribution.quadrature import RULES, fixed_rule, nested_levels
 from kn_lens.attribution.single_path import SinglePath
+from kn_lens.attribution.starts import PathStart, Start, resolve_starts
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.hosts import Host
@@ -60,6 +61,7 @@ class AttributionOptions:
     n_steps: int | None = None
     tolerance: float = defaults.TOLERANCE
     max_points: int = 129
+    start: Start | Sequence[Start] | None = None
     layers: Sequence[int] | None = None
     neurons: Neurons | None = None
     keep: float | None = None
@@ -157,6 +159,18 @@ class AttributionOptions:
                 "'integrated_gradients'."
             )
 
+    def starts_for(self, host: Host, prompts: PromptBatch) -> tuple[PathStart, ...]:
+        """Return where paths start.
+
+        Raises:
+            ArgumentError: the method has no start, or one that does not go with the prompts.
+        """
+        method = METHODS[self.method]
+        if self.start is not None and not method.takes_start:
+            raise ArgumentError(f"{self.method} moves no activation from a start to the clean one: leave start out.")
+        start = "zero" if self.start is None and self.preset is not None else self.start
+        return resolve_starts(start, host, prompts, norm_needs_mean=method is IntegratedGradients)
+
     def layers_of(self, host: Host) -> list[int]:
         """Return the layers to attribute.
 
@@ -238,6 +252,7 @@ class KeywordsWithoutKeep(TypedDict, total=False):
     n_steps: int | None
     tolerance: float
     max_points: int
+    start: Start | Sequence[Start] | None
     layers: Sequence[int] | None
     neurons: Neurons | None
     memory_budget: float | None

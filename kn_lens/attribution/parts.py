@@ -61,7 +61,7 @@ class PartsJoin:
     """
 
     _DENSE = ("total", "clean", "expected", "n_points", "tolerance")
-    _LABELS = ("method", "output", "quadrature", "keep", "layout")
+    _LABELS = ("method", "output", "quadrature", "keep", "layout", "start")
 
     def __init__(self, prompts: PromptBatch) -> None:
         self.prompts = prompts
@@ -81,8 +81,9 @@ class PartsJoin:
             self._shape = (len(self.prompts), *part.scores.shape[1:])
         else:
             names = (*names, "scores")
-        if part.routing_term is not None:
-            names = (*names, "routing_term")
+        for name in ("routing_term", "start_gaps"):
+            if getattr(part, name) is not None:
+                names = (*names, name)
         for name in names:
             value = getattr(part, name)
             if name not in self._joined:

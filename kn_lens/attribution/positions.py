@@ -24,6 +24,7 @@ from kn_lens._core.drawing import drawing
 from kn_lens._core.layout import NeuronLayout
 from kn_lens._core.wording import counted
 from kn_lens.attribution.result import Attribution
+from kn_lens.attribution.starts import MeanStart, check_counterfactuals
 from kn_lens.errors import ArgumentError
 from kn_lens.hosts import Kind
 from kn_lens.prompts import (
@@ -54,12 +55,16 @@ class PositionPairs:
         positions: of each prompt, ascending; -1 where it has fewer.
         pair_index: the number of each pair, likewise.
         expanded: the prompt of each pair, put at its position.
+        named: the positions as they were given.
+        kind: of the model.
     """
 
     prompts: PromptBatch
     positions: Int[Tensor, "batch position"]
     pair_index: Int[Tensor, "batch position"]
     expanded: PromptBatch
+    named: Positions
+    kind: Kind
 
     @classmethod
     def of(cls, prompts: PromptBatch, positions: Positions, kind: Kind) -> "PositionPairs":
@@ -84,7 +89,19 @@ class PositionPairs:
             # By name, the read position is that of each row of an answer.
             first_read = prompts.read_pos[_first_rows(prompts)][owner][expanded.prompt_index]
             moved_pos = torch.where(moved_pos == first_read, expanded.read_pos, moved_pos)
-        return cls(prompts=prompts, positions=found, pair_index=pair_index, expanded=expanded.at(moved_pos))
+        return cls(
+            prompts=prompts,
+            positions=found,
+            pair_index=pair_index,
+            expanded=expanded.at(moved_pos),
+            named=positions,
+            kind=kind,
+        )
+
+    def expand(self, others: PromptBatch) -> PromptBatch:
+        """Return other prompts, one for each of these and of its length, put at the position of each pair."""
+        owner, _ = (self.positions >= 0).nonzero().unbind(-1)
+        return others.select(owner).at(self.expanded.post_pos)
 
     def batches(self) -> Iterator[tuple[Int[Tensor, " pair"], PromptBatch]]:
         """Yield the pairs that are read where they are moved, and then the others, by position; and their prompts.
@@ -101,6 +118,38 @@ class PositionPairs:
             position = expanded.post_pos[_first_rows(expanded)][elsewhere]
             elsewhere = elsewhere[position.argsort(stable=True)]
             yield elsewhere, expanded.select(elsewhere)
+
+
+def expanded_starts(start: Any, pairs: PositionPairs) -> Any:
+    """Return the argument ``start`` of ``attribute`` for pairs of prompts and positions.
+
+    Prompts that are part of it are put at the same positions, by name or, of counterfactual ones, by number.
+
+    Raises:
+        ArgumentError: counterfactual prompts of other lengths than the prompts, or the mean over prompts at positions
+            without a name.
+    """
+    if isinstance(start, (list, tuple)):
+        return [expanded_starts(one, pairs) for one in start]
+    if isinstance(start, PromptBatch):
+        check_counterfactuals(start, pairs.prompts)
+        differs = start.length != pairs.prompts.length
+        if bool(differs.any()):
+            number = int(differs.long().argmax())
+            raise ArgumentError(
+                f"The counterfactual prompt {start.text[number]!r} has {int(start.length[number])} tokens, and the "
+                f"prompt {pairs.prompts.text[number]!r} has {int(pairs.prompts.length[number])}: their positions do "
+                "not correspond. Take subjects of as many tokens, or one position: prompts.at('subject_last')."
+            )
+        return pairs.expand(start)
+    if isinstance(start, MeanStart) and start.prompts is not None:
+        if isinstance(pairs.named, Tensor):
+            raise ArgumentError(
+                "The positions of the prompts of kn.MeanStart are not known; expected positions by name, such as "
+                "'subject', or the mean over the attributed prompts: start='mean'."
+            )
+        return MeanStart(PositionPairs.of(start.prompts, pairs.named, pairs.kind).expanded)
+    return start
 
 
 def _first_rows(prompts: PromptBatch) -> Int[Tensor, " batch"]:
@@ -200,6 +249,11 @@ class PositionAttribution:
         """What routing that responds would add to ``expected``; None for models without experts."""
         routing_term = self.pairs.routing_term
         return None if routing_term is None else self._folded(routing_term, float("nan"))
+
+    @property
+    def start(self) -> str:
+        """Where paths start; see ``Attribution``."""
+        return self.pairs.start
 
     @property
     def method(self) -> str:

@@ -40,8 +40,8 @@ class Attribution:
             of neurons that are on, and the last axis counts the rows of a layer through its experts: see ``layout``.
         total: sum of the scores of each layer; NaN where a layer was not computed.
         clean: output of the unaltered model.
-        expected: the sum of a layer's scores according to completeness: ``P(w) - P(0)``, for ``single_path`` the sum of
-            ``P(w) - P(w with w_i = 0)`` over the chosen neurons; NaN for methods without such a sum.
+        expected: the sum of a layer's scores according to completeness: ``P(w) - P(w0)``, for ``single_path`` the sum
+            of ``P(w) - P(w with w_i = w0_i)`` over the chosen neurons; NaN for methods without such a sum.
         n_points: evaluations of the model that each pair rests on: gradients; for ``ablation`` and ``log_prob_gain``
             forward passes; for ``activation`` the clean pass, 1. It is 0 where nothing was computed.
         tolerance: the largest absolute gap that counts as converged.
@@ -51,9 +51,12 @@ class Attribution:
         quadrature: the rule, with its number of points; ``none`` for methods without an integral.
         keep: the share of each prompt's largest score below which scores were dropped; None where all are kept.
         layout: which neurons the rows of a layer are, where layers have experts.
+        start: where the paths start, ``zero`` in the paper; several names where scores are means over several starts;
+            ``none`` for methods without a start.
         routing_term: what routing that responds would add to ``expected``, where layers have experts and ``expected``
-            is ``P(w) - P(0)`` with the routing of later layers held; NaN for other methods, and where a layer was not
+            is ``P(w) - P(w0)`` with the routing of later layers held; NaN for other methods, and where a layer was not
             computed. None for models without experts.
+        start_gaps: the completeness gap from each start, where there are several; ``completeness_gap`` is their mean.
     """
 
     scores: Float[Tensor, "batch n_layers d_mlp"]
@@ -68,7 +71,9 @@ class Attribution:
     quadrature: str
     keep: float | None = None
     layout: NeuronLayout = ONE_MLP_A_LAYER
+    start: str = "zero"
     routing_term: Float[Tensor, "batch n_layers"] | None = None
+    start_gaps: Float[Tensor, "batch n_layers start"] | None = None
 
     @property
     def completeness_gap(self) -> Float[Tensor, "batch n_layers"]:
@@ -77,14 +82,17 @@ class Attribution:
 
     @property
     def converged(self) -> Bool[Tensor, "batch n_layers"]:
-        """Whether the gap is within the tolerance; False where the gap is not a number.
+        """Whether the gap from every start is within the tolerance; False where the gap is not a number.
 
         A method without an expected sum integrates nothing and has no gap to close: True where its scores are numbers.
         True for layers that were not computed.
         """
         method = METHODS.get(self.method)
         if method is not None and method.is_complete:
-            within = self.completeness_gap.abs() <= self.tolerance[:, None]
+            largest = self.completeness_gap.abs()
+            if self.start_gaps is not None:
+                largest = self.start_gaps.abs().amax(-1)
+            within = largest <= self.tolerance[:, None]
         else:
             within = self.total.isfinite()
         return within | (self.n_points == 0)
@@ -117,6 +125,7 @@ class Attribution:
             tolerance=self.tolerance[indices],
             prompts=selected,
             routing_term=None if self.routing_term is None else self.routing_term[indices],
+            start_gaps=None if self.start_gaps is None else self.start_gaps[indices],
         )
 
     def to(self, device: str | torch.device) -> "Attribution":
@@ -322,8 +331,11 @@ class Attribution:
         n_prompts, n_layers, d_mlp = self.scores.shape
         return (
             f"Attribution({counted(n_prompts, 'prompt')}, {counted(n_layers, 'layer')} of {d_mlp:,} neurons: "
-            f"{self.method}, {self.output}, {self.quadrature}{self._gap_text()})"
+            f"{self.method}, {self.output}, {self.quadrature}{self._start_text()}{self._gap_text()})"
         )
+
+    def _start_text(self) -> str:
+        return "" if self.start in ("zero", "none") else f", start: {self.start}"
 
     def _gap_text(self) -> str:
         gap = self.completeness_gap.abs()

@@ -38,7 +38,7 @@ class SinglePath(PathMethod):
         integrals = []
         every_row = torch.arange(len(context.post), device=context.post.device)
         for index in indices:
-            moving = context.neurons.alone(context.post, every_row, index.expand(len(every_row), 1))
+            moving = context.neurons.alone(context.moving, every_row, index.expand(len(every_row), 1))
             integrals.append(integrate(context, moving, self.rule))
         return integrals
 

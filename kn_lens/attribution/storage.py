@@ -14,13 +14,14 @@ A file of scores at several positions has a row for each layer at each position 
 pairs of prompts and positions, in the order of the prompts, and the metadata name the positions.
 
 Files of a model whose layers have experts have version 2: ``neuron`` is a row of the layer, which counts through its
-experts as the metadata state, and there is a column ``routing_term``.
+experts as the metadata state, and there is a column ``routing_term``. Where scores are means over several starts, the
+columns ``start_gap_0``, ``start_gap_1``, ... are the gaps from each of them.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +39,14 @@ from kn_lens._core.atomic import opened, writing_whole
 from kn_lens._core.checks import check_path
 from kn_lens._core.layout import LayerLayout, NeuronLayout
 from kn_lens.attribution.attribute import attribute_in_parts
-from kn_lens.attribution.options import KeywordsWithoutKeep
-from kn_lens.attribution.positions import PositionAttribution, PositionPairs, Positions, position_attribution
+from kn_lens.attribution.options import AttributionOptions, KeywordsWithoutKeep
+from kn_lens.attribution.positions import (
+    PositionAttribution,
+    PositionPairs,
+    Positions,
+    expanded_starts,
+    position_attribution,
+)
 from kn_lens.attribution.result import Attribution
 from kn_lens.errors import ArgumentError, DataError, KNLensError, did_you_mean
 from kn_lens.hosts import HookedModel, Host, Kind, exclusive, host_of
@@ -60,7 +67,9 @@ METADATA_TYPES = {
 }
 """The entries of the metadata, and their types."""
 FLOATS = ("clean", "expected", "total", "tolerance")
-"""The columns with one number a row, in the precision of the scores."""
+"""The columns that every file has with one number a row, in the precision of the scores."""
+START_GAP = "start_gap_"
+"""What the names of the columns of gaps from each of several starts begin with."""
 SCORES_PER_GROUP = 2**24
 """About as many scores, dropped ones included, are in one row group: what writing and reading hold at a time."""
 
@@ -139,6 +148,7 @@ def attribute_to_file(
         prompts = pairs.expanded
         named = positions if isinstance(positions, str) else pairs.positions.tolist()
         positions_entry = {"positions": named, "kind": host.kind}
+        keywords["start"] = expanded_starts(keywords.get("start"), pairs)
     n_scores = n_unconverged = 0
     metadata: dict[str, Any] = {
         "version": VERSION_WITH_EXPERTS if host.layout.has_experts else VERSION,
@@ -149,15 +159,16 @@ def attribute_to_file(
         "prompts": _digest(prompts),
         **positions_entry,
     }
+    starts = AttributionOptions(**keywords).starts_for(host, prompts)
     if host.layout.has_experts:
         metadata["layout"] = [[layer.n_rows, layer.n_experts, layer.d_expert] for layer in host.layout.layers]
-    with _writer(path, _schema(host.dtype, has_experts=host.layout.has_experts)) as writer:
+    with _writer(path, _schema(host.dtype, host.layout.has_experts, len(starts))) as writer:
         for numbers, part in attribute_in_parts(model, prompts, keep=keep, **keywords):
             for rows in _row_groups(numbers, part, writer.schema):
                 writer.write_batch(rows)
                 n_scores += len(rows["score"].flatten())
             n_unconverged += len(part.unconverged)
-            for name in ("method", "output", "quadrature", "keep"):
+            for name in ("method", "output", "quadrature", "keep", "start"):
                 metadata[name] = getattr(part, name)
         text = json.dumps(metadata).encode()
         # Parquet has checksums for its pages, but none for this.
@@ -288,7 +299,9 @@ def _read(
         quadrature=metadata["quadrature"],
         keep=metadata["keep"],
         layout=_layout(metadata),
+        start=metadata.get("start", "zero"),
         routing_term=values.get("routing_term"),
+        start_gaps=reader.start_gaps(values),
     )
 
 
@@ -333,10 +346,22 @@ class _Reader:
             return torch.float64
         return torch.float32
 
+    @property
+    def floats(self) -> list[str]:
+        """The columns with one number a row, in the precision of the scores."""
+        return [field.name for field in self.file.schema_arrow if field.type in (pa.float32(), pa.float64())]
+
+    def start_gaps(
+        self, values: Mapping[str, Shaped[Tensor, "chosen n_layers"]]
+    ) -> Float[Tensor, "chosen n_layers start"] | None:
+        """Return the gaps from each start, from the columns with one value a row; None of a single start."""
+        gaps = [values[name] for name in self.floats if name.startswith(START_GAP)]
+        return torch.stack(gaps, -1) if gaps else None
+
     def values(self) -> dict[str, Shaped[Tensor, "chosen n_layers"]]:
         """Read the columns with one value a row, by name, and as ``n_scores`` the number of scores that a row lists."""
         columns: dict[str, Tensor] = {}
-        floats = (*FLOATS, "routing_term") if self.has_experts else FLOATS
+        floats = self.floats
         for name in floats:
             columns[name] = torch.full(self.shape[:2], torch.nan, dtype=self.dtype)
         for name in ("n_points", "n_scores"):
@@ -428,14 +453,16 @@ def _lists(column: pa.ChunkedArray) -> tuple[Int[Tensor, " row"], Shaped[Tensor,
     return _tensor(lists.value_lengths()), _tensor(lists.flatten())
 
 
-def _schema(dtype: torch.dtype, *, has_experts: bool) -> pa.Schema:
-    """Return the columns of a file, for scores of a precision."""
+def _schema(dtype: torch.dtype, has_experts: bool, n_starts: int) -> pa.Schema:
+    """Return the columns of a file, for scores of a precision and paths from a number of starts."""
     score = pa.float64() if dtype == torch.float64 else pa.float32()
     types: dict[str, pa.DataType] = {"prompt": pa.int32(), "layer": pa.int32()}
     for name in FLOATS:
         types[name] = score
     if has_experts:
         types["routing_term"] = score
+    for number in range(n_starts if n_starts > 1 else 0):
+        types[f"{START_GAP}{number}"] = score
     types["n_points"] = pa.int32()
     for name, entry in (("neuron", pa.int32()), ("score", score)):
         types[name] = pa.list_(pa.field("element", entry, nullable=False))
@@ -465,6 +492,9 @@ def _row_groups(
         columns[name] = getattr(part, name)
     if part.routing_term is not None:
         columns["routing_term"] = part.routing_term
+    if part.start_gaps is not None:
+        for number, gaps in enumerate(part.start_gaps.unbind(-1)):
+            columns[f"{START_GAP}{number}"] = gaps
     prompts_per_group = max(1, SCORES_PER_GROUP // (n_layers * d_mlp))
     for start in range(0, n_prompts, prompts_per_group):
         stop = min(start + prompts_per_group, n_prompts)
@@ -588,7 +618,8 @@ def _metadata(file: pq.ParquetFile, path: Path) -> dict[str, Any]:
         raise DataError(f"{path} has metadata that cannot be those of its {n_rows} rows; the file has been changed.")
     schema = file.schema_arrow
     has_experts = version == VERSION_WITH_EXPERTS
-    known = [_schema(dtype, has_experts=has_experts) for dtype in (torch.float32, torch.float64)]
+    n_starts = len(metadata.get("start", "zero").split(", "))
+    known = [_schema(dtype, has_experts, n_starts) for dtype in (torch.float32, torch.float64)]
     if not any(map(schema.equals, known)):
         raise DataError(f"{path} has other columns than attribute_to_file writes; the file has been changed.")
     return metadata
@@ -599,6 +630,8 @@ def _describes_rows(metadata: dict[str, Any], n_rows: int) -> bool:
     for name, type_ in METADATA_TYPES.items():
         if not isinstance(metadata.get(name, ...), type_):
             return False
+    if not isinstance(metadata.get("start", "zero"), str):
+        return False
     n_layers = metadata["n_layers"]
     if metadata["version"] == VERSION_WITH_EXPERTS and not _describes_layout(metadata.get("layout"), metadata):
         return False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from rich.console import Group
 
 from kn_lens._core import defaults
-from kn_lens._core.names import OUTPUTS, POSITION_NAMES, PRESETS, QUADRATURES, PositionName
+from kn_lens._core.names import OUTPUTS, POSITION_NAMES, PRESETS, QUADRATURES, STARTS, PositionName
 from kn_lens._core.wording import counted
 from kn_lens.cli import _options as options
 from kn_lens.cli._facts import choose, read_facts
@@ -60,6 +60,10 @@ def find(
         float,
         option(METHOD, "SHARE", "Tolerated completeness gap, relative to the clean output.", min=0),
     ] = defaults.TOLERANCE,
+    start: Annotated[
+        str | None,
+        choice(STARTS, "Start of the path; by default mean in a model with a norm after W_out, else zero", METHOD),
+    ] = None,
     attr_threshold: Annotated[
         float,
         option(
@@ -131,6 +135,7 @@ def find(
         "quadrature": quadrature,
         "n_steps": n_steps,
         "tolerance": tolerance,
+        "start": start,
     }
     thresholds: dict[str, Any] = {
         "attr_threshold": attr_threshold,
@@ -140,7 +145,7 @@ def find(
     neurons: dict[Fact, NeuronSet] = {}
     shares: dict[str, float] = {}
     rows: dict[str, dict[str, Any]] = {}
-    rule = ""
+    rule = path_start = ""
     with show_progress(f"Attributing {len(prompts):,} prompts", unit="prompt-layers") as show:
         parts = attribute_in_parts(
             loaded,
@@ -155,7 +160,7 @@ def find(
             neurons |= found.neurons_by_fact
             shares |= found.share_threshold
             rows |= _fact_rows(found)
-            rule = attr.quadrature
+            rule, path_start = attr.quadrature, attr.start
     # Parts may be in order of relations.
     ordered = {fact: neurons[fact] for fact in prompts.facts if fact in neurons}
 
@@ -172,6 +177,7 @@ def find(
         "model": describe_model(loaded),
         "settings": settings,
         "quadrature": rule,
+        "start": path_start,
         "n_prompts": len(prompts),
         "left_out": dict(prompts.left_out),
         "facts_without_prompts": [fact.key for fact in unqueried_facts(prompts)],
@@ -258,6 +264,8 @@ def _found_table(document: Mapping[str, Any]) -> Group:
     if n_unconverged:
         numbers.insert(3, "unconverged")
     title = f"{document['model']['name']}: {settings['method']}, {document['quadrature']}"
+    if document["start"] not in ("zero", "none"):
+        title += f", start: {document['start']}"
     rows = table(title, "", "fact", *numbers, "neurons", right=numbers)
     for row in facts[:ROWS_SHOWN]:
         cells = [

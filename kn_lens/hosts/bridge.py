@@ -57,6 +57,7 @@ from kn_lens.hosts.overrides import (
     own_modules,
     repack_like,
     select_position,
+    without_hooks,
     wrapped_modules,
 )
 from kn_lens.hosts.row_entries import (
@@ -469,13 +470,14 @@ class Host:
 
         Gemma 2, OLMo 2 and others do. Scaling all neurons of such a layer changes nothing until they are almost zero.
         The answer is what a block computes, not what its modules are called: with the residual stream held, twice the
-        output of ``W_out`` has the effect of the output itself. Cost, at the first use: one block of each class and the
-        head for one token, three times.
+        output of ``W_out`` has the effect of the output itself. Hooks of the user's are off meanwhile. Cost, at the
+        first use: one block of each class and the head for one token, three times.
         """
         layers: dict[type, int] = {}
         for layer, block in enumerate(self.blocks):
             layers.setdefault(type(block.original_component), layer)
-        return any(map(self._normalises_mlp_out, layers.values()))
+        with without_hooks(self._modules, _is_users):
+            return any(map(self._normalises_mlp_out, layers.values()))
 
     def _normalises_mlp_out(self, layer: int) -> bool:
         generator = torch.Generator().manual_seed(0)

@@ -179,6 +179,34 @@ def native_norm_forwards(norms: Iterable[Any]) -> dict[Any, Callable[..., Any]]:
     return forwards
 
 
+def without_hooks(modules: Iterable[Any], is_off: Callable[[Any], bool]) -> AbstractContextManager[None]:
+    """Take some hooks of PyTorch off modules, for the time of a ``with`` block, and put them back in their order.
+
+    Args:
+        modules: the modules.
+        is_off: whether a hook is taken off.
+    """
+    kept: list[tuple[dict[int, Any], dict[int, Any]]] = []
+    for module in modules:
+        for name in HOOKS:
+            hooks = getattr(module, name)
+            if any(map(is_off, hooks.values())):
+                kept.append((hooks, dict(hooks)))
+
+    def take_off() -> None:
+        for hooks, before in kept:
+            for key, hook_fn in before.items():
+                if is_off(hook_fn):
+                    hooks.pop(key, None)
+
+    def put_back() -> None:
+        for hooks, before in kept:
+            hooks.clear()
+            hooks.update(before)
+
+    return undone(take_off, put_back)
+
+
 def is_changed(module: Any) -> bool:
     """Return whether a module has hooks, or another ``forward`` than its class."""
     return "forward" in module.__dict__ or any(getattr(module, name) for name in HOOKS)

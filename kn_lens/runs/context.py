@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kn_lens._core.names import StartName
 from kn_lens._core.notation import keys_in_columns
+from kn_lens.attribution import MeanStart, Start
 from kn_lens.errors import NoPromptError
 from kn_lens.facts import Fact, FactSet
 from kn_lens.hosts import HookedModel, Host, host_of
@@ -219,6 +221,22 @@ class RunContext:
                     needed.append((other_stage.name, other_shard))
         return needed
 
+    def start_name(self, relation: str) -> StartName:
+        """Return where the paths of a relation's attributions start."""
+        start = self.settings.start
+        if start != "auto":
+            return start
+        if not self.host.norm_after_mlp or self.settings.preset != Settings.preset:
+            return "zero"
+        subjects = {fact.subject for fact in self.queried_facts(relation)}
+        return "mean" if len(subjects) > 1 else "zero"
+
+    def start(self, relation: str) -> Start:
+        """Return the argument ``start`` of attributions of a relation, of all its prompts or of some."""
+        if self.start_name(relation) == "zero":
+            return "zero"
+        return MeanStart(self.prompts(relation))
+
     def inputs(self, stage: Stage, shard: Shard) -> str | None:
         """Return the digest of all inputs of a shard; None while records that it needs are missing."""
         records: dict[str, str] = {}
@@ -228,6 +246,10 @@ class RunContext:
                 return None
             records[f"{other_stage}/{other_shard.name}"] = manifest["sha256"]
         values = self.settings.as_dict()
+        if "start" in stage.settings:
+            start = self.start_name(shard.relation)
+            # Paths started at zero before this was a setting.
+            values["start"] = FORMER_DEFAULTS["start"] if start == "zero" else start
         settings = {}
         for name in stage.settings:
             # A setting at its former default is left out, so that records from before it existed stay current.

@@ -41,7 +41,7 @@ ALL = "all"
 NAMES = ("model", "facts", "format", "templates", "split")
 """Settings that only name what the provenance identifies; a different name is no difference."""
 
-FORMER_DEFAULTS: Mapping[str, Any] = {"update_signed": False}
+FORMER_DEFAULTS: Mapping[str, Any] = {"update_signed": False, "start": "auto"}
 """Settings that earlier versions did not have, and so do not name in ``config.toml``, at the values they stood for."""
 
 MOST_DIFFERENCES = 8

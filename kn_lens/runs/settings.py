@@ -26,12 +26,13 @@ from typing import Any, Literal, get_args
 
 from kn_lens._core import defaults
 from kn_lens._core.checks import is_list_of
-from kn_lens._core.names import QUADRATURES, UPDATE_FORMS, Scaling
+from kn_lens._core.names import QUADRATURES, STARTS, UPDATE_FORMS, Scaling, StartName
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.runs.corpora import digest_of_texts
 from kn_lens.runs.minimal_pairs import digest_of_pairs
 
 Baseline = Literal["matched", "refined"]
+RunStart = Literal["auto", StartName]
 
 MORE_THAN = 1e-4
 """Added to a share makes "at least" of it "more than", for facts of up to 500 prompts and shares in steps of 0.05."""
@@ -50,6 +51,8 @@ class Settings:
         quadrature: a rule of ``attribute``.
         n_steps: number of its points; None with ``adaptive``.
         tolerance: largest completeness gap of ``adaptive``, as a share.
+        start: where paths start: ``zero``, ``mean``, or ``auto``: ``mean`` in a model with a norm after ``W_out``, for
+            relations of several subjects, unless a preset follows the paper.
         keep: scores are stored from this share of the prompt's largest score on.
         attr_threshold: ``t`` of the coarse sets.
         share_threshold: where ``p`` of the refined sets starts, for each relation.
@@ -94,6 +97,7 @@ class Settings:
     quadrature: str = defaults.QUADRATURE
     n_steps: int | None = None
     tolerance: float = defaults.TOLERANCE
+    start: RunStart = "auto"
     keep: float = 0.1
     attr_threshold: float = defaults.ATTR_THRESHOLD
     share_threshold: float = defaults.SHARE_THRESHOLD
@@ -219,6 +223,7 @@ FLAGS = ("update_signed",)
 CHOICES = {
     "quadrature": QUADRATURES,
     "baseline": get_args(Baseline),
+    "start": ("auto", *STARTS),
     "update_scaling": get_args(Scaling),
 }
 

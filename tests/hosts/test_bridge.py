@@ -345,3 +345,13 @@ def test_resuming_leaves_no_trace_after_an_error() -> None:
             host.skip_blocks_below(layer, torch.zeros(1, 4, host.d_model)),
         ):
             pass
+
+
+def test_whether_a_norm_follows_is_asked_without_the_hooks_of_the_user():
+    model, seen = tiny_model("Gemma2ForCausalLM"), []
+    model.blocks[1].hook_mlp_out.add_hook(lambda value, hook: seen.append(value))
+    handle = model.original_model.model.layers[0].register_forward_hook(lambda *args: seen.append(args))
+    hooks = [list(module._forward_hooks.items()) for module in model.modules()]
+    assert host_of(model).norm_after_mlp
+    assert not seen and hooks == [list(module._forward_hooks.items()) for module in model.modules()]
+    handle.remove()

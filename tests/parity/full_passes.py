@@ -41,7 +41,7 @@ def prompts_for(model, lengths, read_pos):
 
 def assert_scores_of_full_passes(model, prompts, share):
     """Compare scores; ``share`` is the largest error relative to each layer's largest score."""
-    attr = kn.attribute(model, prompts, quadrature="gauss-legendre", n_steps=3)
+    attr = kn.attribute(model, prompts, quadrature="gauss-legendre", n_steps=3, start="zero")
     for layer in range(N_LAYERS):
         reference = kn.reference_attribution(model, prompts, layer, rule="gauss-legendre", n_steps=3)
         for row, scores in enumerate(reference):

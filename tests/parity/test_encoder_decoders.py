@@ -44,7 +44,7 @@ def test_scores_are_those_of_a_plain_loop_over_hugging_faces_model(name, float64
     """In batches, with padding, on the output of one pass of the encoder; there, each prompt alone in full passes."""
     model, hf_model, prompts = loaded(name), plain(name), prompts_of(name)
     before = state_of(model)
-    attr = kn.attribute(model, prompts, quadrature="gauss-legendre", n_steps=3)
+    attr = kn.attribute(model, prompts, quadrature="gauss-legendre", n_steps=3, start="zero")
     assert not differences(before, state_of(model))
     rule = fixed_rule("gauss-legendre", 3)
     for number in SOME:
@@ -65,8 +65,8 @@ def test_scores_are_those_of_a_plain_loop_over_hugging_faces_model(name, float64
 def test_scores_add_up_to_what_the_layer_contributes(name, float64_throughout):
     """To P with the layer's activation at the answer's place less P without it, which the gap is the distance from."""
     model, hf_model, prompts = loaded(name), plain(name), prompts_of(name)[SOME]
-    attr = kn.attribute(model, prompts, quadrature="gauss-legendre", n_steps=24)
-    coarse = kn.attribute(model, prompts, quadrature="right", n_steps=5)
+    attr = kn.attribute(model, prompts, quadrature="gauss-legendre", n_steps=24, start="zero")
+    coarse = kn.attribute(model, prompts, quadrature="right", n_steps=5, start="zero")
     for position in range(len(prompts)):
         rows = rows_of(prompts[position])
         with torch.no_grad():
@@ -85,7 +85,7 @@ def test_scores_add_up_to_what_the_layer_contributes(name, float64_throughout):
 @pytest.mark.parametrize("name", NAMES)
 def test_scores_depend_neither_on_the_batch_nor_on_its_order(name, float64_throughout):
     model, prompts = loaded(name), prompts_of(name)
-    options = {"quadrature": "gauss-legendre", "n_steps": 2}
+    options = {"quadrature": "gauss-legendre", "n_steps": 2, "start": "zero"}
     whole = kn.attribute(model, prompts, **options)
     order = torch.arange(len(prompts)).flip(0)
     equal(kn.attribute(model, prompts.select(order), **options).scores, whole.scores[order])

@@ -1,8 +1,11 @@
 """The first stages of a run on a tiny model: records and tables equal the library's results."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import kn_lens as kn
 from kn_lens._core.advice import one_relation_note
@@ -16,6 +19,7 @@ from kn_lens.runs.reader import RunRecords
 from kn_lens.runs.settings import Settings
 from kn_lens.runs.stages.attributions import ACTIVATIONS, ATTRIBUTIONS
 from kn_lens.runs.stages.erasures import ERASURES
+from kn_lens.runs.stages.fact_details import NEURON_SCORES
 from kn_lens.runs.stages.facts import FACTS
 from kn_lens.runs.stages.interventions import DOSES, EFFECTS
 from kn_lens.runs.stages.neurons import NEURONS
@@ -26,6 +30,7 @@ from kn_lens.runs.stages.texts import TEXTS
 from kn_lens.runs.stages.updates import UPDATES
 from tests.intervals import hold_their_values
 from tests.old_columns import write_old_columns
+from tests.tiny import tiny_model
 from tests.tiny_runs import CAPITAL, tiny_facts
 
 # A quarter of a layer's neurons at most, so that random ones can be drawn beside those found.
@@ -240,3 +245,32 @@ def test_run_without_a_queried_fact_gives_the_reason(model, tmp_path):
     facts = kn.FactSet([kn.Fact("Peru", "P1", "Qxz", CAPITAL), kn.Fact("Peru", "P2", "Qxz", CAPITAL)])
     with open_context(model, facts, tmp_path, SETTINGS) as context, pytest.raises(DataError, match="No prompt is left"):
         run_stages(context, [NEURONS], lambda state: None)
+
+
+def test_runs_start_at_the_mean_where_a_norm_follows_the_mlp_and_say_so(tmp_path):
+    model, facts = tiny_model("Gemma2ForCausalLM", torch.float32), tiny_facts()
+    starts = {}
+    for name, changed in {"auto": {}, "paper": {"preset": "paper"}, "zero": {"start": "zero"}}.items():
+        settings = Settings.of(**{"n_resamples": 5, "min_prompts": 1, "check_facts": 1, **changed})
+        with open_context(model, facts, tmp_path / name, settings) as context:
+            stages = with_needs([NEURON_SCORES, STABILITY])
+            tables = run_stages(context, stages, lambda state: None)
+            assert all(context.is_current(stage, shard) for stage in stages for shard in stage.shards(context))
+            starts[name] = set(tables["completeness"]["start"])
+        if name == "auto":
+            prompts = kn.make_prompts(model, facts.of("P36"))
+            attr, scores = kn.attribute(model, prompts), context.all_records(NEURON_SCORES)
+            assert attr.start == "mean"
+            for row in scores.loc[scores["relation"] == "P36"].to_dict("records"):
+                fact = next(fact for fact in prompts.facts if fact.key == row["key"])
+                mean = attr[fact].scores[:, row["layer"], row["index"]].double().mean()
+                assert row["score"] == pytest.approx(float(mean), rel=1e-3, abs=1e-6)
+    assert starts == {"auto": {"mean"}, "paper": {"zero"}, "zero": {"zero"}}
+
+
+def test_records_from_before_starts_were_a_setting_stay_current(finished):
+    context, _ = finished
+    assert context.start_name("P36") == "zero"
+    before = replace(ATTRIBUTIONS, settings=tuple(name for name in ATTRIBUTIONS.settings if name != "start"))
+    for shard in ATTRIBUTIONS.shards(context):
+        assert context.inputs(ATTRIBUTIONS, shard) == context.inputs(before, shard)

@@ -12,7 +12,7 @@ from kn_lens.attribution.layer_neurons import Pairs
 from kn_lens.attribution.method import LayerMethod
 
 Change = Callable[[Float[Tensor, "row d_mlp"], Float[Tensor, "row d_mlp"]], Float[Tensor, "row d_mlp"]]
-"""From the activations of a layer, and those of one neuron alone, to what replaces them."""
+"""From the activations of a layer, and what moves of one neuron alone, to what replaces them."""
 
 
 class NeuronwiseMethod(LayerMethod):
@@ -56,7 +56,7 @@ def outputs_by_neuron(
     Args:
         context: the layer under some prompts.
         pairs: prompts, and the neuron of each.
-        change: from the layer's activations, and those of one neuron alone, to what replaces the layer's.
+        change: from the layer's activations, and what moves of one neuron alone, to what replaces the layer's.
         early_exit: see ``LayerContext.outputs``.
 
     Cost: a forward pass per row and neuron. A pass holds as many neurons and prompts as its number of rows allows.
@@ -64,10 +64,11 @@ def outputs_by_neuron(
     prompt_ids, neurons = pairs
     outputs = [context.clean[:0]]
     n_rows = context.prompts.rows_per_prompt[prompt_ids]
+    moving = context.moving
     for chunk in chunk_by_rows(n_rows, context.rows_per_pass) if len(prompt_ids) else ():
         rows, owner = context.prompts.rows_and_owners(prompt_ids[chunk])
         post = context.post[rows]
-        neuron_alone = context.neurons.alone(post, rows, neurons[chunk][owner, None])
+        neuron_alone = context.neurons.alone(moving[rows], rows, neurons[chunk][owner, None])
         outputs.append(context.outputs(prompt_ids[chunk], change(post, neuron_alone), early_exit=early_exit))
     return torch.cat(outputs)
 

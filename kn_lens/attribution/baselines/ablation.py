@@ -9,7 +9,7 @@ from kn_lens.attribution.method import LayerScores, no_expected_sum
 
 
 class Ablation(NeuronwiseMethod):
-    """Score by what the output loses without the neuron: ``P(w) - P(w with w_i = 0)``.
+    """Score by what the output loses without the neuron: ``P(w) - P(w with w_i = w0_i)``, ``w0`` zero or another start.
 
     Cost: a forward pass per row and neuron.
     """

@@ -12,6 +12,7 @@ class Activation(LayerMethod):
     """Score by the activation, ``w_i``, averaged over the answer's rows. Cost: no pass beyond the clean one."""
 
     name = "activation"
+    takes_start = False
     unit = "activation"
 
     def score_layer(

@@ -1,6 +1,5 @@
 """Gradient times activation: ablation to first order."""
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -9,7 +8,7 @@ from kn_lens.attribution.method import LayerMethod, LayerScores
 
 
 class GradientXActivation(LayerMethod):
-    """Score by the gradient at the clean activation, times the activation: ``w_i dP(w)/dw_i``.
+    """Score by the gradient at the clean activation, times the activation: ``(w_i - w0_i) dP(w)/dw_i``.
 
     Cost: a forward pass per row and layer, and for all layers together one with its backward pass.
     """
@@ -23,8 +22,8 @@ class GradientXActivation(LayerMethod):
         context: LayerContext,
         indices: Int[Tensor, " chosen"] | None,
     ) -> LayerScores:
-        """Return the scores of all neurons; ``indices`` is None. ``expected`` is ``P(w) - P(0)``."""
-        silent = context.outputs(context.all_prompts, torch.zeros_like(context.post))
+        """Return the scores of all neurons; ``indices`` is None. ``expected`` is ``P(w) - P(w0)``."""
+        silent = context.outputs(context.all_prompts, context.post_at_start)
         gradient = context.gradient_at_post(context.clean_gradients.of_layer(context.layer))
-        scores = context.neuron_scores(context.post * gradient)
+        scores = context.neuron_scores(context.moving * gradient)
         return LayerScores(scores=scores, expected=context.clean - silent, n_points=1)

@@ -16,6 +16,7 @@ class LogProbGain(NeuronwiseMethod):
     """
 
     name = "log_prob_gain"
+    takes_start = False
     output = "log_prob"
     exits_early = True
 

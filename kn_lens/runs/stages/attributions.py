@@ -29,6 +29,7 @@ def _make_attributions(context: RunContext, shard: Shard, path: Path, progress: 
         quadrature=settings.quadrature,
         n_steps=settings.n_steps,
         tolerance=settings.tolerance,
+        start=context.start(shard.relation),
         keep=settings.keep,
         memory_budget=context.memory_budget,
         progress=progress,
@@ -73,6 +74,7 @@ def _tables(context: RunContext) -> "dict[str, pd.DataFrame]":
         rows.append(
             {
                 "relation": shard.relation,
+                "start": context.start_name(shard.relation),
                 "n_pairs": len(records),
                 "mean_output": float(output.mean()),
                 "mean_gap": float(gap.mean()),
@@ -98,7 +100,7 @@ ATTRIBUTIONS = Stage(
     make=_make_attributions,
     tables=_tables,
     needs=(FACTS,),
-    settings=("quadrature", "n_steps", "tolerance", "keep"),
+    settings=("quadrature", "n_steps", "tolerance", "start", "keep"),
     passes=_attribution_passes,
 )
 """Integrated gradients of all neurons; records of each (prompt, layer), table ``completeness``."""

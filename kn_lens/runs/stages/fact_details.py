@@ -169,6 +169,7 @@ def _attribute_missing(
             quadrature=settings.quadrature,
             n_steps=settings.n_steps,
             tolerance=settings.tolerance,
+            start=context.start(prompts.fact(0).relation),
             memory_budget=context.memory_budget,
         )
         for numbers, attribution in parts:
@@ -250,7 +251,7 @@ NEURON_SCORES = Stage(
         "neuron_scores": TableDisplay("Certainty of neurons: mean score, share of prompts, share of intervals above 0")
     },
     needs=(ATTRIBUTIONS, NEURONS),
-    settings=("seed", "n_resamples", "attr_threshold", "quadrature", "n_steps", "tolerance"),
+    settings=("seed", "n_resamples", "attr_threshold", "quadrature", "n_steps", "tolerance", "start"),
     # No passes are counted: few scores are attributed again, and their number is not known before.
 )
 """The score of each found neuron, with its interval; tables ``neuron_scores`` and by relation."""

@@ -108,12 +108,13 @@ def _make_stability(context: RunContext, shard: Shard, path: Path, progress: Pro
         quadrature=settings.quadrature,
         n_steps=settings.n_steps,
         tolerance=settings.tolerance,
+        start=context.start(shard.relation),
         memory_budget=context.memory_budget,
     )
     progress(1, 1 + N_RULES)
     reference = _refine_all(context, _coarse_sets(attribution, settings.attr_threshold))
     varied = list(_vary_prompts_and_thresholds(context, attribution, reference))
-    for n_done, (rule, other_attribution) in enumerate(_vary_quadrature(context, prompts), start=2):
+    for n_done, (rule, other_attribution) in enumerate(_vary_quadrature(context, prompts, shard.relation), start=2):
         sets = _refine_all(context, _coarse_sets(other_attribution, settings.attr_threshold))
         for fact, neurons in sets.items():
             varied.append((fact, rule, neurons))
@@ -162,7 +163,7 @@ def _vary_prompts_and_thresholds(
             yield fact, OTHER_FACT, reference[others[generator.integers(len(others))]]
 
 
-def _vary_quadrature(context: RunContext, prompts: PromptBatch) -> Iterator[tuple[str, Attribution]]:
+def _vary_quadrature(context: RunContext, prompts: PromptBatch, relation: str) -> Iterator[tuple[str, Attribution]]:
     """Yield the attributions of the prompts by other quadratures.
 
     The left and the right sum of equally many points share all points but one at either end: the right sum follows from
@@ -175,6 +176,7 @@ def _vary_quadrature(context: RunContext, prompts: PromptBatch) -> Iterator[tupl
             prompts,
             quadrature=quadrature,
             n_steps=n_steps,
+            start=context.start(relation),
             memory_budget=context.memory_budget,
         )
 
@@ -362,6 +364,7 @@ STABILITY = Stage(
         "quadrature",
         "n_steps",
         "tolerance",
+        "start",
         "attr_threshold",
         "share_threshold",
         "min_prompts",
