@@ -124,13 +124,13 @@ def reproduce(
     from kn_lens.runs.context import open_context
     from kn_lens.runs.execute import run_stages, stages_named
     from kn_lens.runs.planning import plan
-    from kn_lens.runs.stages.order import STAGES
+    from kn_lens.runs.stages.order import ON_REQUEST, STAGES
     from kn_lens.runs.studies.config import ModelEntry
     from kn_lens.runs.workers.engine import torch_threads
     from kn_lens.runs.workers.processes import run_shared
 
     # Raises for an unknown stage, before the model is loaded.
-    chosen_stages = stages_named(STAGES, stage or ())
+    chosen_stages = stages_named(STAGES, stage or (), ON_REQUEST)
     loaded = load(model, device, dtype)
     document = {
         "command": "reproduce",

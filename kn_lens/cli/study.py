@@ -161,7 +161,7 @@ def _plan(
     """Return shards, passes and seconds of each run; for a run that would fail, the ``reason``."""
     from kn_lens.runs.execute import stages_named
     from kn_lens.runs.planning import plan
-    from kn_lens.runs.stages.order import STAGES
+    from kn_lens.runs.stages.order import ON_REQUEST, STAGES
     from kn_lens.runs.studies.study import jobs_of
     from kn_lens.runs.workers.engine import torch_threads
 
@@ -183,7 +183,7 @@ def _plan(
                     facts[job.fact_set],
                     Path(to, "runs", job.name),
                     job.settings,
-                    stages_named(STAGES, job.stages),
+                    stages_named(STAGES, job.stages, ON_REQUEST),
                     held_out=held_out.get(job.fact_set),
                     memory_budget=job.memory_budget,
                     force=force,

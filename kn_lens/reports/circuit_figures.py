@@ -63,12 +63,13 @@ def circuit(
     """
     check_columns(nodes, "node", "kind", "layer", "position", "score", source="circuit.to_frame()")
     places = _places(nodes)
-    top = float(nodes["layer"].max()) + 1
+    top = max(nodes["layer"].tolist()) + 1.0
     figure = new_figure(plain(title), "token position", "layer", height=520)
     drawn = None
     if edges is not None and len(edges):
         check_columns(edges, "source", "target", "input", "weight", source="circuit.edges_frame()")
-        drawn = edges.reindex(edges["weight"].abs().sort_values(ascending=False, kind="stable").index).head(n_edges)
+        size: Any = edges["weight"].abs()
+        drawn = edges.loc[size.sort_values(ascending=False, kind="stable").index].head(n_edges)
         last = max(x for x, _ in places.values())
         _add_edges(figure, drawn, {**places, ANSWER: (last, top)})
         if ANSWER in set(drawn["target"]):
@@ -82,7 +83,7 @@ def circuit(
                 name="answer",
                 hovertemplate="the logit difference of the answer<extra></extra>",
             )
-    largest = float(nodes["score"].abs().max()) or 1.0
+    largest = max(map(abs, nodes["score"].tolist())) or 1.0
     for kind, symbol in SYMBOLS.items():
         rows = nodes.loc[nodes["kind"] == kind]
         if rows.empty:
@@ -130,21 +131,21 @@ def _position_label(position: int, tokens: Sequence[str] | None) -> str:
 def _places(nodes: "pd.DataFrame") -> dict[str, tuple[float, float]]:
     """Return the place of each node, those of a layer and position side by side."""
     places: dict[str, tuple[float, float]] = {}
-    columns = nodes["position"].map(_column)
-    for (layer, column), group in nodes.groupby([nodes["layer"], columns], sort=True):
-        names = group.sort_values(["kind", "node"], kind="stable")["node"].tolist()
-        # Heads stand a little below the neurons of their layer, which read what they write.
-        kinds = dict(zip(group["node"], group["kind"], strict=True))
-        step = SPREAD / max(1, len(names) - 1)
-        for number, name in enumerate(names):
-            shift = 0.0 if len(names) == 1 else number * step - SPREAD / 2
-            places[name] = (float(column) + shift, float(layer) - (0.2 if kinds[name] == "head" else 0.0))
+    groups: dict[tuple[int, int], list[tuple[str, str]]] = {}
+    for row in nodes.to_dict("records"):
+        groups.setdefault((row["layer"], _column(row["position"])), []).append((row["kind"], row["node"]))
+    for (layer, column), members in groups.items():
+        step = SPREAD / max(1, len(members) - 1)
+        for number, (kind, name) in enumerate(sorted(members)):
+            shift = 0.0 if len(members) == 1 else number * step - SPREAD / 2
+            # Heads stand a little below the neurons of their layer, which read what they write.
+            places[name] = (column + shift, layer - (0.2 if kind == "head" else 0.0))
     return places
 
 
 def _add_edges(figure: "Figure", edges: "pd.DataFrame", places: Mapping[str, tuple[float, float]]) -> None:
     """Add the lines of edges, one trace for each width and sign."""
-    largest = float(edges["weight"].abs().max()) or 1.0
+    largest = max(map(abs, edges["weight"].tolist())) or 1.0
     lines: dict[tuple[int, bool], tuple[list[Any], list[Any]]] = {}
     for edge in edges.to_dict("records"):
         if edge["source"] not in places or edge["target"] not in places:

@@ -205,13 +205,13 @@ def circuit_curve_text(table: "pd.DataFrame") -> str:
     """Return what ``figures.circuit_curve`` shows, at its smallest, middle and largest size."""
     sizes = sorted(table["size"].unique().tolist())
     chosen = list(dict.fromkeys([sizes[0], sizes[len(sizes) // 2], sizes[-1]]))
-    sentences = [f"Line charts of circuits of {sizes[0]:,} to {sizes[-1]:,} nodes{_intervals_text(table)}."]
+    sentences = [f"Line charts of circuits of {sizes[0]:,.0f} to {sizes[-1]:,.0f} nodes{_intervals_text(table)}."]
     for measure in dict.fromkeys(table["measure"]):
         for neuron_set in neuron_sets_in(table):
             rows = table.loc[(table["measure"] == measure) & (table["neuron_set"] == neuron_set)]
             rows = rows.set_index("size")
             parts = [
-                f"{number_text(rows.loc[size, 'value'], '.2f')} at {size:,}" for size in chosen if size in rows.index
+                f"{number_text(rows.loc[size, 'value'], '.2f')} at {size:,.0f}" for size in chosen if size in rows.index
             ]
             name = "circuit" if neuron_set == "found" else _label(neuron_set).replace("neurons", "nodes")
             sentences.append(f"{str(measure).capitalize()}, {name}: {_joined(parts)}.")

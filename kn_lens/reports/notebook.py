@@ -143,7 +143,7 @@ def circuit_curve_figure(measured: "Faithfulness", *, seed: int = 0) -> "Figure"
     if not measured.by_size:
         raise ArgumentError("The circuits were measured at one size each; expected faithfulness(model, scores).")
     table = measured.curve(seed=seed)
-    return figures.circuit_curve(table.assign(neuron_set=table["set"].map(CIRCUIT_SETS)))
+    return figures.circuit_curve(table.assign(neuron_set=[CIRCUIT_SETS[name] for name in table["set"]]))
 
 
 def _figure_html(figure: "Figure", lines: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from kn_lens.reports.report import write_figures
 from kn_lens.runs.context import open_context
 from kn_lens.runs.execute import RunState, run_stages, stages_named
 from kn_lens.runs.settings import Settings
-from kn_lens.runs.stages.order import STAGES
+from kn_lens.runs.stages.order import ON_REQUEST, STAGES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +71,7 @@ def reproduce(
         ['answers', 'answers_by_relation', 'coverage']
     """
     check_kind(facts, FactSet, "a FactSet: kn_lens.FactSet(facts)", "facts")
-    chosen_stages = stages_named(STAGES, stages)
+    chosen_stages = stages_named(STAGES, stages, ON_REQUEST)
     chosen_settings = Settings.of(preset, **settings)
     with open_context(
         model,

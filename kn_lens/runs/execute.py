@@ -70,21 +70,21 @@ def with_needs(stages: Iterable[Stage]) -> list[Stage]:
     return ordered
 
 
-def stages_named(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
-    """Return the stages with these names; without names, all of them.
+def stages_named(stages: Sequence[Stage], names: Sequence[str], on_request: Sequence[Stage] = ()) -> list[Stage]:
+    """Return the stages with these names; without names, all of them but those ``on_request``.
 
     Raises:
         ArgumentError: an unknown name.
     """
     if isinstance(names, str):
         raise wrong_kind(names, f"a list of stages: [{names!r}]", "stages")
-    by_name = {stage.name: stage for stage in stages}
+    by_name = {stage.name: stage for stage in (*stages, *on_request)}
     for name in names:
         if name not in by_name:
             raise ArgumentError(
                 f"{name!r} is no stage; expected some of {', '.join(by_name)}.{did_you_mean(name, by_name)}"
             )
-    return [by_name[name] for name in names or by_name]
+    return [by_name[name] for name in names] if names else list(stages)
 
 
 def run_stages(

@@ -21,7 +21,7 @@ from kn_lens.reports.compare.comparison import Comparison
 from kn_lens.reports.compare.estimates import STATISTICS
 from kn_lens.runs.paper import CHANGE_RATIO, TABLE_2
 from kn_lens.runs.settings import PRESETS, Settings
-from kn_lens.runs.stages.order import STAGES
+from kn_lens.runs.stages.order import ON_REQUEST, STAGES
 from tests.pages import DOCS, PAGES, ROOT
 
 MARKDOWN = [
@@ -94,7 +94,7 @@ def test_named_settings_and_stages_exist_in_the_package(name):
     assert set(re.findall(r"\bkn\.([A-Za-z]\w*)", text)) <= {*kn.__all__, "__version__"}
     if name != "docs/errors/ArgumentError.md":  # which shows what is refused
         assert set(re.findall(r"--set ([a-z]\w*)=", text)) <= {field.name for field in fields(Settings)}
-        assert set(re.findall(r"--stage ([a-z_]+)", text)) <= {stage.name for stage in STAGES}
+        assert set(re.findall(r"--stage ([a-z_]+)", text)) <= {stage.name for stage in (*STAGES, *ON_REQUEST)}
 
 
 def test_the_readme_names_every_command():
@@ -108,7 +108,7 @@ def test_the_readme_names_every_command():
 def test_tables_of_stages_are_complete(name):
     (table,) = re.findall(r"^\| stage (?!\| minutes).*\n((?:\|.*\n)+)", page(name), re.MULTILINE)
     first = [cell for cell, *_ in rows_of(table)]
-    assert sorted(re.findall(r"`(\w+)`", " ".join(first))) == sorted(stage.name for stage in STAGES)
+    assert sorted(re.findall(r"`(\w+)`", " ".join(first))) == sorted(stage.name for stage in (*STAGES, *ON_REQUEST))
 
 
 def test_hosted_and_refused_models_are_listed():

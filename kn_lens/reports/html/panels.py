@@ -19,6 +19,7 @@ READ = {
     "answers": "measure value low high n control",
     "answers_by_relation": "measure relation value low high",
     "answer_readouts": "neuron_set value low high",
+    "circuits": "neuron_set size measure value low high",
     "completeness": "n_pairs largest_gap above_tolerance",
     "dose_response": "factor neuron_set scope value low high",
     "figure3": "neuron_set layer value low high control",
@@ -166,6 +167,16 @@ PANELS = (
         "neurons of the same layers.",
         source="methods",
         draw=_methods,
+    ),
+    Panel(
+        name="circuits",
+        title="Circuits of neurons and heads",
+        caption="What the nodes with the largest scores keep of the logit difference between the answer and that of "
+        "another fact, while all other neurons and heads have their activations under that fact's prompt "
+        "(faithfulness), and what is lost without them (completeness). Controls: as many nodes in each layer and "
+        "position, the most active ones and random ones.",
+        source="circuits",
+        draw=figures.circuit_curve,
     ),
     Panel(
         name="answer_readouts",

@@ -4,6 +4,6 @@
 (Table 2, Figure 3). ``interventions`` suppresses and amplifies them (Figures 4 and 5), ``texts`` measures their
 activations on sentences (Table 3), and ``fact_details`` and ``readouts`` describe single facts and neurons.
 ``answers`` measures what the model knows. ``updates`` (Table 6) rewrites known facts, and ``erasures`` (Table 5)
-removes whole relations. The checks are ``robustness``, and ``syntax_pairs`` with ``syntax``. ``order`` lists all
-stages.
+removes whole relations. The checks are ``robustness``, and ``syntax_pairs`` with ``syntax``. ``circuits`` are those of
+some facts, on request. ``order`` lists all stages.
 """

@@ -3,6 +3,7 @@
 from kn_lens.runs.stage import Stage
 from kn_lens.runs.stages.answers import ANSWERS
 from kn_lens.runs.stages.attributions import ACTIVATIONS, ATTRIBUTIONS
+from kn_lens.runs.stages.circuits import CIRCUITS, QUERIES
 from kn_lens.runs.stages.erasures import ERASURES
 from kn_lens.runs.stages.fact_details import NEURON_SCORES, PREDICTIONS
 from kn_lens.runs.stages.facts import FACTS
@@ -36,3 +37,6 @@ STAGES: tuple[Stage, ...] = (
     SYNTAX_NEURONS,
     SYNTAX,
 )
+
+ON_REQUEST: tuple[Stage, ...] = (CIRCUITS, QUERIES)
+"""Stages that run where they are named alone: not every model has what they need."""

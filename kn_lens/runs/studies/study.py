@@ -28,7 +28,7 @@ from kn_lens.runs.directory import CONFIG, PROVENANCE, RunDirectory, check_same,
 from kn_lens.runs.execute import stages_named
 from kn_lens.runs.provenance import versions
 from kn_lens.runs.reader import read_table
-from kn_lens.runs.stages.order import STAGES
+from kn_lens.runs.stages.order import ON_REQUEST, STAGES
 from kn_lens.runs.studies.config import StudyConfig, as_toml, differences, read_study
 from kn_lens.runs.studies.mirror import Mirror, working_copy
 from kn_lens.runs.workers.engine import Engine, InProcess, Job, OnProgress, Outcome
@@ -111,7 +111,7 @@ def jobs_of(config: StudyConfig, facts: Mapping[str, FactSet], held_out: Mapping
     """
     check_kind(config, StudyConfig, "a StudyConfig: kn_lens.read_study(path)", "config")
     check_kind(facts, Mapping, "fact sets by name: {'world': facts}", "facts")
-    stages = [stage.name for stage in stages_named(STAGES, config.stages)]
+    stages = [stage.name for stage in stages_named(STAGES, config.stages, ON_REQUEST)]
     missing = [entry.name for entry in config.facts if entry.name not in facts]
     if missing:
         raise ArgumentError(f"facts holds {', '.join(facts) or 'nothing'}; the study has {', '.join(missing)} too.")

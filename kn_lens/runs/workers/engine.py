@@ -26,7 +26,7 @@ from kn_lens.runs.directory import RunDirectory
 from kn_lens.runs.execute import RunState, run_stages
 from kn_lens.runs.settings import Settings
 from kn_lens.runs.stage import Stage
-from kn_lens.runs.stages.order import STAGES
+from kn_lens.runs.stages.order import ON_REQUEST, STAGES
 from kn_lens.runs.studies.config import ModelEntry
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Job:
 
     def stages_to_run(self) -> list[Stage]:
         """Return the stages named by ``stages``, in their order."""
-        return [stage for stage in STAGES if stage.name in self.stages]
+        return [stage for stage in (*STAGES, *ON_REQUEST) if stage.name in self.stages]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ import torch
 from kn_lens.facts import FactSet
 from kn_lens.runs.context import RunContext
 from kn_lens.runs.directory import Shard
-from kn_lens.runs.stages.order import STAGES
+from kn_lens.runs.stages.order import ON_REQUEST, STAGES
 from kn_lens.runs.workers.engine import LOADING, Failure, Job, ModelHolder
 
 NO_FACTS = FactSet(())
@@ -103,7 +103,7 @@ class Worker:
                 manifest = record.manifest
                 with context.run.writing(record.stage, record.shard, manifest["inputs"], manifest["version"]) as path:
                     path.write_bytes(record.content)
-            (stage_to_run,) = (candidate for candidate in STAGES if candidate.name == stage)
+            (stage_to_run,) = (candidate for candidate in (*STAGES, *ON_REQUEST) if candidate.name == stage)
             with context.run.writing(stage, shard, inputs, stage_to_run.version) as path:
                 stage_to_run.write(context, shard, path, lambda done, total: None)
             return context.run.record_path(stage, shard).read_bytes()
