@@ -13,7 +13,7 @@ from kn_lens.runs.settings import Settings
 
 FUNCTIONS = {
     "demo": [],
-    "find": [kn.attribute, kn.refine, kn.FactSet.world],
+    "find": [kn.attribute, kn.find, kn.refine, kn.FactSet.world],
     "intervene": [kn.controlled_effects, kn.FactSet.world],
     "reproduce": [Settings, kn.FactSet.world],
     "study": [kn.run_study],
@@ -30,7 +30,7 @@ FUNCTIONS = {
     "data check": [kn.FactSet.world],
 }
 """The functions that take the options of each command, under the same names."""
-OWN = {"model", "facts", "fact", "check", "dtype", "seed", "engine", "workers", "gpus", "controls"}
+OWN = {"model", "facts", "fact", "check", "dtype", "seed", "engine", "workers", "gpus", "controls", "position"}
 """Options whose default is the command's own, or is tested below."""
 PYTHON_NAMES = {"target": "output"}
 """Options with another name than their parameter: beside ``--out``, ``--output`` would be read as a file."""
