@@ -10,7 +10,7 @@ What is found keeps the share, and was the smallest that was tried; faithfulness
 smaller circuit may exist.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -24,8 +24,8 @@ from kn_lens.circuits.circuit import Circuit
 from kn_lens.circuits.edges import circuit_edges
 from kn_lens.circuits.faithfulness import score_chunks
 from kn_lens.circuits.orders import ALWAYS, NodeKind, Ranks, check_ranking, checked_kinds, is_node, order_by
-from kn_lens.circuits.pairs import PromptPairs
-from kn_lens.circuits.scores import CircuitScores, Progress, Ranking, ScoreMethod, circuit_scores
+from kn_lens.circuits.pairs import PromptPairs, map_pairs
+from kn_lens.circuits.scores import CircuitScores, Progress, Ranking, ScoreMethod, circuit_scores, path_rule
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.hosts import Budget, HookedModel, Host, check_components, exclusive, host_of
 
@@ -70,7 +70,8 @@ def find_circuits(
         reference: what the other nodes are set to, see ``faithfulness``.
         edges: whether to add the edges between the nodes of each circuit.
         scores: the scores of the pairs, where they are at hand.
-        memory_budget: bytes that passes may use; half of the free memory by default.
+        memory_budget: bytes that passes may use; half of the free memory by default. Scores are held for the pairs of
+            one pass at a time.
         progress: called with the number of pairs done and their total.
 
     Returns:
@@ -98,14 +99,22 @@ def find_circuits(
     if selection not in get_args(Selection):
         hint = did_you_mean(str(selection), get_args(Selection))
         raise ArgumentError(f"selection={selection!r}; expected {' or '.join(get_args(Selection))}.{hint}")
-    if scores is None:
-        scores = circuit_scores(model, pairs, method=method, n_steps=n_steps, memory_budget=memory_budget)
-    elif scores.pairs is not pairs:
+    if scores is not None and scores.pairs is not pairs:
         raise ArgumentError("scores= are of other pairs; expected circuit_scores(model, pairs) of the same object.")
-    budget = Budget.of(host, memory_budget, gradient=selection == "greedy")
+    budget = Budget.of(host, memory_budget, gradient=True)
     references = References(host, pairs, reference, budget)
     found: dict[int, Circuit] = {}
-    for numbers, chunk in score_chunks(budget, scores):
+
+    def chunks() -> Iterator[tuple[list[int], CircuitScores]]:
+        if scores is not None:
+            yield from score_chunks(budget, scores)
+            return
+        n_points = len(path_rule(method, n_steps)[0])
+        options: Any = {"method": method, "n_steps": n_steps, "memory_budget": memory_budget}
+        for chosen, chunk in map_pairs(budget, pairs, n_points, lambda chunk: chunk):
+            yield chosen.tolist(), circuit_scores(host, chunk, **options)
+
+    for numbers, chunk in chunks():
         search = _Search.of(host, chunk, references, kinds, by, budget)
         circuits = search.threshold(share) if selection == "threshold" else search.greedy(share)
         for row, (number, circuit) in enumerate(zip(numbers, circuits, strict=True)):

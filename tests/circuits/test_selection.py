@@ -38,6 +38,17 @@ def test_threshold_takes_the_largest_scores_and_one_less_does_not_do(by, pairs):
         assert smaller["faithfulness"][row] < 0.6
 
 
+def test_circuits_do_not_depend_on_memory_or_on_the_other_pairs():
+    model = tiny.loaded("LlamaForCausalLM")
+    pairs = made_pairs(n_pairs=4)
+    for options in ({}, {"edges": True}, {"selection": "greedy", "kinds": "head"}):
+        whole = kn.find_circuits(model, pairs, share=0.5, **options)
+        one_by_one = kn.find_circuits(model, pairs, share=0.5, memory_budget=1.0, **options)
+        backwards = kn.find_circuits(model, pairs.select([3, 2, 1, 0]), share=0.5, **options)
+        assert whole == one_by_one == backwards[::-1]
+        assert [set(circuit.edges) for circuit in whole] == [set(circuit.edges) for circuit in one_by_one]
+
+
 def test_greedy_rounds_never_take_more_nodes_than_all():
     model = tiny.loaded("GPT2LMHeadModel")
     pairs = made_pairs(n_pairs=1, n_pos=3, subject=slice(1, 2))
