@@ -91,6 +91,23 @@ def test_effects_and_the_constant_of_biases_make_up_the_input(architecture):
     tiny.equal(effects.constant, silent, 1e-9)
 
 
+WITHOUT_BIASES = tuple(
+    f"{name}ForCausalLM" for name in "Mpt Phi3 Llama Mistral Qwen3 Gemma Gemma2 Gemma3 Olmo Olmo2 Granite".split()
+)
+
+
+@pytest.mark.parametrize("architecture", [*tiny.MASKED, *tiny.CAUSAL])
+def test_every_family_has_direct_effects_that_add_up(architecture):
+    """In a model without biases the effects alone make up the input; elsewhere something is left for the biases."""
+    for target in (NeuronNode(2, 3, POSITION), HeadNode(2, 1, POSITION)):
+        effects = kn.direct_effects(tiny.loaded(architecture), batch_of(TOKENS), target)
+        assert effects.total.abs().max() > 1e-2
+        if architecture in WITHOUT_BIASES:
+            tiny.equal(effects.constant, torch.zeros(2, dtype=torch.float64), 2e-6)
+        elif isinstance(target, HeadNode):
+            assert effects.constant.abs().max() > 1e-3
+
+
 def test_other_positions_and_layers_above_have_no_direct_path():
     effects = kn.direct_effects(tiny.loaded("LlamaForCausalLM"), batch_of(TOKENS), NeuronNode(1, 3, POSITION))
     assert effects.values[:, :, :POSITION].abs().max() == 0
