@@ -14,7 +14,8 @@ mentions are ``after``. *The* last token of the subject, the position ``subject_
 before the read position; where all mentions come after it, as in a masked prompt they can, that of the first of them.
 
 A position is counted in tokens of the prompt, those that its tokenizer adds included. It names the same token in every
-row of an answer of several tokens, but for ``read``, which is each row's own read position.
+row of an answer of several tokens, but for ``read``, which is each row's own read position. By name no other position
+of the answer is given.
 """
 
 from collections.abc import Sequence
@@ -163,7 +164,7 @@ def positions_of(
     n_pos = prompts.tokens.shape[1]
     position = torch.arange(n_pos, device=prompts.tokens.device)
     is_chosen = prompts.attention_mask.bool() if positions == "all" else subject_mask(prompts)
-    is_chosen = is_chosen[first]
+    is_chosen = is_chosen[first] & ~_later_answer_positions(prompts)
     if kind != "masked":
         is_chosen &= position <= read_pos[:, None]
     found = torch.where(is_chosen, position, n_pos).sort(-1).values
@@ -208,6 +209,15 @@ def _first_rows(prompts: "PromptBatch") -> Int[Tensor, " batch"]:
     """Return the first row of each prompt, which has the fewest tokens of the answer."""
     n_rows = prompts.rows_per_prompt
     return n_rows.cumsum(0) - n_rows
+
+
+def _later_answer_positions(prompts: "PromptBatch") -> Bool[Tensor, "batch pos"]:
+    """Return where the later tokens of an answer are read; ``read`` stands for them, in their rows."""
+    is_later = torch.ones_like(prompts.read_pos, dtype=torch.bool)
+    is_later[_first_rows(prompts)] = False
+    answer = torch.zeros(len(prompts), prompts.tokens.shape[1], dtype=torch.bool, device=is_later.device)
+    answer[prompts.prompt_index[is_later], prompts.read_pos[is_later]] = True
+    return answer
 
 
 def _explicit(

@@ -71,8 +71,17 @@ def test_all_positions_of_a_causal_prompt_end_at_the_read_position_and_those_of_
         ["read"] * len(causal)
     )
     positions = positions_of(masked, "all", "masked")
-    assert torch.equal((positions >= 0).sum(-1), masked.attention_mask.sum(-1))
+    n_tokens = masked.length - (masked.rows_per_prompt - 1)
+    assert torch.equal((positions >= 0).sum(-1), n_tokens)
     assert all(roles.count("read") == 1 for roles in roles_of(masked, positions))
+
+
+def test_of_a_long_masked_answer_only_the_read_position_is_named():
+    batch = build("BertForMaskedLM", [TWO_TOKENS])
+    n_tokens, n_rows = int(batch.attention_mask[0].sum()), batch.n_rows
+    positions = positions_of(batch, "all", "masked")
+    assert n_rows > 1 and positions.shape == (1, n_tokens - n_rows + 1)
+    assert set(positions[0].tolist()) & set(batch.read_pos.tolist()) == {int(batch.read_pos[0])}
 
 
 def test_prompts_at_a_position_are_read_where_they_were_and_go_back():
