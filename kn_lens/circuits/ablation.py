@@ -49,11 +49,13 @@ class References:
         prompts = pairs.counterfactual
         if self.reference == "mean":
             n_pos = prompts.tokens.shape[1]
-            rows = [[_padded(part, n_pos) for part in self._means[form]] for form in _forms(pairs)]
-            return ComponentValues.of_tensors([torch.stack(parts) for parts in zip(*rows, strict=True)])
+            rows = []
+            for form in _forms(pairs):
+                rows.append([_padded(part, n_pos) for part in self._means[form]])
+            return ComponentValues.of_tensors(list(map(torch.stack, zip(*rows, strict=True))))
         values, _ = run_components(self.host, prompts.tokens, prompts.attention_mask, prompts.read_pos)
         if self.reference == "zero":
-            return ComponentValues.of_tensors([torch.zeros_like(part) for part in values.tensors])
+            return values.map(torch.zeros_like)
         return values
 
     def _sum_up(self, pairs: PromptPairs, budget: Budget) -> None:
@@ -68,7 +70,7 @@ class References:
             for row, form in enumerate(forms):
                 parts = [part[row, : form[1]] for part in values.tensors]
                 if form in self._means:
-                    parts = [mean + part for mean, part in zip(self._means[form], parts, strict=True)]
+                    parts = list(map(torch.add, self._means[form], parts))
                 self._means[form] = parts
                 counts[form] = counts.get(form, 0) + 1
         for form, count in counts.items():

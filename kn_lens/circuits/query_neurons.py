@@ -274,23 +274,20 @@ class _ValueSearch:
     def largest(self, n_values: int) -> dict[ValueVector, tuple[float, float]]:
         """Return the value vectors with the largest gains: gain and coefficient of each, largest first."""
         bounds = torch.cat([part.bounds.flatten() for part in self.candidates])
-        owner = torch.cat([torch.full((part.bounds.numel(),), n) for n, part in enumerate(self.candidates)])
-        first = torch.tensor([part.bounds.numel() for part in self.candidates]).cumsum(0)
+        sizes = torch.tensor([part.bounds.numel() for part in self.candidates])
+        starts = sizes.cumsum(0) - sizes
+        owner = torch.arange(len(sizes)).repeat_interleave(sizes)
         order = bounds.argsort(descending=True).cpu()
+        owner, places = owner[order], order - starts[owner[order]]
         gains = bounds.new_zeros(0)
-        n_known = 0
-        while n_known < len(order):
-            chosen = order[n_known : n_known + max(4 * n_values, self.rows_at_a_time)]
-            if n_known >= n_values and float(bounds[chosen[0]]) <= float(gains.topk(n_values).values[-1]):
+        while len(gains) < len(order):
+            if len(gains) >= n_values and bounds[order[len(gains)]] <= gains.topk(n_values).values[-1]:
                 break
-            places = chosen - (first - torch.tensor([p.bounds.numel() for p in self.candidates]))[owner[chosen]]
-            gains = torch.cat([gains, self._gains(owner[chosen], places)])
-            n_known += len(chosen)
+            following = slice(len(gains), len(gains) + max(4 * n_values, self.rows_at_a_time))
+            gains = torch.cat([gains, self._gains(owner[following], places[following])])
         best: dict[ValueVector, tuple[float, float]] = {}
         for rank in gains.topk(min(n_values, len(gains))).indices.tolist():
-            part = self.candidates[int(owner[order[rank]])]
-            start = int(first[owner[order[rank]]]) - part.bounds.numel()
-            vector, coefficient = self._vector(part, int(order[rank]) - start)
+            vector, coefficient = self._vector(self.candidates[int(owner[rank])], int(places[rank]))
             best[vector] = (float(gains[rank]), coefficient)
         return best
 

@@ -285,7 +285,7 @@ def path_gradients(host: Host, pairs: PromptPairs, points: Sequence[float], weig
     return PathGradients(
         clean=clean,
         difference=difference,
-        gradients=ComponentValues.of_tensors([_averaged(value, weights) for value in gradients.tensors]),
+        gradients=gradients.map(lambda value: _averaged(value, weights)),
         clean_output=pairs.logit_difference(clean_logits),
         counterfactual_output=pairs.logit_difference(counterfactual_logits),
     )

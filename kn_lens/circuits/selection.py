@@ -226,8 +226,10 @@ class _Search:
             n_measured = MEASURED if n_added <= MEASURED // 2 else n_added
             candidates = outside.topk(min(n_measured, n_nodes - len(places))).indices.tolist()
             if n_added < len(candidates):
-                orders = [self._beginning_with([*places, candidate], pair) for candidate in candidates]
-                trials = [(number, 0, len(places) + 1) for number in range(len(candidates))]
+                orders, trials = [], []
+                for number, candidate in enumerate(candidates):
+                    orders.append(_with_next(order, candidate, len(places)))
+                    trials.append((number, 0, len(places) + 1))
                 values = self._shares(self._alone(orders, pair), trials, pair)
                 best = sorted(range(len(candidates)), key=lambda number: -values[number])[:n_added]
                 candidates = [candidates[number] for number in best]
@@ -290,3 +292,12 @@ class _Search:
             "faithfulness": faithfulness,
         }
         return Circuit(scores, scores, meta=meta)
+
+
+def _with_next(order: Ranks, place: int, size: int) -> Ranks:
+    """Return an order in which the node at a flat place has exchanged its rank with the first outside a circuit."""
+    exchanged = order.flatten().clone()
+    first_outside = int((exchanged == size).nonzero())
+    exchanged[first_outside] = exchanged[place]
+    exchanged[place] = size
+    return exchanged.view_as(order)

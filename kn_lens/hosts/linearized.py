@@ -18,7 +18,7 @@ there effects on logits are those of first order, and their sum is not the logit
 Norms between ``W_out`` and the residual stream (Gemma 2) and after each addition to it (BERT) are held likewise.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -56,23 +56,18 @@ class ComponentValues:
     neurons: tuple[Float[Tensor, "row pos d_mlp"], ...]
     heads: tuple[Float[Tensor, "row pos n_heads d_head"], ...]
 
+    def map(self, function: Callable[..., Tensor], *others: "ComponentValues") -> "ComponentValues":
+        """Return the results of a function of these values and others of the same rows, component by component."""
+        results = map(function, self.tensors, *(other.tensors for other in others))
+        return ComponentValues.of_tensors(list(results))
+
     def select(self, rows: Int[Tensor, " chosen"]) -> "ComponentValues":
         """Return the values of some rows."""
-        return ComponentValues(
-            embedding=self.embedding[rows],
-            neurons=tuple(values[rows] for values in self.neurons),
-            heads=tuple(values[rows] for values in self.heads),
-        )
+        return self.map(lambda value: value[rows])
 
     def minus(self, other: "ComponentValues") -> "ComponentValues":
         """Return the differences from other values of the same rows."""
-        neurons = [value - other_value for value, other_value in zip(self.neurons, other.neurons, strict=True)]
-        heads = [value - other_value for value, other_value in zip(self.heads, other.heads, strict=True)]
-        return ComponentValues(
-            embedding=self.embedding - other.embedding,
-            neurons=tuple(neurons),
-            heads=tuple(heads),
-        )
+        return self.map(torch.sub, other)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -143,11 +138,10 @@ def run_components(
     read_pos: Int[Tensor, " row"],
 ) -> tuple[ComponentValues, Float[Tensor, "row d_vocab"]]:
     """Return the activations of all components, and the logits at the read position. Cost: a forward pass per row."""
-    recorded: dict[str, Tensor] = {}
+    recorder, names = _Recorder(), _component_hooks(host)
     with torch.no_grad():
-        hooks = [(name, _recording(recorded, name)) for name in _component_hooks(host)]
-        logits = host.logits(tokens, attention_mask, read_pos, hooks)
-    return ComponentValues.of_tensors([recorded[name] for name in _component_hooks(host)]), logits
+        logits = host.logits(tokens, attention_mask, read_pos, recorder.hooks(names, recorder.detached))
+    return ComponentValues.of_tensors(recorder.of(names)), logits
 
 
 def run_with_gradients(
@@ -170,19 +164,17 @@ def run_with_gradients(
 
     Cost: a forward and a backward pass per row.
     """
-    recorded: dict[str, Tensor] = {}
-    first = host.resid_pre(0)
+    recorder = _Recorder()
+    first, *others = _component_hooks(host)
+    entered = recorder.leaf(first)
 
-    def start(value: Tensor, hook: object) -> Tensor:
-        recorded[first] = (value if embedding is None else embedding).detach().requires_grad_()
-        return recorded[first].clone()  # some blocks add in place
+    def start(value: Tensor, hook: object) -> Tensor | None:
+        return entered(value if embedding is None else embedding, hook)
 
-    names = _component_hooks(host)
+    hooks: list[tuple[str, HookFn]] = [(first, start), *recorder.hooks(others, recorder.on_path)]
     with torch.enable_grad():
-        hooks: list[tuple[str, HookFn]] = [(first, start)]
-        hooks += [(name, _recording(recorded, name, detached=False)) for name in names if name != first]
         value = output(host.logits(tokens, attention_mask, read_pos, hooks))
-        gradients = torch.autograd.grad(value.sum(), [recorded[name] for name in names])
+        gradients = torch.autograd.grad(value.sum(), recorder.of([first, *others]))
     return ComponentValues.of_tensors(gradients)
 
 
@@ -312,35 +304,38 @@ def run_linearized(
     Cost: a forward pass per row. Memory: the activations of all layers.
     """
     check_norms(host)
-    recorded: dict[str, Tensor] = {}
+    recorder = _Recorder()
     input_hooks: dict[tuple[int, ComponentInput], str] = {}
+    resid_pre: list[str] = []
+    attn_out: list[str] = []
+    patterns: list[str] = []
     for layer in range(host.n_layers):
         for which, name in component_input_hooks(host, layer).items():
             input_hooks[layer, which] = name
-    layers = range(host.n_layers)
+        resid_pre.append(host.resid_pre(layer))
+        attn_out.append(f"blocks.{layer}.attn.o.hook_out")
+        patterns.append(f"blocks.{layer}.attn.hook_pattern")
     names = _component_hooks(host)
-    resid_pre = [host.resid_pre(layer) for layer in layers]
-    attn_out = [f"blocks.{layer}.attn.o.hook_out" for layer in layers]
-    patterns = [f"blocks.{layer}.attn.hook_pattern" for layer in layers]
-    computed: dict[str, Tensor] = {}
-    hooks: list[tuple[str, HookFn]] = [(name, _leaf(recorded, computed, name)) for name in names]
     on_path = [*input_hooks.values(), *resid_pre[1:], *attn_out]
-    hooks += [(name, _recording(recorded, name, detached=False)) for name in on_path]
-    hooks += [(name, _recording(recorded, name)) for name in patterns]
+    hooks = recorder.hooks(names, recorder.leaf)
+    hooks += recorder.hooks(on_path, recorder.on_path)
+    hooks += recorder.hooks(patterns, recorder.detached)
     held: list[HeldNorm] = []
-    norms = {norm: _held(host, norm, hold_means, held) for norm in norm_bridges(host.model)}
+    norms: dict[Any, Callable[..., Tensor]] = {}
+    for norm in norm_bridges(host.model):
+        norms[norm] = _held(host, norm, hold_means, held)
     with torch.enable_grad(), override_forwards(norms):
         logits = host.logits(tokens, attention_mask, read_pos, hooks)
-    in_blocks = {module for block in host.blocks for module in block.modules()}
+    in_blocks = set(host.blocks.modules())
     return LinearizedPass(
         host=host,
         read_pos=read_pos,
-        values=ComponentValues.of_tensors([recorded[name] for name in names]),
-        inputs={key: recorded[name] for key, name in input_hooks.items()},
-        outputs=ComponentValues.of_tensors([computed[name] for name in names]),
-        resid_pre=tuple(recorded[name] for name in resid_pre),
-        attn_out=tuple(recorded[name] for name in attn_out),
-        patterns=tuple(recorded[name] for name in patterns),
+        values=ComponentValues.of_tensors(recorder.of(names)),
+        inputs=dict(zip(input_hooks, recorder.of(input_hooks.values()), strict=True)),
+        outputs=ComponentValues.of_tensors([recorder.computed[name] for name in names]),
+        resid_pre=recorder.of(resid_pre),
+        attn_out=recorder.of(attn_out),
+        patterns=recorder.of(patterns),
         logits=logits,
         final_norm=None if held[-1].module in in_blocks else held[-1],
     )
@@ -371,25 +366,52 @@ def _component_hooks(host: Host) -> list[str]:
     return [host.resid_pre(0), *map(host.hook_post, layers), *map(hook_z, layers)]
 
 
-def _recording(recorded: dict[str, Tensor], name: str, *, detached: bool = True) -> HookFn:
-    """Return a hook that keeps a value; the one that is passed on, since some hooks see another form of it."""
+class _Recorder:
+    """Values at hooks, by name, kept as they pass.
 
-    def hook_fn(value: Tensor, hook: object) -> Tensor | None:
-        recorded[name] = value.detach() if detached else value
-        return None if detached else value
+    Attributes:
+        values: what is passed on.
+        computed: what arrives, where leaves are passed on in its place.
+    """
 
-    return hook_fn
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+        self.computed: dict[str, Tensor] = {}
 
+    def hooks(self, names: Iterable[str], hook_of: Callable[[str], HookFn]) -> list[tuple[str, HookFn]]:
+        """Return a hook for each name."""
+        return [(name, hook_of(name)) for name in names]
 
-def _leaf(recorded: dict[str, Tensor], computed: dict[str, Tensor], name: str) -> HookFn:
-    """Return a hook that passes a value on as a leaf, and keeps both."""
+    def of(self, names: Iterable[str]) -> tuple[Tensor, ...]:
+        """Return what was passed on at some hooks."""
+        return tuple(map(self.values.__getitem__, names))
 
-    def hook_fn(value: Tensor, hook: object) -> Tensor:
-        computed[name] = value
-        recorded[name] = value.detach().requires_grad_()
-        return recorded[name].clone()  # some blocks add in place
+    def detached(self, name: str) -> HookFn:
+        """Return a hook that keeps the value without its gradient, and changes nothing."""
 
-    return hook_fn
+        def hook_fn(value: Tensor, hook: object) -> None:
+            self.values[name] = value.detach()
+
+        return hook_fn
+
+    def on_path(self, name: str) -> HookFn:
+        """Return a hook that keeps the value that is passed on: some hooks see another form of it."""
+
+        def hook_fn(value: Tensor, hook: object) -> Tensor:
+            self.values[name] = value
+            return value
+
+        return hook_fn
+
+    def leaf(self, name: str) -> HookFn:
+        """Return a hook that passes a leaf on in the place of the value, and keeps both."""
+
+        def hook_fn(value: Tensor, hook: object) -> Tensor:
+            self.computed[name] = value
+            self.values[name] = value.detach().requires_grad_()
+            return self.values[name].clone()  # some blocks add in place
+
+        return hook_fn
 
 
 def _held(host: Host, norm: Any, hold_means: bool, found: list[HeldNorm]) -> Callable[..., Tensor]:
