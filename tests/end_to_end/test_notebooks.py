@@ -51,6 +51,6 @@ def test_notebook_is_stored_complete_small_and_with_images(path):
 def test_every_notebook_is_in_the_gallery_and_in_the_list_of_examples():
     gallery = (EXAMPLES.parent / "docs" / "notebooks.md").read_text(encoding="utf-8")
     listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    assert len(NOTEBOOKS) == 9
+    assert len(NOTEBOOKS) == 10
     for path in NOTEBOOKS:
         assert f"notebooks/{path.stem}\n" in gallery and f"({path.name})" in listed
