@@ -120,6 +120,10 @@ CASES = {
         lambda model, prompts: kn.read_attribution("scores.parquet", FACTS),
         EXPECTED_PROMPTS,
     ),
+    "read_position_attribution: facts": (
+        lambda model, prompts: kn.read_position_attribution("scores.parquet", FACTS),
+        EXPECTED_PROMPTS,
+    ),
     "Suppress: sets by key": (
         lambda model, prompts: kn.Suppress({FACTS[0].key: NEURONS}),
         "Got a dict as neurons; expected a NeuronSet, a mapping from facts",
