@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kn_lens._core.checks import check_kind
+from kn_lens._core.wording import counted
 from kn_lens.circuits.nodes import AnswerNode, EdgeInput, HeadNode, NeuronNode, Node
 from kn_lens.circuits.scores import NodeScores
 from kn_lens.errors import ArgumentError
@@ -45,6 +46,10 @@ class DirectEffects(NodeScores):
     target: Node | AnswerNode
     input: EdgeInput
     total: Float[Tensor, " row"]
+
+    def __repr__(self) -> str:
+        rows = counted(len(self.values), "row")
+        return f"DirectEffects({rows}, {self._text()}, on the {self.input} of {self.target})"
 
     @property
     def constant(self) -> Float[Tensor, " row"]:

@@ -20,6 +20,8 @@ from kn_lens._core import defaults
 from kn_lens._core.bootstrap import Statistic, WeightedMean, bootstrap_tables, ratio
 from kn_lens._core.checks import check_kind
 from kn_lens._core.drawing import drawing
+from kn_lens._core.progress import draws_progress
+from kn_lens._core.wording import counted
 from kn_lens.circuits.ablation import Ablation, Reference, References, Trials, empty_and_whole
 from kn_lens.circuits.circuit import Circuit
 from kn_lens.circuits.orders import (
@@ -69,6 +71,12 @@ class Faithfulness:
     reference: Reference
     by_size: bool = True
 
+    def __repr__(self) -> str:
+        n_pairs = counted(len(set(self.trials["pair"])), "pair")
+        sizes = sorted(self.trials["size"].unique().tolist())
+        nodes = f"{sizes[0]:,} to {sizes[-1]:,} nodes" if len(sizes) > 1 else counted(sizes[0], "node")
+        return f"Faithfulness({n_pairs}, circuits of {nodes}, others at {self.reference})"
+
     def plot(self, **options: Any) -> Any:
         """Return the curve drawn, for circuits of several sizes; see ``kn_lens.figures.circuit_curve``."""
         return drawing("circuit_curve_figure")(self, **options)
@@ -98,6 +106,7 @@ class Faithfulness:
 
 
 @exclusive
+@draws_progress("Measuring circuits", "pairs")
 def faithfulness(
     model: HookedModel | Host,
     scores: CircuitScores,
@@ -110,7 +119,7 @@ def faithfulness(
     controls: bool = True,
     seed: int = 0,
     memory_budget: float | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Faithfulness:
     """Measure circuits of several sizes, or given ones, beside random and most active ones of the same shape.
 
@@ -128,7 +137,8 @@ def faithfulness(
         controls: whether to measure circuits of the same shape: as many nodes of each kind in each layer and position.
         seed: of the random circuits.
         memory_budget: bytes that passes may use; half of the free memory by default.
-        progress: called with the number of pairs done and their total.
+        progress: True draws a bar, on a terminal or in a notebook; or a function, called with the number of pairs
+            done and their total.
 
     Returns:
         The measurements. Cost: two forward passes for each pair, size and set, and four for each pair.
@@ -172,7 +182,7 @@ def faithfulness(
         )
         for row, table in zip(numbers, _measured(ablation, [sizes_by_pair[n] for n in numbers]), strict=True):
             rows[row] = table
-        if progress is not None:
+        if callable(progress):
             progress(len(rows), len(scores.pairs))
     return Faithfulness(
         trials=_table(rows, scores.pairs),

@@ -26,7 +26,7 @@ gain. So the value vectors are sorted by this bound, and their gains computed un
 largest gains: these are exact, and most vectors never meet the vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -35,6 +35,9 @@ from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kn_lens._core.progress import Report as Progress
+from kn_lens._core.progress import draws_progress
+from kn_lens._core.wording import counted
 from kn_lens.circuits.direct_effects import read_target
 from kn_lens.circuits.nodes import NeuronNode
 from kn_lens.errors import ArgumentError, UnsupportedModelError, did_you_mean
@@ -55,7 +58,6 @@ if TYPE_CHECKING:
 
 ValueKind = Literal["attention", "mlp"]
 Weighting = Literal["gain", "coefficient"]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, order=True)
@@ -100,6 +102,10 @@ class QueryNeurons:
     weighting: Weighting
     prompt: str
 
+    def __repr__(self) -> str:
+        names = ", ".join(f"{node} {score:.2g}" for node, score in self.top(3).items())
+        return f"QueryNeurons({self.prompt!r}, {counted(len(self.values), 'value vector')}; highest: {names})"
+
     @property
     def by_neuron(self) -> Float[Tensor, "n_layers d_mlp"]:
         """The scores summed over positions, which the authors' code ranks."""
@@ -135,6 +141,7 @@ class QueryNeurons:
 
 
 @exclusive
+@draws_progress("Scoring query neurons", "prompts")
 def query_neurons(
     model: HookedModel | Host,
     prompts: PromptBatch,
@@ -144,7 +151,7 @@ def query_neurons(
     weighting: Weighting = "gain",
     hold_means: bool = False,
     memory_budget: float | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> list[QueryNeurons]:
     """Score the neurons of each prompt by what they give to the keys of its value vectors.
 
@@ -156,7 +163,8 @@ def query_neurons(
         weighting: see the module.
         hold_means: do not centre what goes through layer norms, as the authors' code does not.
         memory_budget: bytes for the logits of value vectors; half of the free memory by default.
-        progress: called with the number of prompts done and their total.
+        progress: True draws a bar, on a terminal or in a notebook; or a function, called with the number of prompts
+            done and their total.
 
     Returns:
         One result for each prompt. Cost: for each prompt a forward pass, a few hundred rows of the unembedding, and
@@ -198,7 +206,7 @@ def query_neurons(
                 prompt=prompt.text[0],
             )
         )
-        if progress is not None:
+        if callable(progress):
             progress(number + 1, len(prompts))
     return found
 

@@ -17,7 +17,7 @@ goes through those above it), so that their sum has no such meaning; the scores 
 its MLP, because what ``W_out`` writes is their sum.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
@@ -26,6 +26,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kn_lens._core.checks import check_kind
+from kn_lens._core.progress import Report as Progress
+from kn_lens._core.progress import draws_progress
+from kn_lens._core.wording import counted
 from kn_lens.attribution import fixed_rule
 from kn_lens.circuits.nodes import HeadNode, NeuronNode, Node
 from kn_lens.circuits.pairs import PromptPairs, map_pairs
@@ -45,7 +49,6 @@ from kn_lens.hosts import (
 if TYPE_CHECKING:
     import pandas as pd
 
-Progress = Callable[[int, int], None]
 Ranking = Literal["score", "magnitude"]
 """What ranks nodes: their scores, so that those that raise the logit difference come first and those that lower it
 last, or the size of their scores."""
@@ -65,6 +68,13 @@ class NodeScores:
     values: Float[Tensor, "row n_layers pos node"]
     embedding: Float[Tensor, "row pos"]
     n_neurons: int
+
+    def _text(self) -> str:
+        """Return what the nodes are."""
+        n_layers, n_pos, n_nodes = self.values.shape[1:]
+        n_heads = n_nodes - self.n_neurons
+        layers, positions = counted(n_layers, "layer"), counted(n_pos, "position")
+        return f"{layers} of {self.n_neurons:,} neurons and {counted(n_heads, 'head')} at {positions}"
 
     @classmethod
     def of(cls, values: ComponentValues, gradients: ComponentValues) -> "NodeScores":
@@ -172,6 +182,11 @@ class CircuitScores(NodeScores):
     counterfactual: Float[Tensor, " row"]
     activity: Float[Tensor, "row n_layers pos node"]
 
+    def __repr__(self) -> str:
+        gap = float(self.completeness_gap.abs().max())
+        n_pairs = counted(len(self.pairs), "pair")
+        return f"CircuitScores({n_pairs}, {self._text()}: {self.method}; completeness gap at most {gap:.2g})"
+
     @property
     def completeness_gap(self) -> Float[Tensor, " row"]:
         """The sum over the embedding's positions minus the difference that it should be; see the module."""
@@ -179,6 +194,7 @@ class CircuitScores(NodeScores):
 
 
 @exclusive
+@draws_progress("Scoring nodes", "pairs")
 def circuit_scores(
     model: HookedModel | Host,
     pairs: PromptPairs,
@@ -186,7 +202,7 @@ def circuit_scores(
     method: ScoreMethod = "eap_ig",
     n_steps: int = 5,
     memory_budget: float | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> CircuitScores:
     """Score every neuron and head at every position of every pair.
 
@@ -197,7 +213,8 @@ def circuit_scores(
         n_steps: points of the path of ``eap_ig``, of the Gauss-Legendre rule.
         memory_budget: bytes that passes may use; half of the free memory by default. The scores themselves, a number
             for each node and pair, come on top.
-        progress: called with the number of pairs done and their total.
+        progress: True draws a bar, on a terminal or in a notebook; or a function, called with the number of pairs
+            done and their total.
 
     Returns:
         The scores. Cost: for each pair two forward passes, and ``n_steps`` forward and backward passes.
@@ -220,6 +237,7 @@ def circuit_scores(
         raise ArgumentError(f"n_steps={n_steps!r}; expected a whole number from 1.")
     host = host_of(model)
     check_components(host)
+    check_kind(pairs, PromptPairs, "PromptPairs: kn_lens.counterfactual_pairs(model, facts)", "pairs")
     pairs.clean.check_for(host)
     budget = Budget.of(host, memory_budget, gradient=True)
     n_points = len(path_rule(method, n_steps)[0])
@@ -228,7 +246,7 @@ def circuit_scores(
     for chosen, scores in map_pairs(budget, pairs, n_points, partial(_scored, host, method, n_steps)):
         parts.append((chosen, scores))
         n_done += len(chosen)
-        if progress is not None:
+        if callable(progress):
             progress(n_done, len(pairs))
     return _joined(parts, pairs)
 

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kn_lens._core.checks import check_share
+from kn_lens._core.progress import draws_progress
 from kn_lens.circuits.ablation import Ablation, Reference, References, Trials, empty_and_whole
 from kn_lens.circuits.circuit import Circuit
 from kn_lens.circuits.edges import circuit_edges
@@ -39,6 +40,7 @@ GROWTH = 4
 
 
 @exclusive
+@draws_progress("Searching circuits", "pairs")
 def find_circuits(
     model: HookedModel | Host,
     pairs: PromptPairs,
@@ -53,7 +55,7 @@ def find_circuits(
     edges: bool = False,
     scores: CircuitScores | None = None,
     memory_budget: float | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> list[Circuit]:
     """Find for each pair the smallest circuit that keeps a share of its logit difference.
 
@@ -72,7 +74,8 @@ def find_circuits(
         scores: the scores of the pairs, where they are at hand.
         memory_budget: bytes that passes may use; half of the free memory by default. Scores are held for the pairs of
             one pass at a time.
-        progress: called with the number of pairs done and their total.
+        progress: True draws a bar, on a terminal or in a notebook; or a function, called with the number of pairs
+            done and their total.
 
     Returns:
         A circuit for each pair, with scores. Its ``meta`` has the ``prompt`` and its ``tokens``, ``relation``,
@@ -122,7 +125,7 @@ def find_circuits(
                 pair = chunk.pairs.select([row]).cropped()
                 circuit = circuit.with_edges(circuit_edges(host, pair, circuit, n_steps=n_steps))
             found[number] = circuit
-        if progress is not None:
+        if callable(progress):
             progress(len(found), len(pairs))
     return [found[number] for number in range(len(pairs))]
 
