@@ -144,7 +144,7 @@ def attribute(
             ``log_prob_gain``, whose cost grows with their number. For these two also those of each fact,
             ``{fact: NeuronSet}``, which are scored under the fact's prompts; the scores of others are NaN.
         keep: keep only the scores of at least this share of the prompt's largest (the released code: 0.1), sparse;
-            see ``Attribution.thresholded``. None keeps all.
+            see ``Attribution.thresholded``. With positions, of the largest at each of them. None keeps all.
         memory_budget: bytes that passes may take, on the model's device; default: half of what is free. It sets how
             many rows go through the model at a time, and the results do not depend on it. Where it was too much and
             memory runs out, passes are halved and run again, down to single prompts. The result comes on top.

@@ -272,7 +272,7 @@ class PositionAttribution:
 
     @property
     def keep(self) -> float | None:
-        """The share of each prompt's largest score, over all positions, below which scores were dropped."""
+        """The share of the largest score of each prompt and position below which scores were dropped."""
         return self.pairs.keep
 
     @property
@@ -496,28 +496,9 @@ class PositionAttribution:
 
 
 def position_attribution(pairs: PositionPairs, attr: Attribution) -> PositionAttribution:
-    """Return the attribution of pairs with an axis for positions.
-
-    Args:
-        pairs: the pairs.
-        attr: their attribution. Where it keeps scores by their share of the largest of each pair, those that have not
-            this share of the largest of the prompt are dropped.
-    """
-    if attr.keep is not None:
-        attr = replace(attr, scores=_kept_of_prompts(pairs, attr.scores.coalesce(), attr.keep))
+    """Return the attribution of pairs, in their order, with an axis for positions."""
     return PositionAttribution(
         pairs=attr, prompts=pairs.prompts, positions=pairs.positions, pair_index=pairs.pair_index
-    )
-
-
-def _kept_of_prompts(pairs: PositionPairs, scores: Float[Tensor, "pair n_layers d_mlp"], share: float) -> Tensor:
-    """Return the sparse scores of at least a share of the largest of their prompt."""
-    prompt_of_pair, _ = (pairs.pair_index >= 0).nonzero().T
-    prompt, values = prompt_of_pair[scores.indices()[0]], scores.values()
-    largest = values.new_zeros(len(pairs.prompts)).scatter_reduce(0, prompt, values, "amax")
-    is_kept = values >= share * largest[prompt]
-    return torch.sparse_coo_tensor(
-        scores.indices()[:, is_kept], values[is_kept], scores.shape, is_coalesced=True, check_invariants=False
     )
 
 

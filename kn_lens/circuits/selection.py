@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kn_lens._core.checks import check_share
+from kn_lens._core.checks import check_kind, check_share
 from kn_lens._core.progress import draws_progress
 from kn_lens.circuits.ablation import Ablation, Reference, References, Trials, empty_and_whole
 from kn_lens.circuits.circuit import Circuit
@@ -96,6 +96,7 @@ def find_circuits(
     """
     host = host_of(model)
     check_components(host)
+    check_kind(pairs, PromptPairs, "PromptPairs: kn_lens.counterfactual_pairs(model, facts)", "pairs")
     check_share("share", share)
     kinds = checked_kinds(kinds)
     check_ranking(by)

@@ -4,11 +4,13 @@ A text alternative names the kind of the figure, the values that a reader would 
 other values are in the table of the figure. Text from the data is as it is, not escaped.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from kn_lens._core.notation import NeuronKey
+from kn_lens._core.wording import counted
 from kn_lens.reports.style import NEURON_SETS, SCOPES, factor_label, neuron_names, neuron_sets_in
 
 if TYPE_CHECKING:
@@ -183,11 +185,11 @@ def depths_text(table: "pd.DataFrame") -> str:
 
 def circuit_text(nodes: "pd.DataFrame", edges: "pd.DataFrame | None") -> str:
     """Return what ``figures.circuit`` shows: its kinds of nodes, those with the largest scores, the widest edges."""
-    counts = nodes["kind"].value_counts()
-    kinds = [f"{counts[kind]:,} {kind}{'s' if counts[kind] > 1 else ''}" for kind in counts.index]
+    counts = Counter(nodes["kind"].tolist())
+    kinds = [counted(n_nodes, kind) for kind, n_nodes in counts.most_common()]
     layers = sorted(nodes["layer"].unique().tolist())
     sentences = [f"Graph of a circuit of {_joined(kinds)} in layers {layers[0]} to {layers[-1]}."]
-    largest = nodes.reindex(nodes["score"].abs().sort_values(ascending=False, kind="stable").index)
+    largest = nodes.assign(size=nodes["score"].abs()).sort_values("size", ascending=False, kind="stable")
     parts = []
     for row in largest.head(MOST_NEURONS).to_dict("records"):
         parts.append(f"{row['node']} {number_text(row['score'], '+.2f')}")

@@ -94,3 +94,10 @@ def test_positions_that_were_left_out_are_named(attr):
     with pytest.raises(kn.ArgumentError, match="was not attributed; attribute with positions='all'"):
         subject.at("read")
     assert repr(subject).startswith("PositionAttribution(2 prompts, up to")
+
+
+def test_sets_found_at_a_position_do_not_depend_on_what_was_kept(attr):
+    model = loaded("BertForMaskedLM")
+    kept = kn.attribute(model, attr.prompts, positions="all", keep=0.1)
+    for place in ("subject_last", "read"):
+        assert kn.refine(kept.at(place), min_prompts=1) == kn.refine(attr.at(place), min_prompts=1)

@@ -268,6 +268,30 @@ CASES = {
         lambda model, prompts: kn.read_easyedit({"prompt": "Ireland has the capital"}),
         r"expected a file, or a list of requests",
     ),
+    "circuit_scores: prompts": (
+        lambda model, prompts: kn.circuit_scores(model, prompts),
+        r"Got a PromptBatch as pairs; expected PromptPairs: kn_lens.counterfactual_pairs\(model, facts\)",
+    ),
+    "find_circuits: prompts": (
+        lambda model, prompts: kn.find_circuits(model, prompts),
+        r"Got a PromptBatch as pairs; expected PromptPairs",
+    ),
+    "faithfulness: prompts": (
+        lambda model, prompts: kn.faithfulness(model, prompts),
+        r"Got a PromptBatch as scores; expected CircuitScores: kn_lens.circuit_scores\(model, pairs\)",
+    ),
+    "counterfactual_pairs: prompts": (
+        lambda model, prompts: kn.counterfactual_pairs(model, prompts),
+        r"Got a PromptBatch",
+    ),
+    "direct_effects: facts": (
+        lambda model, prompts: kn.direct_effects(model, kn.FactSet.world()),
+        r"Got a FactSet as prompts; expected a PromptBatch: kn_lens.make_prompts\(model, facts\)",
+    ),
+    "query_neurons: facts": (
+        lambda model, prompts: kn.query_neurons(model, kn.FactSet.world()),
+        r"Got a FactSet as prompts; expected a PromptBatch: kn_lens.make_prompts\(model, facts\)",
+    ),
     "random_neurons: subjects": (
         lambda model, prompts: kn.random_neurons(["Ireland"], model),
         "'Ireland' is not the name of a neuron; expected one such as 'L9N1234'",

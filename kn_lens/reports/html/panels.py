@@ -26,6 +26,7 @@ READ = {
     "figures4_5": "factor neuron_set scope value low high n control",
     "figures4_5_by_relation": "factor neuron_set scope relation value low high",
     "methods": "neuron_set value low high",
+    "positions": "role layer value",
     "stability": "varied value low high control",
     "table2": "statistic neuron_set value low high n",
 }
@@ -49,6 +50,10 @@ class Panel:
     caption: str
     source: str
     draw: "Callable[[pd.DataFrame], Figure]"
+
+
+def _positions(table: "pd.DataFrame") -> "Figure":
+    return figures.position_map(table, value="value")
 
 
 def _answers(table: "pd.DataFrame") -> "Figure":
@@ -167,6 +172,14 @@ PANELS = (
         "neurons of the same layers.",
         source="methods",
         draw=_methods,
+    ),
+    Panel(
+        name="positions",
+        title="Where the answer comes about",
+        caption="What the answer loses with the MLP of one layer silent (or at the mean of other subjects) at the "
+        "tokens of one role: mean over tokens, prompts and facts. Losses at different tokens do not add up.",
+        source="positions",
+        draw=_positions,
     ),
     Panel(
         name="circuits",

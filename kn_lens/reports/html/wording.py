@@ -37,6 +37,8 @@ TITLES = {
     "neuron_relation_map": "Neurons and relations",
     "neuron_scores": "Scores of the neurons",
     "neuron_scores_by_relation": "Scores of the neurons, by relation",
+    "position_effects": "Neurons found at two positions",
+    "positions": "Where the answer comes about",
     "query_neurons": "Query neurons: distribution over layers",
     "stability": "Stability of the neurons",
     "syntax": "Grammar: effects of its neurons",

@@ -9,6 +9,7 @@ from kn_lens.runs.stages.fact_details import NEURON_SCORES, PREDICTIONS
 from kn_lens.runs.stages.facts import FACTS
 from kn_lens.runs.stages.interventions import DOSES, EFFECTS
 from kn_lens.runs.stages.neurons import NEURONS
+from kn_lens.runs.stages.positions import POSITIONS
 from kn_lens.runs.stages.readouts import ANSWER_READOUTS, READOUTS
 from kn_lens.runs.stages.robustness import METHODS, STABILITY
 from kn_lens.runs.stages.syntax import SYNTAX, SYNTAX_NEURONS
@@ -38,5 +39,5 @@ STAGES: tuple[Stage, ...] = (
     SYNTAX,
 )
 
-ON_REQUEST: tuple[Stage, ...] = (CIRCUITS, QUERIES)
+ON_REQUEST: tuple[Stage, ...] = (POSITIONS, CIRCUITS, QUERIES)
 """Stages that run where they are named alone: not every model has what they need."""
