@@ -10,22 +10,21 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from jaxtyping import install_import_hook
 from torch import Tensor
 
-import tests.typecheck  # the hook looks it up as an attribute of its package
+from tests.typecheck import check_modules
 
 CHECKED = """
     attribution.baselines attribution.layer_context attribution.outputs
     hosts.bridge hosts.hooked hosts.partial_forward interventions.scoring
 """.split()
-install_import_hook([f"kn_lens.{module}" for module in CHECKED], f"{tests.typecheck.__name__}.checked")
+check_modules([f"kn_lens.{module}" for module in CHECKED])
 
 # How long one example takes says how busy the machine is.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
-# After the hook, which has no hold on modules that are imported before it.
+# After the checks, which have no hold on modules that are imported before them.
 import kn_lens as kn  # noqa: E402
 from tests.effects import FACTS, MODELS  # noqa: E402
 from tests.reliability.state import differences, state_of  # noqa: E402
