@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -102,7 +102,7 @@ def write_checkpoint(name: str, directory: Path | str, dtype: torch.dtype) -> No
     tokenizer.save_pretrained(directory)
 
 
-@lru_cache(maxsize=2)
+@cache
 def case_of(name: str, dtype: torch.dtype = torch.float64) -> Case:
     with TemporaryDirectory() as directory:
         write_checkpoint(name, directory, dtype)
