@@ -27,6 +27,8 @@ STAGES = (
     "methods",
     *LAST,
 )
+ON_REQUEST = ("positions", "circuits")
+"""Stages whose tables a run has only where it is asked for them."""
 MODEL = {
     "kind": "masked",
     "n_layers": N_LAYERS,
@@ -82,6 +84,8 @@ def write_run(
             "erasures",
             "stability",
             "methods",
+            "positions",
+            "circuits",
             "answer_readouts",
         ):
             if stage in stages:  # the report reads only their tables
@@ -211,6 +215,13 @@ def _tables(relations: Sequence[str], random: np.random.Generator) -> dict[str, 
         "answers_by_relation": estimates("answers", measure=["accuracy", "perplexity"], relation=relations),
         "stability": estimates("stability", varied=["50% of the prompts", "left 20"]),
         "methods": estimates("methods", neuron_set=["refined", "integrated_gradients", "activation", "random"]),
+        "positions": estimates("positions", role=["before", "subject_last", "read"], layer=range(N_LAYERS)),
+        "circuits": estimates(
+            "circuits",
+            neuron_set=["found", "activation", "random"],
+            size=[10, 100],
+            measure=["faithfulness", "completeness"],
+        ),
         "answer_readouts": estimates("answer_readouts", neuron_set=["found", "activation", "random"]),
         "syntax": estimates("syntax", measure=["accuracy"], factor=[0.0, 2.0], neuron_set=["found", "random"]),
         "completeness": (

@@ -186,6 +186,7 @@ def attribute(
         memory_budget=memory_budget,
         progress=progress,
     )
+    host_of(model)  # a model that cannot be hosted is what a caller hears of first
     check_prompts(prompts)
     if positions is not None and not (isinstance(positions, str) and positions == "read"):
         return _attribute_positions(model, prompts, positions, options)

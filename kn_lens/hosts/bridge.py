@@ -30,7 +30,7 @@ from kn_lens.errors import (
 )
 from kn_lens.hosts.checkpoints import check_finite, check_state, origin_of, output_settings
 from kn_lens.hosts.encoder_decoder import DECODER_BLOCKS, DecoderForm, EncoderInput
-from kn_lens.hosts.exclusive import leave_caller_modes
+from kn_lens.hosts.exclusive import exclusively, leave_caller_modes
 from kn_lens.hosts.experts import ActiveExperts, ExpertLayer, ExpertRows
 from kn_lens.hosts.families import (
     BY_ARCHITECTURE,
@@ -464,7 +464,7 @@ class Host:
         """
         check_finite(self.checkpoint, self.name)
 
-    @cached_property
+    @property
     def norm_after_mlp(self) -> bool:
         """Whether the block normalises the output of ``W_out`` before it adds it to the residual stream.
 
@@ -473,6 +473,12 @@ class Host:
         output of ``W_out`` has the effect of the output itself. Hooks of the user's are off meanwhile. Cost, at the
         first use: one block of each class and the head for one token, three times.
         """
+        # The model before the property: a thread that has the model must not wait for one that computes the property.
+        with exclusively(self):
+            return self._norm_after_mlp
+
+    @cached_property
+    def _norm_after_mlp(self) -> bool:
         layers: dict[type, int] = {}
         for layer, block in enumerate(self.blocks):
             layers.setdefault(type(block.original_component), layer)

@@ -7,7 +7,6 @@ from kn_lens.reports.descriptions import circuit_curve_text, circuit_text
 from kn_lens.reports.style import (
     BLUE,
     GREY,
-    LOOKS,
     ORANGE,
     check_columns,
     describe,
@@ -198,7 +197,7 @@ def circuit_curve(table: "pd.DataFrame") -> "Figure":
                 legendgroup=neuron_set,
                 showlegend=panel == 1,
                 marker=marker(neuron_set),
-                line={"color": LOOKS[neuron_set]["color"], "width": 1.5},
+                line={"color": marker(neuron_set)["line"]["color"], "width": 1.5},
                 customdata=rows.loc[:, ["low", "high"]].to_numpy().tolist(),
                 hovertemplate="%{x} nodes: %{y:.2f} [%{customdata[0]:.2f}, %{customdata[1]:.2f}]",
                 row=panel,

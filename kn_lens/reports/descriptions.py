@@ -211,10 +211,12 @@ def circuit_curve_text(table: "pd.DataFrame") -> str:
     for measure in dict.fromkeys(table["measure"]):
         for neuron_set in neuron_sets_in(table):
             rows = table.loc[(table["measure"] == measure) & (table["neuron_set"] == neuron_set)]
-            rows = rows.set_index("size")
+            rows = rows.drop_duplicates("size").set_index("size")
             parts = [
                 f"{number_text(rows.loc[size, 'value'], '.2f')} at {size:,.0f}" for size in chosen if size in rows.index
             ]
+            if not parts:
+                continue
             name = "circuit" if neuron_set == "found" else _label(neuron_set).replace("neurons", "nodes")
             sentences.append(f"{str(measure).capitalize()}, {name}: {_joined(parts)}.")
     return " ".join(sentences)

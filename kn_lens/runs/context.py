@@ -44,6 +44,7 @@ class RunContext:
         held_out: facts in wordings that are never attributed, only queried after an edit.
         settings: see ``Settings``.
         made_from: identity of model and libraries; part of the inputs of every shard.
+        norm_after_mlp: whether a norm follows ``W_out``, for contexts whose host has no model at hand.
         memory_budget: bytes that passes may take; see ``attribute``. Records do not depend on it.
     """
 
@@ -54,6 +55,7 @@ class RunContext:
     held_out: FactSet
     settings: Settings
     made_from: Mapping[str, Any]
+    norm_after_mlp: bool = False
     memory_budget: float | None = None
     _facts_by_relation: dict[str, tuple[Fact, ...]] = field(default_factory=dict, init=False, repr=False)
     _prompts: dict[str, PromptBatch] = field(default_factory=dict, init=False, repr=False)
@@ -226,7 +228,7 @@ class RunContext:
         start = self.settings.start
         if start != "auto":
             return start
-        if not self.host.norm_after_mlp or self.settings.preset != Settings.preset:
+        if not self.norm_after_mlp or self.settings.preset != Settings.preset:
             return "zero"
         subjects = {fact.subject for fact in self.queried_facts(relation)}
         return "mean" if len(subjects) > 1 else "zero"
@@ -358,6 +360,7 @@ def prepare_context(
         held_out=data.held_out,
         settings=settings,
         made_from=made_from,
+        norm_after_mlp=host.norm_after_mlp,
         memory_budget=memory_budget,
     )
     return context, {**names, **settings.as_dict()}, provenance

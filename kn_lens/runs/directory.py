@@ -272,7 +272,7 @@ def with_former_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings in a ``config.toml``, with those that its version did not have yet.
 
     >>> with_former_defaults({"preset": "kn_lens", "seed": 3})
-    {'update_signed': False, 'preset': 'kn_lens', 'seed': 3}
+    {'update_signed': False, 'start': 'auto', 'preset': 'kn_lens', 'seed': 3}
     """
     defaults = FORMER_DEFAULTS if "preset" in config else {}
     return {**defaults, **config}

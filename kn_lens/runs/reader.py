@@ -42,7 +42,7 @@ LABELS = frozenset(
     "expert".split()
 )
 """Columns of tables that hold names, even where all of them look like numbers."""
-NUMBERS = frozenset("factor layer value low high n control paper n_pairs largest_gap above_tolerance".split())
+NUMBERS = frozenset("factor layer size value low high n control paper n_pairs largest_gap above_tolerance".split())
 """Columns of tables that hold nothing but numbers."""
 
 FORMER_COLUMNS: Mapping[str, Mapping[str, str]] = {

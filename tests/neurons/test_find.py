@@ -273,10 +273,10 @@ class _Written:
         """There is nothing to flush."""
 
 
-def test_neurons_are_found_at_the_position_that_is_named(model):
+def test_neurons_are_found_at_the_position_that_is_named(model, kind):
     found = kn.find(model, FACTS, position="subject_last")
     prompts = kn.make_prompts(model, FACTS).at("subject_last")
     assert torch.equal(found.prompts.post_pos, prompts.post_pos)
     assert found.neurons_by_fact == kn.refine(kn.attribute(model, prompts)) != kn.find(model, FACTS).neurons_by_fact
     with pytest.raises(kn.ArgumentError, match="does not name its subject"):
-        kn.find(model, "The capital of [Y] is", " Paris", position="subject_last")
+        kn.find(model, TEXT[kind], " Paris", position="subject_last")

@@ -17,7 +17,7 @@ from kn_lens.runs.reader import RunRecords
 from tests.made_run import made_facts, of_objects
 from tests.made_run import write_run as write_compared
 from tests.reliability.tries import NASTY, changed, changed_table, damaged, fuzz, taken_or_refused
-from tests.synthetic_run import write_run
+from tests.synthetic_run import ON_REQUEST, STAGES, write_run
 
 FILES = ("config.toml", "provenance.json")
 NO_RUN = {
@@ -41,13 +41,17 @@ NO_RUN = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("run") / "run", n_relations=2, n_facts=2, n_prompts=3)
+    stages = (*STAGES, *ON_REQUEST)
+    return write_run(tmp_path_factory.mktemp("run") / "run", n_relations=2, n_facts=2, n_prompts=3, stages=stages)
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
     """Return a run with one more fact and relation."""
-    return write_run(tmp_path_factory.mktemp("other") / "run", n_relations=3, n_facts=3, n_prompts=3, seed=1)
+    stages = (*STAGES, *ON_REQUEST)
+    return write_run(
+        tmp_path_factory.mktemp("other") / "run", n_relations=3, n_facts=3, n_prompts=3, seed=1, stages=stages
+    )
 
 
 @pytest.fixture

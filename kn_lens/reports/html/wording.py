@@ -101,6 +101,8 @@ COLUMNS = {
     "same_prompt": "left out: same prompt",
     "scope": "measured on",
     "share": "share of the relation's facts",
+    "role": "token",
+    "start": "paths start at",
     "statistic": "statistic",
     "text": "text",
     "texts": "kind of text",
