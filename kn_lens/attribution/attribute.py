@@ -379,12 +379,12 @@ class _Computation:
     ) -> Attribution:
         """Return the attribution of some prompts that fit into memory together.
 
+        Changes ``n_done`` when all is done, so that it can be run again where memory runs out.
+
         Args:
             prompts: the prompts.
             of_all: see ``chunks``.
             numbers: of the prompts that fit into memory together.
-
-        Changes ``n_done`` when all is done, so that it can be run again where memory runs out.
         """
         host, options = self.host, self.options
         chunk = prompts.select(numbers)

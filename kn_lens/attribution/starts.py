@@ -14,7 +14,7 @@ In a layer with experts, a start says where the neurons begin that are on; those
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, cast, get_args, runtime_checkable
@@ -162,6 +162,19 @@ class MeanOfOtherSubjects:
         """The relation, the subject and the role of each of these prompts."""
         return _queries(self.prompts)
 
+    @cached_property
+    def sizes(self) -> Mapping[RelationRole, int]:
+        """The number of prompts of each relation and role."""
+        return Counter(key for query in self.queries for key in query.keys)
+
+    @cached_property
+    def numbers_by_subject(self) -> Mapping[tuple[str, str], Sequence[int]]:
+        """The numbers of the prompts of each relation and subject."""
+        numbers: dict[tuple[str, str], list[int]] = {}
+        for number, query in enumerate(self.queries):
+            numbers.setdefault((query.relation, query.subject), []).append(number)
+        return numbers
+
     def check(self, host: Host, prompts: PromptBatch) -> None:
         """Raise unless every attributed fact has another subject to compare with.
 
@@ -181,8 +194,8 @@ class MeanOfOtherSubjects:
     def without_others(self, prompts: PromptBatch) -> list[Fact]:
         """Return the attributed facts of whose relation there is no other subject."""
         subjects: dict[str, set[str]] = {}
-        for query in self.queries:
-            subjects.setdefault(query.relation, set()).add(query.subject)
+        for relation, subject in self.numbers_by_subject:
+            subjects.setdefault(relation, set()).add(subject)
         lonely = []
         for number in prompts.fact_index.unique().tolist():
             fact = prompts.facts[number]
@@ -194,22 +207,21 @@ class MeanOfOtherSubjects:
         """Return the means over the other subjects of each prompt's relation."""
         if not self._sums:
             self._sums.update(_sums_by_role(self.prompts, self.queries, run.activations))
-        sizes = Counter(key for query in self.queries for key in query.keys)
-        own_sizes = Counter((key, query.subject) for query in self.queries for key in query.keys)
-
         queries = _queries(chunk)
-        subjects = {(query.relation, query.subject) for query in queries}
-        own = [number for number, query in enumerate(self.queries) if (query.relation, query.subject) in subjects]
+        own: list[int] = []
+        for relation, subject in dict.fromkeys((query.relation, query.subject) for query in queries):
+            own += self.numbers_by_subject.get((relation, subject), ())
+        own_queries = [self.queries[number] for number in own]
+        own_sizes = Counter((key, query.subject) for query in own_queries for key in query.keys)
         own_sums: dict[Any, Tensor] = {}
         if own:
-            own_queries = [self.queries[number] for number in own]
             own_sums = _sums_by_role(self.prompts.select(own), own_queries, run.activations, by_subject=True)
         means: dict[SubjectRole, Tensor] = {}
         for query in queries:
             # The role where other subjects have it, or else all of them.
-            key = next(key for key in query.keys if sizes[key] > own_sizes[key, query.subject])
+            key = next(key for key in query.keys if self.sizes.get(key, 0) > own_sizes[key, query.subject])
             others = self._sums[key] - own_sums.get((key, query.subject), 0)
-            means[query] = others / (sizes[key] - own_sizes[key, query.subject])
+            means[query] = others / (self.sizes[key] - own_sizes[key, query.subject])
         place = {query: number for number, query in enumerate(means)}
         mean_of_prompt = torch.tensor([place[query] for query in queries])
         mean_of_row = mean_of_prompt[chunk.prompt_index.cpu()]
