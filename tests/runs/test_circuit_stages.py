@@ -140,3 +140,12 @@ def test_counted_passes_are_about_those_made(tmp_path, facts):
         passes = CIRCUITS.passes(context, shard)
     assert rows == pytest.approx(passes.whole + passes.whole_gradients, rel=0.5)
     assert QUERIES.passes(context, shard).rows() > 0
+
+
+def test_intervals_of_shares_lie_between_0_and_1(made):
+    _, _, tables = made
+    shares = tables["query_neurons"]
+    at_read = tables["circuit_sizes"].query("statistic == 'share at the read position'")
+    for table in (shares, at_read):
+        ends = table[["low", "high"]].dropna()
+        assert len(ends) and (ends["low"] >= 0).all() and (ends["high"] <= 1).all()

@@ -49,5 +49,7 @@ def test_tables_have_all_roles_and_controls_and_the_report_a_map(made):
     effects = tables["position_effects"].set_index(["role", "neuron_set"])["value"]
     assert effects["read", "found"] < effects["read", "random"]
     assert {"found", "activation", "random"} == set(tables["position_effects"]["neuron_set"])
+    labels = list(tables["position_effects"])
+    assert labels.index("role") < labels.index("value")  # what comes before the value labels a row on the terminal
     write_report(path)
     assert "Where the answer comes about" in (path / "report.html").read_text(encoding="utf-8")

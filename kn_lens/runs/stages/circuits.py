@@ -36,7 +36,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from kn_lens._core.bootstrap import Statistic, WeightedMean, bootstrap_table, bootstrap_tables, fact_mean, ratio
+from kn_lens._core.bootstrap import (
+    Statistic,
+    WeightedMean,
+    bootstrap_table,
+    bootstrap_tables,
+    fact_mean,
+    fact_share,
+    ratio,
+)
 from kn_lens.circuits import (
     PromptPairs,
     circuit_scores,
@@ -182,7 +190,7 @@ def _circuits_tables(context: RunContext) -> "dict[str, pd.DataFrame]":
     sizes = bootstrap_tables(
         first,
         ["neuron_set"],
-        {"nodes": fact_mean("n_kept"), "share at the read position": fact_mean("at_read")},
+        {"nodes": fact_mean("n_kept"), "share at the read position": fact_share("at_read")},
         n_resamples=n_resamples,
         seed=seed,
         name="statistic",
@@ -263,7 +271,7 @@ def _queries_tables(context: RunContext) -> "dict[str, pd.DataFrame]":
     table = bootstrap_table(
         pd.DataFrame(shares),
         ["layer"],
-        fact_mean("share"),
+        fact_share("share"),
         n_resamples=context.settings.n_resamples,
         seed=context.settings.seed,
     )

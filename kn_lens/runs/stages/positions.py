@@ -116,8 +116,9 @@ def _tables(context: RunContext) -> "dict[str, pd.DataFrame]":
         effects = records.loc[(records["neuron_set"] != "") & (records["role"] == place)]
         effects = effects.assign(scope="own", measured=effects["key"])
         table = effect_table(effects, n_resamples=n_resamples, seed=seed)
+        table.insert(0, "role", place)
         table = table.rename(columns={"change_ratio": "value", "n_facts": "n"})
-        tables.append(with_control(table.assign(role=place)))
+        tables.append(with_control(table))
     return {"positions": carried, "position_effects": pd.concat(tables, ignore_index=True)}
 
 
