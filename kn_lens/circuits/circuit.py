@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kn_lens._core.atomic import read_whole, write_whole
 from kn_lens._core.checks import check_kind, check_path
 from kn_lens._core.drawing import drawing
-from kn_lens.circuits.nodes import AnswerNode, Edge, HeadNode, NeuronNode, Node, node_of
+from kn_lens.circuits.nodes import AnswerNode, Edge, HeadNode, NeuronNode, Node, node_of, node_table
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.hosts import analysis_node, is_analysis_node
 from kn_lens.neurons import NeuronSet
@@ -127,22 +127,8 @@ class Circuit(AbstractSet[Node]):
 
     def to_frame(self) -> "pd.DataFrame":
         """Return the nodes as a table, largest scores first: node, kind, layer, number, position, score."""
-        import pandas as pd
-
-        rows = []
-        for node in sorted(self, key=lambda node: (-abs(self.scores[node]), _sort_key(node))):
-            is_neuron = isinstance(node, NeuronNode)
-            rows.append(
-                {
-                    "node": str(node),
-                    "kind": "neuron" if is_neuron else "head",
-                    "layer": node.layer,
-                    "number": node.index if is_neuron else node.head,
-                    "position": node.position,
-                    "score": self.scores[node],
-                }
-            )
-        return pd.DataFrame(rows, columns=["node", "kind", "layer", "number", "position", "score"])
+        in_order = sorted(self, key=lambda node: (-abs(self.scores[node]), _sort_key(node)))
+        return node_table({node: self.scores[node] for node in in_order})
 
     def edges_frame(self) -> "pd.DataFrame":
         """Return the edges as a table, largest weights first: source, target, input, weight."""

@@ -5,11 +5,15 @@ the direct path from a node to one input of another, through the residual stream
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from kn_lens._core.checks import wrong_kind
 from kn_lens.errors import ArgumentError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EdgeInput = Literal["key", "gate", "q", "k", "v", "logits"]
 """What a target reads of the residual stream.
@@ -157,6 +161,26 @@ def node_of(name: str) -> Node:
     layer, number = int(match["layer"]), int(match["number"])
     position = None if match["position"] is None else int(match["position"])
     return NeuronNode(layer, number, position) if match["kind"] == "N" else HeadNode(layer, number, position)
+
+
+def node_table(scores: Mapping[Node, float]) -> "pd.DataFrame":
+    """Return a table of nodes in their order: node (its name), kind, layer, number, position, score."""
+    import pandas as pd
+
+    rows = []
+    for node, score in scores.items():
+        is_neuron = isinstance(node, NeuronNode)
+        rows.append(
+            {
+                "node": str(node),
+                "kind": "neuron" if is_neuron else "head",
+                "layer": node.layer,
+                "number": node.index if is_neuron else node.head,
+                "position": node.position,
+                "score": score,
+            }
+        )
+    return pd.DataFrame(rows, columns=["node", "kind", "layer", "number", "position", "score"])
 
 
 def _named(name: str, position: int | None) -> str:

@@ -31,7 +31,7 @@ from kn_lens._core.progress import Report as Progress
 from kn_lens._core.progress import draws_progress
 from kn_lens._core.wording import counted
 from kn_lens.attribution import fixed_rule
-from kn_lens.circuits.nodes import HeadNode, NeuronNode, Node
+from kn_lens.circuits.nodes import HeadNode, NeuronNode, Node, node_table
 from kn_lens.circuits.pairs import PromptPairs, map_pairs
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.hosts import (
@@ -146,22 +146,7 @@ class NodeScores:
 
     def to_frame(self, row: int = 0, k: int = 100, *, by: Ranking = "score") -> "pd.DataFrame":
         """Return the ``k`` nodes with the largest numbers as a table: node, kind, layer, number, position, score."""
-        import pandas as pd
-
-        rows = []
-        for node, score in self.top(row, k, by=by).items():
-            is_neuron = isinstance(node, NeuronNode)
-            rows.append(
-                {
-                    "node": str(node),
-                    "kind": "neuron" if is_neuron else "head",
-                    "layer": node.layer,
-                    "number": node.index if is_neuron else node.head,
-                    "position": node.position,
-                    "score": score,
-                }
-            )
-        return pd.DataFrame(rows)
+        return node_table(self.top(row, k, by=by))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
