@@ -1,7 +1,7 @@
 """Checks of arguments that several packages share, each with one wording."""
 
 import os
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from kn_lens._core.wording import type_with_article
@@ -75,6 +75,16 @@ def check_number(name: str, value: object) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ArgumentError(f"{name}={value!r}; expected a number.")
+
+
+def check_whole(name: str, value: object, least: int = 0) -> None:
+    """Raise unless an argument is a whole number of at least a size.
+
+    Raises:
+        ArgumentError: with the name and the value.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ArgumentError(f"{name}={value!r}; expected a whole number from {least}.")
 
 
 def check_share(name: str, value: float) -> None:

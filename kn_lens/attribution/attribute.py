@@ -254,6 +254,11 @@ def attribute_in_parts(
         >>> sum(len(numbers) for numbers, part in attribute_in_parts(model, prompts, keep=0.1)) == len(prompts)
         True
     """
+    if "positions" in keywords:
+        raise ArgumentError(
+            f"Got positions={keywords['positions']!r}; parts are of one position: prompts.at('subject_last'). "
+            "Several go to a file as they come: kn_lens.attribute_to_file(model, path, prompts, positions=...)."
+        )
     options = AttributionOptions(**keywords)
     if together is not None and together not in get_args(Together):
         raise ArgumentError(f"together={together!r}; expected 'fact', 'relation' or None.")

@@ -81,7 +81,6 @@ class PositionPairs:
         prompts = prompts.at("read")
         found = positions_of(prompts, positions, kind)
         exists = found >= 0
-        pair_index = torch.where(exists, exists.flatten().cumsum(0).view_as(found) - 1, -1)
         owner, _ = exists.nonzero().unbind(-1)
         expanded = prompts.select(owner)
         moved_pos = found[exists][expanded.prompt_index]
@@ -92,7 +91,7 @@ class PositionPairs:
         return cls(
             prompts=prompts,
             positions=found,
-            pair_index=pair_index,
+            pair_index=numbered(exists),
             expanded=expanded.at(moved_pos),
             named=positions,
             kind=kind,
@@ -118,6 +117,11 @@ class PositionPairs:
             position = expanded.post_pos[_first_rows(expanded)][elsewhere]
             elsewhere = elsewhere[position.argsort(stable=True)]
             yield elsewhere, expanded.select(elsewhere)
+
+
+def numbered(exists: Bool[Tensor, "batch position"]) -> Int[Tensor, "batch position"]:
+    """Return the number of each pair that exists, in the order of prompts and positions; -1 where there is none."""
+    return torch.where(exists, exists.flatten().cumsum(0).view_as(exists) - 1, -1)
 
 
 def expanded_starts(start: Any, pairs: PositionPairs) -> Any:
@@ -298,13 +302,11 @@ class PositionAttribution:
         selected = self.prompts[prompts]
         chosen = torch.as_tensor(self.prompts.indices_of(prompts), device=self.positions.device, dtype=torch.long)
         pair_index = self.pair_index[chosen]
-        exists = pair_index >= 0
-        number = torch.where(exists, exists.flatten().cumsum(0).view_as(exists) - 1, -1)
         return PositionAttribution(
-            pairs=self.pairs[pair_index[exists].tolist()],
+            pairs=self.pairs[pair_index[pair_index >= 0].tolist()],
             prompts=selected,
             positions=self.positions[chosen],
-            pair_index=number,
+            pair_index=numbered(pair_index >= 0),
         )
 
     def at(self, position: PositionName | int) -> Attribution:
@@ -339,9 +341,11 @@ class PositionAttribution:
             )
         lacking = (numbers < 0).nonzero().flatten().tolist()
         if lacking:
+            name = repr(position) if isinstance(position, str) else f"column {position} of positions"
+            others = f", and {counted(len(lacking) - 1, 'other prompt')} likewise" if len(lacking) > 1 else ""
             raise ArgumentError(
-                f"{position!r} of the prompt {self.prompts.text[lacking[0]]!r} and of {len(lacking) - 1} others was "
-                "not attributed; attribute with positions='all', or choose prompts that have it: attr[numbers]."
+                f"The prompt {self.prompts.text[lacking[0]]!r} was not attributed at {name}{others}; "
+                "attribute with positions='all', or choose prompts that have it: attr[numbers]."
             )
         attr = self.pairs[numbers.tolist()]
         moved_pos = attr.prompts.post_pos

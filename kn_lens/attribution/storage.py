@@ -45,6 +45,7 @@ from kn_lens.attribution.positions import (
     PositionPairs,
     Positions,
     expanded_starts,
+    numbered,
     position_attribution,
 )
 from kn_lens.attribution.result import Attribution
@@ -225,18 +226,26 @@ def read_attribution(
         return _read(file, path, metadata, prompts, only)
 
 
-def read_position_attribution(path: str | os.PathLike[str], prompts: PromptBatch) -> PositionAttribution:
+def read_position_attribution(
+    path: str | os.PathLike[str],
+    prompts: PromptBatch,
+    *,
+    only: Sequence[int] | Int[Tensor, " chosen"] | None = None,
+) -> PositionAttribution:
     """Read what ``attribute_to_file`` wrote at several positions of each prompt.
 
     Args:
         path: the file.
         prompts: the prompts that it was written with, all of them.
+        only: as for ``read_attribution``: numbers of the prompts to read.
 
     Returns:
-        The attribution, on the CPU; sparse unless the scores are whole.
+        The attribution of the prompts, or in the order of ``only`` of these prompts, on the CPU; sparse unless the
+        scores are whole.
 
     Raises:
         DataError: no such file, not a file of such scores, damaged, or of other prompts.
+        ArgumentError: ``only`` names a prompt that does not exist, or one twice.
 
     Example:
         >>> import kn_lens as kn, tempfile
@@ -262,7 +271,17 @@ def read_position_attribution(path: str | os.PathLike[str], prompts: PromptBatch
         if isinstance(positions, list):
             positions = torch.tensor(positions)
         pairs = PositionPairs.of(prompts.to("cpu"), positions, metadata["kind"])
-        return position_attribution(pairs, _read(file, path, metadata, pairs.expanded, None))
+        if only is None:
+            return position_attribution(pairs, _read(file, path, metadata, pairs.expanded, None))
+        chosen, numbers = _chosen(pairs.prompts, only)
+        pair_index = pairs.pair_index[numbers]
+        exists = pair_index >= 0
+        return PositionAttribution(
+            pairs=_read(file, path, metadata, pairs.expanded, pair_index[exists]),
+            prompts=chosen,
+            positions=pairs.positions[numbers],
+            pair_index=numbered(exists),
+        )
 
 
 def _read(
@@ -278,11 +297,7 @@ def _read(
             f"{path} holds scores of {metadata['n_prompts']} prompts that are not these {len(prompts)}; "
             "expected the prompts that attribute_to_file was given, all of them and in their order."
         )
-    numbers = torch.arange(len(prompts)) if only is None else torch.as_tensor(only).cpu()
-    selected = prompts if only is None else prompts.select(numbers.to(prompts.tokens.device))
-    if len(numbers.unique()) < len(numbers):
-        raise ArgumentError(f"only={only!r}; expected the number of each prompt once.")
-
+    selected, numbers = (prompts, torch.arange(len(prompts))) if only is None else _chosen(prompts, only)
     reader = _Reader(file=file, path=path, metadata=metadata, numbers=numbers)
     values = reader.values()
     scores = reader.scores(values["n_scores"])
@@ -303,6 +318,21 @@ def _read(
         routing_term=values.get("routing_term"),
         start_gaps=reader.start_gaps(values),
     )
+
+
+def _chosen(
+    prompts: PromptBatch, only: Sequence[int] | Int[Tensor, " chosen"]
+) -> tuple[PromptBatch, Int[Tensor, " chosen"]]:
+    """Return some prompts, and their numbers.
+
+    Raises:
+        ArgumentError: a prompt that does not exist, or one twice.
+    """
+    selected = prompts.select(only)
+    numbers = torch.as_tensor(only).cpu()
+    if len(numbers.unique()) < len(numbers):
+        raise ArgumentError(f"only={only!r}; expected the number of each prompt once.")
+    return selected, numbers
 
 
 ScoreList = tuple[

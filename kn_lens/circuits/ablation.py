@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kn_lens._core.precision import at_least_float32
 from kn_lens.circuits.orders import ALWAYS, Ranks
 from kn_lens.circuits.pairs import PromptPairs, map_pairs
 from kn_lens.errors import ArgumentError, did_you_mean
@@ -37,7 +38,7 @@ class References:
     def __init__(self, host: Host, pairs: PromptPairs, reference: Reference, budget: Budget) -> None:
         if reference not in get_args(Reference):
             hint = did_you_mean(reference, get_args(Reference))
-            raise ArgumentError(f"reference={reference!r}; expected {', '.join(get_args(Reference))}.{hint}")
+            raise ArgumentError(f"reference={reference!r}; expected {' or '.join(get_args(Reference))}.{hint}")
         self.host = host
         self.reference = reference
         self._means: dict[tuple[str, int], list[Tensor]] = {}
@@ -190,8 +191,8 @@ class Ablation:
             by_layer = []
             for layer in range(self.host.n_layers):
                 post, z = self.host.hook_post(layer), hook_z(layer)
-                neurons = moved[post] * gradient[post]
-                heads = (moved[z] * gradient[z]).sum(-1)
+                neurons = at_least_float32(moved[post]) * gradient[post]
+                heads = (at_least_float32(moved[z]) * gradient[z]).sum(-1)
                 by_layer.append(torch.cat([neurons, heads], dim=-1))
             parts.append(torch.stack(by_layer, dim=1))
         return torch.cat(parts)

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kn_lens._core.atomic import read_whole, write_whole
-from kn_lens._core.checks import check_kind, check_path
+from kn_lens._core.checks import check_kind, check_path, wrong_kind
 from kn_lens._core.drawing import drawing
 from kn_lens.circuits.nodes import AnswerNode, Edge, HeadNode, NeuronNode, Node, node_of, node_table
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.hosts import analysis_node, is_analysis_node
-from kn_lens.neurons import NeuronSet
+from kn_lens.neurons import Neuron, NeuronSet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +32,8 @@ class Circuit(AbstractSet[Node]):
     """An immutable set of nodes. ``|``, ``&``, ``-`` and comparisons are those of sets, of the nodes alone.
 
     Attributes:
-        nodes: the nodes.
+        nodes: the nodes; given as nodes, as their names, or as neurons (a ``NeuronSet``), which are nodes at all
+            positions.
         scores: the score of each node; a node without one has 0.
         edges: the edges between nodes of the circuit, and to the answer, with their weights.
         meta: what the circuit is of, such as its prompt and model: texts and numbers.
@@ -54,15 +55,18 @@ class Circuit(AbstractSet[Node]):
 
     def __init__(
         self,
-        nodes: Iterable[Node | str] = (),
+        nodes: Iterable[Node | Neuron | str] = (),
         scores: Mapping[Node, float] | None = None,
         edges: Mapping[Edge, float] | None = None,
         meta: Mapping[str, Any] | None = None,
     ) -> None:
+        expected = "nodes or their names: Circuit(['L2N7@4', 'L0H1@4'])"
+        if isinstance(nodes, str) or not isinstance(nodes, Iterable):
+            raise wrong_kind(nodes, expected, "nodes")
         found = []
         for node in nodes:
-            node = node_of(node) if isinstance(node, str) else node
-            check_kind(node, (NeuronNode, HeadNode), "nodes or their names: Circuit(['L2N7@4', 'L0H1@4'])", "nodes")
+            node = node_of(str(node)) if isinstance(node, (str, Neuron)) else node
+            check_kind(node, (NeuronNode, HeadNode), expected, "one of the nodes")
             found.append(node)
         object.__setattr__(self, "nodes", frozenset(found))
         scores = {} if scores is None else scores
@@ -76,7 +80,7 @@ class Circuit(AbstractSet[Node]):
                 raise ArgumentError(f"The edge {edge} has an end outside the circuit ({', '.join(outside)}).")
 
     def __contains__(self, node: object) -> bool:
-        return node in self.nodes
+        return (node_of(node) if isinstance(node, str) else node) in self.nodes
 
     def __iter__(self) -> Iterator[Node]:
         return iter(sorted(self.nodes, key=_sort_key))
@@ -140,7 +144,11 @@ class Circuit(AbstractSet[Node]):
         return pd.DataFrame(rows, columns=["source", "target", "input", "weight"])
 
     def save(self, path: str | Path) -> None:
-        """Write the circuit to a JSON file, whole or not at all."""
+        """Write the circuit to a JSON file, whole or not at all.
+
+        Raises:
+            ArgumentError: ``meta`` has something else than texts, numbers, and lists and mappings of them.
+        """
         check_path(path)
         document = {
             "format": FORMAT,
@@ -149,7 +157,13 @@ class Circuit(AbstractSet[Node]):
             "nodes": {str(node): self.scores[node] for node in self},
             "edges": [[str(e.source), str(e.target), e.input, weight] for e, weight in self.edges.items()],
         }
-        write_whole(Path(path), json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+        try:
+            text = json.dumps(document, indent=1, ensure_ascii=False)
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(
+                f"The circuit's meta cannot be written: {error}; expected texts and numbers."
+            ) from error
+        write_whole(Path(path), text + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "Circuit":
@@ -169,7 +183,7 @@ class Circuit(AbstractSet[Node]):
                 end = AnswerNode() if target == str(AnswerNode()) else node_of(target)
                 edges[Edge(node_of(source), end, input)] = float(weight)
             return cls(scores, scores, edges, document["meta"])
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path} is no circuit of kn_lens ({type(error).__name__}: {error}); expected a file that Circuit.save "
                 "wrote."

@@ -98,6 +98,7 @@ def direct_effects(
     prompts.check_for(host)
     target = AnswerNode() if target is None else target
     which = check_target(host, prompts, target, input)
+    _check_direction(direction, target)
     state = run_linearized(host, prompts.tokens, prompts.attention_mask, prompts.read_pos)
     with torch.enable_grad():  # the caller may have turned it off
         value = read_target(state, prompts, target, which, direction)
@@ -121,6 +122,8 @@ def check_target(host: Host, prompts: PromptBatch, target: Node | AnswerNode, in
     """
     check_kind(target, (NeuronNode, HeadNode, AnswerNode), "a NeuronNode, a HeadNode or None", "target")
     if isinstance(target, AnswerNode):
+        if input not in (None, "logits"):
+            raise ArgumentError(f"The answer has no input {input!r}; expected a target beside it: a neuron or a head.")
         return "logits"
     n_pos = int(prompts.length.min())
     if target.layer >= host.n_layers:
@@ -135,8 +138,21 @@ def check_target(host: Host, prompts: PromptBatch, target: Node | AnswerNode, in
         allowed = ("v", "k", "q")
     which = allowed[0] if input is None else input
     if which not in allowed:
-        raise ArgumentError(f"{target} of {host.name} has no input {which!r}; expected one of {', '.join(allowed)}.")
+        raise ArgumentError(f"{target} of {host.name} has no input {which!r}; expected {' or '.join(allowed)}.")
     return which
+
+
+def _check_direction(direction: object, target: Node | AnswerNode) -> None:
+    """Raise unless a direction is one of a head's input.
+
+    Raises:
+        ArgumentError: it is no vector, or the target is no head.
+    """
+    if direction is None:
+        return
+    check_kind(direction, Tensor, "a vector of the head's width, or None", "direction")
+    if not isinstance(target, HeadNode):
+        raise ArgumentError(f"Got a direction for {target}, whose input is a number; expected one for a HeadNode.")
 
 
 def read_target(
@@ -144,12 +160,12 @@ def read_target(
     prompts: PromptBatch,
     target: Node | AnswerNode,
     input: EdgeInput,
-    direction: Float[Tensor, "*row d_head"] | None = None,
+    direction: Float[Tensor, " d_head"] | None = None,
 ) -> Float[Tensor, " row"]:
     """Return the input of a target in each row, with the direct paths to it.
 
     Raises:
-        ArgumentError: the model has no such head.
+        ArgumentError: the model has no such head, or the direction is of another width.
     """
     if isinstance(target, AnswerNode):
         answer = state.logits.gather(1, prompts.target_ids[:, None])[:, 0]
@@ -166,5 +182,9 @@ def read_target(
     # Heads share keys and values where there are fewer of these.
     vector = value[:, target.head * value.shape[1] // n_heads]
     if direction is None:
-        direction = torch.nn.functional.normalize(vector.detach(), dim=-1)
-    return (vector * direction).sum(-1)
+        return (vector * torch.nn.functional.normalize(vector.detach(), dim=-1)).sum(-1)
+    if direction.shape != vector.shape[1:]:
+        raise ArgumentError(
+            f"direction has shape {list(direction.shape)}; expected [{vector.shape[1]}], the width of {target}."
+        )
+    return (vector * direction.to(vector)).sum(-1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kn_lens.circuits.circuit import Circuit
-from kn_lens.circuits.nodes import AnswerNode, Edge, EdgeInput, NeuronNode, Node
+from kn_lens.circuits.nodes import AnswerNode, Edge, EdgeInput, NeuronNode, Node, comes_after
 from kn_lens.circuits.pairs import PromptPairs
 from kn_lens.circuits.scores import NodeScores, path_gradients, path_rule
 from kn_lens.hosts import ComponentInput, ComponentValues, Host, LinearizedPass, is_gated, run_linearized
@@ -36,8 +36,7 @@ def circuit_edges(host: Host, pairs: PromptPairs, circuit: Circuit, *, n_steps: 
         scores = NodeScores.of(path.difference, state.derivatives(value))
         for source in circuit:
             weight = scores[0, source]
-            is_below = isinstance(target, AnswerNode) or source.layer <= target.layer
-            if weight and source != target and is_below:
+            if weight and comes_after(target, source):
                 edges[Edge(source, target, which)] = weight
 
     with torch.enable_grad():

@@ -18,7 +18,7 @@ import numpy as np
 
 from kn_lens._core import defaults
 from kn_lens._core.bootstrap import Statistic, WeightedMean, bootstrap_tables, ratio
-from kn_lens._core.checks import check_kind
+from kn_lens._core.checks import check_kind, check_whole
 from kn_lens._core.drawing import drawing
 from kn_lens._core.progress import draws_progress
 from kn_lens._core.wording import counted
@@ -27,15 +27,15 @@ from kn_lens.circuits.circuit import Circuit
 from kn_lens.circuits.orders import (
     NodeKind,
     active_order,
-    check_ranking,
     checked_kinds,
+    circuit_places,
     is_node,
     order_by,
     order_of_circuits,
     random_order,
 )
 from kn_lens.circuits.pairs import PromptPairs, map_pairs
-from kn_lens.circuits.scores import CircuitScores, Progress, Ranking
+from kn_lens.circuits.scores import CircuitScores, Progress, Ranking, check_ranking
 from kn_lens.errors import ArgumentError
 from kn_lens.hosts import Budget, HookedModel, Host, check_components, exclusive, host_of
 
@@ -91,7 +91,12 @@ class Faithfulness:
             A row for each size (where ``by_size``), set and measure: ``value, low, high, n``, as ``bootstrap_tables``
             makes them. The measures: ``faithfulness``, ``completeness``, and ``kept``, the logit difference of the
             circuit as a share of the model's.
+
+        Raises:
+            ArgumentError: no samples.
         """
+        check_whole("n_resamples", n_resamples, 1)
+        check_whole("seed", seed)
         trials = self.trials.assign(
             gained=self.trials["kept"] - self.trials["empty"],
             lost=self.trials["clean"] - self.trials["left"],
@@ -128,7 +133,7 @@ def faithfulness(
         scores: see ``circuit_scores``; the circuit of size k has the k nodes with the largest scores.
         circuits: circuits instead of those of the scores: one for all pairs, or one for each. Each is measured at its
             own size.
-        sizes: the sizes; ``SIZES`` by default, up to the number of nodes.
+        sizes: the sizes; ``SIZES`` by default. Those above the number of nodes of a pair are left out there.
         kinds: which kinds of nodes circuits are made of.
         by: ``score``: nodes that raise the logit difference first, and those that lower it last, so that circuits
             overshoot before they are whole; or ``magnitude``: nodes of large effect first, whatever its sign.
@@ -158,8 +163,10 @@ def faithfulness(
     host = host_of(model)
     check_components(host)
     check_kind(scores, CircuitScores, "CircuitScores: kn_lens.circuit_scores(model, pairs)", "scores")
+    scores.pairs.clean.check_for(host)
     kinds = checked_kinds(kinds)
     check_ranking(by)
+    check_whole("seed", seed)
     sizes_by_pair = _sizes(scores, circuits, sizes, kinds)
     budget = Budget.of(host, memory_budget)
     references = References(host, scores.pairs, reference, budget)
@@ -219,7 +226,7 @@ def _one_each(circuits: Circuit | Sequence[Circuit], n_pairs: int) -> list[Circu
     """
     if isinstance(circuits, Circuit):
         return [circuits] * n_pairs
-    found = list(circuits)
+    found = list(circuits) if isinstance(circuits, (list, tuple)) else []
     if len(found) != n_pairs or not all(isinstance(circuit, Circuit) for circuit in found):
         raise ArgumentError(
             f"Got {len(found)} circuits for {n_pairs} pairs; expected one Circuit for each, or for all."
@@ -238,22 +245,18 @@ def _sizes(
     if circuits is not None:
         if sizes is not None:
             raise ArgumentError("Got circuits and sizes; circuits are measured at their own sizes.")
-        own = _sizes_in_pairs(_one_each(circuits, len(scores.pairs)), scores)
-        return [[size] for size in own]
-    wanted = SIZES if sizes is None else tuple(sizes)
-    is_size = [isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in wanted]
-    if not wanted or not all(is_size):
-        raise ArgumentError(f"sizes={list(wanted)}; expected numbers of nodes, such as [10, 100].")
+        own = enumerate(_one_each(circuits, len(scores.pairs)))
+        return [[len(circuit_places(circuit, scores, row, kinds))] for row, circuit in own]
+    if sizes is None:
+        sizes = SIZES
+    if isinstance(sizes, str) or not isinstance(sizes, Sequence) or not sizes:
+        raise ArgumentError(f"sizes={sizes!r}; expected numbers of nodes, such as [10, 100].")
+    for size in sizes:
+        check_whole("sizes", size)
+    if min(sizes) > max(n_nodes):
+        raise ArgumentError(f"sizes={list(sizes)}; expected numbers of nodes, of which the pairs have {max(n_nodes)}.")
+    wanted = list(dict.fromkeys(sizes))
     return [[size for size in wanted if size <= most] for most in n_nodes]
-
-
-def _sizes_in_pairs(circuits: Sequence[Circuit], scores: CircuitScores) -> list[int]:
-    """Return the number of nodes that each circuit has in its pair, where a node may be at every position."""
-    sizes = []
-    for row, circuit in enumerate(circuits):
-        n_pos = int(scores.pairs.clean.length[row])
-        sizes.append(sum(n_pos if node.position is None else 1 for node in circuit))
-    return sizes
 
 
 def _measured(ablation: Ablation, sizes: Sequence[Sequence[int]]) -> list[list[dict[str, Any]]]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from kn_lens._core.checks import wrong_kind
+from kn_lens._core.checks import check_kind, check_whole, wrong_kind
 from kn_lens.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -25,11 +25,12 @@ reads; ``q``, ``k``, ``v``: the queries, keys and values of a head; ``logits``: 
 _NODE_NAME = re.compile(r"L(?P<layer>\d+)(?P<kind>[NH])(?P<number>\d+)(?:@(?P<position>\d+))?")
 
 
-def _check_numbers(node: object, **numbers: object) -> None:
-    """Raise unless every number is whole and not negative."""
+def _check_numbers(node: object, position: int | None, **numbers: object) -> None:
+    """Raise unless every number is whole and not negative; the position may be None."""
+    if position is not None:
+        numbers["position"] = position
     for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-            raise ArgumentError(f"{type(node).__name__}: {name}={number!r}; expected a whole number from 0.")
+        check_whole(f"{type(node).__name__}: {name}", number)
 
 
 @dataclass(frozen=True, order=True)
@@ -53,7 +54,7 @@ class NeuronNode:
     position: int | None = None
 
     def __post_init__(self) -> None:
-        _check_numbers(self, layer=self.layer, index=self.index, position=self.position or 0)
+        _check_numbers(self, self.position, layer=self.layer, index=self.index)
 
     def __str__(self) -> str:
         return _named(f"L{self.layer}N{self.index}", self.position)
@@ -80,7 +81,7 @@ class HeadNode:
     position: int | None = None
 
     def __post_init__(self) -> None:
-        _check_numbers(self, layer=self.layer, head=self.head, position=self.position or 0)
+        _check_numbers(self, self.position, layer=self.layer, head=self.head)
 
     def __str__(self) -> str:
         return _named(f"L{self.layer}H{self.head}", self.position)
@@ -111,7 +112,8 @@ class Edge:
         input: what of the target reads.
 
     Raises:
-        ArgumentError: an input that the target does not have, or a target that does not come after the source.
+        ArgumentError: ends that are no nodes, an input that the target does not have, or a target that does not come
+            after the source: in its layer only neurons do, after a head.
 
     >>> str(Edge(NeuronNode(2, 7, 4), HeadNode(5, 1, 4), "v"))
     'L2N7@4 -> L5H1@4 (v)'
@@ -122,11 +124,18 @@ class Edge:
     input: EdgeInput
 
     def __post_init__(self) -> None:
+        check_kind(self.source, (NeuronNode, HeadNode), "a NeuronNode or a HeadNode: node_of('L9N1234@4')", "source")
+        check_kind(
+            self.target, (NeuronNode, HeadNode, AnswerNode), "a NeuronNode, a HeadNode or AnswerNode()", "target"
+        )
         allowed = _INPUTS[type(self.target)]
         if self.input not in allowed:
-            raise ArgumentError(f"{self.target} has no input {self.input!r}; expected one of {', '.join(allowed)}.")
-        if not isinstance(self.target, AnswerNode) and self.target.layer < self.source.layer:
-            raise ArgumentError(f"{self.target} lies below {self.source}; expected a target in its layer or above.")
+            raise ArgumentError(f"{self.target} has no input {self.input!r}; expected {' or '.join(allowed)}.")
+        if not comes_after(self.target, self.source):
+            raise ArgumentError(
+                f"{self.target} does not read what {self.source} writes; expected a target in a later layer, or a "
+                "neuron that reads a head of its layer."
+            )
 
     def __str__(self) -> str:
         return f"{self.source} -> {self.target} ({self.input})"
@@ -137,6 +146,13 @@ _INPUTS: dict[type, tuple[EdgeInput, ...]] = {
     HeadNode: ("q", "k", "v"),
     AnswerNode: ("logits",),
 }
+
+
+def comes_after(target: Node | AnswerNode, source: Node) -> bool:
+    """Return whether a node stands where it can read what another writes: above it, or a neuron in a head's layer."""
+    if isinstance(target, AnswerNode) or target.layer > source.layer:
+        return True
+    return target.layer == source.layer and isinstance(source, HeadNode) and isinstance(target, NeuronNode)
 
 
 def node_of(name: str) -> Node:

@@ -6,6 +6,7 @@ size: their orders exchange the ranks within these groups, by chance or by activ
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -13,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kn_lens.circuits.circuit import Circuit
-from kn_lens.circuits.nodes import HeadNode, NeuronNode
+from kn_lens.circuits.nodes import NeuronNode
 from kn_lens.circuits.scores import CircuitScores, Ranking
 from kn_lens.errors import ArgumentError, did_you_mean
 
@@ -31,21 +32,10 @@ def checked_kinds(kinds: NodeKind | Sequence[NodeKind]) -> tuple[NodeKind, ...]:
     Raises:
         ArgumentError: an unknown kind, or none.
     """
-    found = (kinds,) if isinstance(kinds, str) else tuple(kinds)
-    if not found or not set(found) <= set(KINDS):
-        raise ArgumentError(f"kinds={kinds!r}; expected 'neuron', 'head', or both.")
-    return found
-
-
-def check_ranking(by: Ranking) -> None:
-    """Raise unless nodes can be ranked so.
-
-    Raises:
-        ArgumentError: an unknown ranking.
-    """
-    if by not in get_args(Ranking):
-        hint = did_you_mean(str(by), get_args(Ranking))
-        raise ArgumentError(f"by={by!r}; expected {' or '.join(get_args(Ranking))}.{hint}")
+    found = (kinds,) if isinstance(kinds, str) else kinds
+    if not isinstance(found, (list, tuple)) or not found or not all(kind in KINDS for kind in found):
+        raise ArgumentError(f"kinds={kinds!r}; expected 'neuron', 'head', or both.{did_you_mean(kinds, KINDS)}")
+    return tuple(dict.fromkeys(found))
 
 
 def is_node(scores: CircuitScores, kinds: Sequence[NodeKind]) -> Bool[Tensor, "pair n_layers pos node"]:
@@ -80,32 +70,34 @@ def order_of_circuits(circuits: Sequence[Circuit], scores: CircuitScores, kinds:
     Raises:
         ArgumentError: a circuit with nodes that the pair does not have, or of another kind.
     """
-    nodes = is_node(scores, kinds)
     marks = torch.zeros_like(scores.values)
     for row, circuit in enumerate(circuits):
-        for node in circuit:
-            kind = "neuron" if isinstance(node, NeuronNode) else "head"
-            if kind not in kinds:
-                raise ArgumentError(
-                    f"The circuit has the {kind} {node}; expected nodes of the kinds {', '.join(kinds)}."
-                )
-            for layer, position, number in _places(node, scores, row):
-                marks[row, layer, position, number] = 1.0
-    return order_by(marks, nodes)
+        for layer, position, number in circuit_places(circuit, scores, row, kinds):
+            marks[row, layer, position, number] = 1.0
+    return order_by(marks, is_node(scores, kinds))
 
 
-def _places(node: NeuronNode | HeadNode, scores: CircuitScores, row: int) -> list[tuple[int, int, int]]:
-    """Return the places of a node; of one for all positions, that at every token."""
-    if node.position is not None:
-        return [scores.place(node)]
-    places = []
-    for position in range(int(scores.pairs.clean.length[row])):
-        placed = (
-            NeuronNode(node.layer, node.index, position)
-            if isinstance(node, NeuronNode)
-            else HeadNode(node.layer, node.head, position)
-        )
-        places.append(scores.place(placed))
+def circuit_places(
+    circuit: Circuit, scores: CircuitScores, row: int, kinds: Sequence[NodeKind]
+) -> set[tuple[int, int, int]]:
+    """Return the places of a circuit's nodes in ``scores.values[row]``; of one for all positions, that at every token.
+
+    Raises:
+        ArgumentError: a node that the pair does not have, or of another kind.
+    """
+    n_pos = int(scores.pairs.clean.length[row])
+    places = set()
+    for node in circuit:
+        kind = "neuron" if isinstance(node, NeuronNode) else "head"
+        if kind not in kinds:
+            raise ArgumentError(f"The circuit has the {kind} {node}; expected nodes of the kind {' or '.join(kinds)}.")
+        if node.position is not None and node.position >= n_pos:
+            raise ArgumentError(
+                f"The circuit has the node {node}, and the prompt {scores.pairs.clean.text[row]!r} has {n_pos} tokens; "
+                f"expected positions from 0 to {n_pos - 1}."
+            )
+        for position in range(n_pos) if node.position is None else [node.position]:
+            places.add(scores.place(replace(node, position=position)))
     return places
 
 

@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kn_lens._core.checks import wrong_kind
 from kn_lens._core.wording import counted
 from kn_lens.errors import ArgumentError, NoPromptError
-from kn_lens.facts import Fact
+from kn_lens.facts import Fact, FactSet
 from kn_lens.hosts import Budget, HookedModel, Host, exclusive, host_of
-from kn_lens.prompts import PromptBatch, make_prompts
+from kn_lens.prompts import PromptBatch, Selection, make_prompts
 
 T = TypeVar("T")
 
@@ -72,10 +73,24 @@ class PromptPairs:
         left_out = f", {sum(self.left_out.values()):,} left out" if self.left_out else ""
         return f"PromptPairs({counted(len(self), 'pair')}{left_out}, first: {self.clean.text[0]!r})"
 
+    def __getitem__(self, pairs: Selection) -> "PromptPairs":
+        """Return some pairs: by number, slice, list of numbers, or fact.
+
+        Raises:
+            IndexError: no pair of that number.
+            ArgumentError: a fact without pairs, or something else.
+        """
+        return self.select(self.clean.indices_of(pairs))
+
     def select(self, chosen: Iterable[int] | Int[Tensor, " chosen"]) -> "PromptPairs":
-        """Return some pairs, in the order given."""
-        numbers = chosen if isinstance(chosen, Tensor) else torch.tensor(list(chosen))
-        numbers = numbers.to(self.clean.tokens.device)
+        """Return some pairs, in the order given.
+
+        Raises:
+            ArgumentError: no such pair, none at all, or something else than numbers.
+        """
+        if isinstance(chosen, (str, PromptBatch)) or not isinstance(chosen, Iterable):
+            raise wrong_kind(chosen, "a list of numbers of pairs; a fact or a slice as pairs[...]", "chosen")
+        numbers = chosen if isinstance(chosen, Tensor) else list(chosen)
         return replace(self, clean=self.clean.select(numbers), counterfactual=self.counterfactual.select(numbers))
 
     def cropped(self) -> "PromptPairs":
@@ -184,8 +199,8 @@ def counterfactual_pairs(
     ('The country China has the capital', 'The country Pakistan has the capital')
     """
     host = host_of(model)
-    wanted = [facts] if isinstance(facts, Fact) else list(facts)
-    pool = list(wanted if others is None else others)
+    wanted = FactSet([facts] if isinstance(facts, Fact) else facts)
+    pool = wanted if others is None else FactSet(others)
     everything = list(dict.fromkeys([*pool, *wanted]))
     options = {"tokenizer": tokenizer, "templates": templates, "unknown_answers": "leave_out"}
     prompts = make_prompts(model, everything, **options)

@@ -35,6 +35,8 @@ from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kn_lens._core.checks import check_whole
+from kn_lens._core.precision import at_least_float32
 from kn_lens._core.progress import Report as Progress
 from kn_lens._core.progress import draws_progress
 from kn_lens._core.wording import counted
@@ -112,7 +114,12 @@ class QueryNeurons:
         return self.scores.sum(1)
 
     def top(self, k: int = 10) -> dict[NeuronNode, float]:
-        """Return the ``k`` neurons with the largest scores, each at its position."""
+        """Return the ``k`` neurons with the largest scores, each at its position.
+
+        Raises:
+            ArgumentError: ``k`` is no number of neurons.
+        """
+        check_whole("k", k)
         flat = self.scores.flatten()
         n_pos, d_mlp = self.scores.shape[1:]
         best: dict[NeuronNode, float] = {}
@@ -137,7 +144,7 @@ class QueryNeurons:
                     "score": score,
                 }
             )
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows, columns=["node", "layer", "index", "position", "score"])
 
 
 @exclusive
@@ -222,16 +229,14 @@ def _checked(
     check_components(host)
     check_prompts(prompts)
     prompts.check_for(host)
-    kinds = (values,) if isinstance(values, str) else tuple(values)
-    for name, value, allowed in (
-        *(("values", kind, get_args(ValueKind)) for kind in kinds),
-        ("weighting", weighting, get_args(Weighting)),
-    ):
-        if value not in allowed:
-            hint = did_you_mean(str(value), allowed)
-            raise ArgumentError(f"{name}={value!r}; expected {' or '.join(map(repr, allowed))}.{hint}")
-    if isinstance(n_values, bool) or not isinstance(n_values, int) or n_values < 1 or not kinds:
-        raise ArgumentError(f"n_values={n_values!r}, values={values!r}; expected one value vector or more.")
+    kinds = (values,) if isinstance(values, str) else values
+    known = get_args(ValueKind)
+    if not isinstance(kinds, (list, tuple)) or not kinds or not all(kind in known for kind in kinds):
+        raise ArgumentError(f"values={values!r}; expected 'attention', 'mlp', or both.{did_you_mean(values, known)}")
+    if weighting not in get_args(Weighting):
+        hint = did_you_mean(weighting, get_args(Weighting))
+        raise ArgumentError(f"weighting={weighting!r}; expected 'gain' or 'coefficient'.{hint}")
+    check_whole("n_values", n_values, 1)
     if prompts.n_rows != len(prompts):
         raise ArgumentError("A prompt has several rows; query neurons are for answers of one token.")
     caps_logits = bool(getattr(host.checkpoint.config, "final_logit_softcapping", None))
@@ -240,7 +245,7 @@ def _checked(
             f"{host.name} ({host.kind}) does not add what its components write to a residual stream that the final "
             "norm and the unembedding read: value vectors have no gain of their own there. direct_effects works on it."
         )
-    return kinds
+    return tuple(dict.fromkeys(kinds))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -328,7 +333,8 @@ class _ValueSearch:
         """Raise unless heads write the values of positions, weighted by the pattern."""
         written = self.state.values.heads[layer][0, self.read_pos].detach().flatten()
         distance = (coefficients.sum(0) - written).norm()
-        if not bool(distance <= 1e-3 * written.norm()):
+        limit = max(1e-3, 8 * torch.finfo(written.dtype).eps)
+        if not bool(distance <= limit * written.norm()):
             raise UnsupportedModelError(
                 f"{self.state.host.name}: heads of layer {layer} do more than weigh values by their pattern; value "
                 "vectors of attention are not defined there. Use values='mlp'."
@@ -376,7 +382,7 @@ def _query_scores(
     weighting: Weighting,
 ) -> Float[Tensor, "n_layers pos d_mlp"]:
     """Return the query scores of all neurons."""
-    activations = torch.stack([values[0].detach() for values in state.values.neurons])
+    activations = at_least_float32(torch.stack([values[0].detach() for values in state.values.neurons]))
     total = torch.zeros_like(activations)
     for vector, (gain, coefficient) in gains.items():
         with torch.enable_grad():  # the caller may have turned it off

@@ -26,12 +26,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kn_lens._core.checks import check_kind
+from kn_lens._core.checks import check_kind, check_whole, wrong_kind
+from kn_lens._core.precision import at_least_float32
 from kn_lens._core.progress import Report as Progress
 from kn_lens._core.progress import draws_progress
 from kn_lens._core.wording import counted
 from kn_lens.attribution import fixed_rule
-from kn_lens.circuits.nodes import HeadNode, NeuronNode, Node, node_table
+from kn_lens.circuits.nodes import HeadNode, NeuronNode, Node, node_of, node_table
 from kn_lens.circuits.pairs import PromptPairs, map_pairs
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.hosts import (
@@ -53,6 +54,17 @@ Ranking = Literal["score", "magnitude"]
 """What ranks nodes: their scores, so that those that raise the logit difference come first and those that lower it
 last, or the size of their scores."""
 ScoreMethod = Literal["eap_ig", "attribution_patching"]
+
+
+def check_ranking(by: Ranking) -> None:
+    """Raise unless nodes can be ranked so.
+
+    Raises:
+        ArgumentError: an unknown ranking.
+    """
+    if by not in get_args(Ranking):
+        hint = did_you_mean(by, get_args(Ranking))
+        raise ArgumentError(f"by={by!r}; expected {' or '.join(get_args(Ranking))}.{hint}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,6 +91,8 @@ class NodeScores:
     @classmethod
     def of(cls, values: ComponentValues, gradients: ComponentValues) -> "NodeScores":
         """Return the products of activations and derivatives, summed over each component's own axes."""
+        # Products of half-precision numbers are summed in single precision.
+        values, gradients = values.map(at_least_float32), gradients.map(at_least_float32)
         by_layer = []
         for post, post_gradient, z, z_gradient in zip(
             values.neurons, gradients.neurons, values.heads, gradients.heads, strict=True
@@ -109,12 +123,14 @@ class NodeScores:
             return NeuronNode(layer, number, position)
         return HeadNode(layer, number - self.n_neurons, position)
 
-    def place(self, node: Node) -> tuple[int, int, int]:
-        """Return the index of a node in ``values[row]``.
+    def place(self, node: Node | str) -> tuple[int, int, int]:
+        """Return the index of a node, or of that of a name, in ``values[row]``.
 
         Raises:
-            ArgumentError: a node for all positions, or one that is not there.
+            ArgumentError: no node, one for all positions, or one that is not there.
         """
+        node = node_of(node) if isinstance(node, str) else node
+        check_kind(node, (NeuronNode, HeadNode), "a node or its name, such as 'L9N1234@4'", "node")
         number = node.index if isinstance(node, NeuronNode) else self.n_neurons + node.head
         n_layers, n_pos, n_nodes = self.values.shape[1:]
         limit = self.n_neurons if isinstance(node, NeuronNode) else n_nodes
@@ -134,15 +150,37 @@ class NodeScores:
             row: a prompt.
             k: how many.
             by: ``score``, or ``magnitude`` for the numbers without their signs.
+
+        Raises:
+            IndexError: no row of that number.
+            ArgumentError: ``k`` is no number of nodes, or another ranking.
         """
+        self._check_row(row)
+        check_whole("k", k)
+        check_ranking(by)
         flat = self.values[row].flatten()
         places = (flat if by == "score" else flat.abs()).topk(min(k, len(flat))).indices
         return {self.node(place): float(flat[place]) for place in places.tolist()}
 
-    def __getitem__(self, key: tuple[int, Node]) -> float:
-        """Return the number of a node: ``scores[row, node]``."""
+    def __getitem__(self, key: tuple[int, Node | str]) -> float:
+        """Return the number of a node: ``scores[row, node]``.
+
+        Raises:
+            IndexError: no row of that number.
+            ArgumentError: no such node, or not a row and a node.
+        """
+        if not isinstance(key, tuple) or len(key) != 2:
+            raise ArgumentError(f"Got [{key!r}]; expected a row and a node: scores[0, 'L9N1234@4'].")
         row, node = key
+        self._check_row(row)
         return float(self.values[(row, *self.place(node))])
+
+    def _check_row(self, row: int) -> None:
+        n_rows = len(self.values)
+        if isinstance(row, bool) or not isinstance(row, int):
+            raise wrong_kind(row, f"the number of a row, 0 to {n_rows - 1}", "row")
+        if not -n_rows <= row < n_rows:
+            raise IndexError(f"There is no row {row}; there are 0 to {n_rows - 1}.")
 
     def to_frame(self, row: int = 0, k: int = 100, *, by: Ranking = "score") -> "pd.DataFrame":
         """Return the ``k`` nodes with the largest numbers as a table: node, kind, layer, number, position, score."""
@@ -176,6 +214,17 @@ class CircuitScores(NodeScores):
     def completeness_gap(self) -> Float[Tensor, " row"]:
         """The sum over the embedding's positions minus the difference that it should be; see the module."""
         return self.embedding.sum(-1) - (self.clean - self.counterfactual)
+
+
+def check_method(method: ScoreMethod) -> None:
+    """Raise unless scores can be computed so.
+
+    Raises:
+        ArgumentError: an unknown method.
+    """
+    if method not in get_args(ScoreMethod):
+        hint = did_you_mean(method, get_args(ScoreMethod))
+        raise ArgumentError(f"Unknown method {method!r}; expected {' or '.join(get_args(ScoreMethod))}.{hint}")
 
 
 @exclusive
@@ -215,11 +264,8 @@ def circuit_scores(
     >>> bool(scores.completeness_gap.abs() < 0.05 * (scores.clean - scores.counterfactual))
     True
     """
-    if method not in get_args(ScoreMethod):
-        hint = did_you_mean(method, get_args(ScoreMethod))
-        raise ArgumentError(f"Unknown method {method!r}; expected {' or '.join(get_args(ScoreMethod))}.{hint}")
-    if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
-        raise ArgumentError(f"n_steps={n_steps!r}; expected a whole number from 1.")
+    check_method(method)
+    check_whole("n_steps", n_steps, 1)
     host = host_of(model)
     check_components(host)
     check_kind(pairs, PromptPairs, "PromptPairs: kn_lens.counterfactual_pairs(model, facts)", "pairs")
@@ -272,10 +318,11 @@ def path_gradients(host: Host, pairs: PromptPairs, points: Sequence[float], weig
     for prompts in (pairs.clean, pairs.counterfactual):
         sides.append(run_components(host, prompts.tokens, prompts.attention_mask, prompts.read_pos))
     (clean, clean_logits), (counterfactual, counterfactual_logits) = sides
-    difference = clean.minus(counterfactual)
+    difference = clean.map(at_least_float32).minus(counterfactual.map(at_least_float32))
     rows = torch.arange(len(pairs), device=host.device).repeat(len(points))
     alpha = torch.tensor(points, dtype=difference.embedding.dtype, device=host.device)
     alpha = alpha.repeat_interleave(len(pairs))[:, None, None]
+    embedding = counterfactual.embedding[rows] + alpha * difference.embedding[rows]
     on_path = pairs.select(rows)
     gradients = run_with_gradients(
         host,
@@ -283,7 +330,7 @@ def path_gradients(host: Host, pairs: PromptPairs, points: Sequence[float], weig
         on_path.clean.attention_mask,
         on_path.clean.read_pos,
         on_path.logit_difference,
-        embedding=counterfactual.embedding[rows] + alpha * difference.embedding[rows],
+        embedding=embedding.to(clean.embedding.dtype),
     )
     return PathGradients(
         clean=clean,
@@ -316,7 +363,7 @@ def _scored(host: Host, method: ScoreMethod, n_steps: int, pairs: PromptPairs) -
 
 def _averaged(gradients: Float[Tensor, "... d"], weights: Sequence[float]) -> Float[Tensor, "... d"]:
     """Return the weighted sum over the points, which come one after another for all pairs."""
-    by_point = gradients.unflatten(0, (len(weights), -1))
+    by_point = at_least_float32(gradients).unflatten(0, (len(weights), -1))
     return torch.einsum("s,s...->...", by_point.new_tensor(weights), by_point)
 
 

@@ -18,15 +18,24 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kn_lens._core.checks import check_kind, check_share
+from kn_lens._core.checks import check_kind, check_share, check_whole
 from kn_lens._core.progress import draws_progress
 from kn_lens.circuits.ablation import Ablation, Reference, References, Trials, empty_and_whole
 from kn_lens.circuits.circuit import Circuit
 from kn_lens.circuits.edges import circuit_edges
 from kn_lens.circuits.faithfulness import score_chunks
-from kn_lens.circuits.orders import ALWAYS, NodeKind, Ranks, check_ranking, checked_kinds, is_node, order_by
+from kn_lens.circuits.orders import ALWAYS, NodeKind, Ranks, checked_kinds, is_node, order_by
 from kn_lens.circuits.pairs import PromptPairs, map_pairs
-from kn_lens.circuits.scores import CircuitScores, Progress, Ranking, ScoreMethod, circuit_scores, path_rule
+from kn_lens.circuits.scores import (
+    CircuitScores,
+    Progress,
+    Ranking,
+    ScoreMethod,
+    check_method,
+    check_ranking,
+    circuit_scores,
+    path_rule,
+)
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.hosts import Budget, HookedModel, Host, check_components, exclusive, host_of
 
@@ -49,7 +58,7 @@ def find_circuits(
     selection: Selection = "threshold",
     kinds: NodeKind | Sequence[NodeKind] = ("neuron", "head"),
     by: Ranking = "score",
-    method: ScoreMethod = "eap_ig",
+    method: ScoreMethod | None = None,
     n_steps: int = 5,
     reference: Reference = "counterfactual",
     edges: bool = False,
@@ -67,8 +76,8 @@ def find_circuits(
         kinds: which kinds of nodes circuits are made of; nodes of the other kind are computed.
         by: of the threshold: ``score``, the smaller circuits, of nodes that raise the logit difference; or
             ``magnitude``, with those that lower it as they come, so that the circuit is more like the model.
-        method: of the scores, see ``circuit_scores``.
-        n_steps: of the scores.
+        method: of the scores, see ``circuit_scores``; None for its default, or where ``scores`` are given.
+        n_steps: of the scores, and of the edges.
         reference: what the other nodes are set to, see ``faithfulness``.
         edges: whether to add the edges between the nodes of each circuit.
         scores: the scores of the pairs, where they are at hand.
@@ -97,14 +106,22 @@ def find_circuits(
     host = host_of(model)
     check_components(host)
     check_kind(pairs, PromptPairs, "PromptPairs: kn_lens.counterfactual_pairs(model, facts)", "pairs")
+    pairs.clean.check_for(host)
     check_share("share", share)
     kinds = checked_kinds(kinds)
     check_ranking(by)
     if selection not in get_args(Selection):
-        hint = did_you_mean(str(selection), get_args(Selection))
+        hint = did_you_mean(selection, get_args(Selection))
         raise ArgumentError(f"selection={selection!r}; expected {' or '.join(get_args(Selection))}.{hint}")
-    if scores is not None and scores.pairs is not pairs:
-        raise ArgumentError("scores= are of other pairs; expected circuit_scores(model, pairs) of the same object.")
+    check_whole("n_steps", n_steps, 1)
+    if scores is not None:
+        check_kind(scores, CircuitScores, "CircuitScores: kn_lens.circuit_scores(model, pairs)", "scores")
+        if scores.pairs is not pairs:
+            raise ArgumentError("scores= are of other pairs; expected circuit_scores(model, pairs) of the same object.")
+        if method is not None:
+            raise ArgumentError(f"Got method={method!r} beside scores=, which were computed by {scores.method!r}.")
+    method = "eap_ig" if method is None else method
+    check_method(method)
     budget = Budget.of(host, memory_budget, gradient=True)
     references = References(host, pairs, reference, budget)
     found: dict[int, Circuit] = {}

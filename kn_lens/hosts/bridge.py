@@ -219,8 +219,11 @@ class Host:
 
     @cached_property
     def has_linear_hooks(self) -> bool:
-        """Whether `linear_hooks` exist, by which a block can leave out results that nothing reads."""
-        if self.kind != "masked":
+        """Whether `linear_hooks` exist, by which a block can leave out results that nothing reads.
+
+        Of a model whose weights TransformerLens has processed, it locks some of them.
+        """
+        if self.kind != "masked" or not self.raw:
             return False
         names: set[str] = set()
         for linear_map in LINEAR_MAPS:

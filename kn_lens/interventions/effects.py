@@ -213,7 +213,8 @@ def controlled_effects(
         ``n_neurons``, ``n_prompts``; and ``before``, ``after``, mean probabilities over these prompts. With several
         interventions the same for each, and ``intervention``, its name, as the first column. Cost: one forward pass for
         each row that is read, and for each intervention and kind of neurons one for each row of own and of other
-        prompts; from the lowest layer with neurons up, where the intervention acts at the read position alone.
+        prompts; from the lowest layer with neurons up, where the intervention acts where the prompts are put (no
+        ``position``).
 
     Raises:
         ArgumentError: no facts, a fact without prompts or without activation neurons, prompts of one relation only with

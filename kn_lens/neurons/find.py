@@ -17,10 +17,10 @@ from kn_lens._core import defaults
 from kn_lens._core.checks import is_list_of, wrong_kind
 from kn_lens._core.display import enumerated
 from kn_lens._core.drawing import drawing
-from kn_lens._core.names import PositionName
+from kn_lens._core.names import POSITION_NAMES, PositionName
 from kn_lens._core.wording import counted
 from kn_lens.attribution import Attribution, AttributionKeywords, attribute
-from kn_lens.errors import ArgumentError
+from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact, FactSet
 from kn_lens.hosts import HookedModel, Host, host_of
 from kn_lens.neurons.neuron_set import NeuronSet
@@ -236,6 +236,7 @@ def find(
     facts: Fact | Iterable[Fact] | str | Sequence[str],
     answer: str | None = None,
     *,
+    subject: str | None = None,
     templates: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     tokenizer: Any = None,
     contrast: str | Mapping[Fact, str] | None = None,
@@ -256,6 +257,7 @@ def find(
             encoder-decoder one with its mask token, ``<extra_id_0>`` or ``[Y]``. Several texts are wordings of one fact
             with the same answer.
         answer: the answer of the text, of any number of tokens. Facts have their own.
+        subject: the words of the text that name its subject, for ``position="subject_last"``. Facts have their own.
         templates: as for ``make_prompts``.
         tokenizer: as for ``make_prompts``.
         contrast: as for ``make_prompts``.
@@ -276,8 +278,8 @@ def find(
         ``Findings``: ``.neurons``, ``.neurons_by_fact``, ``.prompts``, ``.attribution``. Cost: that of ``attribute``.
 
     Raises:
-        ArgumentError: facts or answer of another kind, a text without its answer or without a place for it, or an
-            argument out of range.
+        ArgumentError: facts or answer of another kind, a text without its answer or without a place for it, a subject
+            that the text does not name, or an argument out of range.
         PromptError: as ``make_prompts``.
         UnsupportedModelError: as ``attribute``.
 
@@ -289,11 +291,27 @@ def find(
         Findings(1 fact, 20 prompts: 4 neurons (L2N89, L2N133, L2N296, L3N105) that 70% of its prompts share; ...)
         >>> kn.find(model, "The country Ireland has the capital", " Dublin")
         Findings(1 fact, 1 prompt: 3 neurons (...) from 20% of the largest score: the coarse set, as there is one ...)
+        >>> text = "The country Ireland has the capital"
+        >>> kn.find(model, text, " Dublin", subject="Ireland", position="subject_last").prompts.post_pos
+        tensor([2])
     """
     host = host_of(model)
+    if "positions" in keywords:
+        raise ArgumentError(
+            f"Got positions={keywords['positions']!r}; neurons are found at one position: position='subject_last'. "
+            "For several: kn_lens.attribute(model, prompts, positions=...)."
+        )
+    if isinstance(position, str) and position not in POSITION_NAMES:
+        hint = did_you_mean(position, POSITION_NAMES)
+        raise ArgumentError(f"position={position!r}; expected {' or '.join(map(repr, POSITION_NAMES))}.{hint}")
     if answer is not None and templates is not None:
         raise ArgumentError("Got templates= beside a text, which is its own template; expected one of them.")
-    queried, fewest = _queried_facts(host, facts, answer, tokenizer)
+    queried, fewest = _queried_facts(host, facts, answer, subject, tokenizer)
+    if position == "subject_last" and not all(fact.subject for fact in queried):
+        raise ArgumentError(
+            "position='subject_last' is the last token of a subject, which a text does not say; expected its words: "
+            "kn_lens.find(model, 'The capital of France is', ' Paris', subject='France', position='subject_last')."
+        )
     if min_prompts is None:
         min_prompts = fewest
     prompts = make_prompts(
@@ -319,6 +337,7 @@ def _queried_facts(
     host: Host,
     facts: Any,
     answer: Any,
+    subject: Any,
     tokenizer: Any,
 ) -> tuple[FactSet, int]:
     """Return the facts to query, and the default of ``min_prompts`` for them."""
@@ -335,7 +354,7 @@ def _queried_facts(
                 f"Got {text} without an answer; expected kn_lens.find(model, {place!r}, ' Paris'), "
                 "or a Fact, which has its answer: facts.find('Ireland', 'P36')."
             )
-        fact = text_fact(host, facts, answer, tokenizer=tokenizer)
+        fact = text_fact(host, facts, answer, subject="" if subject is None else subject, tokenizer=tokenizer)
         return FactSet([fact]), min(defaults.MIN_PROMPTS, len(fact.templates))
     if isinstance(facts, PromptBatch):
         raise wrong_kind(facts, "facts, or, of prompts: kn_lens.refine(kn_lens.attribute(model, prompts))", "facts")
@@ -343,6 +362,11 @@ def _queried_facts(
         raise ArgumentError(
             f"Got answer={answer!r} beside facts, which have their own: expected kn_lens.find(model, facts), "
             "or a text: kn_lens.find(model, 'The capital of France is', ' Paris')."
+        )
+    if subject is not None:
+        raise ArgumentError(
+            f"Got subject={subject!r} beside facts, which have their own: expected kn_lens.find(model, facts), "
+            "or a text: kn_lens.find(model, 'The capital of France is', ' Paris', subject='France')."
         )
     if isinstance(facts, Fact):
         facts = [facts]

@@ -5,12 +5,13 @@ whole sentence: ``"The capital of France is [MASK]."``, with its own mask token 
 place. So does an encoder-decoder: with its mask token, or ``<extra_id_0>`` for a T5. All take the form with the slot.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from kn_lens._core.checks import check_kind, is_list_of
 from kn_lens.errors import ArgumentError
-from kn_lens.facts import OBJECT_SLOT, Fact
+from kn_lens.facts import OBJECT_SLOT, SUBJECT_SLOT, Fact
 from kn_lens.hosts import HookedModel, Host, host_of
 from kn_lens.prompts.build import SENTINEL, placeholder_token
 
@@ -25,23 +26,26 @@ def text_fact(
     texts: str | Sequence[str],
     answer: str,
     *,
+    subject: str = "",
     tokenizer: Any = None,
 ) -> Fact:
     """Return the fact whose templates are texts and whose object is their answer.
 
-    Its subject is empty, its relation ``text``, and its uid the first text, so that texts with the same answer are
-    different facts. The blank between text and answer may stand in either; a text without it stays as it is, as in
+    Its relation is ``text``, and its uid the first text, so that texts with the same answer are different facts. The
+    blank between text and answer may stand in either; a text without it stays as it is, as in
     languages without blanks.
 
     Args:
         model: the model that is queried: its kind says where the answer stands.
         texts: one text, or several wordings with the same answer.
         answer: the answer.
+        subject: what the fact is about, as it stands in every text; empty where it does not matter.
         tokenizer: has the mask token, instead of the model's own.
 
     Raises:
         ArgumentError: texts or answer of another kind, empty, or without a place for the answer; a mask for a causal
-            model, or none for another one; a word that would run into the answer.
+            model, or none for another one; a word that would run into the answer; a text that does not name the
+            subject.
 
     Example:
         >>> import kn_lens as kn
@@ -69,7 +73,30 @@ def text_fact(
             templates.append(_whole_template(text, answer, own_mask, host))
         else:
             templates.append(_causal_template(text, answer, host))
-    return Fact("", RELATION, answer.strip(), tuple(templates), uid=templates[0].strip())
+    uid = templates[0].strip()
+    check_kind(subject, str, "the words of the text that name its subject, such as 'France'", "subject")
+    subject = subject.strip()
+    if subject:
+        templates = [_with_subject_slot(template, subject) for template in templates]
+    return Fact(subject, RELATION, answer.strip(), tuple(templates), uid=uid)
+
+
+def _with_subject_slot(template: str, subject: str) -> str:
+    """Return a template with the slot in place of the first mention of its subject: a word, if there is one.
+
+    >>> _with_subject_slot("Romes are many, but Rome is in [Y]", "Rome")
+    'Romes are many, but [X] is in [Y]'
+    """
+    if SUBJECT_SLOT in template:
+        return template
+    mention = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", template)
+    start = template.find(subject) if mention is None else mention.start()
+    if start < 0:
+        raise ArgumentError(
+            f"The text {template.replace(OBJECT_SLOT, '...')!r} does not name the subject {subject!r}; "
+            "expected words that stand in it."
+        )
+    return template[:start] + SUBJECT_SLOT + template[start + len(subject) :]
 
 
 def _causal_template(text: str, answer: str, host: Host) -> str:

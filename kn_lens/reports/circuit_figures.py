@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kn_lens._core.checks import check_whole
 from kn_lens.reports.descriptions import circuit_curve_text, circuit_text
 from kn_lens.reports.style import (
     BLUE,
@@ -58,14 +59,15 @@ def circuit(
         n_edges: number of edges drawn, those with the largest weights.
 
     Raises:
-        ArgumentError: No table, or a column is missing.
+        ArgumentError: No table, a column is missing, or ``n_edges`` is no number of edges.
     """
     check_columns(nodes, "node", "kind", "layer", "position", "score", source="circuit.to_frame()")
+    check_whole("n_edges", n_edges)
     places = _places(nodes)
     top = max(nodes["layer"].tolist()) + 1.0
     figure = new_figure(plain(title), "token position", "layer", height=520)
     drawn = None
-    if edges is not None and len(edges):
+    if edges is not None and len(edges) and n_edges:
         check_columns(edges, "source", "target", "input", "weight", source="circuit.edges_frame()")
         size: Any = edges["weight"].abs()
         drawn = edges.loc[size.sort_values(ascending=False, kind="stable").index].head(n_edges)

@@ -91,7 +91,7 @@ def test_refining_asks_for_one_position(attr):
 def test_positions_that_were_left_out_are_named(attr):
     model = loaded("BertForMaskedLM")
     subject = kn.attribute(model, attr.prompts[:2], positions="subject")
-    with pytest.raises(kn.ArgumentError, match="was not attributed; attribute with positions='all'"):
+    with pytest.raises(kn.ArgumentError, match="was not attributed at 'read', and 1 other prompt likewise"):
         subject.at("read")
     assert repr(subject).startswith("PositionAttribution(2 prompts, up to")
 

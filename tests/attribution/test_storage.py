@@ -273,6 +273,16 @@ def test_scores_at_several_positions_read_back(tmp_path, positions, keep):
     ours, theirs = (attr.scores.to_dense() if keep else attr.scores for attr in (found, expected))
     torch.testing.assert_close(ours, theirs, equal_nan=True)
     torch.testing.assert_close(found.expected, expected.expected, equal_nan=True)
+    for only in ([2, 0], torch.tensor([1]), range(3)):
+        some = kn.read_position_attribution(file, prompts, only=only)
+        selected = found[list(only)]
+        assert some.prompts.text == selected.prompts.text and torch.equal(some.positions, selected.positions)
+        assert torch.equal(some.pair_index, selected.pair_index)
+        ours, theirs = (attr.scores.to_dense() if keep else attr.scores for attr in (some, selected))
+        torch.testing.assert_close(ours, theirs, equal_nan=True, rtol=0, atol=0)
+    for only, message in (([3], "there are 0 to 2"), ([1, 1], "each prompt once"), ([], "at least one")):
+        with pytest.raises(kn.ArgumentError, match=message):
+            kn.read_position_attribution(file, prompts, only=only)
     with pytest.raises(kn.DataError, match="read_position_attribution"):
         kn.read_attribution(file, prompts)
     with pytest.raises(kn.DataError, match="are not these"):

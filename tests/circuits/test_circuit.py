@@ -45,7 +45,7 @@ def test_file_has_all_of_the_circuit(tmp_path):
 def test_edges_that_cannot_be_are_refused():
     with pytest.raises(kn.ArgumentError, match="no input 'v'"):
         Edge(NODES[0], NeuronNode(3, 1, 4), "v")
-    with pytest.raises(kn.ArgumentError, match="lies below"):
+    with pytest.raises(kn.ArgumentError, match="does not read what L2N7@4 writes"):
         Edge(NODES[0], HeadNode(0, 1, 4), "v")
     with pytest.raises(kn.ArgumentError, match="outside the circuit"):
         Circuit(NODES[1:], edges={EDGE: 1.0})

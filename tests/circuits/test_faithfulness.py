@@ -157,10 +157,9 @@ def test_given_circuits_are_measured_at_their_own_size(pairs):
 
 def test_curve_is_the_share_of_sums_over_facts():
     model = kn.load_model("world-gpt2")
-    facts = [fact for fact in kn.FactSet.world() if fact.relation == "P36"][:24]
-    pairs = kn.counterfactual_pairs(model, facts, known=True)
-    pairs = pairs.select(range(0, len(pairs), 4))
-    measured = kn.faithfulness(model, kn.circuit_scores(model, pairs), sizes=[50], kinds="neuron")
+    pairs = kn.counterfactual_pairs(model, kn.FactSet.world().of("P36")[:24], known=True)
+    pairs = pairs.select(range(0, len(pairs), 10))
+    measured = kn.faithfulness(model, kn.circuit_scores(model, pairs, n_steps=3), sizes=[50], kinds="neuron")
     curve = measured.curve().set_index(["set", "measure"])
     own = measured.trials[measured.trials["set"] == "circuit"]
     facts_of = own.groupby("subject")[["kept", "empty", "clean"]].mean().sum()
@@ -180,7 +179,7 @@ def test_arguments_are_checked(pairs):
         ({"sizes": [-1]}, "sizes="),
         ({"circuits": [kn.Circuit()]}, "1 circuits for 2 pairs"),
         ({"circuits": kn.Circuit(["L0H1@1"]), "kinds": "neuron"}, "has the head"),
-        ({"circuits": kn.Circuit(["L0N1@9"])}, "There is no L0N1@9"),
+        ({"circuits": kn.Circuit(["L0N99@1"])}, "There is no L0N99@1"),
         ({"circuits": kn.Circuit(["L0N1@1"]), "sizes": [1]}, "their own sizes"),
     ):
         with pytest.raises(kn.ArgumentError, match=message):

@@ -92,8 +92,8 @@ def test_scores_do_not_depend_on_the_other_pairs_or_on_memory():
 
 def test_pairs_of_several_lengths_have_zeros_after_their_tokens():
     model = kn.load_model("world-bert")
-    facts = [fact for fact in kn.FactSet.world() if fact.relation == "P36"][:12]
-    pairs = kn.counterfactual_pairs(model, facts)
+    pairs = kn.counterfactual_pairs(model, kn.FactSet.world().of("P36")[:12])
+    pairs = pairs.select(range(0, len(pairs), 9))
     assert len(set(pairs.clean.length.tolist())) > 1
     scores = kn.circuit_scores(model, pairs)
     shortest = int(pairs.clean.length.argmin())
@@ -120,3 +120,21 @@ def test_unknown_methods_and_steps_are_refused(pairs):
         kn.circuit_scores(model, pairs, n_steps=0)
     with pytest.raises(kn.UnsupportedModelError, match="encoder-decoder"):
         kn.circuit_scores(tiny.loaded("BartForConditionalGeneration"), pairs)
+
+
+def test_half_precision_is_summed_in_single_precision(pairs):
+    """Scores of a model in bfloat16 are as close to those of its weights in float64 as its passes are."""
+    model = tiny.tiny_model("GPT2LMHeadModel", torch.bfloat16)
+    scores = kn.circuit_scores(model, pairs)
+    assert scores.values.dtype == torch.float32
+    assert float(scores.completeness_gap.abs().max()) < 0.03 * float((scores.clean - scores.counterfactual).abs().max())
+    found = kn.query_neurons(model, pairs.clean)[0]  # the rounding of heads is no other form of attention
+    assert found.scores.dtype == torch.float32 and len(found.values) == 30
+
+
+def test_processed_weights_have_the_scores_of_the_raw_ones(pairs):
+    raw, model = tiny.loaded("LlamaForCausalLM"), tiny.tiny_model("LlamaForCausalLM")
+    model.enable_compatibility_mode(disable_warnings=True)
+    for method in ("eap_ig", "attribution_patching"):
+        expected, found = (kn.circuit_scores(one, pairs, method=method) for one in (raw, model))
+        torch.testing.assert_close(found.values, expected.values, rtol=1e-4, atol=1e-5)

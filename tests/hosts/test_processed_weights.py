@@ -87,3 +87,13 @@ def test_an_edit_of_processed_weights_says_so_in_its_file(tmp_path):
             edit.apply_(raw, force=force)
     with pytest.raises(kn.EditError, match=r"for different models: .*, processed"):
         kn.erase_neurons(raw, NEURONS) + edit
+
+
+def test_processed_weights_of_masked_models_are_attributed_as_the_raw_ones():
+    raw, model = tiny_model("BertForMaskedLM"), tiny_model("BertForMaskedLM")
+    with pytest.warns(UserWarning, match="does not support fold_ln"):
+        model.enable_compatibility_mode(disable_warnings=True)
+    prompts = kn.make_prompts(raw, FACTS[:2])
+    for positions in ("read", "subject_last"):
+        expected, found = (kn.attribute(one, prompts, positions=positions) for one in (raw, model))
+        torch.testing.assert_close(found.scores, expected.scores, rtol=1e-3, atol=1e-6)

@@ -145,3 +145,21 @@ def test_a_hook_name_that_does_not_exist_is_refused_before_the_model_runs(no_pas
 
     with pytest.raises(kn.HookError, match="hook_post"):
         kn.measure(no_passes, kn.make_prompts(no_passes, FACTS), Misnamed())
+
+
+def test_a_named_position_is_where_prompts_are_put(model_and_prompts):
+    model, prompts = model_and_prompts
+    neurons = sets_of(FACTS)
+    for make in (kn.Suppress, lambda sets, **at: kn.SetTo(sets, 0.7, **at)):
+        named = kn.measure(model, prompts, make(neurons, position="subject_last"))
+        put_there = kn.measure(model, prompts.at("subject_last"), make(neurons))
+        pd.testing.assert_frame_equal(pd.DataFrame(named), pd.DataFrame(put_there), rtol=1e-9)
+        assert (named["change"].abs() > 1e-6).any()
+    active = kn.activation_neurons(kn.attribute(model, prompts, method="activation"), neurons)
+    tables = []
+    for at, options in (
+        (prompts, {"intervene": lambda sets: kn.Suppress(sets, position="subject_last")}),
+        (prompts.at("subject_last"), {}),
+    ):
+        tables.append(kn.controlled_effects(model, at, neurons, active, across_relations=False, **options))
+    pd.testing.assert_frame_equal(tables[0], tables[1], rtol=1e-9)

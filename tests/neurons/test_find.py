@@ -273,10 +273,51 @@ class _Written:
         """There is nothing to flush."""
 
 
+def test_the_subject_of_a_text_is_named(model, kind):
+    text = TEXT[kind]
+    found = kn.find(model, text, " Paris", subject="France", position="subject_last")
+    prompts = kn.make_prompts(model, text_fact(model, text, " Paris", subject="France")).at("subject_last")
+    assert found.prompts.fact(0).subject == "France" and torch.equal(found.prompts.post_pos, prompts.post_pos)
+    read = kn.find(model, text, " Paris", subject="France")
+    assert torch.equal(read.attribution.scores, kn.find(model, text, " Paris").attribution.scores)
+    for given, message in (
+        ({"position": "subject_last"}, r"subject='France', position='subject_last'\)"),
+        ({"subject": "Peru"}, "does not name the subject 'Peru'"),
+        ({"subject": 3}, "as subject; expected the words"),
+    ):
+        with pytest.raises(kn.ArgumentError, match=message):
+            kn.find(model, text, " Paris", **given)
+    with pytest.raises(kn.ArgumentError, match="beside facts, which have their own"):
+        kn.find(model, FACTS, subject="France")
+
+
+@pytest.mark.parametrize(
+    ("text", "subject", "template"),
+    [
+        ("Romes are many, but Rome is in", "Rome", "Romes are many, but [X] is in[Y]"),
+        ("法国的首都是", "法国", "[X]的首都是[Y]"),
+        ("In Peru, Peru's capital is", " Peru ", "In [X], Peru's capital is[Y]"),
+        ("The capital of [X] is", "Peru", "The capital of [X] is[Y]"),
+        ("Zoë, naïve (C++) is", "(C++)", "Zoë, naïve [X] is[Y]"),
+    ],
+)
+def test_the_first_mention_of_the_subject_is_its_slot(text, subject, template):
+    fact = text_fact(loaded(KINDS["causal"]), text, "-", subject=subject)
+    assert fact.templates == (template,) and fact.subject == subject.strip()
+    assert fact.filled(template).replace("[Y]", "") == text.replace("[X]", fact.subject)
+
+
+def test_one_position_is_asked_for_before_the_model_runs(model):
+    with pytest.raises(kn.ArgumentError, match="neurons are found at one position"):
+        kn.find(model, FACTS, positions="all")
+    with pytest.raises(kn.ArgumentError, match="Did you mean 'subject_last'"):
+        kn.find(model, FACTS, position="subject")
+    with pytest.raises(kn.ArgumentError, match=r"parts are of one position: prompts.at\('subject_last'\)"):
+        kn.attribute_in_parts(model, kn.make_prompts(model, FACTS), positions="all")
+
+
 def test_neurons_are_found_at_the_position_that_is_named(model, kind):
     found = kn.find(model, FACTS, position="subject_last")
     prompts = kn.make_prompts(model, FACTS).at("subject_last")
     assert torch.equal(found.prompts.post_pos, prompts.post_pos)
     assert found.neurons_by_fact == kn.refine(kn.attribute(model, prompts)) != kn.find(model, FACTS).neurons_by_fact
-    with pytest.raises(kn.ArgumentError, match="does not name its subject"):
-        kn.find(model, TEXT[kind], " Paris", position="subject_last")
