@@ -61,11 +61,14 @@ from .facts import Fact, FactSet
 from .hosts import check_host, host_of, load_model
 from .interventions import (
     Amplify,
+    Degeneracy,
+    DegenerateSets,
     Effect,
     Intervention,
     SetTo,
     Suppress,
     controlled_effects,
+    degenerate_sets,
     effect_table,
     measure,
 )
@@ -110,6 +113,8 @@ __all__ = [
     "CircuitScores",
     "Comparison",
     "DataError",
+    "Degeneracy",
+    "DegenerateSets",
     "DirectEffects",
     "Edge",
     "EditError",
@@ -151,6 +156,7 @@ __all__ = [
     "compare_runs",
     "controlled_effects",
     "counterfactual_pairs",
+    "degenerate_sets",
     "direct_effects",
     "easyedit_requests",
     "edit_table",

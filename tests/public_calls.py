@@ -131,6 +131,10 @@ CALLS: dict[str, list[Callable[[Case], Any]]] = {
             case.model, case.prompts, NEURONS, NEURONS, intervene={0.0: kn.Suppress, 2.0: kn.Amplify}
         )
     ],
+    "degenerate_sets": [
+        lambda case: kn.degenerate_sets(case.model, case.prompts, NEURONS, NEURONS, share=0.9),
+        lambda case: kn.degenerate_sets(case.model, case.prompts, NEURONS, enumerate_up_to=1),
+    ],
     "counterfactual_pairs": [lambda case: kn.counterfactual_pairs(case.model, FACTS)],
     "circuit_scores": [where_supported(lambda case: kn.circuit_scores(case.model, pairs_of(case), n_steps=2))],
     "find_circuits": [

@@ -2,9 +2,10 @@
 
 ``hooks`` defines the interventions as TransformerLens hooks; ``scoring`` computes the scores of answers with and
 without them; ``effects`` measures their effects and those of controls; ``tables`` computes change ratios with
-confidence intervals.
+confidence intervals. ``degenerate`` searches neurons for subsets that take an answer, or suffice for it.
 """
 
+from kn_lens.interventions.degenerate import Degeneracy, DegenerateSets, degeneracy_table, degenerate_sets
 from kn_lens.interventions.effects import Effect, controlled_effects, measure
 from kn_lens.interventions.hooks import Amplify, Intervention, Position, SetTo, Suppress
 from kn_lens.interventions.scoring import (
@@ -23,6 +24,8 @@ __all__ = [
     "Amplify",
     "AnswerScores",
     "Change",
+    "Degeneracy",
+    "DegenerateSets",
     "Effect",
     "Intervention",
     "Position",
@@ -31,6 +34,8 @@ __all__ = [
     "Suppress",
     "Ticks",
     "controlled_effects",
+    "degeneracy_table",
+    "degenerate_sets",
     "effect_table",
     "is_known",
     "measure",

@@ -158,7 +158,7 @@ def measure(
     facts = [prompts.fact(prompt) for prompt in range(len(prompts))]
     return Effect(
         {
-            **_fact_columns(facts),
+            **fact_columns(facts),
             "text": prompts.text,
             "before": before.prob,
             "after": after.prob,
@@ -241,7 +241,7 @@ def controlled_effects(
     prompts_of = prompts_by_fact(prompts)
     pool = FactSet(prompts_of)
     facts = list(neurons_by_fact)
-    _check_facts(facts, prompts_of, activation_neurons)
+    check_facts(facts, prompts_of, activation_neurons)
     makers = intervene if isinstance(intervene, Mapping) else {"": intervene}
     if not makers:
         raise ArgumentError("intervene is empty; expected an intervention, or some by name: {'off': Suppress}.")
@@ -258,7 +258,7 @@ def controlled_effects(
     sets_by_kind: dict[str, Mapping[Fact, NeuronSet]] = {"found": neurons_by_fact}
     if activation_neurons is not None:
         sets_by_kind["activation"] = activation_neurons
-    sets_by_kind["random"] = _random_controls(host, neurons_by_fact, seed)
+    sets_by_kind["random"] = random_controls(host, neurons_by_fact, seed)
 
     readings: list[_Reading] = []
     changes: list[Change] = []
@@ -290,8 +290,8 @@ def controlled_effects(
     tick = Ticks(progress, n_rows)
     clean, after = score_answers_under(host, prompts, changes, memory_budget, tick)
     tables = []
-    for reading, log_prob_after in zip(readings, after, strict=True):
-        table = reading.table(facts, clean, log_prob_after)
+    for reading, changed in zip(readings, after, strict=True):
+        table = reading.table(facts, clean.log_prob, changed.log_prob)
         if not isinstance(intervene, Mapping):
             table = table.drop(columns="intervention")
         tables.append(table)
@@ -349,7 +349,7 @@ class _Reading:
         return pd.DataFrame(
             {
                 "intervention": self.intervention,
-                **_fact_columns(facts),
+                **fact_columns(facts),
                 "key": [fact.key for fact in facts],
                 "neuron_set": self.neuron_set,
                 "scope": self.scope,
@@ -362,7 +362,7 @@ class _Reading:
         )
 
 
-def _fact_columns(facts: Sequence[Fact]) -> dict[str, list[str]]:
+def fact_columns(facts: Sequence[Fact]) -> dict[str, list[str]]:
     """Return the columns that name the fact of each row."""
     columns = {}
     for name in ("relation", "subject", "object"):
@@ -370,7 +370,7 @@ def _fact_columns(facts: Sequence[Fact]) -> dict[str, list[str]]:
     return columns
 
 
-def _random_controls(
+def random_controls(
     host: Host,
     neurons_by_fact: Mapping[Fact, NeuronSet],
     seed: int,
@@ -407,7 +407,7 @@ def _check_hooks(
     check_expert_neurons_once(interventions, host, prompts)
 
 
-def _check_facts(
+def check_facts(
     facts: Sequence[Fact],
     prompts_of: Mapping[Fact, Any],
     activation_neurons: Mapping[Fact, NeuronSet] | None,

@@ -1,13 +1,14 @@
 """Scores of the answers of prompts, with and without interventions, in passes of bounded memory.
 
 ``score_answers`` runs full passes and returns every score of the answers. ``score_answers_under`` returns the
-log-probabilities of the answers under many interventions and shares one clean pass between them: where an intervention
-changes the moved position (``prompts.post_pos``) only, its pass starts at the lowest layer that it changes.
+log-probabilities and ranks of the answers under many interventions and shares one clean pass between them: where an
+intervention changes the moved position (``prompts.post_pos``) only, its pass starts at the lowest layer that it
+changes.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kn_lens._core.precision import at_least_float32
-from kn_lens.attribution import check_numbers, chunk_by_rows, target_log_probs, target_logits
+from kn_lens.attribution import check_numbers, chunk_by_rows, target_logits
 from kn_lens.hosts import (
     Budget,
     CleanState,
@@ -32,18 +33,16 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerScores:
-    """The scores of the answers of a batch.
+class RankedAnswers:
+    """How probable the answers of prompts are.
 
     Attributes:
         log_prob: log-probability of each prompt's answer in nats, summed over its tokens.
         rank: zero-based rank of each prompt's answer; of an answer of several tokens, the rank of the worst.
-        top: the most probable token in each row of each prompt.
     """
 
     log_prob: np.ndarray
     rank: np.ndarray
-    top: list[list[int]]
 
     @property
     def prob(self) -> np.ndarray:
@@ -54,6 +53,30 @@ class AnswerScores:
     def n_right(self) -> int:
         """The number of prompts whose answer is the most probable one."""
         return int((self.rank == 0).sum())
+
+    @classmethod
+    def unknown(cls, n_prompts: int) -> "RankedAnswers":
+        """Return answers that are still to be scored: a log-probability of NaN, and the rank -1."""
+        return RankedAnswers(log_prob=np.full(n_prompts, np.nan), rank=np.full(n_prompts, -1))
+
+    def put(self, prompts: Int[Tensor, " some"], scores: "_Scores") -> None:
+        """Write the scores of some prompts."""
+        index = prompts.cpu().numpy()
+        self.log_prob[index] = scores.log_prob.cpu().numpy()
+        self.rank[index] = scores.rank.cpu().numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerScores(RankedAnswers):
+    """The scores of the answers of a batch.
+
+    Attributes:
+        log_prob: log-probability of each prompt's answer in nats, summed over its tokens.
+        rank: zero-based rank of each prompt's answer; of an answer of several tokens, the rank of the worst.
+        top: the most probable token in each row of each prompt.
+    """
+
+    top: list[list[int]]
 
     def select(self, chosen: Int[np.ndarray, " chosen"]) -> "AnswerScores":
         """Return the scores of some prompts."""
@@ -116,13 +139,12 @@ def score_answers(
     """Score the answer of every prompt under some interventions. Cost: one forward pass per row."""
     interventions = list(interventions)
     only_read_pos = all(isinstance(intervention, Positionwise) for intervention in interventions)
-    log_prob = np.zeros(len(prompts))
-    rank = np.zeros(len(prompts), dtype=np.int64)
+    ranked = RankedAnswers.unknown(len(prompts))
     top: list[list[int]] = [[] for _ in range(len(prompts))]
 
     def run(
         chosen: Int[Tensor, " chunk"],
-    ) -> tuple[PromptBatch, Tensor, Tensor, Tensor]:
+    ) -> tuple[PromptBatch, _Scores, Tensor]:
         chunk = prompts.select(chosen)
         hooks: list[tuple[str, HookFn]] = []
         for intervention in interventions:
@@ -134,8 +156,7 @@ def score_answers(
             tokens = chunk.tokens[:, :n_pos]
             attention_mask = chunk.attention_mask[:, :n_pos]
             logits = host.logits_at_read_pos(tokens, attention_mask, chunk.read_pos, hooks, chunk.encoder_input)
-        row_log_prob, row_rank = _target_scores(at_least_float32(logits), chunk.target_ids)
-        return chunk, row_log_prob, row_rank, logits.argmax(-1)
+        return chunk, _scores(logits, chunk), logits.argmax(-1)
 
     chunks = budget.map_chunks(
         prompts.rows_per_prompt,
@@ -144,17 +165,13 @@ def score_answers(
         run,
     )
     for chosen, result in chunks:
-        chunk, row_log_prob, row_rank, row_top = result
-        index = chosen.cpu().numpy()
-        owner = chunk.prompt_index
-        zeros = row_log_prob.new_zeros(len(chunk))
-        log_prob[index] = zeros.index_add(0, owner, row_log_prob).cpu().numpy()
-        zeros = row_rank.new_zeros(len(chunk))
-        rank[index] = zeros.scatter_reduce(0, owner, row_rank, "amax").cpu().numpy()
-        for prompt, token in zip(owner.tolist(), row_top.tolist(), strict=True):
-            top[index[prompt]].append(token)
+        chunk, scores, row_top = result
+        ranked.put(chosen, scores)
+        prompt_ids = chosen.tolist()
+        for prompt, token in zip(chunk.prompt_index.tolist(), row_top.tolist(), strict=True):
+            top[prompt_ids[prompt]].append(token)
         tick(chunk.n_rows)
-    return AnswerScores(log_prob=log_prob, rank=rank, top=top)
+    return AnswerScores(log_prob=ranked.log_prob, rank=ranked.rank, top=top)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -195,8 +212,8 @@ def score_answers_under(
     changes: Sequence[Change],
     memory: float | None,
     tick: Ticks,
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Return the log-probabilities of the answers without and with each change.
+) -> tuple[RankedAnswers, list[RankedAnswers]]:
+    """Return the log-probabilities and ranks of the answers without and with each change.
 
     Args:
         host: the model.
@@ -207,8 +224,8 @@ def score_answers_under(
             that at least one change covers.
 
     Returns:
-        The clean log-probability of each prompt of the batch, NaN where no change covers it; and for each change the
-        log-probability of each of its items. Cost: one clean pass for each row of the covered prompts; and one pass
+        The clean scores of each prompt of the batch, NaN and -1 where no change covers it; and for each change the
+        scores of each of its items. Cost: one clean pass for each row of the covered prompts; and one pass
         for each row of each change, from its lowest layer up.
 
     Raises:
@@ -224,21 +241,20 @@ def score_answers_under(
         >>> for neurons in ([(2, 5), (3, 17)], [(1, 5)], []):
         ...     changes.append(Change.of(host, chosen, part, kn.Suppress(kn.NeuronSet(neurons))))
         >>> before, after = score_answers_under(host, prompts, changes, None, Ticks(None, 0))
-        >>> before.shape == (len(prompts),) and bool((after[2] == before[chosen]).all())
+        >>> bool((after[2].log_prob == before.log_prob[chosen]).all())
         True
         >>> full = score_answers(host, part, [changes[0].intervention], Budget.of(host, None), Ticks(None, 0))
-        >>> bool(np.allclose(after[0], full.log_prob, atol=1e-5))
+        >>> bool(np.allclose(after[0].log_prob, full.log_prob, atol=1e-5))
         True
     """
     whole = Budget.of(host, memory)
-    after: list[np.ndarray] = []
+    after: list[RankedAnswers] = []
     resumable: list[tuple[int, Change]] = []
     for number, change in enumerate(changes):
         if change.lowest is None:
-            scores = score_answers(host, change.prompts, [change.intervention], whole, tick)
-            after.append(scores.log_prob)
+            after.append(score_answers(host, change.prompts, [change.intervention], whole, tick))
         else:
-            after.append(np.full(len(change.chosen), np.nan))
+            after.append(RankedAnswers.unknown(len(change.chosen)))
             resumable.append((number, change))
     covered = torch.cat([change.chosen for change in changes]).unique()
     covered_prompts = prompts.select(covered)
@@ -252,10 +268,10 @@ def score_answers_under(
 
     def run(
         index: Int[Tensor, " chunk"],
-    ) -> tuple[PromptBatch, Tensor, list[tuple[Tensor, Tensor]]]:
+    ) -> tuple[PromptBatch, _Scores, list[tuple[Tensor, _Scores]]]:
         chunk_changes = [change for _, change in resumable]
         chunk = _Chunk.of(host, prompts, covered[index], chunk_changes)
-        changed: list[tuple[Tensor, Tensor]] = []
+        changed: list[tuple[Tensor, _Scores]] = []
         if chunk_changes:
             longest = int(chunk.prompts.n_positions.max())
             rows_per_pass = budget.rows_per_pass(longest)
@@ -263,7 +279,7 @@ def score_answers_under(
             changed = chunk.after(chunk_changes, rows_per_pass, cost)
         return chunk.prompts, chunk.before, changed
 
-    before = np.full(len(prompts), np.nan)
+    before = RankedAnswers.unknown(len(prompts))
     chunks = budget.map_chunks(
         covered_prompts.rows_per_prompt,
         covered_prompts.n_positions,
@@ -272,10 +288,10 @@ def score_answers_under(
     )
     for index, result in chunks:
         chunk_prompts, clean, changed = result
-        before[covered[index].cpu().numpy()] = clean.cpu().numpy()
+        before.put(covered[index], clean)
         tick(chunk_prompts.n_rows)
-        for (number, change), (items, log_probs) in zip(resumable, changed, strict=True):
-            after[number][items.cpu().numpy()] = log_probs.cpu().numpy()
+        for (number, change), (items, scores) in zip(resumable, changed, strict=True):
+            after[number].put(items, scores)
             tick(int(change.prompts.rows_per_prompt[items].sum()))
     return before, after
 
@@ -343,14 +359,14 @@ class _Chunk:
         prompts: the prompts.
         position: the index in ``prompts`` of each prompt of the whole batch; -1 for prompts outside the chunk.
         state: the clean pass over ``prompts``.
-        before: the clean log-probability of each answer.
+        before: the clean scores of each answer.
     """
 
     host: Host
     prompts: PromptBatch
     position: Int[Tensor, " batch"]
     state: CleanState
-    before: Float[Tensor, " chunk"]
+    before: "_Scores"
 
     @classmethod
     def of(
@@ -378,8 +394,8 @@ class _Chunk:
             encoder=prompts.encoder_input,
             post_pos=prompts.post_pos,
         )
-        before = _log_prob(state.logits, prompts)
-        check_numbers(host, prompts, before)
+        before = _scores(state.logits, prompts)
+        check_numbers(host, prompts, before.log_prob)
         return cls(host=host, prompts=prompts, position=position, state=state, before=before)
 
     def after(
@@ -387,13 +403,13 @@ class _Chunk:
         changes: Sequence[Change],
         rows_per_pass: int,
         cost: PassCost,
-    ) -> list[tuple[Int[Tensor, " _"], Float[Tensor, " _"]]]:
-        """Return for each change its items in this chunk and their log-probabilities under the change.
+    ) -> "list[tuple[Int[Tensor, ' _'], _Scores]]":
+        """Return for each change its items in this chunk and their scores under the change.
 
         Changes share passes: the items of one change that start at the same layer are too few to fill a pass. Items
         that start at a higher layer join a pass that starts below where they would cost more in a pass of their own.
         """
-        results: list[tuple[Tensor, Tensor]] = []
+        results: list[tuple[Tensor, _Scores]] = []
         # One entry for each item of each change: the number of its change, its index in that change's result, its
         # number of rows, and the layer where its pass starts.
         owners: list[Tensor] = []
@@ -402,8 +418,7 @@ class _Chunk:
         lowest: list[Tensor] = []
         for number, change in enumerate(changes):
             items = self._items(change)
-            clean = self.before[self.position[change.chosen[items]]]
-            results.append((items, clean))
+            results.append((items, self.before.select(self.position[change.chosen[items]])))
             owners.append(torch.full_like(items, number))
             indices.append(torch.arange(len(items), device=items.device))
             rows.append(change.prompts.rows_per_prompt[items])
@@ -422,15 +437,16 @@ class _Chunk:
                 chosen = entries[selected]
                 layer = int(start[chosen].min())
                 parts: list[tuple[Change, Tensor]] = []
-                targets: list[tuple[Tensor, Tensor]] = []
+                targets: list[tuple[_Scores, Tensor]] = []
                 for number in owner[chosen].unique().tolist():
-                    items, log_probs = results[number]
+                    items, scores = results[number]
                     part = index[chosen[owner[chosen] == number]]
                     parts.append((changes[number], items[part]))
-                    targets.append((log_probs, part))
+                    targets.append((scores, part))
                 changed = self._changed(layer, parts)
-                for (log_probs, part), values in zip(targets, changed, strict=True):
-                    log_probs[part] = values
+                for (scores, part), of_part in zip(targets, changed, strict=True):
+                    scores.log_prob[part] = of_part.log_prob
+                    scores.rank[part] = of_part.rank
         return results
 
     def _items(self, change: Change) -> Int[Tensor, " item"]:
@@ -443,8 +459,8 @@ class _Chunk:
         self,
         layer: int,
         parts: Sequence[tuple[Change, Int[Tensor, " _"]]],
-    ) -> list[Float[Tensor, " _"]]:
-        """Return the log-probabilities of some items of several changes, from one pass that starts at ``layer``."""
+    ) -> "list[_Scores]":
+        """Return the scores of some items of several changes, from one pass that starts at ``layer``."""
         clean_rows: list[Tensor] = []
         slices: list[tuple[slice, PromptBatch]] = []
         hooks_by_name: dict[str, list[tuple[slice, HookFn]]] = {}
@@ -462,12 +478,12 @@ class _Chunk:
         hooks: list[tuple[str, HookFn]] = []
         for name, row_hooks in hooks_by_name.items():
             hooks.append((name, _combined_hook(row_hooks)))
-        log_probs = []
+        scores = []
         with torch.no_grad():
             logits = self.state.logits_with_hooks(layer, torch.cat(clean_rows), hooks)
             for rows, prompts in slices:
-                log_probs.append(_log_prob(logits[rows], prompts))
-        return log_probs
+                scores.append(_scores(logits[rows], prompts))
+        return scores
 
 
 def _lowest(change: Change) -> Int[Tensor, " item"]:
@@ -492,14 +508,25 @@ def _combined_hook(row_hooks: Sequence[tuple[slice, HookFn]]) -> HookFn:
     return hook_fn
 
 
-def _log_prob(
+class _Scores(NamedTuple):
+    """Log-probability and rank of the answer of each prompt."""
+
+    log_prob: Float[Tensor, " batch"]
+    rank: Int[Tensor, " batch"]
+
+    def select(self, prompts: Int[Tensor, " some"]) -> "_Scores":
+        return _Scores(self.log_prob[prompts], self.rank[prompts])
+
+
+def _scores(
     logits: Float[Tensor, "row d_vocab"],
     prompts: PromptBatch,
-) -> Float[Tensor, " batch"]:
-    """Return the log-probability of each prompt's answer."""
-    row_log_prob = target_log_probs(at_least_float32(logits), prompts.target_ids).double()
-    zeros = row_log_prob.new_zeros(len(prompts))
-    return zeros.index_add(0, prompts.prompt_index, row_log_prob)
+) -> _Scores:
+    """Return the scores of each prompt's answer; the rank of an answer is that of its worst token."""
+    row_log_prob, row_rank = _target_scores(at_least_float32(logits), prompts.target_ids)
+    log_prob = row_log_prob.new_zeros(len(prompts)).index_add(0, prompts.prompt_index, row_log_prob)
+    rank = row_rank.new_zeros(len(prompts)).scatter_reduce(0, prompts.prompt_index, row_rank, "amax")
+    return _Scores(log_prob, rank)
 
 
 def _target_scores(

@@ -191,9 +191,10 @@ def test_score_answers_under_equals_measure(model_and_prompts):
     change = Change.of(host, chosen, part, intervention)
     before, (after,) = score_answers_under(host, prompts, [change], memory, Ticks(None, 0))
     expected = kn.measure(model, part, intervention)
-    assert np.allclose(before[chosen], expected.log_prob_before, rtol=1e-9, atol=0)
-    assert np.allclose(after, expected.log_prob_after, rtol=1e-9, atol=0)
-    assert set(np.flatnonzero(~np.isnan(before))) == set(chosen.tolist())
+    assert np.allclose(before.log_prob[chosen], expected.log_prob_before, rtol=1e-9, atol=0)
+    assert np.allclose(after.log_prob, expected.log_prob_after, rtol=1e-9, atol=0)
+    assert (before.rank[chosen] == expected.rank_before).all() and (after.rank == expected.rank_after).all()
+    assert set(np.flatnonzero(~np.isnan(before.log_prob))) == set(chosen.tolist())
     assert (expected.change[[not one for one in neurons]] == 0).all() and (expected.change != 0).any()
 
 

@@ -54,6 +54,11 @@ CASES = {
         lambda model, prompts: kn.controlled_effects(model, prompts, SETS, intervene=kn.Suppress(NEURONS)),
         "Got a Suppress as intervene; expected a function",
     ),
+    "degenerate_sets: facts": (lambda model, prompts: kn.degenerate_sets(model, FACTS, SETS), EXPECTED_PROMPTS),
+    "degenerate_sets: one set": (
+        lambda model, prompts: kn.degenerate_sets(model, prompts, NEURONS),
+        r"expected a mapping from facts to NeuronSets",
+    ),
     "hooks: facts": (lambda model, prompts: kn.Suppress(NEURONS).hooks(model, FACTS), EXPECTED_PROMPTS),
     "attribute: facts": (lambda model, prompts: kn.attribute(model, [FACTS[0]]), EXPECTED_PROMPTS),
     "attribute: a fact": (lambda model, prompts: kn.attribute(model, FACTS[0]), EXPECTED_PROMPTS),

@@ -185,10 +185,10 @@ class _Queries:
             prompts = self.prompts.select(prompt_ids)
             changes.append(Change.of(host, prompt_ids, prompts, Amplify(sets, factor=factor)))
             sizes_of_readings.append(sizes)
-        _, log_probs = score_answers_under(host, self.prompts, changes, context.memory_budget, ticks)
+        _, scores = score_answers_under(host, self.prompts, changes, context.memory_budget, ticks)
         probabilities = []
-        for log_prob, sizes in zip(log_probs, sizes_of_readings, strict=True):
-            probabilities.append(np.split(np.exp(log_prob), np.cumsum(sizes)[:-1]))
+        for changed, sizes in zip(scores, sizes_of_readings, strict=True):
+            probabilities.append(np.split(changed.prob, np.cumsum(sizes)[:-1]))
         return probabilities
 
 
