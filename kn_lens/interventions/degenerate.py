@@ -348,8 +348,8 @@ def degeneracy_table(table: "pd.DataFrame", *, n_resamples: int, seed: int) -> "
         parts.append(bootstrap_tables(rows, ["neuron_set"], statistics, n_resamples=n_resamples, seed=seed))
     summary = pd.concat(parts, ignore_index=True)
     order = [*OF_KNOWN, *OF_TAKEN]
-    summary = summary.sort_values("measure", key=lambda column: column.map(order.index), kind="stable")
-    return summary[["measure", "neuron_set", "value", "low", "high", "n"]].reset_index(drop=True)
+    summary = summary.sort_values("measure", key=lambda column: column.map(order.index), kind="stable", ignore_index=True)
+    return pd.DataFrame(summary, columns=["measure", "neuron_set", "value", "low", "high", "n"])
 
 
 # --- measurement ------------------------------------------------------------------------------------------
