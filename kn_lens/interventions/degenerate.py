@@ -27,7 +27,7 @@ activation. So they have the same choice of subsets.
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -346,9 +346,9 @@ def degeneracy_table(table: "pd.DataFrame", *, n_resamples: int, seed: int) -> "
     parts = []
     for statistics, rows in ((OF_KNOWN, known), (OF_TAKEN, with_smallest)):
         parts.append(bootstrap_tables(rows, ["neuron_set"], statistics, n_resamples=n_resamples, seed=seed))
-    summary = pd.concat(parts, ignore_index=True)
     order = [*OF_KNOWN, *OF_TAKEN]
-    summary = summary.sort_values("measure", key=lambda column: column.map(order.index), kind="stable", ignore_index=True)
+    summary = pd.concat(parts).sort_values("measure", key=lambda column: column.map(order.index), kind="stable")
+    summary = summary.reset_index(drop=True)
     return pd.DataFrame(summary, columns=["measure", "neuron_set", "value", "low", "high", "n"])
 
 

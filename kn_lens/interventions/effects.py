@@ -412,6 +412,11 @@ def check_facts(
     prompts_of: Mapping[Fact, Any],
     activation_neurons: Mapping[Fact, NeuronSet] | None,
 ) -> None:
+    """Raise unless there are facts, and each has prompts and, where these are given, activation neurons.
+
+    Raises:
+        ArgumentError: with the fact.
+    """
     if not facts:
         raise ArgumentError("There are no facts with neurons to measure.")
     for fact in facts:
