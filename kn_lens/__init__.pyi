@@ -31,8 +31,13 @@ from .circuits import (
     query_neurons,
 )
 from .edits import (
+    MEMIT,
+    ROME,
+    AlphaEdit,
+    Editor,
     LambdaChoice,
     Question,
+    SecondMoments,
     WeightEdit,
     choose_lambdas,
     easyedit_requests,
@@ -44,6 +49,7 @@ from .edits import (
     inverse_questions,
     read_easyedit,
     reworded,
+    second_moments,
     update_effects,
     update_fact,
 )
@@ -105,6 +111,9 @@ from .runs import StudyConfig, read_study, run_study
 __version__: str
 
 __all__ = [
+    "MEMIT",
+    "ROME",
+    "AlphaEdit",
     "Amplify",
     "AnswerNode",
     "ArgumentError",
@@ -118,6 +127,7 @@ __all__ = [
     "DirectEffects",
     "Edge",
     "EditError",
+    "Editor",
     "Effect",
     "Fact",
     "FactSet",
@@ -140,6 +150,7 @@ __all__ = [
     "PromptPairs",
     "QueryNeurons",
     "Question",
+    "SecondMoments",
     "SetTo",
     "StudyConfig",
     "Suppress",
@@ -192,6 +203,7 @@ __all__ = [
     "reproduce",
     "reworded",
     "run_study",
+    "second_moments",
     "update_effects",
     "update_fact",
     "write_comparison",

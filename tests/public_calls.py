@@ -73,6 +73,14 @@ def written(case: Case) -> Path:
     return path
 
 
+def moments_of(case: Case) -> kn.SecondMoments:
+    return kn.second_moments(case.model, [fact.subject for fact in FACTS], layers=[0])
+
+
+def edit_by(case: Case, editor: Any, **how: Any) -> kn.WeightEdit:
+    return editor(moments=moments_of(case), n_steps=2, **how).edit(case.model, {IRELAND: "Paris"})
+
+
 def where_supported(call: Callable[[Case], Any]) -> Callable[[Case], Any]:
     """Return a call that models which it does not support refuse."""
 
@@ -153,6 +161,11 @@ CALLS: dict[str, list[Callable[[Case], Any]]] = {
         where_supported(lambda case: kn.query_neurons(case.model, pairs_of(case).clean, n_values=2, values="mlp"))
     ],
     "update_fact": [lambda case: kn.update_fact(case.model, IRELAND, "Paris", SOME, allow_unknown=True)],
+    "second_moments": [where_supported(lambda case: moments_of(case))],
+    "SecondMoments.check_for": [where_supported(lambda case: moments_of(case).check_for(case.model, [0]))],
+    "ROME.edit": [where_supported(lambda case: edit_by(case, kn.ROME, layer=0))],
+    "MEMIT.edit": [where_supported(lambda case: edit_by(case, kn.MEMIT, layers=[0]))],
+    "AlphaEdit.edit": [where_supported(lambda case: edit_by(case, kn.AlphaEdit, layers=[0], threshold=1.0))],
     "update_effects": [
         lambda case: kn.update_effects(
             case.model, {IRELAND: "Paris", FRANCE: "Lima"}, NEURONS, NEURONS, questions=QUESTIONS, others=case.prompts

@@ -6,10 +6,14 @@ update, ``effects`` measures what edits do to their facts and to others, ``stren
 and ``tables`` summarises. ``easyedit`` has the requests of EasyEdit. ``arguments`` checks the kinds of arguments.
 """
 
+from kn_lens.edits.alphaedit import AlphaEdit
 from kn_lens.edits.easyedit import EasyEditRequests, easyedit_requests, read_easyedit
+from kn_lens.edits.editors import Editor
 from kn_lens.edits.effects import MAX_DISTURBED, disturbed_share, erase_effects, update_effects
 from kn_lens.edits.erasures import erase_neurons, erase_relation
 from kn_lens.edits.export import check_new, export
+from kn_lens.edits.memit import MEMIT
+from kn_lens.edits.moments import SecondMoments, second_moments
 from kn_lens.edits.questions import (
     OTHER_RELATIONS,
     OWN,
@@ -19,6 +23,7 @@ from kn_lens.edits.questions import (
     inverse_questions,
     reworded,
 )
+from kn_lens.edits.rome import ROME
 from kn_lens.edits.strength import LambdaChoice, choose_lambdas
 from kn_lens.edits.tables import edit_table
 from kn_lens.edits.updates import resolve_form, update_fact
@@ -26,13 +31,18 @@ from kn_lens.edits.weight_edit import WeightEdit
 
 __all__ = [
     "MAX_DISTURBED",
+    "MEMIT",
     "OTHER_RELATIONS",
     "OWN",
+    "ROME",
     "SAME_RELATION",
+    "AlphaEdit",
     "EasyEditRequests",
+    "Editor",
     "LambdaChoice",
     "Question",
     "Questions",
+    "SecondMoments",
     "WeightEdit",
     "check_new",
     "choose_lambdas",
@@ -47,6 +57,7 @@ __all__ = [
     "read_easyedit",
     "resolve_form",
     "reworded",
+    "second_moments",
     "update_effects",
     "update_fact",
 ]

@@ -496,6 +496,16 @@ def _own_neurons(
     return own
 
 
+def check_new_answer(host: Host, fact: Fact, new_object: str, tokenizer: Any) -> None:
+    """Raise unless a fact can be queried for its answer and for a new one, which is another.
+
+    Raises:
+        EditError: the new object equals the old or is out of the vocabulary.
+        PromptError: the fact gives no prompt.
+    """
+    _answer_tokens_of(host, fact, new_object, tokenizer)
+
+
 def _answer_tokens_of(
     host: Host,
     fact: Fact,

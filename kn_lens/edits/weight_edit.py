@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kn_lens._core.checks import check_path, wrong_kind
-from kn_lens._core.display import ROWS_SHOWN, shortened, table_html
+from kn_lens._core.display import ROWS_SHOWN, enumerated, shortened, table_html
 from kn_lens._core.escape import shown
 from kn_lens._core.interrupts import undone
 from kn_lens._core.notation import NeuronKey, NeuronLike
@@ -99,6 +99,9 @@ class Checkpoint:
 
 STEPS_SHOWN = 3
 """Number of steps in the text of an edit."""
+
+UPDATES_SHOWN = 2
+"""Number of updates in the text of a step that makes several."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -645,4 +648,7 @@ def _describe(step: Mapping[str, Any]) -> str:
         return f"erase {step.get('relation') or 'neurons'}"
     if kind == "scale" and "factor" in step:
         return f"scale {step['factor']}"
+    if "editor" in step and "updates" in step:
+        updates = [f"{update.get('fact')} -> {update.get('new_object')}" for update in step["updates"]]
+        return f"{step['editor']}: {enumerated(updates, UPDATES_SHOWN)}"
     return str(kind)

@@ -209,6 +209,14 @@ CASES = {
         lambda model, prompts: kn.choose_lambdas(model, {FACTS[0]: "Rome"}, SETS, prompts, grid=1),
         r"Got an int as grid; expected pairs of lambdas: \[\(1, 1\), \(1, 2\)\]",
     ),
+    "second_moments: one text": (
+        lambda model, prompts: kn.second_moments(model, "Dublin is the capital of Ireland."),
+        r"as texts; expected several texts: \['Dublin is the capital of Ireland.', ...\]",
+    ),
+    "ROME: texts as moments": (
+        lambda model, prompts: kn.ROME(moments=["Dublin is the capital of Ireland."]),
+        r"Got a list as moments; expected SecondMoments: kn_lens.second_moments\(model, texts\)",
+    ),
     "compare_runs: one run": (
         lambda model, prompts: kn.compare_runs("run"),
         r"Got the text 'run' as runs; expected directories of runs, .*: \['run_a', 'run_b'\]",

@@ -1,0 +1,213 @@
+"""Editors beside knowledge neurons equal plain loops of their formulas, and their edits are exact."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import kn_lens as kn
+from kn_lens.edits.targets import PREFIXES
+from tests.edit_cases import FACTS, IRELAND, bits, same
+from tests.edits import editor_oracles as oracles
+from tests.experts import both
+from tests.tiny import TEXTS, equal, loaded, tiny_checkpoint, tiny_model
+
+JAPAN = FACTS[4]
+UPDATES = {IRELAND: "Tokyo", JAPAN: "Paris and Rome"}  # one token in some tokenizers, several in others
+pytestmark = pytest.mark.usefixtures("float64_throughout")
+ARCHITECTURES = ("GPT2LMHeadModel", "LlamaForCausalLM", "Gemma2ForCausalLM")
+LAYERS = {"GPT2LMHeadModel": [0, 1], "LlamaForCausalLM": [0, 1], "Gemma2ForCausalLM": [1]}
+NAMES = ["rome", "memit", "alphaedit"]
+SHORT = {"n_steps": 4, "learning_rate": 0.2, "prefixes": PREFIXES[:2]}
+_MOMENTS = {}
+
+
+def read(architecture, directory):
+    """The plain Hugging Face model of `loaded`."""
+    import transformers
+
+    tiny_checkpoint(architecture, directory)
+    return getattr(transformers, architecture).from_pretrained(directory, dtype=torch.float64).eval()
+
+
+def moments_of(architecture):
+    if architecture not in _MOMENTS:
+        _MOMENTS[architecture] = kn.second_moments(loaded(architecture), TEXTS, layers=[0, 1, 2])
+    return _MOMENTS[architecture]
+
+
+def editor_of(name, architecture):
+    moments = moments_of(architecture)
+    layers = LAYERS[architecture]
+    threshold = float(torch.linalg.eigvalsh(moments.by_layer[layers[0]])[11:13].mean())
+    editors = {
+        "rome": kn.ROME(moments=moments, layer=1, **SHORT),
+        "memit": kn.MEMIT(moments=moments, layers=layers, weight=3.0, clamp=2.0, **SHORT),
+        "alphaedit": kn.AlphaEdit(
+            moments=moments, layers=layers, threshold=threshold, edited={FACTS[1]: "Paris"}, **SHORT
+        ),
+    }
+    return editors[name]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_second_moments_are_means_over_all_tokens(architecture, tmp_path):
+    moments = moments_of(architecture)
+    hf_model = read(architecture, tmp_path)
+    for layer in (0, 2):
+        equal(moments.by_layer[layer], oracles.moments_of(hf_model, architecture, layer))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", NAMES)
+def test_editors_equal_plain_loops(name, architecture, tmp_path):
+    model = loaded(architecture)
+    before = bits(model)
+    editor = editor_of(name, architecture)
+    layers = [1] if name == "rome" else LAYERS[architecture]
+    edit = editor.edit(model, UPDATES)
+    assert same(before, bits(model))
+    where = 1 if name == "rome" else layers
+    expected = getattr(oracles, name)(read(architecture, tmp_path), architecture, model, UPDATES, editor, where)
+    assert edit.neurons == kn.NeuronSet((layer, index) for layer in layers for index in range(24))
+    new = torch.cat([expected[layer] for layer in layers])
+    change = (new - edit.old).norm()
+    assert change > 1e-3
+    assert (edit.new - new).norm() < 1e-8 * change
+
+
+def edit_of(name, model=None, updates=UPDATES):
+    return editor_of(name, "GPT2LMHeadModel").edit(model or loaded("GPT2LMHeadModel"), updates)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_edits_of_editors_are_exact(name, tmp_path):
+    """Apply, undo, files, stacks and exports keep every bit, as for edits of single rows."""
+    model = tiny_model("GPT2LMHeadModel")
+    host, before = kn.host_of(model), bits(model)
+    edit = edit_of(name, model)
+    with pytest.raises(ZeroDivisionError), edit.applied(model):
+        assert not same(before, bits(model))
+        raise ZeroDivisionError
+    assert same(before, bits(model))
+    edit.save(tmp_path / "edit.safetensors")
+    read_back = kn.WeightEdit.load(tmp_path / "edit.safetensors")
+    assert read_back.digest == edit.digest
+    assert read_back.why == edit.why
+    read_back.apply_(model)
+    second = edit_of(name, model, {FACTS[2]: "Oslo"})
+    second.apply_(model)
+    after = bits(model)
+    second.undo_(model)
+    read_back.undo_(model)
+    assert same(before, bits(model))
+    both = edit + second
+    with both.applied(model):
+        assert same(after, bits(model))
+    kn.export(model, [both], tmp_path / "exported")
+    exported = kn.host_of(kn.load_model(tmp_path / "exported", dtype=torch.float64))
+    for layer, indices in both.neurons.by_layer().items():
+        new = both.restricted_to([(layer, index) for index in indices]).new
+        assert torch.equal(exported.W_out(layer), new)
+        assert not torch.equal(host.W_out(layer), new)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stopped_editor_leaves_the_model_as_it_was(name):
+    model = loaded("GPT2LMHeadModel")
+    before = bits(model)
+    totals = []
+
+    def stop(done, total):
+        totals.append(total)
+        if done > total / 2:  # while a second fact is edited
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        editor_of(name, "GPT2LMHeadModel").edit(model, UPDATES, progress=stop)
+    assert totals
+    assert same(before, bits(model))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_answer_moves_towards_the_new_one(name):
+    model = loaded("GPT2LMHeadModel")
+    effect = kn.measure(model, kn.make_prompts(model, replace(IRELAND, object="Tokyo")), edit_of(name))
+    assert effect["change"].mean() > 0
+
+
+def test_memory_does_not_change_an_edit():
+    """States of prompts are computed again where they do not fit; the edit is the same to rounding."""
+    model = loaded("GPT2LMHeadModel")
+    editor = editor_of("memit", "GPT2LMHeadModel")
+    little = editor.edit(model, UPDATES, memory_budget=1.0)
+    equal(little.new, editor.edit(model, UPDATES).new)
+
+
+def test_moments_are_kept_under_their_provenance(tmp_path):
+    model = loaded("GPT2LMHeadModel")
+    moments = kn.second_moments(model, TEXTS[:5], layers=[1], cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    read_back = kn.SecondMoments.load(path)
+    assert read_back.digest == moments.digest
+    assert torch.equal(read_back.by_layer[1], moments.by_layer[1])
+    stamp = path.stat().st_mtime_ns
+    assert kn.second_moments(model, TEXTS[:5], layers=[1], cache=tmp_path).digest == moments.digest
+    assert path.stat().st_mtime_ns == stamp
+    kn.second_moments(model, TEXTS[:4], layers=[1], cache=tmp_path)
+    kn.second_moments(tiny_model("GPT2LMHeadModel", seed=1), TEXTS[:5], layers=[1], cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(kn.DataError, match="damaged or changed"):
+        kn.second_moments(model, TEXTS[:5], layers=[1], cache=tmp_path)
+
+
+def test_long_texts_are_read_in_windows_and_no_token_is_left_out():
+    model = loaded("GPT2LMHeadModel")
+    text = " ".join(TEXTS)
+    n_tokens = len(kn.host_of(model).tokenizer(text, verbose=False)["input_ids"])
+    assert n_tokens > 64  # the model's context
+    assert kn.second_moments(model, [text], layers=[0]).n_tokens == n_tokens
+
+
+def test_what_cannot_be_edited_is_refused_in_one_sentence():
+    rome = editor_of("rome", "GPT2LMHeadModel")
+    updates = {IRELAND: "Tokyo"}
+    for architecture, kind in (("BertForMaskedLM", "a masked"), ("T5ForConditionalGeneration", "an encoder-decoder")):
+        with pytest.raises(kn.UnsupportedModelError, match=f"is {kind} model; expected a causal one"):
+            rome.edit(loaded(architecture), updates)
+    with pytest.raises(kn.UnsupportedModelError, match="has experts, which have a W_out each"):
+        replace(rome, layer=1).edit(both("MixtralForCausalLM")[0], updates)
+    model = loaded("GPT2LMHeadModel")
+    with pytest.raises(kn.EditError, match=r"second_moments\(model, texts, layers=\[0, 1\]\)"):
+        kn.ROME(moments=kn.second_moments(model, TEXTS[:5], layers=[0]), layer=1).edit(model, updates)
+    with pytest.raises(kn.EditError, match="LlamaForCausalLM"):
+        kn.ROME(moments=moments_of("LlamaForCausalLM")).edit(model, updates)
+    with pytest.raises(kn.EditError, match="have no inverse"):
+        kn.ROME(moments=kn.second_moments(model, TEXTS[:1], layers=[1]), layer=1, ridge=0).edit(model, updates)
+    with pytest.raises(kn.EditError, match="does not reach the answer"):
+        replace(rome, layer=2).edit(model, updates)
+    with pytest.raises(kn.UnsupportedModelError, match=r"expected one layer: layers=\[1\]"):
+        replace(editor_of("memit", "Gemma2ForCausalLM"), layers=[0, 1]).edit(loaded("Gemma2ForCausalLM"), updates)
+    with pytest.raises(kn.EditError, match="larger threshold"):
+        replace(editor_of("alphaedit", "GPT2LMHeadModel"), threshold=1e-30).edit(model, updates)
+
+
+def test_layers_are_those_published_or_at_their_depth():
+    from kn_lens.edits.editors import memit_layers, rome_layer
+
+    host = kn.host_of(loaded("LlamaForCausalLM"))
+    gpt2 = kn.host_of(loaded("GPT2LMHeadModel"))
+    cases = [
+        (replace(gpt2, n_layers=48), 17, (13, 14, 15, 16, 17)),
+        (replace(gpt2, n_layers=24), 8, (6, 7, 8)),
+        (replace(gpt2, n_layers=36), 12, (9, 10, 11, 12)),
+        (replace(gpt2, n_layers=28, architecture="GPTJForCausalLM"), 5, (3, 4, 5, 6, 7, 8)),
+        (replace(host, n_layers=32), 5, (4, 5, 6, 7, 8)),
+        (replace(host, n_layers=30), 4, (3, 4, 5, 6, 7)),
+    ]
+    for shape, layer, layers in cases:
+        assert (rome_layer(shape), memit_layers(shape)) == (layer, layers)
+    assert len(memit_layers(kn.host_of(loaded("Gemma2ForCausalLM")))) == 1
