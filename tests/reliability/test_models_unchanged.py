@@ -14,7 +14,6 @@ from tests.reliability.state import Passes, unchanged
 from tests.reliability.tries import TRIED
 from tests.tiny import tiny_model
 
-
 PROTOCOLS = ("Editor", "Intervention")
 """Public classes whose methods are those of others."""
 
