@@ -14,11 +14,11 @@ from kn_lens.runs.stages.answers import ANSWERS_SCHEMA
 from kn_lens.runs.stages.facts import FACTS_SCHEMA
 from kn_lens.runs.stages.interventions import EFFECTS_SCHEMA
 from kn_lens.runs.stages.neurons import NEURONS_SCHEMA
-from kn_lens.runs.stages.order import STAGES
+from kn_lens.runs.stages.order import ON_REQUEST, STAGES
 
 TEMPLATES = ("[X] has [Y].", "[Y], of [X].", "The [Y] of [X].")
 KINDS = ("found", "activation", "random")
-VERSIONS = {stage.name: stage.version for stage in STAGES}
+VERSIONS = {stage.name: stage.version for stage in (*STAGES, *ON_REQUEST)}
 TABLES = ("coverage", "answers", "table2", "figures4_5")
 
 
@@ -70,8 +70,10 @@ def of_objects(made, like):
     return [replace(one, fact=other.fact) for one, other in zip(made, like, strict=True)]
 
 
-def write_run(path, made, *, n_layers=4, kind="masked", tags=None, version="0.1.0", tables=TABLES, **settings):
-    """Write a finished run of these facts."""
+def write_run(
+    path, made, *, n_layers=4, kind="masked", tags=None, version="0.1.0", tables=TABLES, requested=None, **settings
+):
+    """Write a finished run of these facts; ``requested`` are the rows of stages on request, by schema and name."""
     config = {"model": "made", "facts": "made.jsonl", **Settings.of(**settings).as_dict()}
     provenance = {
         "made_from": {
@@ -107,6 +109,8 @@ def write_run(path, made, *, n_layers=4, kind="masked", tags=None, version="0.1.
                     for one in queried_facts for (factor, scope, kind), (before, after) in one.effects.items()
                 ]  # fmt: skip
                 _write(run, EFFECTS_SCHEMA, "effects", relation, rows)
+                for stage, (schema, of_stage) in (requested or {}).items():
+                    _write(run, schema, stage, relation, [row for row in of_stage if row["relation"] == relation])
         for table in tables:
             run.write_text(f"tables/{table}.csv", "made\n")
     return path

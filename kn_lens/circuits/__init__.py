@@ -10,6 +10,7 @@ node.
 
 from kn_lens.circuits.circuit import Circuit
 from kn_lens.circuits.direct_effects import DirectEffects, direct_effects
+from kn_lens.circuits.edges import circuit_edges
 from kn_lens.circuits.faithfulness import Faithfulness, faithfulness
 from kn_lens.circuits.nodes import AnswerNode, Edge, EdgeInput, HeadNode, NeuronNode, Node, node_of
 from kn_lens.circuits.pairs import PromptPairs, counterfactual_pairs
@@ -35,6 +36,7 @@ __all__ = [
     "ScoreMethod",
     "Selection",
     "ValueVector",
+    "circuit_edges",
     "circuit_scores",
     "counterfactual_pairs",
     "direct_effects",

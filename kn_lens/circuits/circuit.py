@@ -143,13 +143,12 @@ class Circuit(AbstractSet[Node]):
             rows.append({"source": str(edge.source), "target": str(edge.target), "input": edge.input, "weight": weight})
         return pd.DataFrame(rows, columns=["source", "target", "input", "weight"])
 
-    def save(self, path: str | Path) -> None:
-        """Write the circuit to a JSON file, whole or not at all.
+    def to_json(self) -> str:
+        """Return the circuit as the text of its file; see the module.
 
         Raises:
             ArgumentError: ``meta`` has something else than texts, numbers, and lists and mappings of them.
         """
-        check_path(path)
         document = {
             "format": FORMAT,
             "version": VERSION,
@@ -158,12 +157,40 @@ class Circuit(AbstractSet[Node]):
             "edges": [[str(e.source), str(e.target), e.input, weight] for e, weight in self.edges.items()],
         }
         try:
-            text = json.dumps(document, indent=1, ensure_ascii=False)
+            return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
         except (TypeError, ValueError) as error:
             raise ArgumentError(
                 f"The circuit's meta cannot be written: {error}; expected texts and numbers."
             ) from error
-        write_whole(Path(path), text + "\n")
+
+    @classmethod
+    def from_json(cls, text: str) -> "Circuit":
+        """Return the circuit of a text that ``to_json`` made.
+
+        Raises:
+            DataError: another text.
+        """
+        try:
+            document = json.loads(text)
+            if document["format"] != FORMAT or document["version"] != VERSION:
+                raise ValueError(f"format {document['format']!r}, version {document['version']!r}")
+            scores = {node_of(name): float(score) for name, score in document["nodes"].items()}
+            edges = {}
+            for source, target, input, weight in document["edges"]:
+                end = AnswerNode() if target == str(AnswerNode()) else node_of(target)
+                edges[Edge(node_of(source), end, input)] = float(weight)
+            return cls(scores, scores, edges, document["meta"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"This is no circuit of kn_lens ({type(error).__name__}: {error}).") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the circuit to a JSON file, whole or not at all.
+
+        Raises:
+            ArgumentError: as ``to_json``.
+        """
+        check_path(path)
+        write_whole(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> "Circuit":
@@ -174,16 +201,8 @@ class Circuit(AbstractSet[Node]):
         """
         check_path(path)
         try:
-            document = json.loads(read_whole(path))
-            if document["format"] != FORMAT or document["version"] != VERSION:
-                raise ValueError(f"format {document['format']!r}, version {document['version']!r}")
-            scores = {node_of(name): float(score) for name, score in document["nodes"].items()}
-            edges = {}
-            for source, target, input, weight in document["edges"]:
-                end = AnswerNode() if target == str(AnswerNode()) else node_of(target)
-                edges[Edge(node_of(source), end, input)] = float(weight)
-            return cls(scores, scores, edges, document["meta"])
-        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+            return cls.from_json(read_whole(path).decode("utf-8"))
+        except (OSError, UnicodeDecodeError, DataError) as error:
             raise DataError(
                 f"{path} is no circuit of kn_lens ({type(error).__name__}: {error}); expected a file that Circuit.save "
                 "wrote."

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from kn_lens.reports.compare.comparison import Comparison
 
 SAMPLING = "Random draws"
-FACT_SETS = {"shared": "facts queried in all", "known_by_all": "facts known by all"}
+FACT_SETS = {
+    "shared": "facts queried in all",
+    "known_by_all": "facts known by all",
+    "measured": "facts measured in all on request",
+}
 """Sets of facts in the terminal. Those known by both models of a pair, or by one alone, are in the files."""
 PAGE = "comparison.html"
 """Page of the runs side by side."""

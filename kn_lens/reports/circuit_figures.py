@@ -31,6 +31,8 @@ SMALLEST, LARGEST = 7, 20
 """Sizes of the marks of nodes, in pixels."""
 WIDTHS = (0.6, 1.5, 3.0)
 """Widths of the lines of edges, in pixels, from a third to a third of the largest weight."""
+MOST_TOKENS = 24
+"""Tokens from the first node to the last that are all shown."""
 N_EDGES = 60
 """Number of edges that are drawn by default."""
 SYMBOLS = {"neuron": "circle", "head": "square"}
@@ -106,6 +108,8 @@ def circuit(
             hovertemplate="%{text}: %{customdata:+.3f} logits<extra></extra>",
         )
     positions = sorted({_column(position) for position in nodes["position"]})
+    if tokens is not None and positions[-1] - positions[0] < MOST_TOKENS:
+        positions = list(range(positions[0], positions[-1] + 1))  # those between read as text
     figure.update_xaxes(
         tickvals=positions,
         ticktext=[_position_label(position, tokens) for position in positions],

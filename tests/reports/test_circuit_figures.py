@@ -33,7 +33,7 @@ def test_graph_has_every_node_at_its_layer_and_position(circuit):
     sizes = dict(zip(drawn["neurons"].text, drawn["neurons"].marker.size, strict=True))
     assert sizes["L1N7@2"] > sizes["L1N9@2"] > sizes["L3N5@4"]
     assert drawn["answer"].y[0] > 3
-    assert list(figure.layout.xaxis.ticktext) == ["2<br>ital", "4<br>X"]
+    assert list(figure.layout.xaxis.ticktext) == ["2<br>ital", "3<br>of", "4<br>X"]
 
 
 def test_edges_are_lines_between_their_nodes_as_wide_as_their_weight(circuit):

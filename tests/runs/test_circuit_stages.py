@@ -8,9 +8,10 @@ import pytest
 import kn_lens as kn
 from kn_lens.errors import ArgumentError, UnsupportedModelError
 from kn_lens.reports import write_report
+from kn_lens.reports.html.panels import draw_figures, read_tables
 from kn_lens.runs.execute import stages_named
 from kn_lens.runs.reader import RunRecords
-from kn_lens.runs.stages.circuits import CIRCUITS, PAIRS_PER_FACT, QUERIES, SHARE, SIZES
+from kn_lens.runs.stages.circuits import CIRCUITS, N_DRAWN, PAIRS_PER_FACT, QUERIES, SHARE, SIZES
 from kn_lens.runs.stages.order import ON_REQUEST, STAGES
 from tests import tiny
 
@@ -91,6 +92,24 @@ def test_the_report_draws_the_curve(made):
     assert "Circuits of neurons and heads" in page
     assert "Line charts of circuits of 10 to 3,000 nodes" in page
     assert "Query neurons: distribution over layers" in page
+
+
+def test_the_report_draws_the_circuit_of_a_fact(made):
+    _, path, _ = made
+    run = RunRecords.read(path)
+    records = run.records("circuits")
+    drawn = records[records["circuit"] != ""]
+    assert drawn["relation"].tolist() == ["P36", "P30"] or drawn["relation"].tolist() == ["P30", "P36"]
+    circuit = kn.Circuit.from_json(drawn["circuit"].iloc[0])
+    assert circuit.meta["faithfulness"] >= SHARE and len(circuit.edges) > 20
+    strongest = sorted(circuit, key=lambda node: -abs(circuit.scores[node]))[:N_DRAWN]
+    assert {edge.source for edge in circuit.edges} <= set(strongest)
+    tables = read_tables(run)
+    figure = draw_figures(run, tables)["circuit_graph"]
+    assert circuit.meta["prompt"] in figure.layout.xaxis.title.text
+    assert sum(len(trace.text) for trace in figure.data if trace.name in ("neurons", "heads")) == len(circuit)
+    page = write_report(path).read_text(encoding="utf-8")
+    assert "One circuit" in page and "Graph of a circuit of" in page and "kn_lens.circuit" not in page
 
 
 def test_runs_are_compared_by_them(made, tmp_path):

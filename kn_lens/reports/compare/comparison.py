@@ -12,6 +12,7 @@ Sets of facts:
     known_by_all    those of them that all models know: at least half of the answers are correct
     known_by_both   those that both models of a pair know, if there are more than two models
     own             those that a model knows, whether the others do or not
+    measured        the same in all runs, and measured in all by a stage that runs on request
 
 Statistics. Each is the mean over relations, except those marked (*), which are over all facts together:
 
@@ -21,6 +22,13 @@ Statistics. Each is the mean over relations, except those marked (*), which are 
     neurons_per_fact (*), shared_within (*), shared_across (*)     as in ``overlap_table``
     mean_depth          of facts with neurons, with equal weight: (l + 1/2) / L for layer l of L; control: 1/2
     suppress_own, suppress_other, amplify_own, amplify_other       change ratios, as in ``effect_table``
+
+and of the stages on request, where all runs have them, of the facts ``measured``:
+
+    suppress_at_subject     stage ``positions``: change ratio, neurons found and suppressed at the subject's last token
+    circuit_nodes, circuit_at_read      stage ``circuits``: nodes that keep 80%, and their share at the read position
+    faithfulness_100, completeness_100  the same stage: of circuits of 100 nodes; control: random nodes
+    query_depth             stage ``queries``: depth of the query neurons; control: 1/2
 
 Elsewhere the control is random neurons, as many as were found in each layer. The facts of each relation are drawn
 anew, with replacement, identically for all models, so that differences are paired. The resulting intervals (95%) state
@@ -43,6 +51,7 @@ from kn_lens._core.intervals import SHARE
 from kn_lens._core.wording import counted
 from kn_lens.errors import ArgumentError
 from kn_lens.reports.compare.estimates import STATISTICS, Estimate, Estimates, Estimator, control_value
+from kn_lens.reports.compare.requested import REQUESTED
 from kn_lens.reports.compare.runs import ComparedRun, StrPath, read_runs
 from kn_lens.runs.directory import PROVENANCE
 
@@ -187,6 +196,7 @@ def _compare(estimator: Estimator) -> Comparison:
     of_all_runs = {
         "shared": estimator.answer_estimates(runs, estimator.queried_by(runs)),
         "known_by_all": estimator.estimates(runs, known_by_all),
+        "measured": estimator.requested_estimates(),
     }
 
     values: list[Row] = []
@@ -285,6 +295,11 @@ def _notes(estimator: Estimator) -> list[str]:
             )
     if not estimator.known_to(runs):
         notes.append("No fact is known by all models: there are no rows of known_by_all.")
+
+    for stage in REQUESTED:
+        lacking = [run.name for run in runs if stage.name not in run.requested]
+        if 0 < len(lacking) < len(runs):
+            notes.append(f"The stage {stage.name} is not compared: it is missing in {', '.join(lacking)}.")
 
     keys = estimator.queried_by(runs)
     first_counts = runs[0].answers.loc[keys, "n_prompts"]

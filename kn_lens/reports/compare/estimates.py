@@ -11,6 +11,7 @@ from kn_lens._core.bootstrap import RatioBootstrap, bootstrap_ratios
 from kn_lens._core.intervals import SHARE, interval
 from kn_lens.errors import DataError
 from kn_lens.neurons import OVERLAP_STATISTICS, NeuronSet, overlap_statistics
+from kn_lens.reports.compare.requested import REQUESTED
 from kn_lens.reports.compare.runs import ComparedRun, Ratios
 
 if TYPE_CHECKING:
@@ -26,13 +27,21 @@ STATISTICS = (
     "suppress_other",
     "amplify_own",
     "amplify_other",
+    "suppress_at_subject",
+    "circuit_nodes",
+    "circuit_at_read",
+    "faithfulness_100",
+    "completeness_100",
+    "query_depth",
 )
 """All statistics, in the order of the tables."""
 POOLED = ("known", "neurons_per_fact")
 """Statistics that are ratios over all facts together. The others are means over relations."""
-SHARES = ("accuracy", "known", "mean_depth")
+DEPTHS = ("mean_depth", "query_depth")
+"""Statistics that are depths of neurons."""
+SHARES = ("accuracy", "known", "circuit_at_read", *DEPTHS)
 """Statistics between 0 and 1."""
-NON_NEGATIVE = ("nll", *OVERLAP_STATISTICS)
+NON_NEGATIVE = ("nll", "circuit_nodes", *OVERLAP_STATISTICS)
 """Statistics of at least 0."""
 
 
@@ -117,10 +126,10 @@ def control_value(
         estimates: all estimates on a set of facts.
         run: name of the run.
         statistic: name of the statistic.
-        mean_depth: control of ``mean_depth``: neurons spread evenly over the layers. Random neurons have the layers
-            of the found ones.
+        mean_depth: control of depths: neurons spread evenly over the layers. Random neurons have the layers of the
+            found ones.
     """
-    if statistic == "mean_depth":
+    if statistic in DEPTHS:
         return mean_depth
     if statistic == "neurons_per_fact":
         return np.nan  # there are as many random neurons as found ones
@@ -240,6 +249,25 @@ class Estimator:
         for run in runs:
             estimates |= self._overlap_estimates(run, keys)
         return estimates | self._depth_estimates(runs, keys)
+
+    def requested_estimates(self) -> Estimates:
+        """Return the statistics of the stages on request that all runs have, on the facts that each measured in all."""
+        estimates: Estimates = {}
+        for stage in REQUESTED:
+            tables = [run.requested.get(stage.name, {}) for run in self.runs]
+            names = [name for name in tables[0] if all(name in table for table in tables)]
+            keys = self._ordered([table[name].index for table in tables for name in names]) if names else []
+            if not keys:
+                continue
+            ratios: dict[str, Ratios] = {}
+            for run, table in zip(self.runs, tables, strict=True):
+                of_run: Ratios = {}
+                for name in names:
+                    rows = table[name].loc[keys]
+                    of_run[name] = rows["numerator"].to_numpy(), rows["denominator"].to_numpy()
+                ratios[run.name] = of_run
+            estimates |= self._ratio_estimates(ratios, keys)
+        return estimates
 
     def _ratio_estimates(self, ratios_by_run: dict[str, Ratios], keys: list[str]) -> Estimates:
         names: list[EstimateKey] = []

@@ -15,6 +15,7 @@ from kn_lens._core.notation import keys_in_columns
 from kn_lens.errors import ArgumentError, DataError
 from kn_lens.interventions import is_known
 from kn_lens.neurons import NeuronSet
+from kn_lens.reports.compare.requested import REQUESTED, FactRatios, fact_ratios
 from kn_lens.runs.directory import PROVENANCE
 from kn_lens.runs.execute import with_needs
 from kn_lens.runs.reader import RunRecords, checked_path
@@ -58,6 +59,8 @@ class ComparedRun:
         answers: records of the stage ``answers``, indexed by key.
         neurons: records of the stage ``neurons``: ``{neuron set: {key: NeuronSet}}``.
         effects: records of the stage ``effects``.
+        requested: statistics of the facts that stages on request measured, by the stage's name; of those that the run
+            has complete.
     """
 
     name: str
@@ -69,6 +72,7 @@ class ComparedRun:
     answers: "pd.DataFrame"
     neurons: Mapping[str, Mapping[str, NeuronSet]]
     effects: "pd.DataFrame" = field(repr=False)
+    requested: Mapping[str, FactRatios] = field(repr=False)
 
     @property
     def n_layers(self) -> int:
@@ -222,6 +226,11 @@ def _read_run(name: str, path: Path) -> ComparedRun:
         )
     records = {stage.name: _read_stage(run, stage) for stage in READ}
     _check_same_facts(run, records)
+    requested = {}
+    for stage in REQUESTED:
+        rows = _read_requested(run, stage, records[FACTS.name])
+        if rows is not None:
+            requested[stage.name] = fact_ratios(stage, rows, run.provenance["model"]["n_layers"])
     return ComparedRun(
         name=name,
         path=path,
@@ -232,12 +241,49 @@ def _read_run(name: str, path: Path) -> ComparedRun:
         answers=records["answers"].set_index("key"),
         neurons=_neuron_sets(records["neurons"]),
         effects=records["effects"],
+        requested=requested,
     )
 
 
 def _read_stage(run: RunRecords, stage: Stage) -> "pd.DataFrame":
     """Return the records of a stage, if they are complete and have the present version."""
     schema, table, _ = READ[stage]
+    records = _records_of_schema(run, stage, schema.names)
+    # A change of settings deletes the table. It is written again once all records have the present settings.
+    has_table = (run.path / "tables" / f"{table}.csv").is_file()
+    if records is None or not has_table or not _is_complete(run, stage, records):
+        command = run.command(ANSWERS.name, EFFECTS.name)
+        raise DataError(f"{run.path} is not finished: stage {stage.name} is missing. '{command}' computes it.")
+    return records
+
+
+def _read_requested(run: RunRecords, stage: Stage, facts: "pd.DataFrame") -> "pd.DataFrame | None":
+    """Return the records of a stage on request; None unless they are complete.
+
+    Raises:
+        DataError: they have another version, or facts that the run did not query, or one twice.
+    """
+    schema, table, columns = REQUESTED[stage]
+    if not (run.path / "tables" / f"{table}.csv").is_file():
+        return None
+    records = _records_of_schema(run, stage, schema.names)
+    if records is None or not run.is_complete(stage.name, run.relations()):
+        return None
+    is_known = records["key"].isin(facts.loc[facts["queried"], "key"])
+    if not is_known.all() or records.duplicated(["key", *columns]).any():
+        raise DataError(
+            f"{run.path}: the records of stage {stage.name} have facts that the run did not query, or one twice; some "
+            f"belong to another run. '{run.command()} --force' computes them again."
+        )
+    return records
+
+
+def _records_of_schema(run: RunRecords, stage: Stage, columns: Sequence[str]) -> "pd.DataFrame | None":
+    """Return the records of a stage, of the present version; None where there are none.
+
+    Raises:
+        DataError: they have another version.
+    """
     recompute = f"'{run.command()} --force' computes them again."
     records = run.records(stage.name)
     for version in {*run.versions(stage.name).values()} - {stage.version}:
@@ -246,16 +292,12 @@ def _read_stage(run: RunRecords, stage: Stage) -> "pd.DataFrame":
             f"{run.path}: the records of stage {stage.name} have {found}; this version of kn_lens "
             f"writes version {stage.version}. {recompute}"
         )
-    if records is not None and list(records) != schema.names:
+    # The reader gives every table of neurons a column of experts.
+    if records is not None and list(records.drop(columns={"expert"} - {*columns}, errors="ignore")) != list(columns):
         raise DataError(
             f"{run.path}: the records of stage {stage.name} have the columns {', '.join(records)}; "
-            f"this version of kn_lens writes {', '.join(schema.names)}. {recompute}"
+            f"this version of kn_lens writes {', '.join(columns)}. {recompute}"
         )
-    # A change of settings deletes the table. It is written again once all records have the present settings.
-    has_table = (run.path / "tables" / f"{table}.csv").is_file()
-    if records is None or not has_table or not _is_complete(run, stage, records):
-        command = run.command(ANSWERS.name, EFFECTS.name)
-        raise DataError(f"{run.path} is not finished: stage {stage.name} is missing. '{command}' computes it.")
     return records
 
 

@@ -16,9 +16,16 @@ if TYPE_CHECKING:
     import pandas as pd
     from plotly.graph_objects import Figure
 
-FACT_SETS = ("known_by_all", "shared")
+FACT_SETS = ("known_by_all", "shared", "measured")
 """Sets of facts that all runs have in common, in the order of the page."""
-PERCENTAGES = {"accuracy": ".1%", "known": ".1%", "mean_depth": ".0%"}
+PERCENTAGES = {
+    "accuracy": ".1%",
+    "known": ".1%",
+    "mean_depth": ".0%",
+    "suppress_at_subject": "+.1%",
+    "circuit_at_read": ".0%",
+    "query_depth": ".0%",
+}
 CHANGES = {
     "suppress_own": "suppressed, own fact",
     "suppress_other": "suppressed, other fact",

@@ -13,7 +13,7 @@ from kn_lens._core.wording import with_article
 from kn_lens.reports import figures
 from kn_lens.reports.html.facts import FACTS_AT_ONCE, FactPages, as_columns
 from kn_lens.reports.html.findings import findings
-from kn_lens.reports.html.panels import MAP, PANELS
+from kn_lens.reports.html.panels import OF_RECORDS, PANELS, table_below
 from kn_lens.reports.html.template import figures_json, rendered
 from kn_lens.reports.html.wording import cell_label, column_title, model_name, table_title
 from kn_lens.reports.style import description_of
@@ -146,7 +146,7 @@ def _panel_entries(
                     "caption": panel.caption,
                     "description": description_of(run_figures[panel.name]),
                     "height": layout.height,
-                    "grid": grid(tables[panel.source], panel.source),
+                    "grid": grid(table_below(panel, tables), panel.source),
                 }
             )
     return entries
@@ -155,7 +155,7 @@ def _panel_entries(
 def _table_entries(tables: "Mapping[str, pd.DataFrame]") -> list[dict[str, Any]]:
     entries = []
     for name, table in tables.items():
-        if name != MAP:
+        if name not in OF_RECORDS:
             notes = [NO_SUCCESS] if name == "table6" and has_no_success(table) else []
             notes.append(one_relation_note(name, table))
             note = " ".join(filter(None, notes))

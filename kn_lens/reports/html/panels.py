@@ -8,13 +8,20 @@ from kn_lens.errors import ArgumentError, DataError
 from kn_lens.reports import figures
 from kn_lens.reports.html.neuron_columns import KEY_COLUMNS, neuron_cells, without_missing_experts
 from kn_lens.reports.html.wording import cell_label, varied_label
+from kn_lens.reports.notebook import circuit_figure
+from kn_lens.reports.style import plain
 from kn_lens.runs.reader import RunRecords
 
 if TYPE_CHECKING:
     import pandas as pd
     from plotly.graph_objects import Figure
 
+    from kn_lens.circuits import Circuit
+
 MAP = "neuron_relation_map"
+GRAPH = "circuit_graph"
+OF_RECORDS = (MAP, GRAPH)
+"""Tables that figures read, made of records; they are no tables of the run."""
 READ = {
     "answers": "measure value low high n control",
     "answers_by_relation": "measure relation value low high",
@@ -54,6 +61,30 @@ class Panel:
 
 def _positions(table: "pd.DataFrame") -> "Figure":
     return figures.position_map(table, value="value")
+
+
+def _drawn_circuit(table: "pd.DataFrame") -> "Circuit":
+    from kn_lens.circuits import Circuit  # with all that computes circuits, which few runs have
+
+    return Circuit.from_json(table["circuit"].iloc[0])
+
+
+def _circuit_graph(table: "pd.DataFrame") -> "Figure":
+    circuit = _drawn_circuit(table)
+    figure = circuit_figure(circuit)
+    prompt, answer = circuit.meta["prompt"], circuit.meta["object"]
+    return figure.update_xaxes(title_text=plain(f"token of: {prompt} ({answer})"))  # the page shows no titles
+
+
+def table_below(panel: Panel, tables: "Mapping[str, pd.DataFrame]") -> "pd.DataFrame":
+    """Return the table that a figure shows: its source, or of a graph the nodes and their tokens."""
+    table = tables[panel.source]
+    if panel.name != GRAPH:
+        return table
+    circuit = _drawn_circuit(table)
+    nodes = circuit.to_frame()
+    tokens = [circuit.meta["tokens"][position] for position in nodes["position"]]
+    return nodes.assign(token=tokens).loc[:, ["node", "kind", "layer", "token", "score"]]
 
 
 def _answers(table: "pd.DataFrame") -> "Figure":
@@ -192,6 +223,16 @@ PANELS = (
         draw=figures.circuit_curve,
     ),
     Panel(
+        name=GRAPH,
+        title="One circuit",
+        caption="The smallest circuit that keeps 80% of the logit difference in one prompt of the first relation, "
+        "which stands below it with its answer. Circles are neurons and squares heads, by layer and token. Marks grow "
+        "with the score, and are blue where it speaks for the answer, orange where it speaks against it. Lines are the "
+        "largest direct effects between the nodes of largest scores.",
+        source=GRAPH,
+        draw=_circuit_graph,
+    ),
+    Panel(
         name="answer_readouts",
         title="Neurons that promote the answer",
         caption="Share of a fact's neurons with a token of its answer among the ten of highest "
@@ -215,13 +256,13 @@ def draw_figures(run: RunRecords, tables: "Mapping[str, pd.DataFrame]") -> "dict
         if len(tables.get(panel.source, ())):
             try:
                 result[panel.name] = panel.draw(tables[panel.source])
-            except ArgumentError as error:
+            except (ArgumentError, DataError) as error:
                 raise _damaged(run, panel.source, str(error)) from None
     return result
 
 
 def read_tables(run: RunRecords) -> "dict[str, pd.DataFrame]":
-    """Return the tables of a run, and the table of its neurons by relation (see ``neurons_by_relation``).
+    """Return the tables of a run, and those of ``OF_RECORDS``.
 
     Relations have their names, such as ``capital (P36)``.
 
@@ -238,6 +279,9 @@ def read_tables(run: RunRecords) -> "dict[str, pd.DataFrame]":
     records = run.records("neurons")
     if records is not None:
         tables = {**tables, MAP: neurons_by_relation(records)}
+    records = run.records("circuits")
+    if records is not None and "circuit" in records:
+        tables = {**tables, GRAPH: records.loc[records["circuit"] != "", ["relation", "circuit"]]}
     names = run.relation_names()
     return {name: with_relation_names(table, names) for name, table in tables.items()}
 
@@ -251,7 +295,7 @@ def with_relation_names(table: "pd.DataFrame", names: Mapping[str, str]) -> "pd.
 
 
 def _damaged(run: RunRecords, table: str, reason: str) -> DataError:
-    path = run.path / "tables" / f"{table}.csv"
+    path = run.path / "records" / "circuits" if table == GRAPH else run.path / "tables" / f"{table}.csv"
     return DataError(f"{path} is damaged. {reason} This command writes it again: {run.command()}")
 
 

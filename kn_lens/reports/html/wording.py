@@ -188,6 +188,7 @@ LABELS: Mapping[str, Mapping[str, str]] = {
         "known_by_all": "known by all models",
         "known_by_both": "known by both models",
         "own": "known by the model",
+        "measured": "measured in all models by stages on request",
     },
     "statistic": {
         "accuracy": "answers correct",
@@ -201,6 +202,12 @@ LABELS: Mapping[str, Mapping[str, str]] = {
         "neurons_per_fact": "neurons per fact",
         "shared_within": "neurons that two facts of a relation share",
         "shared_across": "neurons that facts of two relations share",
+        "suppress_at_subject": "suppressed at the subject, neurons found there",
+        "circuit_nodes": "nodes of the smallest circuit",
+        "circuit_at_read": "of these, at the read position",
+        "faithfulness_100": "faithfulness of 100 nodes",
+        "completeness_100": "completeness of 100 nodes",
+        "query_depth": "mean depth of the query neurons",
     },
     "texts": {
         "head and tail": "with subject and answer",

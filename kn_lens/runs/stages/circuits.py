@@ -16,6 +16,9 @@ fact, set and size:
     kept, left             with the circuit alone, and without it
     n_kept                 nodes of the smallest circuit, mean over the pairs
     at_read                share of its nodes that are at the read position
+    circuit                in one row of each relation, the smallest circuit of the fact's first pair as the text of its
+                           file (``Circuit.to_json``), with the edges between its ``N_DRAWN`` nodes of largest scores;
+                           empty elsewhere
 
 ``queries`` has the query neurons of the value vectors of attention heads, one row for each of the ``TOP`` neurons of a
 fact with the highest scores, which are means over its prompts:
@@ -46,15 +49,18 @@ from kn_lens._core.bootstrap import (
     ratio,
 )
 from kn_lens.circuits import (
+    Circuit,
     PromptPairs,
+    circuit_edges,
     circuit_scores,
     counterfactual_pairs,
     faithfulness,
     find_circuits,
     query_neurons,
 )
-from kn_lens.errors import NoPromptError
+from kn_lens.errors import NoPromptError, UnsupportedModelError
 from kn_lens.facts import Fact
+from kn_lens.hosts import Host
 from kn_lens.runs.context import RunContext
 from kn_lens.runs.directory import Shard
 from kn_lens.runs.passes import Passes
@@ -71,6 +77,8 @@ PAIRS_PER_FACT = 3
 N_STEPS = 5
 N_TRIED = 30
 """Approximate number of circuits that the search for the smallest tries."""
+N_DRAWN = 30
+"""Nodes of a recorded circuit whose edges are computed."""
 TOP = 20
 """Query neurons in the records of each fact."""
 SETS = {"circuit": "found", "active": "activation", "random": "random"}
@@ -88,6 +96,7 @@ CIRCUITS_SCHEMA = pa.schema(
         ("left", pa.float64()),
         ("n_kept", pa.float64()),
         ("at_read", pa.float64()),
+        ("circuit", pa.string()),
     ]
 )
 QUERIES_SCHEMA = pa.schema(
@@ -140,6 +149,7 @@ def _make_circuits(context: RunContext, shard: Shard, path: Path, progress: Prog
     smallest = find_circuits(host, pairs, share=SHARE, scores=scores, memory_budget=memory)
     progress(2, 3)
     measured = faithfulness(host, scores, sizes=SIZES, seed=context.settings.seed, memory_budget=memory)
+    drawn = _with_edges(host, pairs[0], smallest[0]).to_json()
     trials: Any = measured.trials
     read_pos = pairs.clean.read_pos.tolist()
     rows: list[dict[str, Any]] = []
@@ -164,9 +174,20 @@ def _make_circuits(context: RunContext, shard: Shard, path: Path, progress: Prog
                         **cell[["clean", "empty", "kept", "left"]].mean().to_dict(),
                         "n_kept": float(np.mean([len(smallest[number]) for number in numbers])),
                         "at_read": float(np.mean(at_read)),
+                        "circuit": "" if rows else drawn,
                     }
                 )
     write_rows(path, rows, CIRCUITS_SCHEMA)
+
+
+def _with_edges(host: Host, pair: PromptPairs, circuit: Circuit) -> Circuit:
+    """Return a circuit with the edges between its nodes of largest scores; without, where norms cannot be held."""
+    strongest = sorted(circuit, key=lambda node: -abs(circuit.scores[node]))[:N_DRAWN]
+    try:
+        edges = circuit_edges(host, pair.cropped(), Circuit(strongest), n_steps=N_STEPS)
+    except UnsupportedModelError:
+        edges = {}
+    return circuit.with_edges(edges)
 
 
 def _circuits_tables(context: RunContext) -> "dict[str, pd.DataFrame]":
@@ -201,7 +222,8 @@ def _circuits_tables(context: RunContext) -> "dict[str, pd.DataFrame]":
 def _circuits_passes(context: RunContext, shard: Shard) -> Passes:
     pairs = _n_pairs(context, shard.relation)
     n_measured = 2 * len(SETS) * len(SIZES)
-    return pairs * Passes(whole=2 + 2 + 2 + 4 + N_TRIED + n_measured, whole_gradients=N_STEPS)
+    of_edges = Passes(whole=3, whole_gradients=N_STEPS + N_DRAWN)
+    return pairs * Passes(whole=2 + 2 + 2 + 4 + N_TRIED + n_measured, whole_gradients=N_STEPS) + of_edges
 
 
 def _n_pairs(context: RunContext, relation: str) -> float:
@@ -221,6 +243,7 @@ CIRCUITS = Stage(
     needs=(FACTS,),
     settings=("seed", "check_facts"),
     passes=_circuits_passes,
+    version=2,
 )
 """Smallest circuits, and circuits by size; tables ``circuits`` and ``circuit_sizes``."""
 
