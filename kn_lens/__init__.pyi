@@ -31,6 +31,8 @@ from .circuits import (
     query_neurons,
 )
 from .edits import (
+    FT,
+    KN,
     MEMIT,
     ROME,
     AlphaEdit,
@@ -50,6 +52,7 @@ from .edits import (
     read_easyedit,
     reworded,
     second_moments,
+    undo_any_,
     update_effects,
     update_fact,
 )
@@ -111,6 +114,8 @@ from .runs import StudyConfig, read_study, run_study
 __version__: str
 
 __all__ = [
+    "FT",
+    "KN",
     "MEMIT",
     "ROME",
     "AlphaEdit",
@@ -204,6 +209,7 @@ __all__ = [
     "reworded",
     "run_study",
     "second_moments",
+    "undo_any_",
     "update_effects",
     "update_fact",
     "write_comparison",

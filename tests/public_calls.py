@@ -77,6 +77,10 @@ def moments_of(case: Case) -> kn.SecondMoments:
     return kn.second_moments(case.model, [fact.subject for fact in FACTS], layers=[0])
 
 
+def taken_back(case: Case) -> None:
+    kn.undo_any_(case.model, [case.edit.apply_(case.model)], 0)
+
+
 def edit_by(case: Case, editor: Any, **how: Any) -> kn.WeightEdit:
     return editor(moments=moments_of(case), n_steps=2, **how).edit(case.model, {IRELAND: "Paris"})
 
@@ -166,6 +170,9 @@ CALLS: dict[str, list[Callable[[Case], Any]]] = {
     "ROME.edit": [where_supported(lambda case: edit_by(case, kn.ROME, layer=0))],
     "MEMIT.edit": [where_supported(lambda case: edit_by(case, kn.MEMIT, layers=[0]))],
     "AlphaEdit.edit": [where_supported(lambda case: edit_by(case, kn.AlphaEdit, layers=[0], threshold=1.0))],
+    "FT.edit": [where_supported(lambda case: kn.FT(n_steps=2).edit(case.model, {IRELAND: "Paris"}))],
+    "KN.edit": [lambda case: kn.KN(neurons=NEURONS).edit(case.model, {IRELAND: "Paris"})],
+    "undo_any_": [taken_back],
     "update_effects": [
         lambda case: kn.update_effects(
             case.model, {IRELAND: "Paris", FRANCE: "Lima"}, NEURONS, NEURONS, questions=QUESTIONS, others=case.prompts

@@ -4,6 +4,10 @@
 and ``erasures`` make edits; ``export`` writes an edited checkpoint. ``questions`` are the questions that test an
 update, ``effects`` measures what edits do to their facts and to others, ``strength`` chooses the lambdas of updates,
 and ``tables`` summarises. ``easyedit`` has the requests of EasyEdit. ``arguments`` checks the kinds of arguments.
+
+``editors`` has the protocol of methods that change facts: ``rome``, ``memit`` and ``alphaedit``, which take second
+``moments`` of texts and search ``targets``; ``fine_tuning``; and ``knowledge_neurons``, the updates above. ``stacks``
+takes back any of several applied edits.
 """
 
 from kn_lens.edits.alphaedit import AlphaEdit
@@ -12,6 +16,8 @@ from kn_lens.edits.editors import Editor
 from kn_lens.edits.effects import MAX_DISTURBED, disturbed_share, erase_effects, update_effects
 from kn_lens.edits.erasures import erase_neurons, erase_relation
 from kn_lens.edits.export import check_new, export
+from kn_lens.edits.fine_tuning import FT
+from kn_lens.edits.knowledge_neurons import KN
 from kn_lens.edits.memit import MEMIT
 from kn_lens.edits.moments import SecondMoments, second_moments
 from kn_lens.edits.questions import (
@@ -24,12 +30,15 @@ from kn_lens.edits.questions import (
     reworded,
 )
 from kn_lens.edits.rome import ROME
+from kn_lens.edits.stacks import undo_any_
 from kn_lens.edits.strength import LambdaChoice, choose_lambdas
 from kn_lens.edits.tables import edit_table
 from kn_lens.edits.updates import resolve_form, update_fact
 from kn_lens.edits.weight_edit import WeightEdit
 
 __all__ = [
+    "FT",
+    "KN",
     "MAX_DISTURBED",
     "MEMIT",
     "OTHER_RELATIONS",
@@ -58,6 +67,7 @@ __all__ = [
     "resolve_form",
     "reworded",
     "second_moments",
+    "undo_any_",
     "update_effects",
     "update_fact",
 ]

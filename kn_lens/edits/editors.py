@@ -42,6 +42,14 @@ _PUBLISHED: Mapping[tuple[str, int], tuple[int, range]] = {
 """By class and number of layers: the layer of ROME, and those of MEMIT and AlphaEdit."""
 
 
+_WEIGHTS: Mapping[tuple[str, int], float] = {
+    ("GPT2LMHeadModel", 48): 20000.0,
+    ("GPTJForCausalLM", 28): 15000.0,
+    ("LlamaForCausalLM", 32): 15000.0,
+}
+"""The published weights of second moments in MEMIT; these models have 6,400, 16,384, and 11,008 or 14,336 neurons."""
+
+
 @runtime_checkable
 class Editor(Protocol):
     """A method that changes facts: a frozen value that holds its settings."""
@@ -84,6 +92,14 @@ def memit_layers(host: Host) -> tuple[int, ...]:
     """
     layers = tuple(_reference(host)[1])
     return layers[-1:] if host.norm_after_mlp else layers
+
+
+def memit_weight(host: Host) -> float:
+    """Return the weight of second moments that MEMIT takes unless told: published, or the number of neurons of a layer.
+
+    For keys like those of texts, ``k C^-1 k`` is about that number, so that about half of what is missing is written.
+    """
+    return _WEIGHTS.get((host.architecture, host.n_layers), float(host.d_mlp))
 
 
 def default_layers(host: Host) -> list[int]:

@@ -31,6 +31,7 @@ from kn_lens.edits.editors import (
     joined,
     layer_edit,
     memit_layers,
+    memit_weight,
     while_applied,
 )
 from kn_lens.edits.rome import RIDGE
@@ -57,8 +58,8 @@ class MEMIT(TargetEditor):
     Attributes:
         moments: second moments of the layers, of the unedited model.
         layers: the layers; None takes those of `editors`.
-        weight: of the second moments beside the facts, in facts: ``mom2_update_weight`` of the published code, which
-            has 15,000 for GPT-J and 20,000 for GPT-2 XL.
+        weight: of the second moments beside the facts, in facts. Published: 20,000 for GPT-2 XL, 15,000 for GPT-J and
+            Llama of 32 layers; None takes these, and for other models the number of neurons of a layer.
         ridge: as for ``ROME``.
         n_steps: see `targets`, as all the others.
         learning_rate: of Adam.
@@ -82,14 +83,15 @@ class MEMIT(TargetEditor):
     """
 
     layers: Sequence[int] | None = None
-    weight: float = 15000.0
+    weight: float | None = None
     ridge: float = RIDGE
     clamp: float = 0.75
     name: str = "MEMIT"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive("weight", self.weight)
+        if self.weight is not None:
+            check_positive("weight", self.weight)
         check_not_negative("ridge", self.ridge)
 
     @exclusive
@@ -118,12 +120,13 @@ class MEMIT(TargetEditor):
         host, layers = editable_host(model, updates, self.name, self.layers, memit_layers)
         self.moments.check_for(host, layers)
         device = algebra_device(host)
+        weight = memit_weight(host) if self.weight is None else self.weight
 
         def change(layer: int, keys: Tensor, missing: Tensor) -> Tensor:
             keys = keys.to(device)
             solved = self.moments.solve(layer, keys.T, ridge=self.ridge)  # C^-1 K^T
             # (weight C + K^T K)^-1 K^T = C^-1 K^T (weight I + K C^-1 K^T)^-1: as large as there are facts.
-            small = self.weight * torch.eye(len(keys), dtype=keys.dtype, device=device) + keys @ solved
+            small = weight * torch.eye(len(keys), dtype=keys.dtype, device=device) + keys @ solved
             return solved @ torch.linalg.solve(small, missing.to(device))
 
         return spread_edit(
@@ -132,7 +135,7 @@ class MEMIT(TargetEditor):
             layers,
             updates,
             change,
-            {"kind": "memit", "weight": self.weight, "ridge": self.ridge},
+            {"kind": "memit", "weight": weight, "ridge": self.ridge},
             tokenizer=tokenizer,
             memory_budget=memory_budget,
             progress=progress,

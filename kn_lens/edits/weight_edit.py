@@ -298,12 +298,12 @@ class WeightEdit:
         host.check_rows_editable(self.neurons.rows_by_layer(host))
         self._check_shared_rows(host)
         current = rows.read()
-        unchanged = _same_bits(current, self.old)
+        unchanged = same_bits(current, self.old)
         if unchanged.all():
             return rows, self
         if force:
             return rows, replace(self, old=current, new=self.new.to(current.dtype), checkpoint=target)
-        if _same_bits(current, self.new).all():
+        if same_bits(current, self.new).all():
             raise EditError(f"The edit {self} is applied to this model already.")
         raise EditError(
             f"The edit {self} was made for other rows: {self._count(~unchanged)} of {host.name} "
@@ -325,7 +325,7 @@ class WeightEdit:
         seen: dict[tuple[int, int], tuple[Neuron, Tensor]] = {}
         for neuron, row in zip(self.neurons, self.new, strict=True):
             other, other_row = seen.setdefault((first_layer[neuron.layer], neuron.index), (neuron, row))
-            if not _same_bits(row[None], other_row[None]).all():
+            if not same_bits(row[None], other_row[None]).all():
                 raise EditError(
                     f"{other} and {neuron} are one row of {host.name}, whose layers share W_out, and the edit {self} "
                     "gives them two values; expected one. Make it of the neurons of one layer: the row changes in all."
@@ -336,11 +336,11 @@ class WeightEdit:
         self._check_same_processing(host)
         rows = ValueRows.of(host, self.neurons)
         current = rows.read()
-        written = _same_bits(current, self.new)
+        written = same_bits(current, self.new)
         if written.all():
             rows.write(self.old, rollback=self.old)
             return True
-        if _same_bits(current, self.old).all():
+        if same_bits(current, self.old).all():
             return False
         raise EditError(
             f"The edit {self} cannot be undone: {self._count(~written)} of {host.name} "
@@ -440,10 +440,12 @@ class WeightEdit:
                 f"{self.checkpoint.name} ({self.checkpoint.kind}) "
                 f"and {other.checkpoint.name} ({other.checkpoint.kind})."
             )
+        if other.neurons == self.neurons and same_bits(self.new, other.old).all():  # as editors of whole layers make
+            return replace(self, new=other.new, why=(*self.why, *other.why))
         old = dict(zip(self.neurons, self.old, strict=True))
         new = dict(zip(self.neurons, self.new, strict=True))
         for neuron, next_old, next_new in zip(other.neurons, other.old, other.new, strict=True):
-            if neuron in new and not _same_bits(new[neuron][None], next_old[None]).all():
+            if neuron in new and not same_bits(new[neuron][None], next_old[None]).all():
                 raise EditError(
                     f"Both edits change the row {neuron}, "
                     "and the second does not start from the new value of the first. "
@@ -604,7 +606,7 @@ def _layer_hooks(
     return read, add
 
 
-def _same_bits(
+def same_bits(
     rows: Float[Tensor, "neuron d_model"],
     other_rows: Float[Tensor, "neuron d_model"],
 ) -> Bool[Tensor, " neuron"]:

@@ -186,3 +186,25 @@ def alphaedit(hf_model, architecture, model, updates, editor, layers):
         return torch.linalg.inv(matrix) @ P @ K.T @ R
 
     return spread(hf_model, model, updates, editor, layers, change_of)
+
+
+def ft(hf_model, architecture, model, updates, editor, layer):
+    """Adam on the weight itself, clamped around its start; by forward hooks that replace the product."""
+    facts = [replace(fact, object=new) for fact, new in updates.items()]
+    prompts = kn.make_prompts(model, facts, unknown_answers="leave_out")
+    module, start = out_module(hf_model, layer), W_out(hf_model, layer).detach().clone()
+
+    def loss_of(weight):
+        def product(module, args, output):
+            bias = 0 if module.bias is None else module.bias
+            return args[0] @ weight + bias
+
+        handle = module.register_forward_hook(product)
+        loss = answer_loss(prompts, logits_of(hf_model, prompts))
+        handle.remove()
+        return loss
+
+    def clamp(weight):
+        return torch.maximum(torch.minimum(weight, start + editor.epsilon), start - editor.epsilon)
+
+    return {layer: adam(start, loss_of, editor.n_steps, editor.learning_rate, clamp, 0.01).detach()}

@@ -7,7 +7,8 @@ import torch
 
 import kn_lens as kn
 from kn_lens.edits.targets import PREFIXES
-from tests.edit_cases import FACTS, IRELAND, bits, same
+from kn_lens.edits.value_rows import ValueRows
+from tests.edit_cases import FACTS, IRELAND, bits, mean_embedding, random_edit, same
 from tests.edits import editor_oracles as oracles
 from tests.experts import both
 from tests.tiny import TEXTS, equal, loaded, tiny_checkpoint, tiny_model
@@ -17,7 +18,9 @@ UPDATES = {IRELAND: "Tokyo", JAPAN: "Paris and Rome"}  # one token in some token
 pytestmark = pytest.mark.usefixtures("float64_throughout")
 ARCHITECTURES = ("GPT2LMHeadModel", "LlamaForCausalLM", "Gemma2ForCausalLM")
 LAYERS = {"GPT2LMHeadModel": [0, 1], "LlamaForCausalLM": [0, 1], "Gemma2ForCausalLM": [1]}
-NAMES = ["rome", "memit", "alphaedit"]
+NAMES = ["rome", "memit", "alphaedit", "ft", "kn"]
+WHOLE = NAMES[:-1]
+SETS = {fact: kn.NeuronSet([(0, number), (1, 3), (2, 5)]) for number, fact in enumerate(FACTS)}
 SHORT = {"n_steps": 4, "learning_rate": 0.2, "prefixes": PREFIXES[:2]}
 _MOMENTS = {}
 
@@ -46,6 +49,8 @@ def editor_of(name, architecture):
         "alphaedit": kn.AlphaEdit(
             moments=moments, layers=layers, threshold=threshold, edited={FACTS[1]: "Paris"}, **SHORT
         ),
+        "ft": kn.FT(layer=1, epsilon=2e-3, learning_rate=1e-3, n_steps=4),
+        "kn": kn.KN(neurons=SETS),
     }
     return editors[name]
 
@@ -59,15 +64,15 @@ def test_second_moments_are_means_over_all_tokens(architecture, tmp_path):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WHOLE)
 def test_editors_equal_plain_loops(name, architecture, tmp_path):
     model = loaded(architecture)
     before = bits(model)
     editor = editor_of(name, architecture)
-    layers = [1] if name == "rome" else LAYERS[architecture]
+    layers = [1] if name in ("rome", "ft") else LAYERS[architecture]
     edit = editor.edit(model, UPDATES)
     assert same(before, bits(model))
-    where = 1 if name == "rome" else layers
+    where = 1 if name in ("rome", "ft") else layers
     expected = getattr(oracles, name)(read(architecture, tmp_path), architecture, model, UPDATES, editor, where)
     assert edit.neurons == kn.NeuronSet((layer, index) for layer in layers for index in range(24))
     new = torch.cat([expected[layer] for layer in layers])
@@ -108,11 +113,11 @@ def test_edits_of_editors_are_exact(name, tmp_path):
     exported = kn.host_of(kn.load_model(tmp_path / "exported", dtype=torch.float64))
     for layer, indices in both.neurons.by_layer().items():
         new = both.restricted_to([(layer, index) for index in indices]).new
-        assert torch.equal(exported.W_out(layer), new)
-        assert not torch.equal(host.W_out(layer), new)
+        assert torch.equal(exported.W_out(layer)[list(indices)], new)
+        assert not torch.equal(host.W_out(layer)[list(indices)], new)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WHOLE)
 def test_a_stopped_editor_leaves_the_model_as_it_was(name):
     model = loaded("GPT2LMHeadModel")
     before = bits(model)
@@ -129,7 +134,7 @@ def test_a_stopped_editor_leaves_the_model_as_it_was(name):
     assert same(before, bits(model))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WHOLE)
 def test_the_answer_moves_towards_the_new_one(name):
     model = loaded("GPT2LMHeadModel")
     effect = kn.measure(model, kn.make_prompts(model, replace(IRELAND, object="Tokyo")), edit_of(name))
@@ -139,7 +144,7 @@ def test_the_answer_moves_towards_the_new_one(name):
 def test_memory_does_not_change_an_edit():
     """States of prompts are computed again where they do not fit; the edit is the same to rounding."""
     model = loaded("GPT2LMHeadModel")
-    editor = editor_of("memit", "GPT2LMHeadModel")
+    editor = replace(editor_of("memit", "GPT2LMHeadModel"), n_steps=2, prefixes=())
     little = editor.edit(model, UPDATES, memory_budget=1.0)
     equal(little.new, editor.edit(model, UPDATES).new)
 
@@ -211,3 +216,107 @@ def test_layers_are_those_published_or_at_their_depth():
     for shape, layer, layers in cases:
         assert (rome_layer(shape), memit_layers(shape)) == (layer, layers)
     assert len(memit_layers(kn.host_of(loaded("Gemma2ForCausalLM")))) == 1
+
+
+def test_every_editor_has_the_protocol():
+    for name in NAMES:
+        assert isinstance(editor_of(name, "GPT2LMHeadModel"), kn.Editor)
+
+
+def test_fine_tuning_stays_within_its_bound():
+    edit = kn.FT(layer=1, epsilon=1e-3, learning_rate=1e-2, n_steps=3).edit(loaded("GPT2LMHeadModel"), UPDATES)
+    largest = (edit.new - edit.old).abs().max()
+    assert 0.999e-3 < largest <= 1e-3 + 1e-15
+
+
+@pytest.mark.parametrize(("preset", "threshold", "one_prompt"), [("easyedit", 0.2, True), ("eleutherai", 0.3, False)])
+def test_presets_of_other_packages_add_two_embeddings(preset, threshold, one_prompt):
+    """The rule of their code, over neurons found by their thresholds."""
+    model = loaded("GPT2LMHeadModel")
+    edit = kn.KN(preset=preset).edit(model, {IRELAND: "Tokyo"})
+    prompts = kn.make_prompts(model, IRELAND)
+    prompts = prompts[:1] if one_prompt else prompts
+    attr = kn.attribute(model, prompts, quadrature="trapezoid", n_steps=20)
+    largest = attr.scores.flatten(1).amax(1)[:, None, None]
+    share = (attr.scores >= threshold * largest).double().mean(0)
+    assert edit.neurons == kn.NeuronSet.from_mask(share >= (1 if one_prompt else 0.5))
+    old, new = edit.why[0]["old_tokens"], edit.why[0]["new_tokens"]
+    expected = edit.old - 2 * mean_embedding(model, old) + 2 * mean_embedding(model, new)
+    equal(edit.new, expected)
+
+
+# --- taking back any of several edits ---------------------------------------------------------------------------
+
+
+def stack_of(model, order=NAMES):
+    """Apply edits of every editor, each made while those before it are applied."""
+    facts = [(FACTS[0], "Tokyo"), (FACTS[1], "Lima"), (FACTS[2], "Oslo"), (FACTS[3], "Paris"), (FACTS[4], "Rome")]
+    stack = []
+    for name, (fact, new) in zip(order, facts, strict=True):
+        stack.append(editor_of(name, "GPT2LMHeadModel").edit(model, {fact: new}).apply_(model))
+    return stack
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_edits_of_the_same_rows_are_taken_back_in_any_order(dtype):
+    model = tiny_model("GPT2LMHeadModel", dtype=dtype)
+    host, before = kn.host_of(model), bits(model)
+    everything = kn.NeuronSet((layer, index) for layer in range(3) for index in range(24))
+    start = torch.cat([host.W_out(layer).detach().double() for layer in range(3)])
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        stack = []
+        for number in range(5):
+            chosen = everything if number % 2 else everything[number : number + 20]
+            new = torch.randn(len(chosen), host.d_model, generator=generator, dtype=torch.float64)
+            stack.append(kn.WeightEdit.of(model, chosen, new, [{"kind": "test", "number": number}]).apply_(model))
+        changes = {}
+        for number, edit in enumerate(stack):
+            changes[number] = torch.zeros_like(start)
+            at = [layer * 24 + index for layer, index in edit.neurons]
+            changes[number][at] = edit.new.double() - edit.old.double()
+        left = list(range(5))
+        for number in torch.randperm(5, generator=generator).tolist():
+            stack = list(kn.undo_any_(model, stack, left.index(number)))
+            left.remove(number)
+            now = torch.cat([host.W_out(layer).detach().double() for layer in range(3)])
+            expected = start + sum((changes[other] for other in left), torch.zeros_like(start))
+            equal(now, expected, 1e-12 if dtype == torch.float64 else 0.05)
+        assert same(before, bits(model))
+
+
+def test_a_stack_of_all_editors_is_taken_back_in_any_order():
+    model = tiny_model("GPT2LMHeadModel")
+    before = bits(model)
+    stack = stack_of(model)
+    for which in (1, 3, 0, 1, 0):
+        stack = list(kn.undo_any_(model, stack, stack[which]))
+    assert stack == []
+    assert same(before, bits(model))
+
+
+def test_taking_back_writes_all_or_nothing(monkeypatch):
+    model = tiny_model("GPT2LMHeadModel")
+    stack = [random_edit(model, seed=seed).apply_(model) for seed in range(3)]
+    before = bits(model)
+    with pytest.raises(kn.EditError, match=r"do not hold its new values\. Pass all edits that are applied"):
+        kn.undo_any_(model, stack[:2], 0)
+    with pytest.raises(kn.EditError, match="do not hold its new values"):
+        kn.undo_any_(model, stack[::-1], 0)
+    with pytest.raises(kn.ArgumentError, match="is none of the 2 applied ones"):
+        kn.undo_any_(model, stack[:2], stack[2])
+    with pytest.raises(kn.ArgumentError, match="its number from 0 to 2"):
+        kn.undo_any_(model, stack, 3)
+    assert same(before, bits(model))
+    assign, calls = ValueRows._assign, []
+
+    def failing(self, values):
+        assign(self, values)
+        calls.append(values)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ValueRows, "_assign", failing)
+    with pytest.raises(KeyboardInterrupt):
+        kn.undo_any_(model, stack, 0)
+    assert same(before, bits(model))

@@ -217,6 +217,10 @@ CASES = {
         lambda model, prompts: kn.ROME(moments=["Dublin is the capital of Ireland."]),
         r"Got a list as moments; expected SecondMoments: kn_lens.second_moments\(model, texts\)",
     ),
+    "undo_any_: one edit": (
+        lambda model, prompts: kn.undo_any_(model, 1, 0),
+        r"Got an int as edits; expected the applied edits in order: \[first, second\]",
+    ),
     "compare_runs: one run": (
         lambda model, prompts: kn.compare_runs("run"),
         r"Got the text 'run' as runs; expected directories of runs, .*: \['run_a', 'run_b'\]",
