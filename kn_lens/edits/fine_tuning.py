@@ -4,8 +4,8 @@
     within     |W_out' - W_out| <= epsilon in every entry
 
 by Adam, clamped to the bound after each step, until the loss is below 0.01 or for ``n_steps``. One step sees the
-prompts of all facts. The answer is teacher-forced: each of its tokens is read after those before it. (The published code
-asks for all of them after the prompt; for an answer of one token that is the same.)
+prompts of all facts. The answer is teacher-forced: each of its tokens is read after those before it. (The published
+code asks for all of them after the prompt; for an answer of one token that is the same.)
 """
 
 from collections.abc import Mapping
