@@ -27,7 +27,7 @@ STAGES = (
     "methods",
     *LAST,
 )
-ON_REQUEST = ("positions", "circuits")
+ON_REQUEST = ("positions", "circuits", "degenerate", "consistency")
 """Stages whose tables a run has only where it is asked for them."""
 MODEL = {
     "kind": "masked",
@@ -86,6 +86,8 @@ def write_run(
             "methods",
             "positions",
             "circuits",
+            "degenerate",
+            "consistency",
             "answer_readouts",
         ):
             if stage in stages:  # the report reads only their tables
@@ -222,6 +224,13 @@ def _tables(relations: Sequence[str], random: np.random.Generator) -> dict[str, 
             size=[10, 100],
             measure=["faithfulness", "completeness"],
         ),
+        "degenerate": estimates(
+            "degenerate",
+            criterion=["answer", "probability"],
+            measure=["taken", "degenerate"],
+            neuron_set=["found", "activation", "random"],
+        ),
+        "consistency_by_relation": estimates("consistency", relation=relations, measure=["consistent", "jaccard"]),
         "answer_readouts": estimates("answer_readouts", neuron_set=["found", "activation", "random"]),
         "syntax": estimates("syntax", measure=["accuracy"], factor=[0.0, 2.0], neuron_set=["found", "random"]),
         "completeness": (

@@ -2,10 +2,11 @@
 
 ``neuron_set`` has ``Neuron`` and ``NeuronSet``, and ``files`` their files; ``refine`` goes from scores to neurons;
 ``find`` goes from facts to neurons in one call. ``controls`` has as many other neurons to compare them with;
-``overlap`` compares the sets of facts. ``dataset`` writes sets as a folder for the Hugging Face hub; ``neuronpedia``
-has the addresses of neurons on Neuronpedia.
+``overlap`` compares the sets of facts, and ``consistency`` those of a fact's prompts. ``dataset`` writes sets as a
+folder for the Hugging Face hub; ``neuronpedia`` has the addresses of neurons on Neuronpedia.
 """
 
+from kn_lens.neurons.consistency import ALPHA, Consistency, consistency, consistency_table
 from kn_lens.neurons.controls import (
     activation_neurons,
     highest_neurons,
@@ -49,7 +50,9 @@ from kn_lens.neurons.refine import (
 )
 
 __all__ = [
+    "ALPHA",
     "OVERLAP_STATISTICS",
+    "Consistency",
     "Findings",
     "Incidence",
     "Neuron",
@@ -62,6 +65,8 @@ __all__ = [
     "check_neurons_by_fact",
     "coarse",
     "coarse_thresholds",
+    "consistency",
+    "consistency_table",
     "find",
     "highest_neurons",
     "jaccard",

@@ -108,12 +108,12 @@ def coarse(
     """
     check_attribution(attr)
     check_share("threshold", threshold)
-    _check_kept("threshold", threshold, attr.keep)
+    check_kept("threshold", threshold, attr.keep)
     if not attr.scores.is_sparse:
         return coarse_of(attr.scores, threshold)
     every_prompt = torch.arange(len(attr.scores), device=attr.scores.device)
     members = torch.zeros(attr.scores.shape, dtype=torch.bool, device=attr.scores.device)
-    members.flatten(1)[_coarse_cells(attr.scores, every_prompt, threshold)] = True
+    members.flatten(1)[coarse_cells(attr.scores, every_prompt, threshold)] = True
     return members
 
 
@@ -373,7 +373,7 @@ class _PromptCounts:
         Raises:
             ArgumentError: all facts have fewer than ``min_prompts`` prompts, or scores this low were not kept.
         """
-        _check_kept("attr_threshold", attr_threshold, attr.keep)
+        check_kept("attr_threshold", attr_threshold, attr.keep)
         facts: list[Fact] = []
         ids_by_fact: list[Int[Tensor, " prompt"]] = []
         left_out: dict[Fact, int] = {}
@@ -403,7 +403,7 @@ class _PromptCounts:
                 strict=True,
             )
             for prompt_ids, owner in parts:
-                position, cell = _coarse_cells(scores, prompt_ids.to(scores.device), attr_threshold)
+                position, cell = coarse_cells(scores, prompt_ids.to(scores.device), attr_threshold)
                 fact_number = owner.to(scores.device)[position]
                 members.append(fact_number * n_cells + cell)
             # A member is a prompt and a neuron: there are few, of however many neurons.
@@ -448,7 +448,7 @@ class _PromptCounts:
         return refined
 
 
-def _coarse_cells(
+def coarse_cells(
     scores: Float[Tensor, "batch n_layers d_mlp"],
     prompt_ids: Int[Tensor, " prompt"],
     threshold: float,
@@ -561,7 +561,7 @@ def _check_thresholds(
         raise ArgumentError(f"min_prompts={min_prompts!r}; expected a whole number from 1.")
 
 
-def _check_kept(name: str, threshold: float, keep: float | None) -> None:
+def check_kept(name: str, threshold: float, keep: float | None) -> None:
     """Raise where scores from this threshold on have not been kept."""
     if keep is not None and threshold < keep:
         raise ArgumentError(

@@ -93,6 +93,8 @@ CASES = {
         "expected a TransformerLens model",
     ),
     "refine: scores": (lambda model, prompts: kn.refine(prompts.tokens), f"Got a Tensor; {EXPECTED_ATTRIBUTION}"),
+    "consistency: sets": (lambda model, prompts: kn.consistency(SETS), EXPECTED_ATTRIBUTION),
+    "consistency: prompts": (lambda model, prompts: kn.consistency(prompts), EXPECTED_ATTRIBUTION),
     "coarse: scores": (lambda model, prompts: kn.coarse(prompts.tokens), EXPECTED_ATTRIBUTION),
     "refine_by_relation: prompts": (lambda model, prompts: kn.refine_by_relation(prompts), EXPECTED_ATTRIBUTION),
     "activation_neurons: scores": (

@@ -28,6 +28,8 @@ READ = {
     "answer_readouts": "neuron_set value low high",
     "circuits": "neuron_set size measure value low high",
     "completeness": "n_pairs largest_gap above_tolerance",
+    "consistency_by_relation": "relation measure value low high control",
+    "degenerate": "criterion measure neuron_set value low high control",
     "dose_response": "factor neuron_set scope value low high",
     "figure3": "neuron_set layer value low high control",
     "figures4_5": "factor neuron_set scope value low high n control",
@@ -38,6 +40,10 @@ READ = {
     "table2": "statistic neuron_set value low high n",
 }
 """Columns that figures and findings read, by table."""
+
+
+DEGENERATE_LABELS = {"taken": "lost without all", "degenerate": "several suffice"}
+"""Short labels of the measures of ``degenerate`` that are drawn; the criterion follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +127,22 @@ def _answer_readouts(table: "pd.DataFrame") -> "Figure":
         value="share of a fact's neurons",
         form=".0%",
     )
+
+
+def _consistency(table: "pd.DataFrame") -> "Figure":
+    rows = table.loc[table["measure"] == "consistent"].sort_values("value", ascending=False, kind="stable")
+    return figures.estimates(
+        rows, "relation", title="Consistency over wordings", value="share of the facts", form=".0%"
+    )
+
+
+def _degenerate(table: "pd.DataFrame") -> "Figure":
+    rows = table.loc[(table["neuron_set"] == "found") & table["measure"].isin(["taken", "degenerate"])]
+    names = []
+    for criterion, measure in zip(rows["criterion"], rows["measure"], strict=True):
+        names.append(f"{DEGENERATE_LABELS[measure]}: {cell_label('criterion', criterion)}")
+    title = "Facts with more than one home"
+    return figures.estimates(rows.assign(name=names), "name", title=title, value="share of the known facts", form=".0%")
 
 
 def _with_labels(table: "pd.DataFrame") -> "pd.DataFrame":
@@ -231,6 +253,24 @@ PANELS = (
         "largest direct effects between the nodes of largest scores.",
         source=GRAPH,
         draw=_circuit_graph,
+    ),
+    Panel(
+        name="degenerate",
+        title="Facts with more than one home",
+        caption="Share of the known facts whose answer is lost with all neurons of the fact suppressed, and share in "
+        "which moreover two or more subsets of the neurons, without a common one, each suffice for it. The answer "
+        "counts as given while it is the most probable one in half of the prompts, or while it keeps half of its "
+        "probability. Control: the same search among random neurons of the same layers.",
+        source="degenerate",
+        draw=_degenerate,
+    ),
+    Panel(
+        name="consistency",
+        title="Consistency over wordings",
+        caption="Share of the facts whose prompts share more neurons than those of 95% of shuffled facts, which have "
+        "the same wordings with other subjects of the relation. Control: the share that chance alone would have.",
+        source="consistency_by_relation",
+        draw=_consistency,
     ),
     Panel(
         name="answer_readouts",

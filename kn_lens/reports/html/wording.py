@@ -26,7 +26,10 @@ TITLES = {
     "circuit_sizes": "Circuits: nodes that keep 80% of the logit difference",
     "circuits": "Circuits by size",
     "completeness": "Completeness gaps",
+    "consistency": "Consistency over wordings",
+    "consistency_by_relation": "Consistency over wordings, by relation",
     "coverage": "Queried facts",
+    "degenerate": "Facts with more than one home",
     "dose_response": "Dose response",
     "erased": "Neurons erased",
     "experts": "Distribution over experts",
@@ -63,6 +66,7 @@ COLUMNS = {
     "before": "mean probability before",
     "change": "mean change of the probability",
     "control": "control",
+    "criterion": "the answer is given while",
     "end": "activation is",
     "factor": "factor of the activations",
     "found": "mean activation",
@@ -167,12 +171,19 @@ METHODS = {
 """Labels of attribution methods, beside those of neuron sets."""
 
 LABELS: Mapping[str, Mapping[str, str]] = {
+    "criterion": {"answer": "it is the most probable one", "probability": "it keeps half of its probability"},
     "end": {"top": "highest", "bottom": "lowest"},
     "measure": {
         "changed": "answers changed",
+        "consistent": "facts consistent",
+        "degenerate": "facts with two or more subsets that each suffice",
+        "jaccard": "Jaccard index of two prompts",
         "mrr": "mean reciprocal rank",
+        "smallest": "neurons of the smallest subset that takes the answer",
+        "smallest_suffices": "facts whose smallest subset suffices too",
         "mrr_before": "mean reciprocal rank before",
         "success": "new answer on top",
+        "taken": "facts whose answer all neurons take",
         "success_before": "new answer on top before",
         "top5": "new answer among the first 5",
         "top5_before": "new answer among the first 5 before",

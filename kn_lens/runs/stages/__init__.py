@@ -5,5 +5,5 @@
 activations on sentences (Table 3), and ``fact_details`` and ``readouts`` describe single facts and neurons.
 ``answers`` measures what the model knows. ``updates`` (Table 6) rewrites known facts, and ``erasures`` (Table 5)
 removes whole relations. The checks are ``robustness``, and ``syntax_pairs`` with ``syntax``. ``circuits`` are those of
-some facts, on request. ``order`` lists all stages.
+some facts, and ``redundancy`` asks for facts with more than one home, both on request. ``order`` lists all stages.
 """

@@ -11,6 +11,7 @@ from kn_lens.runs.stages.interventions import DOSES, EFFECTS
 from kn_lens.runs.stages.neurons import NEURONS
 from kn_lens.runs.stages.positions import POSITIONS
 from kn_lens.runs.stages.readouts import ANSWER_READOUTS, READOUTS
+from kn_lens.runs.stages.redundancy import CONSISTENCY, DEGENERATE
 from kn_lens.runs.stages.robustness import METHODS, STABILITY
 from kn_lens.runs.stages.syntax import SYNTAX, SYNTAX_NEURONS
 from kn_lens.runs.stages.syntax_pairs import SYNTAX_PAIRS
@@ -39,5 +40,5 @@ STAGES: tuple[Stage, ...] = (
     SYNTAX,
 )
 
-ON_REQUEST: tuple[Stage, ...] = (POSITIONS, CIRCUITS, QUERIES)
+ON_REQUEST: tuple[Stage, ...] = (POSITIONS, CIRCUITS, QUERIES, DEGENERATE, CONSISTENCY)
 """Stages that run where they are named alone: not every model has what they need."""
