@@ -26,12 +26,23 @@ TEMPLATES = (
 FACTS = [kn.Fact(country, "P36", capital, TEMPLATES) for country, capital in list(COUNTRIES.items())[:3]]
 
 _W_OUT: dict[str, Callable[[Any, int], nn.Module]] = {
-    "T5ForConditionalGeneration": lambda hf, layer: hf.decoder.block[layer].layer[2].DenseReluDense.wo,
-    "MT5ForConditionalGeneration": lambda hf, layer: hf.decoder.block[layer].layer[2].DenseReluDense.wo,
-    "BartForConditionalGeneration": lambda hf, layer: hf.model.decoder.layers[layer].fc2,
-    "MBartForConditionalGeneration": lambda hf, layer: hf.model.decoder.layers[layer].fc2,
-    "T5GemmaForConditionalGeneration": lambda hf, layer: hf.model.decoder.layers[layer].mlp.down_proj,
+    "T5ForConditionalGeneration": lambda stack, layer: stack.block[layer].layer[-1].DenseReluDense.wo,
+    "MT5ForConditionalGeneration": lambda stack, layer: stack.block[layer].layer[-1].DenseReluDense.wo,
+    "BartForConditionalGeneration": lambda stack, layer: stack.layers[layer].fc2,
+    "MBartForConditionalGeneration": lambda stack, layer: stack.layers[layer].fc2,
+    "T5GemmaForConditionalGeneration": lambda stack, layer: stack.layers[layer].mlp.down_proj,
 }
+
+
+class Place(NamedTuple):
+    """Where activations are read and changed: a stack, and the position of a token that it reads."""
+
+    side: str
+    position: int
+
+
+READ = Place("decoder", -1)
+"""The decoder's last token, which is read."""
 
 
 @cache
@@ -57,9 +68,9 @@ def plain(name: str) -> Any:
 
 
 @cache
-def prompts_of(name: str) -> kn.PromptBatch:
-    """Return prompts of `FACTS` for the model of a name."""
-    return kn.make_prompts(loaded(name), FACTS)
+def prompts_of(name: str, side: str = "decoder") -> kn.PromptBatch:
+    """Return prompts of `FACTS` for a side of the model of a name."""
+    return kn.make_prompts(kn.host_of(loaded(name), side=side), FACTS)
 
 
 class Row(NamedTuple):
@@ -87,45 +98,51 @@ def logits_of(hf_model: Any, row: Row) -> Tensor:
 
 
 @contextmanager
-def changed_post(hf_model: Any, layer: int, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Let ``change`` see, and replace unless it returns None, what enters W_out of a layer at the last token."""
+def changed_post(
+    hf_model: Any, layer: int, change: Callable[[Tensor], Tensor | None], place: Place = READ
+) -> Iterator[None]:
+    """Let ``change`` see, and replace unless it returns None, what enters W_out of a layer at a place."""
 
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
-        changed = change(args[0][0, -1])
+        changed = change(args[0][0, place.position])
         if changed is None:
             return None
-        return (torch.cat([args[0][:, :-1], changed[None, None]], dim=1),)
+        number = torch.tensor([place.position % args[0].shape[1]])
+        return (args[0].index_copy(1, number, changed[None, None]),)
 
-    handle = _W_OUT[type(hf_model).__name__](hf_model, layer).register_forward_pre_hook(hook)
+    stack = hf_model.get_encoder() if place.side == "encoder" else hf_model.get_decoder()
+    handle = _W_OUT[type(hf_model).__name__](stack, layer).register_forward_pre_hook(hook)
     try:
         yield
     finally:
         handle.remove()
 
 
-def row_post(hf_model: Any, row: Row, layer: int) -> Tensor:
-    """Return the activation of a layer at the last token."""
+def row_post(hf_model: Any, row: Row, layer: int, place: Place = READ) -> Tensor:
+    """Return the activation of a layer at a place."""
     seen: list[Tensor] = []
-    with changed_post(hf_model, layer, lambda post: seen.append(post.detach())), torch.no_grad():
+    with changed_post(hf_model, layer, lambda post: seen.append(post.detach()), place), torch.no_grad():
         logits_of(hf_model, row)
     return seen[0]
 
 
-def row_probability(hf_model: Any, row: Row, layer: int, post: Tensor) -> Tensor:
+def row_probability(hf_model: Any, row: Row, layer: int, post: Tensor, place: Place = READ) -> Tensor:
     """Return the probability of the row's answer token with the activation of a layer replaced."""
-    with changed_post(hf_model, layer, lambda _: post):
+    with changed_post(hf_model, layer, lambda _: post, place):
         return logits_of(hf_model, row).softmax(-1)[row.target]
 
 
-def integrated_gradients(hf_model: Any, rows: list[Row], layer: int, nodes: Tensor, weights: Tensor) -> Tensor:
+def integrated_gradients(
+    hf_model: Any, rows: list[Row], layer: int, nodes: Tensor, weights: Tensor, place: Place = READ
+) -> Tensor:
     """Return the scores of the rows of one prompt, whose activations are scaled together."""
-    posts = [row_post(hf_model, row, layer) for row in rows]
+    posts = [row_post(hf_model, row, layer, place) for row in rows]
     total = torch.zeros_like(posts[0])
     for node, weight in zip(nodes, weights, strict=True):
         points = [(node * post).requires_grad_() for post in posts]
         probability = torch.ones((), dtype=posts[0].dtype)
         for row, point in zip(rows, points, strict=True):
-            probability = probability * row_probability(hf_model, row, layer, point)
+            probability = probability * row_probability(hf_model, row, layer, point, place)
         gradients = torch.autograd.grad(probability, points)
         for post, gradient in zip(posts, gradients, strict=True):
             total += weight * post * gradient

@@ -213,7 +213,7 @@ def tiny_hf_model(architecture: str, dtype: torch.dtype = torch.float64, seed: i
     settings = {**vocabulary, **_CONFIG[architecture], **config}
     for part in ("encoder", "decoder"):
         if part in settings:
-            settings[part] = {**vocabulary, **settings[part]}
+            settings[part] = {**vocabulary, **_CONFIG[architecture][part], **settings[part]}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         hf_model = cls(cls.config_class(**settings)).to(dtype).eval()

@@ -63,8 +63,8 @@ from kn_lens.attribution.routing import routing_term_of
 from kn_lens.attribution.score_table import scores_of
 from kn_lens.attribution.starts import PathStart, Start, StartPasses
 from kn_lens.errors import ArgumentError
-from kn_lens.hosts import Budget, HookedModel, Host, exclusively, host_of
-from kn_lens.prompts import PromptBatch, check_prompts
+from kn_lens.hosts import Budget, HookedModel, Host, exclusively
+from kn_lens.prompts import PromptBatch, check_prompts, host_for
 
 
 @overload
@@ -186,7 +186,7 @@ def attribute(
         memory_budget=memory_budget,
         progress=progress,
     )
-    host_of(model)  # a model that cannot be hosted is what a caller hears of first
+    host_for(model, prompts)  # a model that cannot be hosted is what a caller hears of first
     check_prompts(prompts)
     if positions is not None and not (isinstance(positions, str) and positions == "read"):
         return _attribute_positions(model, prompts, positions, options)
@@ -210,7 +210,7 @@ def _attribute_positions(
 ) -> PositionAttribution:
     """Attribute at several positions; see ``attribute``."""
     with exclusively(model):
-        pairs = PositionPairs.of(prompts, positions, host_of(model).kind)
+        pairs = PositionPairs.of(prompts, positions, host_for(model, prompts).kind)
         options = replace(options, start=expanded_starts(options.start, pairs))
         computation = _Computation.of(model, pairs.expanded, options)
         joined = PartsJoin(pairs.expanded)
@@ -306,7 +306,7 @@ class _Computation:
         options: AttributionOptions,
     ) -> "_Computation":
         """Check all that can be checked without running the model; see ``attribute`` for errors."""
-        host = host_of(model)
+        host = host_for(model, prompts)
         check_prompts(prompts)
         layers = options.layers_of(host)
         neurons = options.neurons_of(host)
@@ -348,6 +348,7 @@ class _Computation:
             prompts.n_positions,
             rows_per_chunk,
             attribute_chunk,
+            text_length=prompts.text_length,
         )
 
     def reporting(self) -> AbstractContextManager[Progress | None]:

@@ -152,6 +152,12 @@ class AttributionOptions:
         """
         if not METHODS[self.method].exits_early or prompts.post_pos is prompts.read_pos:
             return
+        if prompts.side == "encoder":
+            raise ArgumentError(
+                f"{self.method} reads the answer off the residual stream right after the layer, which that of an "
+                "encoder does not hold; expected another method, such as 'integrated_gradients', or prompts for the "
+                "decoder: make_prompts(model, facts)."
+            )
         if bool((prompts.post_pos != prompts.read_pos).any()):
             raise ArgumentError(
                 f"{self.method} reads the answer off the residual stream right after the layer, where other positions "

@@ -86,8 +86,8 @@ class PositionPairs:
         moved_pos = found[exists][expanded.prompt_index]
         if not isinstance(positions, Tensor):
             # By name, the read position is that of each row of an answer.
-            first_read = prompts.read_pos[_first_rows(prompts)][owner][expanded.prompt_index]
-            moved_pos = torch.where(moved_pos == first_read, expanded.read_pos, moved_pos)
+            first_read = prompts.answer_pos[_first_rows(prompts)][owner][expanded.prompt_index]
+            moved_pos = torch.where(moved_pos == first_read, expanded.answer_pos, moved_pos)
         return cls(
             prompts=prompts,
             positions=found,
@@ -108,7 +108,7 @@ class PositionPairs:
         So the former are computed as without positions, to the bit.
         """
         expanded = self.expanded
-        is_elsewhere = _any_row(expanded.post_pos != expanded.read_pos, expanded)
+        is_elsewhere = _any_row(expanded.post_pos != expanded.answer_pos, expanded)
         at_read = (~is_elsewhere).nonzero().squeeze(1)
         if len(at_read):
             yield at_read, expanded.select(at_read).at("read")
@@ -137,12 +137,13 @@ def expanded_starts(start: Any, pairs: PositionPairs) -> Any:
         return [expanded_starts(one, pairs) for one in start]
     if isinstance(start, PromptBatch):
         check_counterfactuals(start, pairs.prompts)
-        differs = start.length != pairs.prompts.length
+        lengths = [_n_counted(start), _n_counted(pairs.prompts)]
+        differs = lengths[0] != lengths[1]
         if bool(differs.any()):
             number = int(differs.long().argmax())
             raise ArgumentError(
-                f"The counterfactual prompt {start.text[number]!r} has {int(start.length[number])} tokens, and the "
-                f"prompt {pairs.prompts.text[number]!r} has {int(pairs.prompts.length[number])}: their positions do "
+                f"The counterfactual prompt {start.text[number]!r} has {int(lengths[0][number])} tokens, and the "
+                f"prompt {pairs.prompts.text[number]!r} has {int(lengths[1][number])}: their positions do "
                 "not correspond. Take subjects of as many tokens, or one position: prompts.at('subject_last')."
             )
         return pairs.expand(start)
@@ -154,6 +155,11 @@ def expanded_starts(start: Any, pairs: PositionPairs) -> Any:
             )
         return MeanStart(PositionPairs.of(start.prompts, pairs.named, pairs.kind).expanded)
     return start
+
+
+def _n_counted(prompts: PromptBatch) -> Int[Tensor, " batch"]:
+    """Return the number of tokens of each prompt's last row that positions count."""
+    return prompts.counted_mask.sum(-1)[prompts.rows_per_prompt.cumsum(0) - 1]
 
 
 def _first_rows(prompts: PromptBatch) -> Int[Tensor, " batch"]:
@@ -349,7 +355,7 @@ class PositionAttribution:
             )
         attr = self.pairs[numbers.tolist()]
         moved_pos = attr.prompts.post_pos
-        is_read = bool((moved_pos == attr.prompts.read_pos).all())
+        is_read = bool((moved_pos == attr.prompts.answer_pos).all())
         return replace(attr, prompts=self.prompts.at("read" if is_read else moved_pos))
 
     def to(self, device: str | torch.device) -> "PositionAttribution":
@@ -390,7 +396,7 @@ class PositionAttribution:
         prompt, column = self._places.cpu().numpy()
         pair = frame["prompt"].to_numpy()
         first = _first_rows(self.prompts)
-        tokens = self.prompts.tokens[first].gather(1, self.positions.clamp(min=0)).cpu().numpy()
+        tokens = self.prompts.counted_tokens[first].gather(1, self.positions.clamp(min=0)).cpu().numpy()
         roles = np.array(self.roles, dtype=object)
         at = (prompt[pair], column[pair])
         frame["prompt"] = at[0]

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kn_lens.attribution.quadrature import Quadrature, fixed_rule
-from kn_lens.hosts import HookedModel, exclusive, host_of
-from kn_lens.prompts import PromptBatch, check_prompts
+from kn_lens.hosts import HookedModel, exclusive
+from kn_lens.prompts import PromptBatch, check_prompts, host_for
 
 
 @exclusive
@@ -55,7 +55,7 @@ def reference_attribution(
     """
     check_prompts(prompts)
     points = fixed_rule(rule, n_steps)
-    hook_post = host_of(model).hook_post(layer)
+    hook_post = host_for(model, prompts).hook_post(layer)
     scores = []
     for number in range(len(prompts)):
         prompt = prompts.select([number])

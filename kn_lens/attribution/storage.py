@@ -50,8 +50,8 @@ from kn_lens.attribution.positions import (
 )
 from kn_lens.attribution.result import Attribution
 from kn_lens.errors import ArgumentError, DataError, KNLensError, did_you_mean
-from kn_lens.hosts import HookedModel, Host, Kind, exclusive, host_of
-from kn_lens.prompts import PositionsName, PromptBatch, check_prompts
+from kn_lens.hosts import HookedModel, Host, Kind, exclusive
+from kn_lens.prompts import PositionsName, PromptBatch, check_prompts, host_for
 
 KEY, KEY_DIGEST = b"kn_lens.scores", b"kn_lens.scores.sha256"
 VERSION, VERSION_WITH_EXPERTS = 1, 2
@@ -138,7 +138,7 @@ def attribute_to_file(
     path = Path(path)
     if os.path.exists(path):  # False for names that no file can have; writing reports them
         raise ArgumentError(f"{path} exists and is not overwritten: read it with read_attribution, or name another.")
-    host = host_of(model)
+    host = host_for(model, prompts)
     check_prompts(prompts)
     keep = None if keep is None else float(keep)  # JSON takes no other numbers
     positions_entry: dict[str, Any] = {}
@@ -583,6 +583,8 @@ def _digest(prompts: PromptBatch) -> str:
             digest.update(values.cpu().numpy().astype("<i8").tobytes())
     if prompts.moved_pos is not None:
         digest.update(b"moved" + prompts.moved_pos.cpu().numpy().astype("<i8").tobytes())
+    if prompts.encoder_pos is not None:
+        digest.update(b"encoder" + prompts.encoder_pos.cpu().numpy().astype("<i8").tobytes())
     return digest.hexdigest()
 
 

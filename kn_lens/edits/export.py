@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +64,11 @@ def export(
         tokenizer = host.tokenizer
     record = []
     for edit in edits:
-        entry = {"checkpoint": asdict(edit.checkpoint), "why": edit.why, "digest": edit.digest}
+        entry = {"checkpoint": edit.checkpoint.as_dict(), "why": edit.why, "digest": edit.digest}
         record.append(entry)
     try:
         with writing_folder(directory) as part:
-            with _all_applied(edits, host):
+            with _all_applied(edits, host.model):
                 unwrap_model(host.model).save_pretrained(part)
             if tokenizer is not None:
                 tokenizer.save_pretrained(part)
@@ -95,14 +94,14 @@ def _checked_edits(edits: Any) -> list[WeightEdit]:
 
 def _all_applied(
     edits: Sequence[WeightEdit],
-    host: Host,
+    model: HookedModel,
 ) -> AbstractContextManager[None]:
     """Apply edits in their order for the time of a ``with`` block, and undo them last first."""
     stack = ExitStack()
 
     def apply() -> None:
         for edit in edits:
-            stack.enter_context(edit.applied(host))
+            stack.enter_context(edit.applied(model))
 
     return undone(apply, stack.close)
 

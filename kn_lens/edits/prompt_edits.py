@@ -21,9 +21,9 @@ from torch import Tensor
 from kn_lens._core.precision import at_least_float32
 from kn_lens.edits.weight_edit import WeightEdit
 from kn_lens.errors import HookError
-from kn_lens.hosts import ActivationSource, Budget, HookedModel, HookFn, Host, host_of
+from kn_lens.hosts import ActivationSource, Budget, HookedModel, HookFn, Host
 from kn_lens.interventions import AnswerScores, Ticks, score_answers
-from kn_lens.prompts import PromptBatch
+from kn_lens.prompts import PromptBatch, host_for
 
 
 class LayerChanges(NamedTuple):
@@ -95,7 +95,7 @@ class PromptEdits:
         prompts: PromptBatch,
     ) -> list[tuple[str, HookFn]]:
         """Return two hooks for each layer that an edit of these prompts changes, as ``WeightEdit.hooks`` does."""
-        host = host_of(model)
+        host = host_for(model, prompts)
         numbers = self.edit_of_prompt.unique()
         edit_of_row = self.edit_of_prompt.to(prompts.prompt_index.device)[prompts.prompt_index]
         hooks: list[tuple[str, HookFn]] = []

@@ -49,7 +49,7 @@ from kn_lens.facts import Fact
 from kn_lens.hosts import ActivationSource, Budget, HookedModel, HookFn, Host, exclusive, host_of
 from kn_lens.interventions import AnswerScores, Ticks, is_known, score_answers
 from kn_lens.neurons import NeuronSet, check_neurons_by_fact, prompts_by_fact
-from kn_lens.prompts import PromptBatch, make_prompts
+from kn_lens.prompts import PromptBatch, host_for, make_prompts
 
 
 @exclusive
@@ -414,7 +414,7 @@ class ActivationRecorder:
         prompts: PromptBatch,
     ) -> list[tuple[str, HookFn]]:
         """Return one hook for each layer with neurons."""
-        host = host_of(model)
+        host = host_for(model, prompts)
         prompt_ids: dict[int, list[int]] = {}
         columns: dict[int, list[int]] = {}
         indices: dict[int, list[int]] = {}

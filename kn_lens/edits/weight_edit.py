@@ -38,7 +38,7 @@ from kn_lens.edits.arguments import checked_neurons
 from kn_lens.edits.files import canonical, digest_of, read_edit, write_edit
 from kn_lens.edits.value_rows import ValueRows, check_raw
 from kn_lens.errors import ArgumentError, DataError, EditError, HookError, KNLensError
-from kn_lens.hosts import ActivationSource, HookedModel, HookFn, Host, host_of
+from kn_lens.hosts import SIDES, ActivationSource, HookedModel, HookFn, Host, Side, host_of, host_on_side
 from kn_lens.neurons import Neuron, NeuronSet, neuron_set_of
 from kn_lens.prompts import PromptBatch
 
@@ -55,6 +55,7 @@ class Checkpoint:
         d_model: width of these rows.
         dtype: type of the weights: ``"float32"``.
         raw: False where TransformerLens has processed the weights. Edits can only set such rows to zero.
+        side: the stack of an encoder-decoder that the rows are of; None for other kinds of models.
     """
 
     name: str
@@ -64,11 +65,14 @@ class Checkpoint:
     d_model: int
     dtype: str
     raw: bool = True
+    side: Side | None = None
 
     def __post_init__(self) -> None:
+        if self.side is not None and self.side not in SIDES:
+            raise ArgumentError(f"side of a checkpoint is {self.side!r}; expected 'decoder' or 'encoder'.")
         for field in fields(self):
             value = getattr(self, field.name)
-            if type(value) is not field.type:
+            if field.name != "side" and type(value) is not field.type:
                 expected = {str: "text", int: "whole number", bool: "truth value"}[field.type]
                 raise ArgumentError(f"{field.name} of a checkpoint is {value!r}; expected a {expected}.")
 
@@ -83,13 +87,22 @@ class Checkpoint:
             d_model=host.d_model,
             dtype=_dtype_name(host.dtype),
             raw=host.raw,
+            side=host.side,
         )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry of a file, without a side where there is one stack."""
+        entry = asdict(self)
+        if self.side is None:
+            del entry["side"]
+        return entry
 
     @property
     def kind(self) -> str:
         """Everything that has to agree for an edit to fit, in words."""
         processed = "" if self.raw else ", processed"
-        return f"{self.architecture}, {self.shape}, {self.dtype}{processed}"
+        of_encoder = ", encoder" if self.side == "encoder" else ""
+        return f"{self.architecture}{of_encoder}, {self.shape}, {self.dtype}{processed}"
 
     @property
     def shape(self) -> str:
@@ -241,7 +254,7 @@ class WeightEdit:
                 an edit is applied to them. Or, in spite of ``force``: the shapes of the model differ, or an adapter or
                 a parametrisation hides the rows.
         """
-        rows, edit = self._prepare(host_of(model), force)
+        rows, edit = self._prepare(self._host_of(model), force)
         rows.write(edit.new, rollback=edit.old)
         return edit
 
@@ -252,7 +265,7 @@ class WeightEdit:
             EditError: raised before anything is written. The rows are not ``new``: the edit is not applied, or another
                 edit of the same rows was applied later and has to be undone first.
         """
-        if not self._undo(host_of(model)):
+        if not self._undo(self._host_of(model)):
             raise EditError(f"The edit {self} is not applied to this model: the rows hold their old values.")
 
     def applied(
@@ -268,7 +281,7 @@ class WeightEdit:
         Raises:
             EditError: as ``apply_``; and at the end of the block, if it left another edit on the same rows.
         """
-        host = host_of(model)
+        host = self._host_of(model)
         written: list[WeightEdit] = []
 
         def write() -> WeightEdit:
@@ -282,6 +295,10 @@ class WeightEdit:
                 edit._undo(host)
 
         return undone(write, undo)
+
+    def _host_of(self, model: HookedModel | Host) -> Host:
+        """Return the host of a model, on the side that the rows are of."""
+        return host_on_side(model, self.checkpoint.side)
 
     def _prepare(self, host: Host, force: bool) -> tuple[ValueRows, "WeightEdit"]:
         """Return the rows to write to and the edit to write, after all checks."""
@@ -385,7 +402,7 @@ class WeightEdit:
         Raises:
             EditError: as ``apply_``.
         """
-        host = host_of(model)
+        host = self._host_of(model)
         hooks: list[tuple[str, HookFn]] = []
         for layer, (indices, change) in self.changes(host).items():
             source = host.activation_source(layer)
@@ -405,7 +422,7 @@ class WeightEdit:
         Raises:
             EditError: as ``apply_``.
         """
-        host = host_of(model)
+        host = self._host_of(model)
         self._prepare(host, force=False)
         change = (at_least_float32(self.new) - at_least_float32(self.old)).to(host.device)
         by_layer = self.neurons.rows_by_layer(host)
@@ -536,7 +553,7 @@ class WeightEdit:
         return {"neurons": _table(self.neurons), "old": self.old, "new": self.new}
 
     def _document(self) -> dict[str, Any]:
-        return {"checkpoint": asdict(self.checkpoint), "why": list(self.why)}
+        return {"checkpoint": self.checkpoint.as_dict(), "why": list(self.why)}
 
     def __str__(self) -> str:
         steps = [_describe(step) for step in self.why[:STEPS_SHOWN]] or ["rows"]

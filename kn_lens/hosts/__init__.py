@@ -19,7 +19,7 @@ the Hugging Face model inside. TransformerLens and transformers are imported lat
 from kn_lens.hosts.analysis_nodes import analysis_node, is_analysis_node
 from kn_lens.hosts.bridge import FOR_ONE_BATCH, ActivationSource, Host
 from kn_lens.hosts.checkpoints import EMBEDDED_DIR, embedded_models, import_model_libraries
-from kn_lens.hosts.encoder_decoder import DecoderForm, EncoderInput
+from kn_lens.hosts.encoder_decoder import SIDES, DecoderForm, EncoderInput, Side
 from kn_lens.hosts.exclusive import exclusive, exclusively
 from kn_lens.hosts.experts import ActiveExperts
 from kn_lens.hosts.families import FAMILIES, Family, Kind, adapter_state
@@ -36,7 +36,7 @@ from kn_lens.hosts.linearized import (
     run_linearized,
     run_with_gradients,
 )
-from kn_lens.hosts.loading import check_host, checked_host, host_of, is_hosted, load_model
+from kn_lens.hosts.loading import check_host, checked_host, host_of, host_on_side, is_hosted, load_model
 from kn_lens.hosts.logit_check import LogitCheck
 from kn_lens.hosts.memory import SHARE_OF_FREE, Budget, free_memory, release_memory
 from kn_lens.hosts.model_protocol import HookedModel, HookFn
@@ -58,6 +58,7 @@ __all__ = [
     "FOR_ONE_BATCH",
     "PACKAGED_MODELS",
     "SHARE_OF_FREE",
+    "SIDES",
     "ActivationSource",
     "ActiveExperts",
     "Additions",
@@ -78,6 +79,7 @@ __all__ = [
     "ModelIdentity",
     "PackagedModel",
     "Replacement",
+    "Side",
     "adapter_state",
     "analysis_node",
     "check_beginning",
@@ -92,6 +94,7 @@ __all__ = [
     "free_memory",
     "hook_z",
     "host_of",
+    "host_on_side",
     "import_model_libraries",
     "is_analysis_node",
     "is_gated",

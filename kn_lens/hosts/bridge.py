@@ -29,7 +29,7 @@ from kn_lens.errors import (
     did_you_mean,
 )
 from kn_lens.hosts.checkpoints import check_finite, check_state, origin_of, output_settings
-from kn_lens.hosts.encoder_decoder import DECODER_BLOCKS, DecoderForm, EncoderInput
+from kn_lens.hosts.encoder_decoder import SIDES, STACKS, DecoderForm, EncoderInput, Side
 from kn_lens.hosts.exclusive import exclusively, leave_caller_modes
 from kn_lens.hosts.experts import ActiveExperts, ExpertLayer, ExpertRows
 from kn_lens.hosts.families import (
@@ -104,7 +104,7 @@ class Host:
         architecture: the Hugging Face class, such as ``BertForMaskedLM``.
         kind: ``masked`` (the answer is read at the mask token), ``causal`` (it is read at the last token) or
             ``encoder-decoder`` (it is read at the last token of the decoder).
-        n_layers: number of blocks; of an encoder-decoder those of the decoder, which all layers here are.
+        n_layers: number of blocks; of an encoder-decoder those of its ``side``, which all layers here are.
         d_model: width of the residual stream.
         d_mlp: neurons per layer: rows of ``W_out``, also where the MLP is gated. Where layers have experts, those of
             all experts together, of the layer that has most.
@@ -122,6 +122,7 @@ class Host:
         origin: what was done to the stored weights before they were the model's, such as ``dequantised from x.gguf``;
             empty where they are as stored, or where that is not known.
         decoder: how the decoder of an encoder-decoder begins; None for other kinds.
+        side: the stack of an encoder-decoder that layers and neurons are of; None where there is one stack.
     """
 
     model: Any = field(repr=False)
@@ -141,11 +142,7 @@ class Host:
     longest_padding: int | None = None
     layout: NeuronLayout = ONE_MLP_A_LAYER
     decoder: DecoderForm | None = None
-
-    @property
-    def side(self) -> str | None:
-        """The stack that neurons are of: ``decoder`` in an encoder-decoder, None where there is one stack."""
-        return None if self.decoder is None else "decoder"
+    side: Side | None = None
 
     @property
     def reads_whole_text(self) -> bool:
@@ -160,7 +157,7 @@ class Host:
     @property
     def _stack(self) -> str:
         """The name of the blocks in TransformerLens."""
-        return _stack_of(self.kind)
+        return _stack_of(self.side)
 
     # --- names of hooks ---------------------------------------------------------------------------
 
@@ -199,7 +196,7 @@ class Host:
 
     def hook_attn_out(self, layer: int) -> str:
         """Return the name of the hook on the output of the attention of ``layer``."""
-        attention = "attn" if self.decoder is None else "self_attn"
+        attention = "self_attn" if self.side == "decoder" else "attn"
         return f"{self._stack}.{self._checked(layer)}.{attention}.hook_out"
 
     def activation_source(self, layer: int) -> "ActivationSource":
@@ -300,7 +297,7 @@ class Host:
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_embed"]:
         """The input word embeddings, live. ``d_embed`` is ``d_model`` unless the model projects (ELECTRA, OPT-350m)."""
-        return _embedding(self.model).W_E
+        return _embedding(self.model, self.side).W_E
 
     @property
     def unembedding(self) -> nn.Module:
@@ -613,7 +610,15 @@ class Host:
         """Return the logits of a residual stream, by final norm (or masked-LM transform) and unembedding.
 
         ``unembed(resid_post of the last layer at a position)`` equals the logits there. No block runs.
+
+        Raises:
+            UnsupportedModelError: the layers are those of an encoder, which no head reads.
         """
+        if self.side == "encoder":
+            raise UnsupportedModelError(
+                f"What layers of the encoder of {self.name} write is read by its decoder, not by a head: it stands for "
+                "no logits. The layers of the decoder have them: kn_lens.host_of(model)."
+            )
         tokens = torch.zeros(len(resid), 1, dtype=torch.long, device=self.device)
         with self.skip_blocks_below(self.n_layers, resid[:, None]):
             return self.logits(tokens, torch.ones_like(tokens), encoder=self._any_text(len(resid))).squeeze(1)
@@ -621,35 +626,26 @@ class Host:
     def encode(self, encoder: EncoderInput) -> EncoderInput:
         """Run the encoder, once for each different text, and return its input with the output; no gradients.
 
-        Returned as it is where the output is known, or where the user's hooks are on the model: they see full passes.
+        Returned as it is where the output is known, and where passes run the encoder again: its layers are the host's,
+        or the user's hooks are on the model.
         """
-        if encoder.output is not None or self.has_user_hooks:
+        if encoder.output is not None or self.side == "encoder" or self.has_user_hooks:
             return encoder
         texts, text_of_row = encoder.distinct()
-        # With padding beside it, a token of a layer that sees a window may see nothing: NaN in float64.
-        groups = texts.groups_of_one_length() if self._encodes_in_windows else [torch.arange(len(texts.tokens))]
         checkpoint: Any = self.checkpoint
-        outputs: list[Tensor] = []
         with torch.no_grad(), override_forwards(native_norm_forwards(self._norms)):
-            for group in groups:
-                part = texts.select(group.to(self.device)).cropped()
-                encoded = checkpoint.get_encoder()(input_ids=part.tokens, attention_mask=part.attention_mask)
-                n_padding = texts.tokens.shape[1] - part.tokens.shape[1]
-                outputs.append(nn.functional.pad(encoded.last_hidden_state, (0, 0, 0, n_padding)))
-        output = torch.cat(outputs)[torch.cat(groups).argsort().to(self.device)]
-        return replace(encoder, output=output[text_of_row])
-
-    @cached_property
-    def _encodes_in_windows(self) -> bool:
-        """Whether layers of the encoder see a window around each token, as in a T5Gemma."""
-        config: Any = getattr(self.checkpoint.config, "encoder", None)
-        return "sliding_attention" in (getattr(config, "layer_types", None) or ())
+            encoded = checkpoint.get_encoder()(input_ids=texts.tokens, attention_mask=texts.attention_mask)
+        return replace(encoder, output=encoded.last_hidden_state[text_of_row])
 
     def _any_text(self, n_rows: int) -> EncoderInput | None:
-        """Return what the encoder has read, of passes in which that does not matter; None without an encoder."""
+        """Return a text for the encoder, in passes in which it does not matter which; None without an encoder.
+
+        Layers of the encoder start at one residual stream: its text is one token. Those of the decoder tell the tensors
+        that a block returns apart by their shapes: theirs has another length than the decoder's, which is one.
+        """
         if self.decoder is None:
             return None
-        tokens = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+        tokens = torch.zeros(1, 1 if self.side == "encoder" else 2, dtype=torch.long, device=self.device)
         encoder = self.encode(EncoderInput(tokens=tokens, attention_mask=torch.ones_like(tokens)))
         return encoder.select(torch.zeros(n_rows, dtype=torch.long, device=self.device))
 
@@ -1179,11 +1175,16 @@ class _RowLeaves(dict[tuple[bool, bool, bool, bool], list[set[LeafPath]]]):
         return self[key]
 
 
-def bridge_host(model: Any) -> Host:
+def bridge_host(model: Any, side: str | None = None) -> Host:
     """Check a TransformerBridge, and describe it. Runs nothing.
+
+    Args:
+        model: the model.
+        side: the stack of an encoder-decoder whose layers are meant; None for its decoder.
 
     Raises:
         UnsupportedModelError: as ``host_of``.
+        ArgumentError: as ``host_of``.
     """
     hf_model: Any = getattr(model, "original_model", None)
     if not hasattr(getattr(hf_model, "config", None), "model_type"):
@@ -1194,12 +1195,13 @@ def bridge_host(model: Any) -> Host:
     name = str(model.cfg.model_name)
     architecture = architecture_of(hf_model)
     kind = check_config(hf_model.config, architecture, name)
+    checked = checked_side(side, kind, name)
     check_state(hf_model, name)
     _check_outputs(hf_model, name)
     _check_ends(model, name)
-    blocks = getattr(model, _stack_of(kind), [])
+    blocks = getattr(model, _stack_of(checked), [])
     expert_layers = expert_layers_of(blocks) if has_experts(hf_model.config) else {}
-    _check_mlps(model, _stack_of(kind), name, expert_layers)
+    _check_mlps(model, _stack_of(checked), name, expert_layers)
     layers: list[LayerLayout] = []
     weights: list[Tensor] = []
     for layer, block in enumerate(blocks):
@@ -1226,7 +1228,7 @@ def bridge_host(model: Any) -> Host:
         n_layers=len(blocks),
         d_model=W_out.shape[1],
         d_mlp=max(layer.n_rows for layer in layers),
-        d_vocab=_embedding(model).W_E.shape[0],
+        d_vocab=_embedding(model, checked).W_E.shape[0],
         n_ctx=_context_length(model),
         device=W_out.device,
         dtype=W_out.dtype,
@@ -1236,7 +1238,25 @@ def bridge_host(model: Any) -> Host:
         longest_padding=longest_padding(hf_model.config, kind),
         layout=NeuronLayout(tuple(layers)) if expert_layers else ONE_MLP_A_LAYER,
         decoder=_decoder_form(hf_model.config, architecture),
+        side=checked,
     )
+
+
+def checked_side(side: Any, kind: Kind, name: str) -> Side | None:
+    """Return the stack whose layers are meant: of an encoder-decoder the decoder, unless the encoder is asked for.
+
+    Raises:
+        ArgumentError: another value, or a side of a model that has one stack.
+    """
+    if side is not None and side not in SIDES:
+        raise ArgumentError(f"side={side!r}; expected 'decoder' or 'encoder'.{did_you_mean(str(side), SIDES)}")
+    if kind == "encoder-decoder":
+        return side or "decoder"
+    if side is not None:
+        raise ArgumentError(
+            f"side={side!r}, and {name} is {with_article(kind)} model, which has one stack of layers; leave side out."
+        )
+    return None
 
 
 def _decoder_form(config: Any, architecture: str) -> DecoderForm | None:
@@ -1247,14 +1267,14 @@ def _decoder_form(config: Any, architecture: str) -> DecoderForm | None:
     return DecoderForm.of(config, family.writes)
 
 
-def _stack_of(kind: Kind) -> str:
+def _stack_of(side: Side | None) -> str:
     """Return the name of the blocks in TransformerLens."""
-    return DECODER_BLOCKS if kind == "encoder-decoder" else "blocks"
+    return "blocks" if side is None else STACKS[side]
 
 
-def _embedding(model: Any) -> Any:
-    """Return the word embeddings of a bridge; those of the decoder, where it has its own."""
-    own = getattr(model, "decoder_embed", None)
+def _embedding(model: Any, side: Side | None) -> Any:
+    """Return the word embeddings of a bridge; those of a side, where it has its own."""
+    own = None if side is None else getattr(model, f"{side}_embed", None)
     return model.embed if own is None else own
 
 

@@ -22,7 +22,7 @@ from kn_lens._core.atomic import read_whole
 from kn_lens._core.checks import wrong_kind
 from kn_lens._core.wording import type_with_article, with_article
 from kn_lens.errors import ArgumentError, KNLensError, UnsupportedModelError, did_you_mean
-from kn_lens.hosts.encoder_decoder import DECODER_BLOCKS, FINAL_BIAS
+from kn_lens.hosts.encoder_decoder import FINAL_BIAS, STACKS
 from kn_lens.hosts.exclusive import one_load_at_a_time
 from kn_lens.hosts.families import (
     BY_ARCHITECTURE,
@@ -512,12 +512,13 @@ def wrap_in_bridge(hf_model: Any, *, name: str, tokenizer: Any) -> Any:
     """
     architecture = architecture_of(hf_model)
     family = BY_ARCHITECTURE.get(architecture)
-    stack = DECODER_BLOCKS if family and family.kind == "encoder-decoder" else "blocks"
+    stacks = list(STACKS.values()) if family and family.kind == "encoder-decoder" else ["blocks"]
 
     def on_adapter(adapter: Any) -> None:  # called before the model is touched
         if not has_experts(hf_model.config):
             _map_dense_mlps(adapter)
-            _check_blocks(adapter.component_mapping, stack, name)
+            for stack in stacks:
+                _check_blocks(adapter.component_mapping, stack, name)
         if hf_model.config._attn_implementation != "eager":
             hf_model.set_attn_implementation("eager")  # the attention hooks do not fire in the fused kernels
 

@@ -1,11 +1,12 @@
 """Encoder-decoders: the text that the encoder reads, and the form in which the decoder begins to write.
 
-The layers of such a host are those of its decoder. What the encoder returns for a text does not depend on them, so that
-it is computed once for each text and given to all passes through the decoder.
+The layers of a host are those of one of the two stacks, its *side*. What the encoder returns for a text does not depend
+on the layers of the decoder, so that on that side it is computed once for each text and given to all passes through the
+decoder. Where the layers are those of the encoder, every pass runs both.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -14,8 +15,13 @@ from torch import Tensor
 Writes = Literal["span", "text"]
 """What a decoder was trained to write: what a sentinel stands for, after that sentinel, or the whole text anew."""
 
-DECODER_BLOCKS = "decoder_blocks"
-"""The name of the decoder's blocks in TransformerLens' models of an encoder and a decoder."""
+Side = Literal["decoder", "encoder"]
+"""The stack of an encoder-decoder whose layers and neurons a host has."""
+
+SIDES: tuple[Side, ...] = get_args(Side)
+
+STACKS: dict[Side, str] = {"decoder": "decoder_blocks", "encoder": "encoder_blocks"}
+"""The names of the blocks in TransformerLens' models of an encoder and a decoder."""
 
 FINAL_BIAS = "final_logits_bias"
 """The buffer that a BART adds to its logits, which TransformerLens moves into the bias of the head."""
@@ -78,11 +84,6 @@ class EncoderInput:
             attention_mask=self.attention_mask[:, :n_pos],
             output=None if self.output is None else self.output[:, :n_pos],
         )
-
-    def groups_of_one_length(self) -> list[Int[Tensor, " group"]]:
-        """Return the numbers of the rows of each length."""
-        lengths = self.attention_mask.sum(-1).cpu()
-        return [(lengths == length).nonzero().squeeze(1) for length in lengths.unique()]
 
     def distinct(self) -> tuple["EncoderInput", Int[Tensor, " row"]]:
         """Return each text once, and the number of the text of each row."""

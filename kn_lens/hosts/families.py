@@ -577,12 +577,19 @@ def needs_whole_passes(config: Any) -> bool:
 def longest_padding(config: Any, kind: Kind) -> int | None:
     """Return the longest padding of a prompt beside longer ones, in tokens; None where any is right.
 
-    Tokens of a masked model with local attention see a window on both sides. Padding that is further from the prompt
-    sees no token: its attention is a division of zero by zero in some types of weights and kinds of attention.
+    Tokens of a masked model, or of an encoder, with local attention see a window on both sides. Padding that is further
+    from the prompt sees no token: its attention is a division of zero by zero in some types of weights and kinds of
+    attention.
     """
-    text = text_config(config)
+    if kind == "encoder-decoder":
+        text = getattr(config, "encoder", None)
+    else:
+        text = text_config(config)
     is_local = "sliding_attention" in (getattr(text, "layer_types", None) or ())
-    return text.sliding_window if kind == "masked" and is_local else None
+    if kind == "causal" or not is_local:
+        return None
+    # A masked model sees tokens up to this distance; the encoder of a T5Gemma those that are nearer.
+    return text.sliding_window if kind == "masked" else text.sliding_window - 1
 
 
 def adapters() -> Mapping[str, Any]:

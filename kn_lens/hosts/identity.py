@@ -43,7 +43,7 @@ class ModelIdentity:
         dtype: type of the weights, such as ``"float32"``.
         digest: `weights_digest`; None also where TransformerLens has processed the weights, or copied them into a
             model of an older class.
-        side: the stack of an encoder-decoder that the layers are of: ``decoder``; None where there is one stack.
+        side: the stack of an encoder-decoder that the layers are of; None where there is one stack.
     """
 
     name: str
@@ -96,7 +96,7 @@ class ModelIdentity:
 
     def difference(self, other: "ModelIdentity") -> str | None:
         """Describe the first difference between two identities, or return None where they may be one model."""
-        for name in ("architecture", "n_layers", "d_mlp", "d_model"):
+        for name in ("architecture", "side", "n_layers", "d_mlp", "d_model"):
             own, others = getattr(self, name), getattr(other, name)
             if None not in (own, others) and own != others:
                 return f"{name} is {own} in the one and {others} in the other"

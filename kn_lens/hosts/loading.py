@@ -17,7 +17,7 @@ from kn_lens.errors import (
     UnsupportedModelError,
     did_you_mean,
 )
-from kn_lens.hosts.bridge import Host, bridge_host, first_hooked
+from kn_lens.hosts.bridge import Host, bridge_host, checked_side, first_hooked
 from kn_lens.hosts.checkpoints import (
     attach_origin,
     check_finite,
@@ -32,6 +32,7 @@ from kn_lens.hosts.checkpoints import (
     run_experts_one_by_one,
     wrap_in_bridge,
 )
+from kn_lens.hosts.encoder_decoder import Side
 from kn_lens.hosts.exclusive import exclusive, exclusively, one_load_at_a_time
 from kn_lens.hosts.families import architecture_of, check_config
 from kn_lens.hosts.hooked import hooked_from, hooked_host, is_hooked
@@ -55,12 +56,18 @@ _ADVICE_ON_REFERENCES = (
 )
 
 
-def host_of(model: HookedModel | Host) -> Host:
+def host_of(model: HookedModel | Host, *, side: str | None = None) -> Host:
     """Check that kn_lens can work on a TransformerLens model, and describe it. Runs nothing; milliseconds.
 
     Waits for a call of another thread that has the model. A ``Host`` is returned as it is, without another check.
 
+    Args:
+        model: the model.
+        side: the stack of an encoder-decoder whose layers and neurons are meant: ``decoder``, or ``encoder``. None for
+            the decoder, and for the side of a ``Host``. Functions take the host of an encoder in the place of a model.
+
     Raises:
+        ArgumentError: another side, or a side of a model with one stack of layers.
         UnsupportedModelError: not a TransformerLens model, in train mode, on several devices, quantised, a mixture of
             experts of another family than those listed, or with ``hook_post`` elsewhere than at the input of ``W_out``.
 
@@ -71,14 +78,29 @@ def host_of(model: HookedModel | Host) -> Host:
     ('blocks.1.mlp.hook_post', 64)
     """
     if isinstance(model, Host):
-        return model
+        checked = checked_side(side or model.side, model.kind, model.name)
+        return model if checked == model.side else host_of(model.model, side=checked)
     if is_hooked(model):
-        return hooked_host(model)
+        host = hooked_host(model)
+        checked_side(side, host.kind, host.name)
+        return host
     if is_bridge(model):
         with exclusively(model):  # the wrappers are not there while a pass of another thread runs without them
-            return bridge_host(model)
+            return bridge_host(model, side)
     name = repr(model) if isinstance(model, str) else "name_or_model"
     raise wrong_kind(model, f"a TransformerLens model: kn_lens.load_model({name})", error=UnsupportedModelError)
+
+
+def host_on_side(model: HookedModel | Host, side: Side | None) -> Host:
+    """Return the host of a model: on a side, where it has two. That of a ``Host`` stays.
+
+    Raises:
+        UnsupportedModelError: as ``host_of``.
+    """
+    host = host_of(model)
+    if isinstance(model, Host) or host.side is None or side is None:
+        return host
+    return host_of(model, side=side)
 
 
 def checked_host(model: HookedModel | Host) -> Host:

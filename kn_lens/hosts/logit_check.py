@@ -148,7 +148,8 @@ def _host_logits(host: Host, prompts: Sequence[Int[Tensor, " pos"]]) -> Float[Te
     logits = host.logits(tokens, mask, encoder=encoder)
     first, middle = torch.zeros_like(lengths[:1]), host.n_layers // 2
     encoder = None if encoder is None else encoder.select(first)
-    state = run_clean(host, tokens[:1], mask[:1], lengths[:1] - 1, [middle], encoder)
+    last = lengths[:1] - 1  # of the decoder and, as both texts are as long, of the encoder
+    state = run_clean(host, tokens[:1], mask[:1], last, [middle], encoder, post_pos=last)
     resumed = state.logits_with_post([Replacement(layer=middle, rows=first, post=state.post[middle])])
     return torch.cat([logits[mask.bool()], resumed])
 

@@ -111,6 +111,8 @@ class Budget:
         length: Int[Tensor, " item"],
         rows_per_chunk: Callable[[int], int],
         run: Callable[[Int[Tensor, " chunk"]], T],
+        *,
+        text_length: Int[Tensor, " item"] | None = None,
     ) -> Iterator[tuple[Int[Tensor, " chunk"], T]]:
         """Run all items in chunks, from long to short: padding is small, and an item that cannot fit fails first.
 
@@ -123,6 +125,7 @@ class Budget:
             rows_per_chunk: the number of rows of a given length in a chunk: one of the methods above.
             run: called with the indices of the items of a chunk; it can be called again after an error, so it must not
                 have changed anything then.
+            text_length: the tokens of its longest row beside which padding may be too long; None for ``length``.
 
         Yields:
             The indices of the items of a chunk, and the result of ``run`` for them.
@@ -130,18 +133,20 @@ class Budget:
         Raises:
             RuntimeError: the original error, when a single item does not fit.
         """
-        remaining = length.argsort(descending=True, stable=True)
+        text_length = length if text_length is None else text_length
+        in_order = length if self.host.longest_padding is None else text_length
+        remaining = in_order.argsort(descending=True, stable=True)
         resident = resident_memory()
         while len(remaining):
-            limit = rows_per_chunk(int(length[remaining[0]]))
+            limit = rows_per_chunk(int(length[remaining].max()))
             chunk = remaining[: _n_fitting(n_rows[remaining], limit)]
             if self.host.longest_padding is not None:
-                shortest = length[chunk[0]] - self.host.longest_padding
-                chunk = chunk[length[chunk] >= shortest]  # the first ones: they are in order of their lengths
+                shortest = text_length[chunk[0]] - self.host.longest_padding
+                chunk = chunk[text_length[chunk] >= shortest]  # the first ones: they are in order of their lengths
             try:
                 result = run(chunk)
             except (RuntimeError, MemoryError) as error:
-                is_smallest = len(chunk) == self.rows_per_pass(int(length[chunk[0]])) == 1
+                is_smallest = len(chunk) == self.rows_per_pass(int(length[chunk].max())) == 1
                 if not ran_out_of_memory(error) or is_smallest:
                     raise
             else:

@@ -32,7 +32,7 @@ The user's hooks on the model belong to the function: they may read and change a
 a full pass, in which each hook sees what it would see without kn_lens, and activations are replaced before any hook on
 ``hook_post`` sees them. Passes are full ones too where a model has states beside keys and values
 (``Host.whole_passes``). Those of an encoder-decoder run the decoder alone, on what the encoder returned in the clean
-pass.
+pass; where layers are the encoder's, moved positions are tokens of the encoder, and every pass runs both.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -214,7 +214,9 @@ def run_clean(
     values at all positions; for a causal model keys and values at all positions, and the residual stream at those from
     the moved position on.
     """
-    if post_pos is None or post_pos is read_pos or bool((post_pos == read_pos).all()):
+    if host.side == "encoder":
+        assert post_pos is not None
+    elif post_pos is None or post_pos is read_pos or bool((post_pos == read_pos).all()):
         post_pos = read_pos
     n_pos = int(attention_mask.any(0).nonzero().max()) + 1
     tokens, attention_mask = tokens[:, :n_pos], attention_mask[:, :n_pos]
@@ -303,8 +305,11 @@ class _SinglePassState:
 
     @property
     def reads_elsewhere(self) -> bool:
-        """Whether some rows are read at another position than the one that is moved."""
-        return self.post_pos is not self.read_pos
+        """Whether some rows are read at another position of the layers' stack than the one that is moved.
+
+        All positions of an encoder are read, by the decoder.
+        """
+        return self.post_pos is not self.read_pos and self.host.side != "encoder"
 
     def in_last_block(
         self,

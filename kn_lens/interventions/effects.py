@@ -31,7 +31,7 @@ from kn_lens.hosts import Budget, HookedModel, Host, check_tokenizer, checked_ho
 from kn_lens.interventions.hooks import Intervention, Suppress, check_expert_neurons_once
 from kn_lens.interventions.scoring import Change, Progress, Ticks, score_answers, score_answers_under
 from kn_lens.neurons import NeuronSet, check_neurons_by_fact, prompts_by_fact, random_neurons
-from kn_lens.prompts import PromptBatch, check_prompts
+from kn_lens.prompts import PromptBatch, check_prompts, host_for
 
 MEASURED_COLUMNS = {"text", "before", "after", "change", "log_prob_before", "rank_before", "top_before"}
 """Columns by which the table of a measurement is told from a part of it."""
@@ -142,7 +142,7 @@ def measure(
         >>> float(effect.change.abs().max())
         0.0
     """
-    host = checked_host(model)
+    host = checked_host(host_for(model, prompts))
     check_prompts(prompts)
     check_tokenizer(tokenizer)
     applied = _checked_interventions(interventions)
@@ -231,7 +231,7 @@ def controlled_effects(
         >>> effects[["neuron_set", "scope", "measured"]].values.tolist()[1:3]
         [['random', 'own', 'P36/Ireland/Dublin'], ['found', 'other', 'P30/Ireland/Europe']]
     """
-    host = checked_host(model)
+    host = checked_host(host_for(model, prompts))
     check_prompts(prompts)
     check_neurons_by_fact(neurons_by_fact)
     if activation_neurons is not None:

@@ -30,9 +30,9 @@ from kn_lens._core.precision import at_least_float32
 from kn_lens._core.wording import counted
 from kn_lens.errors import ArgumentError, HookError, did_you_mean
 from kn_lens.facts import Fact
-from kn_lens.hosts import FOR_ONE_BATCH, HookedModel, HookFn, Host, host_of
+from kn_lens.hosts import FOR_ONE_BATCH, HookedModel, HookFn, Host
 from kn_lens.neurons import Neuron, NeuronSet, neuron_set_of
-from kn_lens.prompts import PromptBatch, check_prompts, one_position, subject_mask
+from kn_lens.prompts import PromptBatch, check_prompts, host_for, one_position, subject_mask
 
 Sets = NeuronSet | Mapping[Fact, NeuronSet] | Sequence[NeuronSet]
 """One set for all prompts; a set for each fact, which applies to the fact's prompts; or a set for each prompt."""
@@ -138,7 +138,7 @@ class _NeuronIntervention:
             HookError: hooks of the user come between the activations of experts and where changes are added; or
                 raised by a hook that runs on activations of another batch.
         """
-        host = host_of(model)
+        host = host_for(model, prompts)
         check_prompts(prompts)
         prompts.check_for(host)
         cells = _cells(_resolve(self._sets, host, prompts), host, prompts)
@@ -164,7 +164,7 @@ class _NeuronIntervention:
         acts_there = self.position is None or (self.position == "read" and prompts.moved_pos is None)
         if not acts_there:
             return None
-        host = host_of(model)
+        host = host_for(model, prompts)
         sets = _resolve(self._sets, host, prompts)
         if isinstance(sets, NeuronSet):
             sets = [sets] * len(prompts)
@@ -296,7 +296,7 @@ class _NeuronIntervention:
     def _batch_check(self, layer: int, prompts: PromptBatch, width: int, name: str) -> Callable[[Tensor], None]:
         """Return the function that raises unless values are those of the prompts, with a last axis of this width."""
         # Also where other positions are changed: values without the read position are of other prompts.
-        last_read_pos = int(prompts.read_pos.max())
+        last_read_pos = int(prompts.answer_pos.max())
 
         def check(value: Tensor) -> None:
             is_of_batch = value.ndim == 3 and value.shape[::2] == (prompts.n_rows, width)

@@ -163,6 +163,7 @@ def score_answers(
         prompts.n_positions,
         budget.rows_per_pass,
         run,
+        text_length=prompts.text_length,
     )
     for chosen, result in chunks:
         chunk, scores, row_top = result
@@ -285,6 +286,7 @@ def score_answers_under(
         covered_prompts.n_positions,
         budget.rows_per_chunk,
         run,
+        text_length=covered_prompts.text_length,
     )
     for index, result in chunks:
         chunk_prompts, clean, changed = result

@@ -17,7 +17,7 @@ from kn_lens._core.display import ROWS_SHOWN, shortened, table_html
 from kn_lens._core.wording import counted, with_article
 from kn_lens.errors import ArgumentError, PromptError, did_you_mean
 from kn_lens.facts import Fact
-from kn_lens.hosts import EncoderInput, Host, Kind
+from kn_lens.hosts import EncoderInput, HookedModel, Host, Kind, Side, host_on_side
 from kn_lens.prompts.positions import PositionName, one_position
 
 Selection = int | slice | Fact | Sequence[int] | Int[Tensor, " chosen"]
@@ -80,8 +80,11 @@ class PromptBatch:
             kinds of models.
         encoder_attention_mask: 1 for these tokens, 0 for padding; None where they are.
         subject: the first token of each mention of the subject, and the one past its last; -1 where a row has fewer
-            mentions. None where it is not known, or where an encoder reads the subject.
-        moved_pos: position whose activation attribution and interventions move; None for the read position: see ``at``.
+            mentions. None where it is not known, or where an encoder reads the subject and positions are the decoder's.
+        moved_pos: position whose activation attribution and interventions move; None for ``answer_pos``: see ``at``.
+        encoder_pos: the token of the encoder in the answer's place, where the prompts are for the encoder of an
+            encoder-decoder: ``subject``, ``moved_pos`` and all positions but ``read_pos`` then count its tokens.
+            None elsewhere.
 
     Raises:
         ArgumentError: shapes, types, devices, padding or indices do not fit together.
@@ -103,6 +106,7 @@ class PromptBatch:
     encoder_attention_mask: Int[Tensor, "row encoder_pos"] | None = None
     subject: Int[Tensor, "row mention 2"] | None = None
     moved_pos: Int[Tensor, " row"] | None = None
+    encoder_pos: Int[Tensor, " row"] | None = None
 
     def __post_init__(self) -> None:
         _check_shapes(self)
@@ -122,6 +126,7 @@ class PromptBatch:
         encoder_tokens: Int[Tensor, "batch encoder_pos"] | None = None,
         encoder_attention_mask: Int[Tensor, "batch encoder_pos"] | None = None,
         subject: Int[Tensor, "batch 2"] | Int[Tensor, "batch mention 2"] | None = None,
+        encoder_pos: Int[Tensor, " batch"] | None = None,
     ) -> "PromptBatch":
         """Make a batch from your own tokens, one row a prompt; no tokenizer is needed.
 
@@ -137,6 +142,7 @@ class PromptBatch:
             encoder_attention_mask: 1 for these tokens, 0 for padding; None where nothing is padded.
             subject: the first token of the subject of each prompt and the one past its last, or of each of several
                 mentions of it, with -1 where a prompt has fewer.
+            encoder_pos: the token of the encoder in the answer's place, for prompts whose positions are the encoder's.
 
         Raises:
             ArgumentError: shapes, types, devices, padding or indices do not fit together.
@@ -179,6 +185,7 @@ class PromptBatch:
             encoder_tokens=_whole(encoder_tokens),
             encoder_attention_mask=_whole(encoder_attention_mask),
             subject=_mentions(subject),
+            encoder_pos=_whole(encoder_pos),
         )
 
     def __len__(self) -> int:
@@ -205,6 +212,8 @@ class PromptBatch:
         text = f"{counted(len(self), 'prompt')} of {counted(n_facts, 'fact')}"
         if self.made_for is not None:
             text += f", {self.made_for.kind}"
+        if self.side == "encoder":
+            text += ", its encoder"
         if self.left_out:
             text += f", {sum(self.left_out.values()):,} left out"
         return f"PromptBatch({text}, {self.tokens.device}, first: {shortened(self.text[0])!r})"
@@ -270,9 +279,37 @@ class PromptBatch:
         return EncoderInput(tokens=self.encoder_tokens, attention_mask=self.encoder_attention_mask).cropped()
 
     @property
+    def text_length(self) -> Int[Tensor, " batch"]:
+        """Number of tokens of each prompt that see each other: those of an encoder, where there is one."""
+        return self.length if self.encoder_attention_mask is None else self.n_positions - self.length
+
+    @property
+    def side(self) -> Side | None:
+        """The stack of an encoder-decoder whose tokens the positions count; None for other kinds of models."""
+        if self.encoder_tokens is None:
+            return None
+        return "decoder" if self.encoder_pos is None else "encoder"
+
+    @property
+    def counted_tokens(self) -> Int[Tensor, "row pos"]:
+        """The tokens that positions count: those that the layers read whose neurons are meant."""
+        return self.tokens if self.encoder_pos is None or self.encoder_tokens is None else self.encoder_tokens
+
+    @property
+    def counted_mask(self) -> Int[Tensor, "row pos"]:
+        """1 for ``counted_tokens``, 0 for padding."""
+        is_encoder = self.encoder_pos is not None and self.encoder_attention_mask is not None
+        return self.encoder_attention_mask if is_encoder else self.attention_mask
+
+    @property
+    def answer_pos(self) -> Int[Tensor, " row"]:
+        """The position ``read``: the read position, or in an encoder that of the placeholder of the answer."""
+        return self.read_pos if self.encoder_pos is None else self.encoder_pos
+
+    @property
     def post_pos(self) -> Int[Tensor, " row"]:
-        """Position whose activation is moved: the read position, or where ``at`` has put the prompts."""
-        return self.read_pos if self.moved_pos is None else self.moved_pos
+        """Position whose activation is moved: ``answer_pos``, or where ``at`` has put the prompts."""
+        return self.answer_pos if self.moved_pos is None else self.moved_pos
 
     def at(self, position: PositionName | Int[Tensor, " _"]) -> "PromptBatch":
         """Return the prompts with activations moved at another position; answers are read where they were.
@@ -292,7 +329,7 @@ class PromptBatch:
         ('The country Ireland has the capital [MASK].', 7, 3)
         """
         moved_pos = one_position(self, position)
-        return self._unchecked(moved_pos=None if moved_pos is self.read_pos else moved_pos)
+        return self._unchecked(moved_pos=None if moved_pos is self.answer_pos else moved_pos)
 
     def prompts_per_fact(self) -> dict[Fact, int]:
         """Return the number of prompts of each fact, 0 if all of them were left out.
@@ -326,7 +363,7 @@ class PromptBatch:
             raise ArgumentError("There is no prompt in the batch; expected at least one.")
         rows, owner = self.rows_and_owners(chosen)
         optional = {}
-        for name in ("contrast_ids", "encoder_tokens", "encoder_attention_mask", "subject", "moved_pos"):
+        for name in ("contrast_ids", "encoder_tokens", "encoder_attention_mask", "subject", "moved_pos", "encoder_pos"):
             values = getattr(self, name)
             optional[name] = None if values is None else values[rows]
         return self._unchecked(
@@ -343,14 +380,17 @@ class PromptBatch:
 
     def moved_tokens_only(self) -> "PromptBatch":
         """Return the prompts with one token in each row, the one whose activation is moved."""
-        tokens = self.tokens.gather(1, self.post_pos[:, None])
-        return self._unchecked(
-            tokens=tokens,
-            attention_mask=torch.ones_like(tokens),
-            read_pos=torch.zeros_like(self.read_pos),
-            subject=None,
-            moved_pos=None,
-        )
+        tokens = self.counted_tokens.gather(1, self.post_pos[:, None])
+        first = torch.zeros_like(self.read_pos)
+        if self.encoder_pos is None:
+            kept = {"tokens": tokens, "attention_mask": torch.ones_like(tokens), "read_pos": first}
+        else:
+            kept = {
+                "encoder_tokens": tokens,
+                "encoder_attention_mask": torch.ones_like(tokens),
+                "encoder_pos": first,
+            }
+        return self._unchecked(subject=None, moved_pos=None, **kept)
 
     def to(self, device: str | torch.device) -> "PromptBatch":
         """Return the batch on another device."""
@@ -386,7 +426,7 @@ class PromptBatch:
                 f"move one of them: prompts.to({str(host.device)!r})."
             )
         self._check_encoder_tokens(host)
-        if self.moved_pos is not None and host.kind != "masked":
+        if self.moved_pos is not None and host.kind != "masked" and self.side != "encoder":
             _refuse(
                 self.moved_pos > self.read_pos,
                 "The prompts are put at position {value} in row {row}, after its read position, "
@@ -427,6 +467,12 @@ class PromptBatch:
             raise ArgumentError(
                 f"The prompts have encoder_tokens, and {host.name} is {with_article(host.kind)} model, which has no "
                 "encoder beside it. Make prompts for it: make_prompts(model, facts)."
+            )
+        if self.side != host.side:
+            raise ArgumentError(
+                f"The prompts are for the {self.side} of an encoder-decoder, and layers are those of the {host.side} of "
+                f"{host.name}; expected prompts for that side: make_prompts(model, facts) for the decoder, with "
+                "host_of(model, side='encoder') in the place of the model for the encoder."
             )
 
     def _indices(self, prompts: Sequence[int] | Int[Tensor, " chosen"]) -> Int[Tensor, " chosen"]:
@@ -495,6 +541,17 @@ def _placeholder_facts(
     return facts
 
 
+def host_for(model: HookedModel | Host, prompts: PromptBatch) -> Host:
+    """Return the host of a model whose layers are those that the positions of prompts are of.
+
+    Of an encoder-decoder that is the side that the prompts were made for; a ``Host`` has one already.
+
+    Raises:
+        UnsupportedModelError: as ``host_of``.
+    """
+    return host_on_side(model, prompts.side if isinstance(prompts, PromptBatch) else None)
+
+
 def check_prompts(prompts: object, name: str = "prompts") -> None:
     """Raise unless an argument is a batch of prompts.
 
@@ -527,6 +584,10 @@ def _check_shapes(batch: PromptBatch) -> None:
         expected["subject"] = (n_rows, n_mentions, 2)
     if batch.moved_pos is not None:
         expected["moved_pos"] = (n_rows,)
+    if batch.encoder_pos is not None:
+        expected["encoder_pos"] = (n_rows,)
+        if batch.encoder_tokens is None:
+            raise ArgumentError("encoder_pos is a token of the encoder; expected encoder_tokens too.")
     for name, shape in expected.items():
         value = getattr(batch, name)
         if not isinstance(value, Tensor) or value.dtype != torch.int64:
@@ -556,15 +617,22 @@ def _check_values(batch: PromptBatch) -> None:
         "read_pos of row {row} is {value}, outside the row's tokens.",
         batch.read_pos,
     )
+    counted = batch.counted_mask.sum(-1)
+    if batch.encoder_pos is not None:
+        _refuse(
+            (batch.encoder_pos < 0) | (batch.encoder_pos >= counted),
+            "encoder_pos of row {row} is {value}, outside the tokens that the row's encoder reads.",
+            batch.encoder_pos,
+        )
     if batch.moved_pos is not None:
         _refuse(
-            (batch.moved_pos < 0) | (batch.moved_pos >= lengths),
+            (batch.moved_pos < 0) | (batch.moved_pos >= counted),
             "moved_pos of row {row} is {value}, outside the row's tokens.",
             batch.moved_pos,
         )
     if batch.subject is not None:
         start, stop = batch.subject.unbind(-1)
-        is_mention = (start >= 0) & (start < stop) & (stop <= lengths[:, None])
+        is_mention = (start >= 0) & (start < stop) & (stop <= counted[:, None])
         is_none = (start == -1) & (stop == -1)
         _refuse(
             (~(is_mention | is_none)).any(-1),

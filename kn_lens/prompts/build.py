@@ -34,6 +34,7 @@ from kn_lens.hosts import (
     HookedModel,
     Host,
     Kind,
+    Side,
     check_beginning,
     check_tokenizer,
     exclusive,
@@ -118,6 +119,7 @@ def make_prompts(
         tokenizer=tokenizer,
         masked=host.kind == "masked",
         decoder=host.decoder,
+        side=host.side,
         n_ctx=host.n_ctx,
         d_vocab=host.d_vocab,
         device=host.device,
@@ -151,6 +153,7 @@ class PromptForm:
         tokenizer: encodes the texts.
         masked: whether the model is a masked one.
         decoder: how the decoder of an encoder-decoder begins; None for other kinds.
+        side: the stack of an encoder-decoder whose tokens positions count; None for other kinds.
         n_ctx: longest prompt in tokens; None without a limit.
         d_vocab: number of embeddings.
         device: where the prompts are put.
@@ -164,6 +167,7 @@ class PromptForm:
     device: torch.device
     made_for: MadeFor | None = None
     decoder: DecoderForm | None = None
+    side: Side | None = None
 
     @property
     def reads_whole_text(self) -> bool:
@@ -259,8 +263,8 @@ def build(
     if not queries:
         raise _none_left(left_out)
     answers = [facts[query.fact].object for query in queries]
-    # The encoder of an encoder-decoder reads the subject, and its decoder is what prompts have positions of.
-    subjects = None if form.decoder is not None else [facts[query.fact].subject for query in queries]
+    # The encoder of an encoder-decoder reads the subject: positions of the decoder name no token of it.
+    subjects = None if form.side == "decoder" else [facts[query.fact].subject for query in queries]
     encoded = _encode_answers(form, queries, answers, subjects)
     has_no_embedding = (encoded.ids >= form.d_vocab).any(-1)
     problem = np.where(has_no_embedding, BEYOND, encoded.problem)
@@ -435,14 +439,21 @@ def _batch(
     if form.masked:
         unseen = _between(tokens.shape[1], answer_pos, encoded.end[prompt_index])
         tokens = np.where(unseen, form.tokenizer.mask_token_id, tokens)
-    encoder_tokens = encoder_mask = None
+    mentions = None if form.side == "decoder" else encoded.mentions[prompt_index]
+    encoder_tokens = encoder_mask = encoder_pos = None
     if form.decoder is not None:
-        encoder_ids, encoder_lengths = _encoder_rows(form, encoded[prompt_index])
+        rows = encoded[prompt_index]
+        encoder_ids, encoder_lengths = _encoder_rows(form, rows)
         encoder_tokens, encoder_mask = _padded(encoder_ids, encoder_lengths, pad_id)
+        if form.side == "encoder":
+            encoder_pos, mentions = rows.start, _mentions_beside_placeholder(rows)
 
     def tensor(values: Any) -> torch.Tensor:
         array = np.ascontiguousarray(values, dtype=np.int64)
         return torch.from_numpy(array).to(form.device)
+
+    def optional(values: Any) -> torch.Tensor | None:
+        return None if values is None else tensor(values)
 
     return PromptBatch(
         tokens=tensor(tokens),
@@ -450,16 +461,17 @@ def _batch(
         read_pos=tensor(read_pos),
         target_ids=tensor(target_ids),
         prompt_index=tensor(prompt_index),
-        contrast_ids=None if contrast_ids is None else tensor(contrast_ids),
+        contrast_ids=optional(contrast_ids),
         text=_texts(form, queries, encoded),
         fact_index=tensor([query.fact for query in queries]),
         template=tuple(query.template for query in queries),
         facts=facts.facts,
         left_out=left_out,
         made_for=form.made_for,
-        encoder_tokens=None if encoder_tokens is None else tensor(encoder_tokens),
-        encoder_attention_mask=None if encoder_mask is None else tensor(encoder_mask),
-        subject=None if form.decoder is not None else tensor(encoded.mentions[prompt_index]),
+        encoder_tokens=optional(encoder_tokens),
+        encoder_attention_mask=optional(encoder_mask),
+        subject=optional(mentions),
+        encoder_pos=optional(encoder_pos),
     )
 
 
@@ -477,6 +489,12 @@ def _encoder_rows(form: PromptForm, rows: Encoded) -> tuple[np.ndarray, np.ndarr
     source = np.minimum(position + n_skipped, rows.ids.shape[1] - 1)  # beyond the length it does not matter
     ids = np.take_along_axis(rows.ids, source, axis=1)
     return np.where(position == rows.start[:, None], form.placeholder_id, ids), lengths
+
+
+def _mentions_beside_placeholder(rows: Encoded) -> np.ndarray:
+    """Return the mentions of the subject, where one placeholder stands for all tokens of the answer."""
+    n_fewer = (rows.n_answer - 1)[:, None, None]
+    return np.where(rows.mentions > rows.start[:, None, None], rows.mentions - n_fewer, rows.mentions)
 
 
 def _decoder_rows(

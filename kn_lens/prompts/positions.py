@@ -7,15 +7,15 @@ A position has a *role*, after Meng et al. (2022):
     subject_middle  a token between its first and its last
     subject_last    its last token, of a subject of one token the only one
     after           a token after the subject
-    read            the read position, whatever else it is
+    read            the read position, whatever else it is; in an encoder the placeholder in the answer's place
 
 A template may write its subject out beside its slot. Each mention has tokens of these roles, and tokens between two
 mentions are ``after``. *The* last token of the subject, the position ``subject_last``, is that of the last mention
 before the read position; where all mentions come after it, as in a masked prompt they can, that of the first of them.
 
-A position is counted in tokens of the prompt, those that its tokenizer adds included. It names the same token in every
-row of an answer of several tokens, but for ``read``, which is each row's own read position. By name no other position
-of the answer is given.
+A position is counted in tokens of the prompt, those that its tokenizer adds included: of an encoder-decoder in those
+of the side that the prompts are for. It names the same token in every row of an answer of several tokens, but for
+``read``, which is each row's own read position. By name no other position of the answer is given.
 """
 
 from collections.abc import Sequence
@@ -48,10 +48,11 @@ def subject_of(prompts: "PromptBatch") -> Int[Tensor, "row mention 2"]:
     Raises:
         ArgumentError: it is not known where the subject stands, or it stands nowhere in a prompt.
     """
-    if prompts.encoder_tokens is not None:
+    if prompts.side == "decoder":
         raise ArgumentError(
-            "The subject of these prompts is read by the encoder, and neurons are those of the decoder; "
-            "expected positions='read', or the positions of the decoder's tokens as a tensor."
+            "The subject of these prompts is read by the encoder, and neurons are those of the decoder; expected "
+            "positions='read', the positions of the decoder's tokens as a tensor, or prompts for the encoder: "
+            "make_prompts(host_of(model, side='encoder'), facts)."
         )
     if prompts.subject is None:
         raise ArgumentError(
@@ -78,10 +79,10 @@ def subject_last(prompts: "PromptBatch") -> Int[Tensor, " row"]:
     start, stop = subject_of(prompts).unbind(-1)
     exists = start >= 0
     # The same token in all rows of a prompt: that before the first of them.
-    read_pos = prompts.read_pos[_first_rows(prompts)][prompts.prompt_index]
+    read_pos = prompts.answer_pos[_first_rows(prompts)][prompts.prompt_index]
     is_before = exists & (stop <= read_pos[:, None])
     last_before = torch.where(is_before, stop, 0).amax(-1)
-    beyond = prompts.tokens.shape[1] + 1
+    beyond = prompts.counted_tokens.shape[1] + 1
     first_after = torch.where(exists & ~is_before, stop, beyond).amin(-1)
     return torch.where(is_before.any(-1), last_before, first_after) - 1
 
@@ -93,7 +94,7 @@ def subject_mask(prompts: "PromptBatch") -> Bool[Tensor, "row pos"]:
         ArgumentError: it is not known where the subject stands, or it stands nowhere in a prompt.
     """
     start, stop = subject_of(prompts).unbind(-1)
-    position = torch.arange(prompts.tokens.shape[1], device=prompts.tokens.device)
+    position = torch.arange(prompts.counted_tokens.shape[1], device=prompts.tokens.device)
     return ((position >= start[..., None]) & (position < stop[..., None])).any(1)
 
 
@@ -120,7 +121,7 @@ def one_position(prompts: "PromptBatch", position: PositionName | Int[Tensor, " 
         _check_inside(prompts, position)
         return position
     if position == "read":
-        return prompts.read_pos
+        return prompts.answer_pos
     if position == "subject_last":
         return subject_last(prompts)
     hint = did_you_mean(str(position), get_args(PositionName))
@@ -148,7 +149,7 @@ def positions_of(
             read position of a causal model.
     """
     first = _first_rows(prompts)
-    read_pos = prompts.read_pos[first]
+    read_pos = prompts.answer_pos[first]
     if isinstance(positions, Tensor):
         return _explicit(prompts, positions, kind)
     if positions not in get_args(PositionsName):
@@ -161,11 +162,11 @@ def positions_of(
         return read_pos[:, None]
     if positions == "subject_last":
         return subject_last(prompts)[first][:, None]
-    n_pos = prompts.tokens.shape[1]
+    n_pos = prompts.counted_tokens.shape[1]
     position = torch.arange(n_pos, device=prompts.tokens.device)
-    is_chosen = prompts.attention_mask.bool() if positions == "all" else subject_mask(prompts)
+    is_chosen = prompts.counted_mask.bool() if positions == "all" else subject_mask(prompts)
     is_chosen = is_chosen[first] & ~_later_answer_positions(prompts)
-    if kind != "masked":
+    if not _sees_all(prompts, kind):
         is_chosen &= position <= read_pos[:, None]
     found = torch.where(is_chosen, position, n_pos).sort(-1).values
     found = found[:, : int(is_chosen.sum(-1).max())]
@@ -178,7 +179,7 @@ def roles_of(prompts: "PromptBatch", positions: Int[Tensor, "batch position"]) -
     Where it is not known where the subject stands, every token but the one that is read is ``before``.
     """
     first = _first_rows(prompts)
-    read_pos = prompts.read_pos[first].tolist()
+    read_pos = prompts.answer_pos[first].tolist()
     mentions: Sequence[Any] = [[]] * len(prompts)
     if prompts.subject is not None:
         mentions = prompts.subject[first].tolist()
@@ -213,11 +214,18 @@ def _first_rows(prompts: "PromptBatch") -> Int[Tensor, " batch"]:
 
 def _later_answer_positions(prompts: "PromptBatch") -> Bool[Tensor, "batch pos"]:
     """Return where the later tokens of an answer are read; ``read`` stands for them, in their rows."""
-    is_later = torch.ones_like(prompts.read_pos, dtype=torch.bool)
-    is_later[_first_rows(prompts)] = False
-    answer = torch.zeros(len(prompts), prompts.tokens.shape[1], dtype=torch.bool, device=is_later.device)
-    answer[prompts.prompt_index[is_later], prompts.read_pos[is_later]] = True
+    first = _first_rows(prompts)
+    # In an encoder one placeholder stands for all of them.
+    is_later = prompts.answer_pos != prompts.answer_pos[first][prompts.prompt_index]
+    n_pos = prompts.counted_tokens.shape[1]
+    answer = torch.zeros(len(prompts), n_pos, dtype=torch.bool, device=is_later.device)
+    answer[prompts.prompt_index[is_later], prompts.answer_pos[is_later]] = True
     return answer
+
+
+def _sees_all(prompts: "PromptBatch", kind: Kind) -> bool:
+    """Return whether all positions can reach the answer: of a masked model, and of an encoder."""
+    return kind == "masked" or prompts.side == "encoder"
 
 
 def _explicit(
@@ -233,14 +241,14 @@ def _explicit(
     positions = positions.to(prompts.tokens.device).long()
     first = _first_rows(prompts)
     _refuse(prompts, (positions < 0).all(-1), "positions names none of the tokens of {text!r}; expected at least one.")
-    length = prompts.attention_mask[first].sum(-1, keepdim=True)
+    length = prompts.counted_mask[first].sum(-1, keepdim=True)
     outside = (positions < -1) | (positions >= length)
     _refuse(prompts, outside.any(-1), "positions names a token that {text!r} does not have; it has {length}.")
-    if kind != "masked":
-        unseen = positions > prompts.read_pos[first][:, None]
+    if not _sees_all(prompts, kind):
+        unseen = positions > prompts.answer_pos[first][:, None]
         message = "positions names a token of {text!r} after the read position, {read_pos}, which does not see it."
         _refuse(prompts, unseen.any(-1), message)
-    beyond = prompts.tokens.shape[1]
+    beyond = prompts.counted_tokens.shape[1]
     ordered = torch.where(positions < 0, beyond, positions).sort(-1).values
     is_twice = (ordered.diff(dim=-1) == 0) & (ordered[:, 1:] < beyond)
     _refuse(prompts, is_twice.any(-1), "positions names a token of {text!r} twice; expected each once.")
@@ -249,7 +257,7 @@ def _explicit(
 
 
 def _check_inside(prompts: "PromptBatch", position: Int[Tensor, " row"]) -> None:
-    is_outside = (position < 0) | (position >= prompts.attention_mask.sum(-1))
+    is_outside = (position < 0) | (position >= prompts.counted_mask.sum(-1))
     refused = torch.zeros(len(prompts), dtype=torch.bool, device=position.device)
     refused[prompts.prompt_index[is_outside]] = True
     _refuse(prompts, refused, "The position is outside the tokens of {text!r}, 0 to {last}.")
@@ -261,8 +269,8 @@ def _refuse(prompts: "PromptBatch", refused: Bool[Tensor, " batch"], message: st
         return
     number = int(refused.long().argmax())
     row = int(_first_rows(prompts)[number])
-    length = int(prompts.attention_mask[row].sum())
-    values = {"length": length, "last": length - 1, "read_pos": int(prompts.read_pos[row])}
+    length = int(prompts.counted_mask[row].sum())
+    values = {"length": length, "last": length - 1, "read_pos": int(prompts.answer_pos[row])}
     raise ArgumentError(message.format(text=prompts.text[number], **values))
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from kn_lens._core.precision import at_least_float32
 from kn_lens.errors import ArgumentError
-from kn_lens.hosts import Budget, HookedModel, Host, check_tokenizer, exclusive, host_of
-from kn_lens.prompts.batch import PromptBatch, check_prompts
+from kn_lens.hosts import Budget, HookedModel, Host, check_tokenizer, exclusive
+from kn_lens.prompts.batch import PromptBatch, check_prompts, host_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,8 +47,8 @@ def predict(
     """
     import pandas as pd
 
-    host = host_of(model)
     check_prompts(prompts)
+    host = host_for(model, prompts)
     check_tokenizer(tokenizer)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= host.d_vocab:
         raise ArgumentError(f"k is {k!r}; expected a whole number from 1 to {host.d_vocab}.")
@@ -56,7 +56,8 @@ def predict(
     prompts.check_for(host)
     lengths = prompts.attention_mask.sum(-1)
     encoder = prompts.encoder_input
-    n_positions = lengths if encoder is None else lengths + encoder.attention_mask.sum(-1)
+    text_length = None if encoder is None else encoder.attention_mask.sum(-1)
+    n_positions = lengths if text_length is None else lengths + text_length
 
     def most_probable(
         rows: Int[Tensor, " chunk"],
@@ -82,6 +83,7 @@ def predict(
         n_positions,
         budget.rows_per_pass,
         most_probable,
+        text_length=text_length,
     )
     for rows, (values, indices) in chunks:
         probabilities[rows.cpu()] = values

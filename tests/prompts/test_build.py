@@ -317,8 +317,8 @@ def test_an_unsuitable_tokenizer_is_refused():
 def test_a_model_without_a_tokenizer_needs_the_tokenizer_argument(monkeypatch):
     model = tiny_model("GPT2LMHeadModel")
     bare = host_of(load_model(tiny_hf_model("GPT2LMHeadModel")))
-    for module in ("kn_lens.prompts.build", "kn_lens.prompts.predict"):
-        monkeypatch.setattr(import_module(module), "host_of", lambda model: bare)
+    monkeypatch.setattr(import_module("kn_lens.prompts.build"), "host_of", lambda model: bare)
+    monkeypatch.setattr(import_module("kn_lens.prompts.predict"), "host_for", lambda model, prompts: bare)
     with pytest.raises(PromptError, match=r"has no tokenizer.*PromptBatch\.from_tokens"):
         make_prompts(model, FACTS)
     batch = make_prompts(model, FACTS, tokenizer=TOKENIZERS["GPT2LMHeadModel"])
