@@ -18,6 +18,10 @@ Method = Literal[
 ]
 """The attribution methods; ``single_path`` scores chosen neurons alone."""
 
+Side = Literal["decoder", "encoder"]
+SIDES: tuple[Side, ...] = get_args(Side)
+"""The stacks of an encoder-decoder."""
+
 StartName = Literal["zero", "mean"]
 STARTS: tuple[str, ...] = get_args(StartName)
 """The starts of paths that have a name."""

@@ -137,7 +137,7 @@ def expanded_starts(start: Any, pairs: PositionPairs) -> Any:
         return [expanded_starts(one, pairs) for one in start]
     if isinstance(start, PromptBatch):
         check_counterfactuals(start, pairs.prompts)
-        lengths = [_n_counted(start), _n_counted(pairs.prompts)]
+        lengths = [start.counted_length, pairs.prompts.counted_length]
         differs = lengths[0] != lengths[1]
         if bool(differs.any()):
             number = int(differs.long().argmax())
@@ -155,11 +155,6 @@ def expanded_starts(start: Any, pairs: PositionPairs) -> Any:
             )
         return MeanStart(PositionPairs.of(start.prompts, pairs.named, pairs.kind).expanded)
     return start
-
-
-def _n_counted(prompts: PromptBatch) -> Int[Tensor, " batch"]:
-    """Return the number of tokens of each prompt's last row that positions count."""
-    return prompts.counted_mask.sum(-1)[prompts.rows_per_prompt.cumsum(0) - 1]
 
 
 def _first_rows(prompts: PromptBatch) -> Int[Tensor, " batch"]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from kn_lens._core.names import DTYPES, FACT_FORMATS, SPLITS, Method
+from kn_lens._core.names import DTYPES, FACT_FORMATS, SIDES, SPLITS, Method
 from kn_lens.errors import ArgumentError, did_you_mean
 
 METHODS = tuple(name for name in get_args(Method) if name != "single_path")
@@ -96,6 +96,10 @@ Dtype = Annotated[str, choice(DTYPES, "Data type of the weights", MODEL)]
 DtypeOfNeurons = Annotated[
     str | None,
     choice(DTYPES, "Data type of the weights, that of the neuron file by default", MODEL),
+]
+Side = Annotated[
+    str | None,
+    choice(SIDES, "Stack of an encoder-decoder whose neurons are meant; decoder by default", MODEL),
 ]
 Check = Annotated[
     bool,

@@ -29,9 +29,10 @@ def load(
     dtype: str,
     revision: str | None = None,
     *,
+    side: str | None = None,
     check: bool = True,
 ) -> Any:
-    """Load a model, with a progress report if it takes long.
+    """Load a model, with a progress report if it takes long; with ``side`` the host of a stack of it.
 
     From now on the process takes products of float32 in TF32 or not, as the type says: it runs this command alone.
     """
@@ -39,16 +40,17 @@ def load(
         import torch
 
         from kn_lens._core.precision import weight_dtype
-        from kn_lens.hosts import load_model
+        from kn_lens.hosts import host_of, load_model
 
         torch.set_float32_matmul_precision("high" if dtype == TF32 else "highest")
-        return load_model(
+        model = load_model(
             name,
             revision=revision,
             device=device,
             dtype=weight_dtype(dtype),
             check=check,
         )
+        return model if side is None else host_of(model, side=side)
 
 
 def one_neuron_source(values: Sequence[Path]) -> Path:
@@ -105,33 +107,38 @@ def load_for_neurons(
     device: str | None,
     dtype: str | None,
     *,
+    side: str | None,
     force: bool,
     check: bool = True,
 ) -> Any:
     """Load the model of a neuron file, or the named model if it is the same one, or by force any model.
+
+    Of an encoder-decoder it is the side that is given, or that of the file.
 
     Raises:
         ArgumentError: Neither the file nor the command names a model.
         DataError: The neurons were found in another model.
     """
     from kn_lens.errors import UnsupportedModelError
-    from kn_lens.hosts import ModelIdentity
+    from kn_lens.hosts import ModelIdentity, host_on_side
     from kn_lens.neurons import read_sets
 
     if named_neurons(neurons):
         if model is None:
             raise ArgumentError(f"--neurons {neurons} names neurons of no model. Name their model with --model.")
-        return load(model, device, dtype or defaults.DTYPE, check=check)
+        return load(model, device, dtype or defaults.DTYPE, side=side, check=check)
     identity = ModelIdentity.read(read_sets(neurons)[1])
     if identity is None:
         if model is None:
             raise ArgumentError(
                 f"{neurons} does not record the model in which its neurons were found. Name that model with --model."
             )
-        return load(model, device, dtype or defaults.DTYPE, check=check)
+        return load(model, device, dtype or defaults.DTYPE, side=side, check=check)
     default_dtype = identity.dtype if identity.dtype in DTYPES else defaults.DTYPE
     try:
-        loaded = load(model or identity.name, device, dtype or default_dtype, check=check)
+        loaded = load(model or identity.name, device, dtype or default_dtype, side=side, check=check)
+        if side is None and identity.side == "encoder":
+            loaded = host_on_side(loaded, identity.side)
     except UnsupportedModelError as error:
         if model is not None:
             raise

@@ -125,6 +125,7 @@ def update(
     model: options.ModelOfNeurons = None,
     device: options.Device = None,
     dtype: options.DtypeOfNeurons = None,
+    side: options.Side = None,
     check: options.Check = True,
     force: options.Force = False,
     facts: options.Facts = "world",
@@ -157,7 +158,7 @@ def update(
     found = _neurons_of(neuron_source, source, [fact])
     if fact not in found:
         raise DataError(f"{neuron_source} has no neurons of {fact.key}. Find them with `kn-lens find`.")
-    loaded = load_for_neurons(neuron_source, model, device, dtype, force=force, check=check)
+    loaded = load_for_neurons(neuron_source, model, device, dtype, side=side, force=force, check=check)
 
     from kn_lens.edits import update_fact
 
@@ -210,6 +211,7 @@ def erase(
     model: options.ModelOfNeurons = None,
     device: options.Device = None,
     dtype: options.DtypeOfNeurons = None,
+    side: options.Side = None,
     check: options.Check = True,
     force: options.Force = False,
     facts: options.Facts = "world",
@@ -235,7 +237,7 @@ def erase(
         if not own:
             raise DataError(f"{neuron_source} has neurons of {counted(len(found), 'fact')}, none of them of {name}.")
         sets_by_relation[name] = own
-    loaded = load_for_neurons(neuron_source, model, device, dtype, force=force, check=check)
+    loaded = load_for_neurons(neuron_source, model, device, dtype, side=side, force=force, check=check)
 
     from kn_lens.edits import erase_relation
 
@@ -300,6 +302,10 @@ def apply(
     chosen = choose(source, relation, subject, limit, seed)
     edit = reduce(add, edits)
     loaded = load(model or edit.checkpoint.name, device, dtype or edit.checkpoint.dtype, check=check)
+    if edit.checkpoint.side == "encoder":
+        from kn_lens.hosts import host_on_side
+
+        loaded = host_on_side(loaded, edit.checkpoint.side)
     edit.hooks(loaded)  # raises for another checkpoint, before prompts are built
     prompts = build_prompts(loaded, chosen, leave_out=leave_out_unknown)
 

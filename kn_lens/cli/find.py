@@ -27,6 +27,7 @@ def find(
     model: options.Model = "world-bert",
     device: options.Device = None,
     dtype: options.Dtype = defaults.DTYPE,
+    side: options.Side = None,
     check: options.Check = True,
     memory: options.Memory = None,
     facts: options.Facts = "world",
@@ -114,7 +115,7 @@ def find(
     memory_budget = memory_budget_of(memory)
     check_output_path(to, facts, templates)
     chosen = choose(read_facts(facts, format, templates, split), relation, subject, limit, seed)
-    loaded = load(model, device, dtype, check=check)
+    loaded = load(model, device, dtype, side=side, check=check)
     from kn_lens.attribution import attribute_in_parts
     from kn_lens.neurons import Findings
 

@@ -75,6 +75,7 @@ def intervene(
     model: options.ModelOfNeurons = None,
     device: options.Device = None,
     dtype: options.DtypeOfNeurons = None,
+    side: options.Side = None,
     check: options.Check = True,
     force: options.Force = False,
     memory: options.Memory = None,
@@ -106,7 +107,7 @@ def intervene(
     check_output_path(to, facts, neuron_source, templates)
     source = read_facts(facts, format, templates, split)
     sets = _neurons_of(neuron_source, source, choose(source, relation, subject, limit, seed))
-    loaded = load_for_neurons(neuron_source, model, device, dtype, force=force, check=check)
+    loaded = load_for_neurons(neuron_source, model, device, dtype, side=side, force=force, check=check)
     _check_neurons(sets, loaded)
     place = cast("PositionName", position)
     prompts = build_prompts(loaded, sets, leave_out=leave_out_unknown).at(place)

@@ -58,7 +58,7 @@ from kn_lens.neurons import (
     random_neurons,
     relation_neurons,
 )
-from kn_lens.prompts import PromptBatch, check_prompts
+from kn_lens.prompts import PromptBatch, check_prompts, host_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -163,7 +163,7 @@ def update_effects(
         >>> effects[["neuron_set", "question", "right_before", "new_right_after", "says"]].values.tolist()
         [['found', 'own wording', 1.0, 1.0, 'Rome'], ['random', 'own wording', 1.0, 0.0, 'Dublin']]
     """
-    host = checked_host(model)
+    host = checked_host(host_for(model, others))
     budget = Budget.of(host, memory_budget)
     check_new_objects(new_objects)
     check_each_has_neurons(new_objects, neurons_by_fact, "neurons_by_fact", "neurons")
@@ -531,7 +531,7 @@ def erase_effects(
     """
     import pandas as pd
 
-    host = checked_host(model)
+    host = checked_host(host_for(model, prompts))
     budget = Budget.of(host, memory_budget)
     check_prompts(prompts, "prompts")
     prompts.check_for(host)

@@ -29,7 +29,7 @@ from kn_lens.facts import Fact
 from kn_lens.hosts import Budget, HookedModel, Host, checked_host, exclusive
 from kn_lens.interventions import Progress
 from kn_lens.neurons import NeuronSet
-from kn_lens.prompts import PromptBatch, check_prompts
+from kn_lens.prompts import PromptBatch, check_prompts, host_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,7 +156,7 @@ def choose_lambdas(
     """
     import pandas as pd
 
-    host = checked_host(model)
+    host = checked_host(host_for(model, others))
     check_new_objects(new_objects)
     check_each_has_neurons(new_objects, neurons_by_fact, "neurons_by_fact", "neurons")
     check_prompts(others, "others")

@@ -31,6 +31,7 @@ from kn_lens._core.checks import check_path, wrong_kind
 from kn_lens._core.display import ROWS_SHOWN, enumerated, shortened, table_html
 from kn_lens._core.escape import shown
 from kn_lens._core.interrupts import undone
+from kn_lens._core.names import SIDES, Side
 from kn_lens._core.notation import NeuronKey, NeuronLike
 from kn_lens._core.precision import at_least_float32
 from kn_lens._core.wording import counted
@@ -38,7 +39,7 @@ from kn_lens.edits.arguments import checked_neurons
 from kn_lens.edits.files import canonical, digest_of, read_edit, write_edit
 from kn_lens.edits.value_rows import ValueRows, check_raw
 from kn_lens.errors import ArgumentError, DataError, EditError, HookError, KNLensError
-from kn_lens.hosts import SIDES, ActivationSource, HookedModel, HookFn, Host, Side, host_of, host_on_side
+from kn_lens.hosts import ActivationSource, HookedModel, HookFn, Host, host_of, host_on_side
 from kn_lens.neurons import Neuron, NeuronSet, neuron_set_of
 from kn_lens.prompts import PromptBatch
 

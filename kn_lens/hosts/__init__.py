@@ -19,7 +19,7 @@ the Hugging Face model inside. TransformerLens and transformers are imported lat
 from kn_lens.hosts.analysis_nodes import analysis_node, is_analysis_node
 from kn_lens.hosts.bridge import FOR_ONE_BATCH, ActivationSource, Host
 from kn_lens.hosts.checkpoints import EMBEDDED_DIR, embedded_models, import_model_libraries
-from kn_lens.hosts.encoder_decoder import SIDES, DecoderForm, EncoderInput, Side
+from kn_lens.hosts.encoder_decoder import DecoderForm, EncoderInput
 from kn_lens.hosts.exclusive import exclusive, exclusively
 from kn_lens.hosts.experts import ActiveExperts
 from kn_lens.hosts.families import FAMILIES, Family, Kind, adapter_state
@@ -58,7 +58,6 @@ __all__ = [
     "FOR_ONE_BATCH",
     "PACKAGED_MODELS",
     "SHARE_OF_FREE",
-    "SIDES",
     "ActivationSource",
     "ActiveExperts",
     "Additions",
@@ -79,7 +78,6 @@ __all__ = [
     "ModelIdentity",
     "PackagedModel",
     "Replacement",
-    "Side",
     "adapter_state",
     "analysis_node",
     "check_beginning",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from kn_lens._core.interrupts import entered, undone
 from kn_lens._core.layout import ONE_MLP_A_LAYER, LayerLayout, NeuronLayout
+from kn_lens._core.names import SIDES, Side
 from kn_lens._core.wording import type_with_article, with_article
 from kn_lens.errors import (
     ArgumentError,
@@ -29,7 +30,7 @@ from kn_lens.errors import (
     did_you_mean,
 )
 from kn_lens.hosts.checkpoints import check_finite, check_state, origin_of, output_settings
-from kn_lens.hosts.encoder_decoder import SIDES, STACKS, DecoderForm, EncoderInput, Side
+from kn_lens.hosts.encoder_decoder import STACKS, DecoderForm, EncoderInput
 from kn_lens.hosts.exclusive import exclusively, leave_caller_modes
 from kn_lens.hosts.experts import ActiveExperts, ExpertLayer, ExpertRows
 from kn_lens.hosts.families import (
@@ -148,6 +149,11 @@ class Host:
     def reads_whole_text(self) -> bool:
         """Whether the model sees the text after the answer: it does unless it is a causal one."""
         return self.kind != "causal"
+
+    @property
+    def has_readouts(self) -> bool:
+        """Whether the head reads what the layers write, so that a value row stands for logits; not in an encoder."""
+        return self.side != "encoder"
 
     @property
     def blocks(self) -> Any:
@@ -614,7 +620,7 @@ class Host:
         Raises:
             UnsupportedModelError: the layers are those of an encoder, which no head reads.
         """
-        if self.side == "encoder":
+        if not self.has_readouts:
             raise UnsupportedModelError(
                 f"What layers of the encoder of {self.name} write is read by its decoder, not by a head: it stands for "
                 "no logits. The layers of the decoder have them: kn_lens.host_of(model)."

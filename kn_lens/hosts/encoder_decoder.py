@@ -6,19 +6,16 @@ decoder. Where the layers are those of the encoder, every pass runs both.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kn_lens._core.names import Side
+
 Writes = Literal["span", "text"]
 """What a decoder was trained to write: what a sentinel stands for, after that sentinel, or the whole text anew."""
-
-Side = Literal["decoder", "encoder"]
-"""The stack of an encoder-decoder whose layers and neurons a host has."""
-
-SIDES: tuple[Side, ...] = get_args(Side)
 
 STACKS: dict[Side, str] = {"decoder": "decoder_blocks", "encoder": "encoder_blocks"}
 """The names of the blocks in TransformerLens' models of an encoder and a decoder."""

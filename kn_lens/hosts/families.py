@@ -581,10 +581,7 @@ def longest_padding(config: Any, kind: Kind) -> int | None:
     from the prompt sees no token: its attention is a division of zero by zero in some types of weights and kinds of
     attention.
     """
-    if kind == "encoder-decoder":
-        text = getattr(config, "encoder", None)
-    else:
-        text = text_config(config)
+    text: Any = getattr(config, "encoder", None) if kind == "encoder-decoder" else text_config(config)
     is_local = "sliding_attention" in (getattr(text, "layer_types", None) or ())
     if kind == "causal" or not is_local:
         return None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from kn_lens._core.checks import wrong_kind
+from kn_lens._core.names import Side
 from kn_lens._core.wording import type_with_article, with_article
 from kn_lens.errors import (
     ArgumentError,
@@ -32,7 +33,6 @@ from kn_lens.hosts.checkpoints import (
     run_experts_one_by_one,
     wrap_in_bridge,
 )
-from kn_lens.hosts.encoder_decoder import Side
 from kn_lens.hosts.exclusive import exclusive, exclusively, one_load_at_a_time
 from kn_lens.hosts.families import architecture_of, check_config
 from kn_lens.hosts.hooked import hooked_from, hooked_host, is_hooked

@@ -47,7 +47,7 @@ from kn_lens.interventions.effects import check_facts, fact_columns, random_cont
 from kn_lens.interventions.hooks import Suppress
 from kn_lens.interventions.scoring import Change, Progress, Ticks, is_known, score_answers_under
 from kn_lens.neurons import NeuronSet, check_neurons_by_fact, prompts_by_fact
-from kn_lens.prompts import PromptBatch, check_prompts
+from kn_lens.prompts import PromptBatch, check_prompts, host_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -411,7 +411,7 @@ def degenerate_sets(
         >>> sets[fact].taken, sets[fact].smallest
         (True, NeuronSet(['L2N89']))
     """
-    host = checked_host(model)
+    host = checked_host(host_for(model, prompts))
     check_prompts(prompts)
     check_neurons_by_fact(neurons_by_fact)
     if activation_neurons is not None:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from kn_lens._core.checks import check_kind
 from kn_lens._core.display import ROWS_SHOWN, shortened, table_html
+from kn_lens._core.names import Side
 from kn_lens._core.wording import counted, with_article
 from kn_lens.errors import ArgumentError, PromptError, did_you_mean
 from kn_lens.facts import Fact
-from kn_lens.hosts import EncoderInput, HookedModel, Host, Kind, Side, host_on_side
+from kn_lens.hosts import EncoderInput, HookedModel, Host, Kind, host_on_side
 from kn_lens.prompts.positions import PositionName, one_position
 
 Selection = int | slice | Fact | Sequence[int] | Int[Tensor, " chosen"]
@@ -298,8 +299,14 @@ class PromptBatch:
     @property
     def counted_mask(self) -> Int[Tensor, "row pos"]:
         """1 for ``counted_tokens``, 0 for padding."""
-        is_encoder = self.encoder_pos is not None and self.encoder_attention_mask is not None
-        return self.encoder_attention_mask if is_encoder else self.attention_mask
+        if self.encoder_pos is None or self.encoder_attention_mask is None:
+            return self.attention_mask
+        return self.encoder_attention_mask
+
+    @property
+    def counted_length(self) -> Int[Tensor, " batch"]:
+        """Number of ``counted_tokens`` of each prompt's last row."""
+        return self.counted_mask.sum(-1)[self.rows_per_prompt.cumsum(0) - 1]
 
     @property
     def answer_pos(self) -> Int[Tensor, " row"]:
@@ -470,8 +477,8 @@ class PromptBatch:
             )
         if self.side != host.side:
             raise ArgumentError(
-                f"The prompts are for the {self.side} of an encoder-decoder, and layers are those of the {host.side} of "
-                f"{host.name}; expected prompts for that side: make_prompts(model, facts) for the decoder, with "
+                f"The prompts are for the {self.side} of an encoder-decoder, and layers are those of the {host.side} "
+                f"of {host.name}; expected prompts for that side: make_prompts(model, facts) for the decoder, with "
                 "host_of(model, side='encoder') in the place of the model for the encoder."
             )
 
@@ -541,7 +548,7 @@ def _placeholder_facts(
     return facts
 
 
-def host_for(model: HookedModel | Host, prompts: PromptBatch) -> Host:
+def host_for(model: HookedModel | Host, prompts: PromptBatch | None) -> Host:
     """Return the host of a model whose layers are those that the positions of prompts are of.
 
     Of an encoder-decoder that is the side that the prompts were made for; a ``Host`` has one already.

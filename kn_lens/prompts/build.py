@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from kn_lens._core.checks import check_kind
+from kn_lens._core.names import Side
 from kn_lens.errors import ArgumentError, NoPromptError, PromptError, did_you_mean
 from kn_lens.facts import OBJECT_SLOT, SUBJECT_SLOT, Fact, FactSet
 from kn_lens.hosts import (
@@ -34,7 +35,6 @@ from kn_lens.hosts import (
     HookedModel,
     Host,
     Kind,
-    Side,
     check_beginning,
     check_tokenizer,
     exclusive,

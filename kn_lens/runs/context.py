@@ -344,6 +344,10 @@ def prepare_context(
         identify: whether to compute the digest of the weights; not needed where there are no records yet.
     """
     host = host_of(model)
+    if host.side == "encoder":
+        settings = replace(settings, side="encoder")
+    elif settings.side == "encoder":
+        host = host_of(host, side="encoder")
     made_from = {"versions": versions(), "model": model_identity(host) if identify else {}}
     provenance = {
         "made_from": {**made_from, "data": data.digests()},

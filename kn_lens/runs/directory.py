@@ -41,7 +41,7 @@ ALL = "all"
 NAMES = ("model", "facts", "format", "templates", "split")
 """Settings that only name what the provenance identifies; a different name is no difference."""
 
-FORMER_DEFAULTS: Mapping[str, Any] = {"update_signed": False, "start": "auto"}
+FORMER_DEFAULTS: Mapping[str, Any] = {"update_signed": False, "start": "auto", "side": "decoder"}
 """Settings that earlier versions did not have, and so do not name in ``config.toml``, at the values they stood for."""
 
 MOST_DIFFERENCES = 8
@@ -272,7 +272,7 @@ def with_former_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings in a ``config.toml``, with those that its version did not have yet.
 
     >>> with_former_defaults({"preset": "kn_lens", "seed": 3})
-    {'update_signed': False, 'start': 'auto', 'preset': 'kn_lens', 'seed': 3}
+    {'update_signed': False, 'start': 'auto', 'side': 'decoder', 'preset': 'kn_lens', 'seed': 3}
     """
     defaults = FORMER_DEFAULTS if "preset" in config else {}
     return {**defaults, **config}

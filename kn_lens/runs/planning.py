@@ -254,7 +254,9 @@ def measured(context: RunContext, *, adaptive: bool) -> Rates:
         most = max(1, round(min(at_once, MOST_ROWS) * per_row))
         gradient = timer.seconds("gradient", run_gradients, most, predicted=3 * resumed)
     zeros = torch.zeros(MOST_ROWS, host.d_model, dtype=host.dtype, device=host.device)
-    head = timer.seconds("head", lambda n: host.unembed(zeros[:n]), MOST_ROWS, predicted=whole / 10)
+    head = 0.0
+    if host.has_readouts:
+        head = timer.seconds("head", lambda n: host.unembed(zeros[:n]), MOST_ROWS, predicted=whole / 10)
     integral, points = POINTS * gradient, POINTS
     if adaptive:
         integral, points = _integral(context, prompts, timer, whole, gradient, together)

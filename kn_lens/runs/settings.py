@@ -26,7 +26,7 @@ from typing import Any, Literal, get_args
 
 from kn_lens._core import defaults
 from kn_lens._core.checks import is_list_of
-from kn_lens._core.names import QUADRATURES, STARTS, UPDATE_FORMS, Scaling, StartName
+from kn_lens._core.names import QUADRATURES, SIDES, STARTS, UPDATE_FORMS, Scaling, Side, StartName
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.runs.corpora import digest_of_texts
 from kn_lens.runs.minimal_pairs import digest_of_pairs
@@ -53,6 +53,7 @@ class Settings:
         tolerance: largest completeness gap of ``adaptive``, as a share.
         start: where paths start: ``zero``, ``mean``, or ``auto``: ``mean`` in a model with a norm after ``W_out``, for
             relations of several subjects, unless a preset follows the paper.
+        side: the stack of an encoder-decoder whose neurons are scored; not used in other models.
         keep: scores are stored from this share of the prompt's largest score on.
         attr_threshold: ``t`` of the coarse sets.
         share_threshold: where ``p`` of the refined sets starts, for each relation.
@@ -98,6 +99,7 @@ class Settings:
     n_steps: int | None = None
     tolerance: float = defaults.TOLERANCE
     start: RunStart = "auto"
+    side: Side = "decoder"
     keep: float = 0.1
     attr_threshold: float = defaults.ATTR_THRESHOLD
     share_threshold: float = defaults.SHARE_THRESHOLD
@@ -224,6 +226,7 @@ CHOICES = {
     "quadrature": QUADRATURES,
     "baseline": get_args(Baseline),
     "start": ("auto", *STARTS),
+    "side": SIDES,
     "update_scaling": get_args(Scaling),
 }
 

@@ -103,3 +103,58 @@ def test_files_of_neurons_say_that_they_are_the_decoders():
     assert identity.side == identity.as_dict()["side"] == "decoder"
     assert ModelIdentity.read(identity.as_dict()) == identity
     assert "side" not in ModelIdentity.of(loaded_other("GPT2LMHeadModel")).as_dict()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_of_the_encoder_are_edited_undone_saved_and_exported(name, tmp_path):
+    """The edit knows its side: the model is enough to apply it, and no row of the decoder changes."""
+    import transformers
+
+    architecture, settings = ENCODER_DECODERS[name]
+    source = tiny_checkpoint(architecture, tmp_path / "source", **settings)
+    model = kn.load_model(source, dtype=torch.float64, device="cpu")
+    encoder = kn.host_of(model, side="encoder")
+    prompts = kn.make_prompts(encoder, FACTS[:2])
+    before = bits(model)
+    neurons = kn.NeuronSet([(0, 3), (1, 7)])
+    update = kn.update_fact(encoder, FACTS[0], "Paris", neurons, allow_unknown=True, position="subject_last")
+    erased = kn.erase_neurons(encoder, kn.NeuronSet([(1, 0)]))
+    assert same(before, bits(model)) and update.checkpoint.side == erased.checkpoint.side == "encoder"
+    update.save(tmp_path / "update.safetensors")
+    again = kn.WeightEdit.load(tmp_path / "update.safetensors")
+    assert again.digest == update.digest and again.checkpoint == update.checkpoint
+
+    by_hooks = kn.measure(model, prompts, update)
+    with again.applied(model), erased.applied(encoder):
+        rows = kn.predict(model, prompts, k=3)
+        assert not same(before, bits(model))
+    with update.applied(model):
+        applied = kn.measure(model, prompts, kn.Suppress(kn.NeuronSet([])))
+    assert same(before, bits(model))
+    np.testing.assert_allclose(by_hooks["after"], applied["before"], rtol=1e-6)
+    with pytest.raises(kn.EditError, match="encoder"):
+        update.apply_(kn.host_of(model, side="decoder"))
+
+    directory = kn.export(model, [update, erased], tmp_path / "edited")
+    auto = getattr(transformers, architecture)
+    was, now = (auto.from_pretrained(path, dtype=torch.float64).state_dict() for path in (source, directory))
+    differing = [key for key in was if not torch.equal(was[key], now[key])]
+    assert len(differing) == 2 and all("encoder" in key for key in differing)
+    edited = kn.load_model(directory, dtype=torch.float64, device="cpu")
+    assert kn.predict(edited, prompts, k=3).equals(rows)
+
+
+def test_files_of_neurons_say_that_they_are_the_encoders(tmp_path):
+    """Neurons, scores and identities of one side do not pass for those of the other."""
+    model = loaded("BART")
+    encoder, prompts = kn.host_of(model, side="encoder"), prompts_of("BART", "encoder")
+    identity = ModelIdentity.of(encoder)
+    assert identity.side == identity.as_dict()["side"] == "encoder"
+    assert identity.difference(ModelIdentity.of(model)) == "side is encoder in the one and decoder in the other"
+    scores = kn.attribute_to_file(model, tmp_path / "scores.parquet", prompts)
+    attr = kn.read_attribution(scores, prompts)
+    assert torch.equal(attr.total, kn.attribute(model, prompts).total)
+    with pytest.raises(kn.KNLensError, match="prompts"):
+        kn.read_attribution(scores, prompts_of("BART"))
+    at_subjects = kn.attribute_to_file(encoder, tmp_path / "subjects.parquet", prompts, positions="subject")
+    assert kn.read_position_attribution(at_subjects, prompts).positions.shape[0] == len(prompts)

@@ -61,3 +61,46 @@ def test_the_families_are_listed_with_their_state(cli):
     for name in ("T5", "T5 1.1 / FLAN-T5", "mT5", "BART", "mBART", "T5Gemma"):
         assert families[name]["kind"] == "encoder-decoder" and families[name]["whole_passes"]
     assert "encoder-decoder" in cli("models")[1]
+
+
+def test_the_encoder_is_a_side_of_every_command(cli, checkpoint, facts_file, folder):
+    """Neurons at the subject are found, suppressed and edited; files know the side without being told."""
+    neurons, edit = folder / "encoder.json", folder / "encoder.safetensors"
+    arguments = ("find", "-m", checkpoint, "--side", "encoder", "--position", "subject_last", "-f", facts_file)
+    code, out, err = cli(*arguments, "--min-prompts", 1, "--share-threshold", 0.3, "-o", neurons, "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["model"]["side"] == "encoder"
+    encoder, facts = kn.host_of(kn.load_model(checkpoint), side="encoder"), kn.FactSet.from_jsonl(facts_file)
+    attr = kn.attribute(encoder, kn.make_prompts(encoder, facts).at("subject_last"))
+    expected = kn.refine(attr, min_prompts=1, share_threshold=0.3)
+    assert [kn.NeuronSet(map(tuple, row["neurons"])) for row in document["facts"]] == list(expected.values())
+    suppress = ("intervene", "--neurons", neurons, "-f", facts_file, "--position", "subject_last", "--json")
+    code, out, err = cli(*suppress)
+    assert code == 0 and json.loads(out)["model"]["side"] == "encoder", err
+
+    named = ("edit", "update", "-s", "Ireland", "-r", "P36", "--object", "Paris", "-m", checkpoint, "--side", "encoder")
+    code, _, err = cli(*named, "--neurons", "L0N3", "-f", facts_file, "--allow-unknown", "-o", edit)
+    assert code == 0, err
+    assert kn.WeightEdit.load(edit).checkpoint.side == "encoder"
+    code, out, err = cli("edit", "apply", edit, "-f", facts_file, "--json")
+    assert code == 0 and json.loads(out)["model"]["side"] == "encoder", err
+    code, _, err = cli("find", "-m", "world-bert", "--side", "encoder", "--limit", 1)
+    assert code == 2 and "has one stack of layers" in err
+
+
+def test_a_run_scores_the_encoder(cli, checkpoint, facts_file, folder):
+    """All stages but those that read rows through the head, and the positions of the text."""
+    out = folder / "encoder_run"
+    stages = [argument for stage in (*STAGES, "positions") for argument in ("--stage", getattr(stage, "name", stage))]
+    command = ("reproduce", "--model", checkpoint, "--facts", facts_file, "--out", out, *FEW, "--set", "side=encoder")
+    code, _, err = cli(*command, *stages)
+    assert code == 0, err
+    run = RunRecords.read(out)
+    assert (run.provenance["model"]["side"], run.config["side"]) == ("encoder", "encoder")
+    assert run.records("readouts").empty and set(run.records("positions")["role"]) >= {"read", "subject_last", "after"}
+    assert "log_prob_gain" not in set(run.records("methods")["neuron_set"])
+    assert cli("report", out)[0] == 0
+    assert "3 encoder layers of 24 MLP neurons" in (out / "report.html").read_text(encoding="utf-8")
+    code, _, err = cli(*command[:-2], *stages)
+    assert code == 2 and "side" in err

@@ -1,4 +1,4 @@
-"""The encoder of an encoder-decoder: its neurons, at all tokens that it reads, against plain loops over transformers."""
+"""The encoder of an encoder-decoder: its neurons, at all tokens that it reads, against loops over transformers."""
 
 from dataclasses import replace
 
@@ -20,12 +20,18 @@ from tests.encoder_decoders import (
     prompts_of,
     rows_of,
 )
+from tests.public_calls import CALLS, Case
+from tests.public_calls import FACTS as PUBLIC_FACTS
+from tests.public_calls import SOME as SOME_NEURONS
 from tests.reliability.state import differences, state_of
 from tests.tiny import D_MLP, equal, memory_for, tiny_model
 
 RULE = {"quadrature": "gauss-legendre", "n_steps": 3, "start": "zero"}
 SOME = [0, 4]
 """Prompts with an answer of one token and of several, at the end and at the beginning of their texts."""
+
+LOG_PROB_GAIN = 3
+"""The number of the call of ``attribute`` by that method."""
 
 
 def encoder_of(name):
@@ -217,13 +223,13 @@ def test_sides_are_not_mixed_up():
     of_decoder, of_encoder = prompts_of("BART"), prompts_of("BART", "encoder")
     assert kn.host_of(encoder) is encoder and kn.host_of(encoder, side="decoder").side == "decoder"
     assert (kn.host_of(bart).side, encoder.side) == ("decoder", "encoder")
-    with pytest.raises(kn.ArgumentError, match="prompts are for the decoder of an encoder-decoder.*side='encoder'"):
+    with pytest.raises(kn.ArgumentError, match=r"prompts are for the decoder of an encoder-decoder.*side='encoder'"):
         kn.attribute(encoder, of_decoder)
     with pytest.raises(kn.ArgumentError, match="prompts are for the encoder"):
         kn.measure(kn.host_of(bart), of_encoder, kn.Suppress([(0, 1)]))
     with pytest.raises(kn.ArgumentError, match=r"make_prompts\(host_of\(model, side='encoder'\), facts\)"):
         of_decoder.at("subject_last")
-    with pytest.raises(kn.ArgumentError, match="side='encodr'.*Did you mean 'encoder'"):
+    with pytest.raises(kn.ArgumentError, match=r"side='encodr'.*Did you mean 'encoder'"):
         kn.host_of(bart, side="encodr")
     from tests.tiny import loaded as other
 
@@ -235,3 +241,23 @@ def test_sides_are_not_mixed_up():
         replace(of_encoder, encoder_tokens=None, encoder_attention_mask=None)
     with pytest.raises(kn.ArgumentError, match="encoder_pos of row 0 is 99, outside the tokens"):
         replace(of_encoder, encoder_pos=torch.full_like(of_encoder.encoder_pos, 99))
+
+
+def test_every_public_call_takes_the_host_of_an_encoder(tmp_path):
+    """In the place of the model, and prompts made for it beside the model alone."""
+    model = loaded("BART")
+    encoder = encoder_of("BART")
+    prompts = kn.make_prompts(encoder, PUBLIC_FACTS, unknown_answers="leave_out")
+    edit = kn.WeightEdit.of(encoder, SOME_NEURONS, torch.full((3, encoder.d_model), 0.25))
+    before = state_of(model)
+    with pytest.raises(kn.ArgumentError, match="log_prob_gain reads the answer off the residual stream"):
+        kn.attribute(encoder, prompts, method="log_prob_gain", neurons=SOME_NEURONS)
+    runs_the_model = {"load_model", "Suppress.hooks", "Amplify.hooks", "SetTo.hooks", "WeightEdit.hooks"}
+    for number, (name, calls) in enumerate(CALLS.items()):
+        given = model if name in runs_the_model or number % 2 else encoder
+        if name in ("find", "update_fact", "reproduce"):
+            given = encoder
+        for index, call in enumerate(calls):
+            if (name, index) != ("attribute", LOG_PROB_GAIN):
+                call(Case(model=given, prompts=prompts, edit=edit, folder=tmp_path))
+    assert not differences(before, state_of(model))

@@ -125,7 +125,7 @@ def _tables(context: RunContext) -> "dict[str, pd.DataFrame]":
 def _passes(context: RunContext, shard: Shard) -> Passes:
     facts = context.sample_facts(shard.relation, context.settings.check_facts, "positions")
     prompts = context.make_prompts(facts)
-    n_positions = float(prompts.length.sum())
+    n_positions = float(prompts.counted_length.sum())
     return attribution_passes(context, n_positions) + Passes(whole=6.0 * len(PLACES) * len(prompts))
 
 

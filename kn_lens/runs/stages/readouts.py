@@ -106,6 +106,9 @@ def read_out(
 
 
 def _make_readouts(context: RunContext, shard: Shard, path: Path, progress: Progress) -> None:
+    if not context.host.has_readouts:
+        write_rows(path, [], READOUTS_SCHEMA)
+        return
     n_facts: Counter[Neuron] = Counter()
     for relation in context.relations():
         for neurons in context.neurons("found", relation).values():
@@ -130,6 +133,9 @@ def _make_readouts(context: RunContext, shard: Shard, path: Path, progress: Prog
 
 
 def _make_answers(context: RunContext, shard: Shard, path: Path, progress: Progress) -> None:
+    if not context.host.has_readouts:
+        write_rows(path, [], ANSWER_READOUTS_SCHEMA)
+        return
     sets = {kind: context.neurons(kind, shard.relation) for kind in KINDS}
     all_neurons = NeuronSet(_distinct_neurons(context, [shard.relation], KINDS))
     top_tokens: dict[Neuron, set[int]] = {}

@@ -36,8 +36,10 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from kn_lens._core.bootstrap import bootstrap_table, change_ratio, fact_share, with_control
+from kn_lens._core.names import Method
 from kn_lens.attribution import Attribution, attribute
 from kn_lens.facts import Fact
+from kn_lens.hosts import Host
 from kn_lens.interventions import Suppress, measure
 from kn_lens.neurons import NeuronSet, coarse, highest_neurons, jaccard, prompts_by_fact, prompts_needed
 from kn_lens.prompts import PromptBatch
@@ -62,7 +64,7 @@ SUM_POINTS, GAUSS_POINTS = 20, 10
 N_RULES = 4
 """Number of other quadratures."""
 LAYERWISE_METHODS = ("integrated_gradients", "gradient_x_activation", "activation")
-NEURON_BY_NEURON = ("ablation", "log_prob_gain")
+NEURON_BY_NEURON: tuple[Method, ...] = ("ablation", "log_prob_gain")
 CANDIDATES = 2
 CANDIDATES_PER_FOUND = 4
 """Approximate number of candidates for each found neuron in all: the methods agree on some."""
@@ -287,7 +289,8 @@ def _neurons_by_method(
     for fact, neurons in found.items():
         n_found[fact] = len(neurons)
         n_candidates[fact] = min(CANDIDATES * len(neurons), host.n_layers * host.d_mlp)
-    n_steps = len(LAYERWISE_METHODS) + len(NEURON_BY_NEURON) + 1
+    neuron_by_neuron = _neuron_by_neuron(host)
+    n_steps = len(LAYERWISE_METHODS) + len(neuron_by_neuron) + 1
     candidates = dict(found)
     sets: dict[str, dict[Fact, NeuronSet]] = {}
     for n_done, method in enumerate(LAYERWISE_METHODS, start=1):
@@ -296,7 +299,7 @@ def _neurons_by_method(
         for fact, neurons in highest_neurons(scores, n_candidates).items():
             candidates[fact] = candidates[fact] | neurons
         progress(n_done, n_steps)
-    for n_done, method in enumerate(NEURON_BY_NEURON, start=1 + len(LAYERWISE_METHODS)):
+    for n_done, method in enumerate(neuron_by_neuron, start=1 + len(LAYERWISE_METHODS)):
         scores = attribute(
             host,
             prompts,
@@ -307,6 +310,11 @@ def _neurons_by_method(
         sets[method] = highest_neurons(scores, n_found)
         progress(n_done, n_steps)
     return sets
+
+
+def _neuron_by_neuron(host: Host) -> list[Method]:
+    """Return the methods with a pass for each neuron: those that need a read-out only where there is one."""
+    return [method for method in NEURON_BY_NEURON if host.has_readouts or method != "log_prob_gain"]
 
 
 def _methods_tables(context: RunContext) -> "dict[str, pd.DataFrame]":
