@@ -29,6 +29,7 @@ from kn_lens._core.names import UpdateForm
 from kn_lens._core.progress import draws_progress
 from kn_lens.edits.arguments import check_each_has_neurons, check_new_objects
 from kn_lens.edits.editors import joined, while_applied
+from kn_lens.edits.targets import check_count
 from kn_lens.edits.updates import resolve_form, update_fact
 from kn_lens.edits.weight_edit import WeightEdit
 from kn_lens.errors import ArgumentError, EditError, did_you_mean
@@ -76,6 +77,7 @@ class KN:
             ``"easyedit"``, how these packages find and edit.
         neurons: the neurons of at least the facts to be edited; None finds them in the model.
         lambdas: as for ``update_fact``, instead of those of the preset.
+        min_prompts: the least number of prompts that share a neuron, as for ``find``, instead of that of the preset.
         name: the name in tables; empty for that of the preset.
 
     Raises:
@@ -94,6 +96,7 @@ class KN:
     preset: KNPreset | None = None
     neurons: Mapping[Fact, NeuronSet] | None = None
     lambdas: tuple[float, float] | None = None
+    min_prompts: int | None = None
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -102,6 +105,8 @@ class KN:
             near = did_you_mean(str(self.preset), presets)
             raise ArgumentError(f"Unknown preset {self.preset!r}; expected one of {', '.join(presets)}.{near}")
         check_kind(self.name, str, "a text", "name")
+        if self.min_prompts is not None:
+            check_count("min_prompts", self.min_prompts)
         if not self.name:
             object.__setattr__(self, "name", "KN" if self.preset is None else _NAMES[self.preset])
         self._resolved_form()  # raises for lambdas that are no numbers
@@ -190,7 +195,7 @@ class KN:
             unknown_answers="leave_out",
             attr_threshold=search.attr_threshold,
             share_threshold=search.share_threshold,
-            min_prompts=search.min_prompts,
+            min_prompts=search.min_prompts if self.min_prompts is None else self.min_prompts,
             quadrature=search.quadrature,
             n_steps=search.n_steps,
             memory_budget=memory_budget,

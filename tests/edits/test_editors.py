@@ -245,6 +245,14 @@ def test_presets_of_other_packages_add_two_embeddings(preset, threshold, one_pro
     equal(edit.new, expected)
 
 
+def test_a_fact_of_one_wording_has_neurons_if_one_prompt_is_enough():
+    model = loaded("GPT2LMHeadModel")
+    fact = replace(IRELAND, templates=IRELAND.templates[:1])
+    with pytest.raises(kn.PromptError, match="min_prompts=1"):
+        kn.KN().edit(model, {fact: "Tokyo"})
+    assert kn.KN(min_prompts=1).edit(model, {fact: "Tokyo"}).why[0]["new_object"] == "Tokyo"
+
+
 # --- taking back any of several edits ---------------------------------------------------------------------------
 
 
