@@ -197,6 +197,13 @@ CALLS: dict[str, list[Callable[[Case], Any]]] = {
     "SetTo.lowest_layers": [lambda case: kn.SetTo(NEURONS, 0.0).lowest_layers(case.model, case.prompts)],
     "NeuronSet.read": [lambda case: kn.NeuronSet.read(written(case), model=case.model)],
     "NeuronSet.read_many": [lambda case: kn.NeuronSet.read_many(written(case), model=case.model)],
+    "compare_edits": [
+        where_supported(
+            lambda case: kn.compare_edits(
+                case.model, {IRELAND: "Paris"}, [kn.KN(neurons=NEURONS)], others=case.prompts, max_disturbed=0.5
+            )
+        )
+    ],
     "choose_lambdas": [
         lambda case: kn.choose_lambdas(
             case.model, {IRELAND: "Paris", FRANCE: "Lima"}, NEURONS, case.prompts, grid=[(1, 1), (1, 2)]

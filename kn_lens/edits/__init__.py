@@ -7,10 +7,11 @@ and ``tables`` summarises. ``easyedit`` has the requests of EasyEdit. ``argument
 
 ``editors`` has the protocol of methods that change facts: ``rome``, ``memit`` and ``alphaedit``, which take second
 ``moments`` of texts and search ``targets``; ``fine_tuning``; and ``knowledge_neurons``, the updates above. ``stacks``
-takes back any of several applied edits.
+takes back any of several applied edits. ``comparison`` measures editors beside one another.
 """
 
 from kn_lens.edits.alphaedit import AlphaEdit
+from kn_lens.edits.comparison import compare_edits
 from kn_lens.edits.easyedit import EasyEditRequests, easyedit_requests, read_easyedit
 from kn_lens.edits.editors import Editor
 from kn_lens.edits.effects import MAX_DISTURBED, disturbed_share, erase_effects, update_effects
@@ -55,6 +56,7 @@ __all__ = [
     "WeightEdit",
     "check_new",
     "choose_lambdas",
+    "compare_edits",
     "disturbed_share",
     "easyedit_requests",
     "edit_table",

@@ -13,16 +13,12 @@ neurons of the same layers and the most active neurons go through the same edit,
 weights while answers are scored, and undone exactly. ``edit_table`` summarises effects, with bootstrap intervals.
 """
 
-import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from kn_lens._core import defaults
 from kn_lens._core.checks import check_share
@@ -45,12 +41,13 @@ from kn_lens.edits.questions import (
     checked_groups,
     group_other_facts,
 )
+from kn_lens.edits.scored_questions import ScoredQuestions, current_answer_columns, disturbed_share
 from kn_lens.edits.updates import FactUpdate, recorder_of, resolve_form, with_signs
 from kn_lens.edits.weight_edit import WeightEdit
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.hosts import Budget, HookedModel, Host, checked_host, exclusive
-from kn_lens.interventions import AnswerScores, Intervention, Progress, Ticks, score_answers
+from kn_lens.interventions import Progress, Ticks, score_answers
 from kn_lens.neurons import (
     NeuronSet,
     check_neurons_by_fact,
@@ -295,10 +292,10 @@ def measure_updates(
     if tokenizer is None:
         tokenizer = host.tokenizer
     recorder = recorder_of(updates, group_prompts[OWN].current)
-    scored_groups: dict[str, _ScoredQuestions] = {}
+    scored_groups: dict[str, ScoredQuestions] = {}
     for name, prompts in group_prompts.items():
         interventions = [recorder] if name == OWN and recorder is not None else []
-        scored = _ScoredQuestions.of(host, prompts, interventions, budget, tick, tokenizer)
+        scored = ScoredQuestions.of(host, prompts, interventions, budget, tick, tokenizer)
         scored_groups[name] = scored
     own_answers = torch.from_numpy(scored_groups[OWN].current.log_prob)
     check_numbers(host, group_prompts[OWN].current, own_answers)
@@ -326,7 +323,8 @@ def measure_updates(
         rows_of_trial: list[list[dict[str, Any]]] = [[] for _ in group]
         for name, scored in scored_groups.items():
             numbers = [number for number, trial in enumerate(group) if trial.fact in scored.prompts.questions]
-            effects = scored.effects_of(host, [group[number] for number in numbers], budget, tick)
+            trials_of_group = [(group[number].fact, group[number].edit) for number in numbers]
+            effects = scored.under_edits(host, trials_of_group, budget, tick)
             for number, row in zip(numbers, effects, strict=True):
                 rows_of_trial[number].append({**group[number].labels, "question": name, **row})
         if others is not None and others_before is not None:
@@ -335,7 +333,7 @@ def measure_updates(
             others_after = score_under_edits(host, others, edits, budget, tick)
             for rows, trial, after in zip(rows_of_trial, group, others_after, strict=True):
                 for name, chosen in group_other_facts(others, trial.fact, trial.new_object).items():
-                    row = _current_answer_columns(others_before.select(chosen), after.select(chosen))
+                    row = current_answer_columns(others_before.select(chosen), after.select(chosen))
                     rows.append({**trial.labels, "question": name, **row})
         for rows in rows_of_trial:
             disturbed = disturbed_share(rows)
@@ -377,93 +375,6 @@ def _groups_of_rows(
         n_rows += n_trial_rows
     if group:
         yield group
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _ScoredQuestions:
-    """A group of questions and the scores of its answers without an edit.
-
-    Attributes:
-        prompts: the prompts of the group.
-        current: the scores of the current answers.
-        new: the scores of the new answers.
-        tokenizer: decodes the model's answers.
-    """
-
-    prompts: QuestionPrompts
-    current: AnswerScores
-    new: AnswerScores
-    tokenizer: Any
-
-    @classmethod
-    def of(
-        cls,
-        host: Host,
-        prompts: QuestionPrompts,
-        interventions: Sequence[Intervention],
-        budget: Budget,
-        tick: Ticks,
-        tokenizer: Any,
-    ) -> "_ScoredQuestions":
-        """Score the answers without an edit; ``interventions`` take part in the passes of the current answers."""
-        current = score_answers(host, prompts.current, interventions, budget, tick)
-        new = score_answers(host, prompts.new, [], budget, tick)
-        return cls(prompts=prompts, current=current, new=new, tokenizer=tokenizer)
-
-    def effects_of(
-        self,
-        host: Host,
-        trials: Sequence[_EditedTrial],
-        budget: Budget,
-        tick: Ticks,
-    ) -> list[dict[str, Any]]:
-        """Score the answers to the question of each trial's fact again, with its edit, and compare."""
-        if not trials:
-            return []
-        chosen_current = []
-        chosen_new = []
-        for trial in trials:
-            current, new = self.prompts.prompts_of(trial.fact)
-            chosen_current.append((trial.edit, current))
-            chosen_new.append((trial.edit, new))
-        current_after = score_under_edits(host, self.prompts.current, chosen_current, budget, tick)
-        new_after = score_under_edits(host, self.prompts.new, chosen_new, budget, tick)
-        effects = []
-        for number in range(len(trials)):
-            current_before = self.current.select(_numpy(chosen_current[number][1]))
-            new_before = self.new.select(_numpy(chosen_new[number][1]))
-            effects.append(
-                {
-                    **_current_answer_columns(current_before, current_after[number]),
-                    **_new_answer_columns(new_before, new_after[number]),
-                    "says": _most_frequent(current_after[number].top_text(self.tokenizer)),
-                }
-            )
-        return effects
-
-
-def disturbed_share(rows: Iterable[Mapping[str, Any]]) -> float:
-    """Return the share of the right answers to other facts that an update takes away; NaN without right answers.
-
-    Args:
-        rows: the rows of one update in the table of ``update_effects``.
-
-    >>> rows = [{"question": "same relation", "n_prompts": 10, "right_before": 0.5, "lost": 0.4}]
-    >>> rows += [{"question": "other relations", "n_prompts": 40, "right_before": 1.0, "lost": 0.0}]
-    >>> round(disturbed_share(rows), 3)
-    0.089
-    """
-    n_lost = n_right = 0.0
-    for row in rows:
-        if row["question"] in (
-            SAME_RELATION,
-            OTHER_RELATIONS,
-        ):  # these two groups hold every other fact once
-            n_lost += row["n_prompts"] * row["lost"]
-            n_right += row["n_prompts"] * row["right_before"]
-    if not n_right:
-        return math.nan
-    return float(n_lost / n_right)
 
 
 # --- erasures ---------------------------------------------------------------------------------------------
@@ -543,7 +454,7 @@ def erase_effects(
             "activation_neurons",
             "activation neurons",
         )
-    prompts_of = {fact: _numpy(chosen) for fact, chosen in prompts_by_fact(prompts).items()}
+    prompts_of = {fact: chosen.cpu().numpy() for fact, chosen in prompts_by_fact(prompts).items()}
     erasures: list[tuple[str, str, WeightEdit]] = []
     for relation, sets in _by_relation(neurons_by_fact, prompts_of, across_relations).items():
         edit = erase_relation(
@@ -578,7 +489,7 @@ def erase_effects(
                     "question": SAME_RELATION if fact.relation == relation else OTHER_RELATIONS,
                     "measured": fact.key,
                     "measured_relation": fact.relation,
-                    **_current_answer_columns(before.select(chosen), after.select(chosen)),
+                    **current_answer_columns(before.select(chosen), after.select(chosen)),
                 }
             )
     return pd.DataFrame(records)
@@ -605,47 +516,6 @@ def _by_relation(
                 f"across_relations=False.{near}"
             )
     return groups
-
-
-# --- columns ----------------------------------------------------------------------------------------------
-
-
-def _current_answer_columns(
-    before: AnswerScores,
-    after: AnswerScores,
-) -> dict[str, float]:
-    """Return the columns of the current answers."""
-    right_before = before.rank == 0
-    right_after = after.rank == 0
-    return {
-        "n_prompts": len(right_before),
-        "right_before": float(right_before.mean()),
-        "right_after": float(right_after.mean()),
-        "lost": float((right_before & ~right_after).mean()),
-        "nll_before": float(-before.log_prob.mean()),
-        "nll_after": float(-after.log_prob.mean()),
-    }
-
-
-def _new_answer_columns(before: AnswerScores, after: AnswerScores) -> dict[str, float]:
-    """Return the columns of the new answers."""
-    columns = {}
-    for when, scores in (("before", before), ("after", after)):
-        columns[f"new_right_{when}"] = float((scores.rank == 0).mean())
-        columns[f"new_top5_{when}"] = float((scores.rank < 5).mean())
-        columns[f"new_rank_{when}"] = float(scores.rank.mean())
-        columns[f"new_mrr_{when}"] = float((1 / (1 + scores.rank)).mean())
-        columns[f"new_nll_{when}"] = float(-scores.log_prob.mean())
-    return columns
-
-
-def _numpy(chosen: Int[Tensor, " prompt"]) -> Int[np.ndarray, " prompt"]:
-    return chosen.cpu().numpy()
-
-
-def _most_frequent(texts: Sequence[str]) -> str:
-    """Return the most frequent text; the first of equally frequent ones."""
-    return max(dict.fromkeys(texts), key=texts.count)
 
 
 # --- controls and checks ----------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def edit_table(
     level: float = 0.95,
     seed: int = 0,
 ) -> "pd.DataFrame":
-    """Summarise ``update_effects`` or ``erase_effects``: every measure with a bootstrap interval.
+    """Summarise ``update_effects``, ``compare_edits`` or ``erase_effects``: every measure with a bootstrap interval.
 
     The facts of each edited relation (for an erasure: the facts measured) are sampled with replacement, ``n_resamples``
     times. The interval shows how much depends on the sample of facts, with the relations given. It covers the value of
@@ -104,10 +104,10 @@ def edit_table(
         seed: seed of the bootstrap.
 
     Returns:
-        One row for each ``neuron_set``, ``dose`` (of updates), ``question``, (``relation``) and ``measure``: its
-        ``value`` and the interval ``low`` to ``high``; ``n_facts``, the number of rows of ``effects`` behind it. The
-        measures of the new answer (``success``, ``top5``, ``rank``, ``mrr``) have rows where questions have a new
-        answer. Where ``success`` is 0, ``choose_lambdas`` finds other lambdas to try. ``changed`` is NaN for a relation
+        One row for each ``editor`` and ``n_edits`` (of ``compare_edits``), ``neuron_set``, ``dose`` (of updates),
+        ``question``, (``relation``) and ``measure``: its ``value`` and the interval ``low`` to ``high``; ``n_facts``,
+        the number of rows of ``effects`` behind it. The measures of the new answer (``success``, ``top5``, ``rank``,
+        ``mrr``) have rows where questions have a new answer. Where ``success`` is 0, ``choose_lambdas`` finds other lambdas to try. ``changed`` is NaN for a relation
         without a prompt that was right before; a mean over relations leaves such a relation out. There is also no
         interval if more than 1 - ``level`` of the draws have no value, or if all facts have the same value (except for
         a share that is 0 or 1 in all facts).
@@ -150,11 +150,11 @@ def _check_effects(effects: Any) -> None:
 
 def _labels(effects: "pd.DataFrame") -> list[str]:
     """Return the columns that label a cell of the table."""
-    return [column for column in ("neuron_set", "dose", "question") if column in effects]
+    return [column for column in ("editor", "n_edits", "neuron_set", "dose", "question") if column in effects]
 
 
 def _sorted(effects: "pd.DataFrame") -> "pd.DataFrame":
-    """Sort found neurons before controls, and questions with a new answer before other facts."""
+    """Sort found neurons before controls, and questions with a new answer before other facts; editors as they come."""
     questions = [name for name in effects["question"] if name not in OTHER_FACTS]
     set_order = list(dict.fromkeys([*KINDS, *effects["neuron_set"]]))
     question_order = list(dict.fromkeys([OWN, *questions, *OTHER_FACTS]))
@@ -162,5 +162,7 @@ def _sorted(effects: "pd.DataFrame") -> "pd.DataFrame":
         neuron_set=effects["neuron_set"].map(set_order.index),
         question=effects["question"].map(question_order.index),
     )
+    if "editor" in effects:
+        ranks["editor"] = effects["editor"].map(list(dict.fromkeys(effects["editor"])).index)
     order = ranks.reset_index(drop=True).sort_values(_labels(effects), kind="stable").index
     return effects.iloc[order]

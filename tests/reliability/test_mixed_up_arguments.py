@@ -207,6 +207,10 @@ CASES = {
         lambda model, prompts: kn.NeuronSet.write_many("neurons.json", NEURONS),
         r"Got a NeuronSet as sets; expected sets by fact or by name: \{fact: neurons\}",
     ),
+    "compare_edits: neurons as editors": (
+        lambda model, prompts: kn.compare_edits(model, {FACTS[0]: "Rome"}, SETS),
+        r"Got a dict as editors; expected editors: \[kn_lens.KN\(\), kn_lens.FT\(\)\]",
+    ),
     "choose_lambdas: a number as grid": (
         lambda model, prompts: kn.choose_lambdas(model, {FACTS[0]: "Rome"}, SETS, prompts, grid=1),
         r"Got an int as grid; expected pairs of lambdas: \[\(1, 1\), \(1, 2\)\]",

@@ -1,0 +1,128 @@
+"""Editors beside one another: what is measured, what the controls are, and what a table of several facts leaves out."""
+
+import numpy as np
+import pytest
+import torch
+
+import kn_lens as kn
+from kn_lens.edits.comparison import active_control, random_control
+from tests.edit_cases import FACTS, IRELAND, bits, random_edit, same
+from tests.tiny import equal, loaded, tiny_model
+
+UPDATES = {IRELAND: "Tokyo", FACTS[1]: "Rome", FACTS[2]: "Lima"}
+SETS = {fact: kn.NeuronSet([(0, number), (1, 3), (2, 5)]) for number, fact in enumerate(FACTS)}
+QUESTIONS = {"reworded": {IRELAND: kn.Question(kn.Fact("Ireland", "P36", "Dublin", ("Go to [X], see [Y]",)), "Tokyo")}}
+pytestmark = pytest.mark.usefixtures("float64_throughout")
+
+
+@pytest.mark.parametrize("architecture", ["GPT2LMHeadModel", "BertForMaskedLM"])
+def test_rows_of_knowledge_neurons_are_those_of_update_effects(architecture):
+    """The same edits, scored in passes of their own there and in the edited model here."""
+    model = loaded(architecture)
+    before, others = bits(model), kn.make_prompts(model, FACTS)
+    table = kn.compare_edits(model, UPDATES, [kn.KN(neurons=SETS)], questions=QUESTIONS, others=others)
+    assert same(before, bits(model))
+    expected = kn.update_effects(model, UPDATES, SETS, questions=QUESTIONS, others=others)
+    found, expected = (rows.query("neuron_set == 'found'").reset_index(drop=True) for rows in (table, expected))
+    shared = [column for column in expected if column != "dose"]
+    assert list(found["question"]) == list(expected["question"]) and "reworded" in set(found["question"])
+    for column in shared:
+        if expected[column].dtype == float:
+            np.testing.assert_allclose(found[column], expected[column], rtol=1e-9, err_msg=column)
+        else:
+            assert found[column].tolist() == expected[column].tolist()
+    assert set(table["neuron_set"]) == {"found", "activation", "random"}
+    assert (found["seconds"] > 0).all() and table.query("neuron_set != 'found'")["seconds"].isna().all()
+    controlled = table.groupby("key")["norm"].agg(np.ptp)
+    np.testing.assert_allclose(controlled, 0, atol=1e-12)
+
+
+def test_controls_have_the_same_rows_of_change_in_other_places():
+    model = loaded("GPT2LMHeadModel")
+    host = kn.host_of(model)
+    prompts = kn.make_prompts(model, FACTS[:2])
+    activity = kn.attribute(model, prompts.at("subject_last"), method="activation").scores.abs().mean(0)
+    whole = kn.NeuronSet((1, index) for index in range(host.d_mlp))
+    few = kn.NeuronSet([(0, 3), (1, 0), (1, 7)])
+    for neurons in (few, whole):
+        edit = random_edit(model, neurons)
+        change = edit.new - edit.old
+        for control in (random_control(host, edit, 1), active_control(host, edit, prompts)):
+            moved = control.new - control.old
+            assert [neuron.layer for neuron in control.neurons] == [neuron.layer for neuron in edit.neurons]
+            for layer, rows in edit.neurons.rows_by_layer(host).items():
+                own = [number for number, neuron in enumerate(edit.neurons) if neuron.layer == layer]
+                assert len(rows) == len(own)
+                lengths = [rows_of[own].norm(dim=-1).sort().values for rows_of in (change, moved)]
+                equal(*lengths)
+        drawn, again = (random_control(host, edit, 1) for _ in range(2))
+        assert drawn.digest == again.digest != random_control(host, edit, 2).digest
+        if neurons is few:
+            assert drawn.neurons.isdisjoint(few)
+        active = active_control(host, edit, prompts)
+        of_layer = [number for number, neuron in enumerate(active.neurons) if neuron.layer == 1]
+        length = (active.new - active.old)[of_layer].norm(dim=-1)
+        chosen = torch.tensor([neuron.index for neuron in active.neurons if neuron.layer == 1])
+        by_activity = activity[1][chosen].argsort(descending=True)
+        assert torch.equal(length[by_activity], length.sort(descending=True).values)
+        assert set(chosen.tolist()) == set(activity[1].topk(len(chosen)).indices.tolist())
+
+
+def test_edits_of_several_facts_are_measured_after_all_and_leave_each_other_out():
+    model = loaded("GPT2LMHeadModel")
+    others = kn.make_prompts(model, FACTS[:4])
+    editor = kn.KN(neurons=SETS)
+    table = kn.compare_edits(model, UPDATES, [editor], others=others, sizes=(1, 2), controls=False)
+    counts = table.query("question == 'own wording'").groupby("n_edits").size()
+    assert counts.to_dict() == {1: 3, 2: 2}  # the third fact is the rest of edits of two
+    pair = dict(list(UPDATES.items())[:2])
+    edit = editor.edit(model, pair)
+    with edit.applied(model):
+        scores = kn.measure(model, others, kn.Suppress(kn.NeuronSet([])))["before"]
+    rest = [number for number in range(len(others)) if others.fact(number) not in pair]
+    together = table.query("n_edits == 2 and question == 'same relation'")
+    assert (together["n_prompts"] == len(rest)).all()
+    expected = -np.log(scores.to_numpy()[rest]).mean()
+    np.testing.assert_allclose(together["nll_after"], expected, rtol=1e-6)
+    alone = table.query("n_edits == 1 and question == 'same relation'")
+    assert (alone["n_prompts"] > len(rest)).all()
+
+
+def test_the_table_is_summarised_by_editor():
+    model = loaded("GPT2LMHeadModel")
+    editors = [kn.KN(neurons=SETS, name="second"), kn.KN(neurons=SETS, name="first", lambdas=(1, 8))]
+    table = kn.edit_table(kn.compare_edits(model, UPDATES, editors, controls=False), n_resamples=5)
+    assert list(dict.fromkeys(table["editor"])) == ["second", "first"] and set(table["n_edits"]) == {1}
+    assert {"success", "changed", "perplexity_growth"} <= set(table["measure"])
+
+
+def test_a_model_is_left_as_it_was_when_an_editor_fails():
+    model = tiny_model("GPT2LMHeadModel")
+    before = bits(model)
+
+    class Failing:
+        name = "failing"
+
+        def edit(self, model, updates, **options):
+            if FACTS[1] in updates:
+                raise RuntimeError
+            return kn.KN(neurons=SETS).edit(model, updates, **options)
+
+    with pytest.raises(RuntimeError):
+        kn.compare_edits(model, UPDATES, [Failing()])
+    assert same(before, bits(model))
+
+
+def test_wrong_arguments_are_told_before_any_pass():
+    model = loaded("GPT2LMHeadModel")
+    for arguments, message in (
+        (({}, [kn.KN()]), "There are no facts to edit"),
+        ((UPDATES, []), "There are no editors to compare"),
+        ((UPDATES, [kn.KN(), kn.KN()]), "Two editors have the name 'KN'"),
+        ((UPDATES, ["KN"]), "Got the text 'KN' as one of the editors"),
+    ):
+        with pytest.raises(kn.ArgumentError, match=message):
+            kn.compare_edits(model, *arguments)
+    for sizes, message in (((0,), "sizes has 0; expected numbers from 1 to 3"), ((1, 1), "each once")):
+        with pytest.raises(kn.ArgumentError, match=message):
+            kn.compare_edits(model, UPDATES, [kn.KN()], sizes=sizes)
