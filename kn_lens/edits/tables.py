@@ -107,7 +107,8 @@ def edit_table(
         One row for each ``editor`` and ``n_edits`` (of ``compare_edits``), ``neuron_set``, ``dose`` (of updates),
         ``question``, (``relation``) and ``measure``: its ``value`` and the interval ``low`` to ``high``; ``n_facts``,
         the number of rows of ``effects`` behind it. The measures of the new answer (``success``, ``top5``, ``rank``,
-        ``mrr``) have rows where questions have a new answer. Where ``success`` is 0, ``choose_lambdas`` finds other lambdas to try. ``changed`` is NaN for a relation
+        ``mrr``) have rows where questions have a new answer. Where ``success`` is 0, ``choose_lambdas`` finds other
+        lambdas to try. ``changed`` is NaN for a relation
         without a prompt that was right before; a mean over relations leaves such a relation out. There is also no
         interval if more than 1 - ``level`` of the draws have no value, or if all facts have the same value (except for
         a share that is 0 or 1 in all facts).
