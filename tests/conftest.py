@@ -5,6 +5,7 @@ Modules whose tests pass wrong types on purpose, to read the error message, are 
 
 import gc
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -38,6 +39,25 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_collection_finish() -> None:
     """Leave half a million objects of imported modules and collected tests out of every later garbage collection."""
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def softmax_in_float64() -> Iterator[None]:
+    """Leave the attention of float64 models in float64, where transformers casts it to float32 and back.
+
+    The sum of a row in float32 is taken in as many parts as the processor's vectors have numbers, so that what padding
+    adds to a row changes its rounding on some processors and not on others.
+    """
+    softmax = torch.nn.functional.softmax
+
+    def wide(scores: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if scores.dtype is torch.float64 and kwargs.get("dtype") is torch.float32:
+            del kwargs["dtype"]
+        return softmax(scores, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "softmax", wide)
+        yield
 
 
 @pytest.fixture(params=MODELS)

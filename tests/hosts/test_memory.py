@@ -54,7 +54,7 @@ def same(attr, other):
 
 @pytest.mark.parametrize("architecture", ["BertForMaskedLM", "LlamaForCausalLM"])
 @pytest.mark.parametrize("rows", [1, 2, 7])
-def test_a_budget_too_large_ends_in_an_equal_result(architecture, rows, float64_throughout):
+def test_a_budget_too_large_ends_in_an_equal_result(architecture, rows):
     model = tiny_model(architecture)
     prompts = prompts_for(model)
     neurons, how = kn.NeuronSet([(1, 3)]), {"quadrature": "gauss-legendre", "n_steps": 2}
