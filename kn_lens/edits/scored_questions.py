@@ -86,8 +86,8 @@ class ScoredQuestions:
         current, new = self.prompts.prompts_of(fact)
         return {
             **current_answer_columns(self.current.select(_numpy(current)), current_after),
-            **_new_answer_columns(self.new.select(_numpy(new)), new_after),
-            "says": _most_frequent(current_after.top_text(self.tokenizer)),
+            **new_answer_columns(self.new.select(_numpy(new)), new_after),
+            "says": most_frequent(current_after.top_text(self.tokenizer)),
         }
 
 
@@ -132,7 +132,7 @@ def current_answer_columns(
     }
 
 
-def _new_answer_columns(before: AnswerScores, after: AnswerScores) -> dict[str, float]:
+def new_answer_columns(before: AnswerScores, after: AnswerScores) -> dict[str, float]:
     """Return the columns of the new answers."""
     columns = {}
     for when, scores in (("before", before), ("after", after)):
@@ -148,6 +148,6 @@ def _numpy(chosen: Int[Tensor, " prompt"]) -> Int[np.ndarray, " prompt"]:
     return chosen.cpu().numpy()
 
 
-def _most_frequent(texts: Sequence[str]) -> str:
+def most_frequent(texts: Sequence[str]) -> str:
     """Return the most frequent text; the first of equally frequent ones."""
     return max(dict.fromkeys(texts), key=texts.count)

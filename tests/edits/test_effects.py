@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import kn_lens as kn
-from kn_lens.edits import effects
+from kn_lens.edits import scored_questions
 from kn_lens.edits.questions import OTHER_FACTS
 from kn_lens.interventions import AnswerScores
 from tests.edits.update_cases import ABOUT_IRELAND, ACTIVE, FOUND, FRANCE, GERMANY, HELD_OUT, IRELAND, NEW, others_of
@@ -128,9 +128,9 @@ def test_the_fifth_answer_is_among_five_and_the_first_of_equally_frequent_answer
     scores = []
     for ranks in ([5, 5, 5, 5], [0, 4, 5, 9]):
         scores.append(AnswerScores(log_prob=np.zeros(4), rank=np.array(ranks), top=[[0]] * 4))
-    columns = effects._new_answer_columns(*scores)
+    columns = scored_questions.new_answer_columns(*scores)
     assert (columns["new_top5_before"], columns["new_top5_after"], columns["new_right_after"]) == (0, 0.5, 0.25)
-    assert effects._most_frequent(["Oslo", "Rome", "Paris", "Paris", "Rome"]) == "Rome"
+    assert scored_questions.most_frequent(["Oslo", "Rome", "Paris", "Paris", "Rome"]) == "Rome"
 
 
 def test_other_facts_are_grouped_by_what_they_share(model):
