@@ -41,23 +41,32 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+SOFTMAX = torch.nn.functional.softmax
+
+
 @pytest.fixture(scope="session", autouse=True)
-def softmax_in_float64() -> Iterator[None]:
-    """Leave the attention of float64 models in float64, where transformers casts it to float32 and back.
+def softmax_summed_in_float64() -> Iterator[None]:
+    """Sum the rows of attention in float64 where transformers casts those of a float64 model to float32.
 
-    The sum of a row in float32 is taken in as many parts as the processor's vectors have numbers, so that what padding
-    adds to a row changes its rounding on some processors and not on others.
+    Rows are rounded to float32 as before. A sum in float32 is taken in as many parts as the processor's vectors have
+    numbers, so that what padding adds to a row changes its rounding on some processors and not on others.
     """
-    softmax = torch.nn.functional.softmax
 
-    def wide(scores: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def softmax(scores: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if scores.dtype is torch.float64 and kwargs.get("dtype") is torch.float32:
             del kwargs["dtype"]
-        return softmax(scores, *args, **kwargs)
+            return SOFTMAX(scores.float().double(), *args, **kwargs).float()
+        return SOFTMAX(scores, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.functional, "softmax", wide)
+        patch.setattr(torch.nn.functional, "softmax", softmax)
         yield
+
+
+@pytest.fixture
+def softmax_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo `softmax_summed_in_float64`, for what is compared with another process or another way to cast."""
+    monkeypatch.setattr(torch.nn.functional, "softmax", SOFTMAX)
 
 
 @pytest.fixture(params=MODELS)

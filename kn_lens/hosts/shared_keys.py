@@ -165,7 +165,7 @@ def _attend(
         scores = grouped @ key.transpose(-1, -2) * scale
         if attention_mask is not None:
             scores = scores + attention_mask
-        weights = scores.softmax(-1, dtype=softmax_type).to(value.dtype)
+        weights = nn.functional.softmax(scores, dim=-1, dtype=softmax_type).to(value.dtype)
         return rearrange(weights @ value, "row kv group d -> row 1 (kv group) d"), None
 
     table = prefix.table
@@ -178,7 +178,7 @@ def _attend(
     scores = torch.cat([of_prefix.unflatten(2, slots.shape[2:4]), of_own], dim=-1) * scale
     if attention_mask is not None:  # the same in all rows of a prompt
         scores = scores + attention_mask[table.rows[:, 0], :, None]
-    weights = scores.softmax(-1, dtype=softmax_type).to(value.dtype)
+    weights = nn.functional.softmax(scores, dim=-1, dtype=softmax_type).to(value.dtype)
     attended = (weights[..., :n_pos].flatten(2, 3) @ prefix.values).unflatten(2, slots.shape[2:4])
     attended = attended + weights[..., n_pos:] * own_value
     rows = table.gather(rearrange(attended, "line kv slot group d -> line slot (kv group) d"))

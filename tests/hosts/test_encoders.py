@@ -275,7 +275,7 @@ for folder in sys.argv[1:]:
 """
 
 
-def test_transformer_lens_alone_boots_the_families(tmp_path: Path) -> None:
+def test_transformer_lens_alone_boots_the_families(tmp_path: Path, softmax_of_torch: None) -> None:
     """A script that imports TransformerLens, where an installation of kn_lens offers the entry points."""
     metadata = tmp_path / "packages" / "kn_lens-0.dist-info"
     metadata.mkdir(parents=True)

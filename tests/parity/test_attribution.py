@@ -51,7 +51,7 @@ def test_adaptive_scores_equal_the_nested_rule_of_their_number_of_points_where_i
     assert n_compared >= N_LAYERS
 
 
-def test_the_error_of_adaptive_scores_is_bounded_by_the_tolerance(pair, prompts):
+def test_the_error_of_adaptive_scores_is_bounded_by_the_tolerance(pair, prompts, float64_throughout):
     model = pair[1]
     fine = kn.attribute(model, prompts, quadrature="gauss-legendre", n_steps=80)
     assert float(fine.completeness_gap.abs().max()) < 1e-8
