@@ -9,14 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kn_lens.attribution.quadrature import Quadrature, fixed_rule
-from kn_lens.hosts import HookedModel, Host, exclusive
+from kn_lens.hosts import HookedModel, exclusive
 from kn_lens.prompts import PromptBatch, check_prompts, host_for
 
 
 @exclusive
 @torch.enable_grad()
 def reference_attribution(
-    model: HookedModel | Host,
+    model: HookedModel,
     prompts: PromptBatch,
     layer: int,
     *,
@@ -55,12 +55,11 @@ def reference_attribution(
     """
     check_prompts(prompts)
     points = fixed_rule(rule, n_steps)
-    host = host_for(model, prompts)
-    hook_post = host.hook_post(layer)
+    hook_post = host_for(model, prompts).hook_post(layer)
     scores = []
     for number in range(len(prompts)):
         prompt = prompts.select([number])
-        scores.append(_prompt_scores(host.model, prompt, hook_post, points))
+        scores.append(_prompt_scores(model, prompt, hook_post, points))
     return torch.stack(scores)
 
 

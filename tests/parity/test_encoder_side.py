@@ -252,9 +252,10 @@ def test_every_public_call_takes_the_host_of_an_encoder(tmp_path):
     before = state_of(model)
     with pytest.raises(kn.ArgumentError, match="log_prob_gain reads the answer off the residual stream"):
         kn.attribute(encoder, prompts, method="log_prob_gain", neurons=SOME_NEURONS)
-    runs_the_model = {"load_model", "Suppress.hooks", "Amplify.hooks", "SetTo.hooks", "WeightEdit.hooks"}
+    own_passes = {f"{name}.hooks" for name in ("Suppress", "Amplify", "SetTo", "WeightEdit")}
+    own_passes |= {"load_model", "reference_attribution"}
     for name, calls in CALLS.items():
-        given = model if name in runs_the_model else encoder
+        given = model if name in own_passes else encoder
         for index, call in enumerate(calls):
             if (name, index) != ("attribute", LOG_PROB_GAIN):
                 call(Case(model=given, prompts=prompts, edit=edit, folder=tmp_path))

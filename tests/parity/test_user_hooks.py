@@ -111,7 +111,7 @@ def loss_of_silence(model, prompts, layer):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_attribution_under_user_hooks_equals_full_passes_with_them(architecture, kind, monkeypatch):
-    monkeypatch.setattr(reference, "host_of", lambda hooked: kn.host_of(hooked.model))
+    monkeypatch.setattr(reference, "host_for", lambda hooked, prompts: kn.host_of(hooked.model))
     model, prompts = loaded(architecture), prompts_for(architecture)
     hooks = hooks_of(model, prompts)[kind]
     with model.hooks(fwd_hooks=[*hooks]):
