@@ -50,7 +50,15 @@ def loaded(name: str) -> Any:
     """Return the tiny model of a name, from disk, the same one at every call."""
     architecture, settings = ENCODER_DECODERS[name]
     model = tiny_model(architecture, **settings)
-    kn.predict(model, kn.make_prompts(model, FACTS[0]))  # TransformerLens readies some modules when they first run
+    prompts = kn.make_prompts(model, FACTS[0])
+    kn.predict(model, prompts)  # TransformerLens readies some modules when they first run
+    with torch.no_grad():  # and transformers puts hooks on some when outputs are first recorded
+        model.run_with_cache(
+            prompts.encoder_tokens,
+            attention_mask=prompts.encoder_attention_mask,
+            decoder_input_ids=prompts.tokens,
+            names_filter=[],
+        )
     return model
 
 
@@ -79,6 +87,19 @@ class Row(NamedTuple):
     encoder_tokens: Tensor
     tokens: Tensor
     target: int
+
+
+def log_probs_in_own_pass(model: Any, prompts: kn.PromptBatch, hooks: list[Any]) -> Tensor:
+    """Return the log-probability of each prompt's answer in a pass that a user makes, with hooks."""
+    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+        logits = model(
+            prompts.encoder_tokens,
+            attention_mask=prompts.encoder_attention_mask,
+            decoder_input_ids=prompts.tokens,
+        )
+    rows = torch.arange(prompts.n_rows)
+    log_prob = logits[rows, prompts.read_pos].log_softmax(-1)[rows, prompts.target_ids]
+    return torch.zeros(len(prompts), dtype=log_prob.dtype).index_add(0, prompts.prompt_index, log_prob)
 
 
 def rows_of(prompts: kn.PromptBatch) -> list[Row]:

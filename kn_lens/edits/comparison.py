@@ -5,7 +5,8 @@ controls are edits with the same rows of change in other places:
 
     random        the rows of change are dealt to other neurons of the layer at random; those of a whole layer are
                   permuted, which keeps the size and the rank of the change, and what it writes
-    activation    they go, the longest first, to the neurons of the layer that are most active at the edited facts
+    activation    they go, the longest first, to the neurons of the layer that are most active at the edited facts: at
+                  the subject's last token of a causal model, at the read position of others
 
 What the controls do as well is no merit of where an editor writes.
 """
@@ -121,6 +122,7 @@ def compare_edits(
     if others is not None:
         check_prompts(others, "others")
         others.check_for(host)
+    own_prompts = _at_keys(host, groups[OWN].current) if controls else groups[OWN].current
     silent = Ticks(None, 0)
     decoder = host.tokenizer if tokenizer is None else tokenizer
     scored = {name: ScoredQuestions.of(host, prompts, [], budget, silent, decoder) for name, prompts in groups.items()}
@@ -133,17 +135,15 @@ def compare_edits(
     for editor in editors:
         for batch in batches:
             start = time.perf_counter()
-            edit = editor.edit(
-                host, {fact: updates[fact] for fact in batch}, tokenizer=tokenizer, memory_budget=memory_budget
-            )
+            of_batch = {fact: updates[fact] for fact in batch}
+            edit = editor.edit(host, of_batch, tokenizer=tokenizer, memory_budget=memory_budget)
             seconds = (time.perf_counter() - start) / len(batch)
             trials = [("found", edit, seconds)]
             if controls:
-                own_prompts = groups[OWN].current.select(
-                    torch.cat([groups[OWN].current_prompts[own[fact].query] for fact in batch])
-                )
-                active = active_control(host, edit, own_prompts, memory_budget)
-                drawn = random_control(host, edit, [seed, zlib.crc32(" ".join(fact.key for fact in batch).encode())])
+                chosen = torch.cat([groups[OWN].current_prompts[fact] for fact in batch])
+                active = active_control(host, edit, own_prompts.select(chosen), memory_budget)
+                names = " ".join(fact.key for fact in batch)
+                drawn = random_control(host, edit, [seed, zlib.crc32(names.encode())])
                 trials += [("activation", active, np.nan), ("random", drawn, np.nan)]
             for neuron_set, trial, trial_seconds in trials:
                 labels = {
@@ -252,14 +252,11 @@ def active_control(
     Args:
         host: the model, without the edit.
         edit: the edit to control.
-        prompts: of the edited facts. Activations are those at the subject's last token in a causal model, where its
-            facts are looked up, and at the read position in others; their absolute values are averaged over prompts.
+        prompts: of the edited facts, put where activations are taken; their absolute values are averaged over prompts.
         memory_budget: bytes of memory for passes.
     """
-    position: PositionName = "subject_last" if host.kind == "causal" else "read"
     layers = sorted({neuron.layer for neuron in edit.neurons})
-    placed = prompts.at(position)
-    scores = attribute(host, placed, method="activation", layers=layers, memory_budget=memory_budget).scores
+    scores = attribute(host, prompts, method="activation", layers=layers, memory_budget=memory_budget).scores
     activity = scores.abs().mean(0).cpu()
     length = _change(edit).norm(dim=-1)
     targets: list[tuple[int, int]] = []
@@ -271,6 +268,16 @@ def active_control(
         targets += [(layer, index) for index in most_active[by_index].tolist()]
         order += longest_first[by_index].tolist()
     return _moved(host, edit, NeuronSet(targets), order, "activation")
+
+
+def _at_keys(host: Host, prompts: PromptBatch) -> PromptBatch:
+    """Return prompts put where facts are looked up: at the subject's last token of a causal model, else where they are.
+
+    Raises:
+        ArgumentError: a prompt of a causal model does not name its subject.
+    """
+    position: PositionName = "subject_last" if host.kind == "causal" else "read"
+    return prompts.at(position)
 
 
 def _moved(host: Host, edit: WeightEdit, targets: NeuronSet, order: Sequence[int], control: str) -> WeightEdit:

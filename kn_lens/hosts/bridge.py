@@ -646,8 +646,8 @@ class Host:
     def _any_text(self, n_rows: int) -> EncoderInput | None:
         """Return a text for the encoder, in passes in which it does not matter which; None without an encoder.
 
-        Layers of the encoder start at one residual stream: its text is one token. Those of the decoder tell the tensors
-        that a block returns apart by their shapes: theirs has another length than the decoder's, which is one.
+        For layers of the encoder it is one token, as many as there are in the residual stream that passes start from.
+        For layers of the decoder it is two: the tensors that a block returns are told apart by their shapes.
         """
         if self.decoder is None:
             return None

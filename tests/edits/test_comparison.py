@@ -40,8 +40,8 @@ def test_rows_of_knowledge_neurons_are_those_of_update_effects(architecture):
 def test_controls_have_the_same_rows_of_change_in_other_places():
     model = loaded("GPT2LMHeadModel")
     host = kn.host_of(model)
-    prompts = kn.make_prompts(model, FACTS[:2])
-    activity = kn.attribute(model, prompts.at("subject_last"), method="activation").scores.abs().mean(0)
+    prompts = kn.make_prompts(model, FACTS[:2]).at("subject_last")
+    activity = kn.attribute(model, prompts, method="activation").scores.abs().mean(0)
     whole = kn.NeuronSet((1, index) for index in range(host.d_mlp))
     few = kn.NeuronSet([(0, 3), (1, 0), (1, 7)])
     for neurons in (few, whole):

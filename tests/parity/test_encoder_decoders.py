@@ -12,6 +12,7 @@ from tests.encoder_decoders import (
     changed_post,
     integrated_gradients,
     loaded,
+    log_probs_in_own_pass,
     logits_of,
     plain,
     prompts_of,
@@ -137,16 +138,7 @@ def test_hooks_work_in_the_users_own_pass(name, float64_throughout):
     effect = kn.measure(model, prompts, kn.Suppress(NEURONS))
     hooks = kn.Suppress(NEURONS).hooks(model, prompts)
     assert {hook_name for hook_name, _ in hooks} == {kn.host_of(model).hook_post(layer) for layer in range(N_LAYERS)}
-    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
-        logits = model(
-            prompts.encoder_tokens,
-            attention_mask=prompts.encoder_attention_mask,
-            decoder_input_ids=prompts.tokens,
-        )
-    rows = torch.arange(prompts.n_rows)
-    log_prob = logits[rows, prompts.read_pos].log_softmax(-1)[rows, prompts.target_ids]
-    of_prompt = torch.zeros(len(prompts), dtype=log_prob.dtype).index_add(0, prompts.prompt_index, log_prob)
-    np.testing.assert_allclose(effect["after"], of_prompt.exp(), rtol=1e-9)
+    np.testing.assert_allclose(effect["after"], log_probs_in_own_pass(model, prompts, hooks).exp(), rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["BART", "T5Gemma"])

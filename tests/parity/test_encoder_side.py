@@ -15,6 +15,7 @@ from tests.encoder_decoders import (
     changed_post,
     integrated_gradients,
     loaded,
+    log_probs_in_own_pass,
     logits_of,
     plain,
     prompts_of,
@@ -149,16 +150,7 @@ def test_neurons_are_switched_off_at_the_position_of_the_prompts(name, float64_t
 
     hooks = kn.Suppress(neurons).hooks(model, prompts)
     assert [hook_name for hook_name, _ in hooks] == ["encoder_blocks.1.mlp.hook_post"]
-    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
-        logits = model(
-            prompts.encoder_tokens,
-            attention_mask=prompts.encoder_attention_mask,
-            decoder_input_ids=prompts.tokens,
-        )
-    every = torch.arange(prompts.n_rows)
-    log_prob = logits[every, prompts.read_pos].log_softmax(-1)[every, prompts.target_ids]
-    of_prompt = torch.zeros(len(prompts), dtype=log_prob.dtype).index_add(0, prompts.prompt_index, log_prob)
-    np.testing.assert_allclose(effect["after"], of_prompt.exp(), rtol=1e-9)
+    np.testing.assert_allclose(effect["after"], log_probs_in_own_pass(model, prompts, hooks).exp(), rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", NAMES)
