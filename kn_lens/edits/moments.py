@@ -33,7 +33,17 @@ from kn_lens.edits.editors import check_causal, checked_layers, default_layers
 from kn_lens.edits.files import canonical, digest_of
 from kn_lens.errors import ArgumentError, DataError, EditError
 from kn_lens.facts import FactSet
-from kn_lens.hosts import Budget, HookedModel, HookFn, Host, ModelIdentity, checked_host, exclusive, host_of
+from kn_lens.hosts import (
+    Budget,
+    HookedModel,
+    HookFn,
+    Host,
+    ModelIdentity,
+    checked_host,
+    exclusive,
+    fingerprint,
+    host_of,
+)
 from kn_lens.interventions import Progress, Ticks
 
 FORMAT = "kn_lens.moments"
@@ -272,7 +282,8 @@ def second_moments(
             and of one kind, and meant for first trials.
         layers: the layers; None takes those that the editors edit by default.
         cache: a folder. The moments are kept there under a name that stands for the weights of the model, the texts,
-            the layers and the version of kn_lens, and read from there when all of these are the same.
+            the tokenizer, the layers and the version of kn_lens, and read from there when all of these are the same.
+            Not used while hooks of yours are on the model, or with a slow tokenizer: nothing tells these apart.
         tokenizer: the tokenizer to use instead of the model's own.
         memory_budget: bytes of memory for passes; see ``attribute``.
         progress: True draws a bar, on a terminal or in a notebook; or a function, called with (done, total), counted in
@@ -310,13 +321,15 @@ def second_moments(
     path = None
     if cache is not None:
         check_path(cache, "cache")
+    tokenizer_digest = fingerprint(tokenizer)
+    if cache is not None and tokenizer_digest is not None and not host.has_user_hooks:
         key = {
             "model": asdict(identity) | {"name": ""},
             "texts": texts_digest,
+            "tokenizer": tokenizer_digest,
             "layers": chosen,
             "kn_lens": __version__,
             "window": WINDOW,
-            "hooks": host.has_user_hooks,
         }
         path = Path(cache) / f"moments-{digest_of({}, key)[:20]}.safetensors"
         if path.exists():

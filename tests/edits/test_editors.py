@@ -11,7 +11,7 @@ from kn_lens.edits.value_rows import ValueRows
 from tests.edit_cases import FACTS, IRELAND, bits, mean_embedding, random_edit, same
 from tests.edits import editor_oracles as oracles
 from tests.experts import both
-from tests.tiny import TEXTS, equal, loaded, tiny_checkpoint, tiny_model
+from tests.tiny import TEXTS, equal, loaded, tiny_checkpoint, tiny_model, tiny_tokenizer
 
 JAPAN = FACTS[4]
 UPDATES = {IRELAND: "Tokyo", JAPAN: "Paris and Rome"}  # one token in some tokenizers, several in others
@@ -167,6 +167,19 @@ def test_moments_are_kept_under_their_provenance(tmp_path):
     path.write_bytes(content)
     with pytest.raises(kn.DataError, match="damaged or changed"):
         kn.second_moments(model, TEXTS[:5], layers=[1], cache=tmp_path)
+
+
+def test_moments_of_another_tokenizer_or_under_hooks_are_not_those_in_the_cache(tmp_path):
+    model = loaded("GPT2LMHeadModel")
+    plain = kn.second_moments(model, TEXTS[:5], layers=[1], cache=tmp_path)
+    other = kn.second_moments(model, TEXTS[:5], layers=[1], cache=tmp_path, tokenizer=tiny_tokenizer("BertForMaskedLM"))
+    assert other.digest != plain.digest and len(list(tmp_path.iterdir())) == 2
+    for factor in (0.5, 2.0):
+        hooks = [("blocks.1.mlp.hook_post", lambda value, hook, factor=factor: factor * value)]
+        with model.hooks(fwd_hooks=hooks):
+            hooked = kn.second_moments(model, TEXTS[:5], layers=[1], cache=tmp_path)
+        equal(hooked.by_layer[1], factor**2 * plain.by_layer[1])
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_long_texts_are_read_in_windows_and_no_token_is_left_out():
