@@ -201,7 +201,7 @@ CALLS: dict[str, list[Callable[[Case], Any]]] = {
         where_supported(
             lambda case: kn.compare_edits(
                 case.model, {IRELAND: "Paris"}, [kn.KN(neurons=NEURONS)], others=case.prompts, max_disturbed=0.5
-            )
+            ).drop(columns="seconds")  # of this run
         )
     ],
     "choose_lambdas": [
