@@ -41,7 +41,7 @@ POSITION_NAMES: tuple[str, ...] = get_args(PositionName)
 SPLITS: tuple[str, ...] = get_args(Split)
 """Which templates of the embedded facts."""
 
-FACT_FORMATS = ("world", "pararel", "official", "lama", "counterfact", "jsonl", "csv")
+FACT_FORMATS = ("world", "pararel", "official", "lama", "mlama", "mpararel", "counterfact", "jsonl", "csv")
 """The formats of fact files."""
 
 FIGURE_FORMATS = ("html", "png", "svg")

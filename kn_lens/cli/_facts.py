@@ -8,6 +8,21 @@ from kn_lens.facts import FactSet
 
 _HEAD_BYTES = 1 << 16
 
+WITH_LANGUAGES = ("world", "mlama", "mpararel")
+"""Formats whose source may be followed by languages: ``world:de,fr``."""
+
+
+def split_languages(source: str) -> tuple[str, tuple[str, ...] | None]:
+    """Return a source without the languages that follow it, and these languages; None if none follow.
+
+    >>> split_languages("world:de,fr"), split_languages("world")
+    (('world', ('de', 'fr')), ('world', None))
+    """
+    path, colon, languages = source.rpartition(":")
+    if not colon or Path(source).exists() or not (path == "world" or Path(path).is_dir()):
+        return source, None
+    return path, tuple(languages.split(","))
+
 
 def detect_format(source: str) -> str:
     """Return the format of a file or folder of facts, judged by its name and its first bytes.
@@ -15,10 +30,15 @@ def detect_format(source: str) -> str:
     Raises:
         ArgumentError: Neither determines the format.
     """
+    source, _ = split_languages(source)
     path = Path(source)
     if source == "world":
         return "world"
     if path.is_dir():
+        if (path / "tuples").is_dir():
+            return "mpararel"
+        if any(path.glob("*/templates.jsonl")):
+            return "mlama"
         return "pararel" if (path / "facts").is_dir() else "lama"
     head = ""
     if path.is_file():
@@ -40,7 +60,7 @@ def read_facts(source: str, format: str | None, templates: Path | None, split: s
     """Read all facts of a source.
 
     Args:
-        source: a path, or ``world``.
+        source: a path, or ``world``. Languages may follow those of several: ``world:de,fr``.
         format: one of ``kn_lens._core.names.FACT_FORMATS``; None detects it.
         templates: source of the templates, in place of those of the files; ``kn_lens`` for the package's own.
         split: split of the templates of the embedded facts.
@@ -50,6 +70,12 @@ def read_facts(source: str, format: str | None, templates: Path | None, split: s
         ArgumentError: Options contradict each other.
     """
     format = format or detect_format(source)
+    path, languages = split_languages(source)
+    if languages is not None and format not in WITH_LANGUAGES:
+        raise ArgumentError(
+            f"{source!r} names the languages {', '.join(languages)}, and {format} facts have none; expected {path!r}."
+        )
+    source = path
     if templates is not None and format not in ("pararel", "lama", "jsonl", "csv"):
         raise ArgumentError(
             f"--templates is for pararel, lama, jsonl and csv files; {format} facts have their own templates."
@@ -59,7 +85,11 @@ def read_facts(source: str, format: str | None, templates: Path | None, split: s
     if format == "world":
         if source != "world":
             raise ArgumentError(f"--format world is for the embedded facts, 'world'; got {source!r}.")
-        return FactSet.world(split=split)  # type: ignore[arg-type]  # one of SPLITS
+        return FactSet.world(split=split, languages=languages)  # type: ignore[arg-type]  # one of SPLITS
+    if format == "mlama":
+        return FactSet.from_mlama(source, languages)
+    if format == "mpararel":
+        return FactSet.from_mpararel(source, languages)
     if format == "official":
         return FactSet.from_official(source)
     if format == "counterfact":

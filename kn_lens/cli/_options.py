@@ -121,7 +121,12 @@ Memory = Annotated[
 
 Facts = Annotated[
     str,
-    named_option(FACTS, "--facts -f", "PATH", "File or folder of facts; 'world' for the embedded facts."),
+    named_option(
+        FACTS,
+        "--facts -f",
+        "PATH",
+        "File or folder of facts; 'world' for the embedded facts, 'world:de,fr' for translations.",
+    ),
 ]
 Source = Annotated[
     str,

@@ -29,6 +29,7 @@ from kn_lens.edits.questions import (
     Questions,
     inverse_questions,
     reworded,
+    translated_questions,
 )
 from kn_lens.edits.rome import ROME
 from kn_lens.edits.stacks import undo_any_
@@ -69,6 +70,7 @@ __all__ = [
     "resolve_form",
     "reworded",
     "second_moments",
+    "translated_questions",
     "undo_any_",
     "update_effects",
     "update_fact",

@@ -8,7 +8,8 @@ A request is a JSON object, with the field names of EasyEdit:
      "portability": {}}
 
 EasyEdit puts a blank and an answer behind a prompt, so a prompt is a template up to its ``[Y]``. The further fields
-``relation``, ``relation_label`` and ``uid`` are for this package alone; EasyEdit ignores fields that it does not know.
+``relation``, ``relation_label``, ``uid`` and ``language`` are for this package alone; EasyEdit ignores fields that it
+does not know.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +26,7 @@ from kn_lens.prompts import object_is_last
 
 PLACE = "{}"
 """The subject's place in prompts written for ROME."""
-OWN_FIELDS = ("relation", "relation_label", "uid")
+OWN_FIELDS = ("relation", "relation_label", "uid", "language")
 """What a fact has and a request of EasyEdit has no field for."""
 
 

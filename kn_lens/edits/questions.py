@@ -121,6 +121,75 @@ def inverse_questions(
     return questions
 
 
+def translated_questions(
+    facts: Iterable[Fact],
+    new_objects: Mapping[Fact, str],
+) -> dict[str, dict[Fact, Question]]:
+    """Return the updates as questions in other languages: does an edit made in one language hold in the others?
+
+    A new object is translated by the facts: it is the object that the facts of the relation with this object have in
+    the other language.
+
+    Args:
+        facts: facts in several languages, each with its ``language`` and a ``uid`` that its versions share; those of
+            the updated facts, and of a fact with each new object, among them.
+        new_objects: the updates, of such facts.
+
+    Returns:
+        By language, a question for each updated fact of another language that has a version there: the groups that
+        ``update_effects`` and ``compare_edits`` take as ``questions``.
+
+    Raises:
+        ArgumentError: an updated fact without language or ``uid``, a new object without a translation or with several,
+            or a wrong kind of argument.
+
+    >>> import kn_lens as kn
+    >>> facts = kn.FactSet.world(languages=["en", "de", "fr"])
+    >>> questions = translated_questions(facts, {facts.find("Ireland", "P36", language="en"): "Vienna"})
+    >>> {language: [question.answer for question in group.values()] for language, group in questions.items()}
+    {'de': ['Wien'], 'fr': ['Vienne']}
+    """
+    check_new_objects(new_objects)
+    versions: dict[tuple[str, str], dict[str, Fact]] = {}
+    for fact in checked_facts(facts):
+        versions.setdefault((fact.relation, fact.uid), {})[fact.language] = fact
+    questions: dict[str, dict[Fact, Question]] = {}
+    for fact, new_object in new_objects.items():
+        if not fact.language or not fact.uid:
+            raise ArgumentError(
+                f"{fact.key} has language={fact.language!r} and uid={fact.uid!r}; expected a fact with both, as "
+                "kn_lens.FactSet.world(languages=['en', 'de']) and from_mpararel give them."
+            )
+        for language, version in versions.get((fact.relation, fact.uid), {}).items():
+            if language not in ("", fact.language):
+                answer = _translated(new_object, fact, language, versions)
+                questions.setdefault(language, {})[fact] = Question(version, answer)
+    return questions
+
+
+def _translated(
+    new_object: str,
+    fact: Fact,
+    language: str,
+    versions: Mapping[tuple[str, str], Mapping[str, Fact]],
+) -> str:
+    """Return the new object of a fact in another language: see ``translated_questions``."""
+    translations: set[str] = set()
+    for (relation, _), of_fact in versions.items():
+        if relation != fact.relation or language not in of_fact or fact.language not in of_fact:
+            continue
+        if of_fact[fact.language].object == new_object:
+            translations.add(of_fact[language].object)
+    if len(translations) != 1:
+        found = ", ".join(map(repr, sorted(translations))) or "none"
+        raise ArgumentError(
+            f"The new object {new_object!r} of {fact.key} has the translations {found} into {language!r} among the "
+            "objects of its relation; expected one. Choose the object of another fact, or write the questions: "
+            "{'de': {fact: kn_lens.Question(version, 'Wien')}}."
+        )
+    return translations.pop()
+
+
 def checked_groups(own: Questions, groups: Any) -> dict[str, Questions]:
     """Return the groups of questions that are not empty, the facts' own wording first.
 

@@ -39,9 +39,9 @@ _ESCAPES = str.maketrans({"%": "%25", "/": "%2F", "#": "%23"})
 class Fact:
     """One fact with its templates.
 
-    Two facts are equal, and have the same hash, if their subject, relation, object and uid are equal. Templates do not
-    count: neurons that were found with one set of templates can be looked up by the same fact with another set. The
-    label of the relation does not count either, and is in neither the key nor any digest.
+    Two facts are equal, and have the same hash, if their subject, relation, object, uid and language are equal.
+    Templates do not count: neurons that were found with one set of templates can be looked up by the same fact with
+    another set. The label of the relation does not count either, and is in neither the key nor any digest.
 
     Attributes:
         subject: the entity that the fact is about; empty where the data holds complete prompts only.
@@ -51,6 +51,8 @@ class Fact:
         uid: the identifier of the fact in the data, if any; it distinguishes facts with the same subject, relation and
             object.
         relation_label: the relation in words, for people: ``"capital"``; empty where the data has none.
+        language: the language of subject, object and templates, ``"de"``; empty where the data does not say. In data of
+            several languages the versions of one fact share its relation and ``uid``.
 
     Raises:
         ArgumentError: a field is not text, is empty or has blanks around it, or a template has other slots than these.
@@ -70,13 +72,14 @@ class Fact:
     templates: tuple[str, ...] = field(default=(), compare=False)
     uid: str = ""
     relation_label: str = field(default="", compare=False)
+    language: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("subject", "relation", "object", "uid", "relation_label"):
+        for name in ("subject", "relation", "object", "uid", "relation_label", "language"):
             value = getattr(self, name)
             if not isinstance(value, str):
                 raise ArgumentError(f"{name} of a fact must be text; got {value!r}, of type {type(value).__name__}.")
-            may_be_empty = name in ("subject", "uid", "relation_label")
+            may_be_empty = name in ("subject", "uid", "relation_label", "language")
             if value != value.strip() or not (value or may_be_empty):
                 raise ArgumentError(f"{name} of a fact must be text without blanks around it; got {value!r}.")
             _require_unicode(value)
@@ -91,6 +94,8 @@ class Fact:
         parts.append(counted(len(self.templates), "template"))
         if self.uid:
             parts.append(f"uid={shortened(self.uid)!r}")
+        if self.language:
+            parts.append(f"language={shortened(self.language)!r}")
         return f"Fact({', '.join(parts)})"
 
     def _repr_html_(self) -> str:
@@ -105,16 +110,17 @@ class Fact:
 
     @property
     def key(self) -> str:
-        """The name of the fact in neuron files: ``relation/subject/object``, with ``#uid`` if the fact has a uid.
+        """The name of the fact in neuron files: ``relation/subject/object``.
 
-        ``/``, ``#`` and ``%`` inside a part are percent-encoded, so that different facts have different keys.
+        ``#uid`` follows if the fact has one, and ``#uid#language`` if it has a language. ``/``, ``#`` and ``%`` inside
+        a part are percent-encoded, so that different facts have different keys.
         """
-        relation = self.relation.translate(_ESCAPES)
-        subject = self.subject.translate(_ESCAPES)
-        object_ = self.object.translate(_ESCAPES)
-        key = f"{relation}/{subject}/{object_}"
-        if self.uid:
+        parts = [part.translate(_ESCAPES) for part in (self.relation, self.subject, self.object)]
+        key = "/".join(parts)
+        if self.uid or self.language:
             key += f"#{self.uid.translate(_ESCAPES)}"
+        if self.language:
+            key += f"#{self.language.translate(_ESCAPES)}"
         return key
 
     def filled(self, template: str) -> str:
@@ -200,6 +206,11 @@ class FactSet(Sequence[Fact]):
         return tuple(dict.fromkeys(fact.relation for fact in self.facts))
 
     @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages, in order of first appearance; facts that do not say theirs have the language ``""``."""
+        return tuple(dict.fromkeys(fact.language for fact in self.facts))
+
+    @property
     def relation_labels(self) -> dict[str, str]:
         """The label of each relation, that of its first fact with one; empty where none has."""
         labels = dict.fromkeys(self.relations, "")
@@ -244,6 +255,7 @@ class FactSet(Sequence[Fact]):
         *,
         object: str | None = None,
         uid: str | None = None,
+        language: str | None = None,
     ) -> Fact:
         """Return the one fact about ``subject``; the other arguments narrow the search.
 
@@ -262,13 +274,13 @@ class FactSet(Sequence[Fact]):
             raise ArgumentError(f"No fact about {subject!r}{scope}.{near}")
         matches = []
         for fact in about:
-            if object in (None, fact.object) and uid in (None, fact.uid):
+            if object in (None, fact.object) and uid in (None, fact.uid) and language in (None, fact.language):
                 matches.append(fact)
         if len(matches) != 1:
             candidates = ", ".join(fact.key for fact in (matches or about)[:8])
             raise ArgumentError(
                 f"{len(matches)} facts match {subject!r}; expected one. "
-                f"Narrow it with relation=, object= or uid=: {candidates}."
+                f"Narrow it with relation=, object=, uid= or language=: {candidates}."
             )
         return matches[0]
 
@@ -283,6 +295,50 @@ class FactSet(Sequence[Fact]):
         """
         chosen = {self.relation_of(relation) for relation in relations}
         return FactSet(fact for fact in self.facts if fact.relation in chosen)
+
+    def in_languages(self, *languages: str) -> "FactSet":
+        """Return the facts of the given languages, in the order of this set.
+
+        Raises:
+            ArgumentError: no fact is in a language.
+
+        >>> FactSet.world(languages=["en", "de"]).in_languages("de").find("Irland", "P36").object
+        'Dublin'
+        """
+        for language in languages:
+            if language not in self.languages:
+                near = did_you_mean(language, self.languages)
+                there = ", ".join(map(repr, self.languages)) or "none"
+                raise ArgumentError(f"No facts in the language {language!r}; there are {there}.{near}")
+        return FactSet(fact for fact in self.facts if fact.language in languages)
+
+    def translations(self, fact: Fact) -> dict[str, Fact]:
+        """Return the versions of a fact by language, its own included: the facts with its relation and ``uid``.
+
+        Raises:
+            ArgumentError: the fact has no ``uid`` or language, or a language has two versions.
+
+        >>> facts = FactSet.world(languages=["en", "de", "es"])
+        >>> versions = facts.translations(facts.find("Austria", "P36", language="en"))
+        >>> {language: (fact.subject, fact.object) for language, fact in versions.items()}
+        {'en': ('Austria', 'Vienna'), 'de': ('Österreich', 'Wien'), 'es': ('Austria', 'Viena')}
+        """
+        check_kind(fact, Fact, "a Fact: facts.translations(facts[0])", "fact")
+        if not fact.uid or not fact.language:
+            raise ArgumentError(
+                f"{fact.key} has uid={fact.uid!r} and language={fact.language!r}; expected a fact with both, as "
+                "readers of several languages give them: kn_lens.FactSet.from_mlama(path)."
+            )
+        versions: dict[str, Fact] = {}
+        for other in self.facts:
+            if (other.relation, other.uid) == (fact.relation, fact.uid) and other.language:
+                if other.language in versions:
+                    raise ArgumentError(
+                        f"{versions[other.language].key} and {other.key} are versions of {fact.key} in one language; "
+                        "expected a uid that tells the facts of a relation apart."
+                    )
+                versions[other.language] = other
+        return versions
 
     def sample(self, n: int, seed: int) -> "FactSet":
         """Return ``n`` facts drawn without replacement, in the order of this set.
@@ -338,10 +394,10 @@ class FactSet(Sequence[Fact]):
         """Return a table with one row for each fact; ``FactSet.from_frame`` reads it."""
         import pandas as pd
 
-        columns = ["subject", "relation", "relation_label", "object", "templates", "uid"]
+        columns = ["subject", "relation", "relation_label", "object", "templates", "uid", "language"]
         rows: list[list[Any]] = []
         for fact in self.facts:
-            rows.append([fact.subject, fact.relation, fact.relation_label, fact.object, fact.templates, fact.uid])
+            rows.append([getattr(fact, column) for column in columns])
         return pd.DataFrame(rows, columns=columns)
 
     def to_jsonl(self, path: StrPath) -> None:
@@ -362,17 +418,29 @@ class FactSet(Sequence[Fact]):
     # --- reading ----------------------------------------------------------------------------------
 
     @classmethod
-    def world(cls, split: Split = defaults.SPLIT) -> "FactSet":
+    def world(
+        cls,
+        split: Split = defaults.SPLIT,
+        *,
+        languages: Iterable[str] | None = None,
+    ) -> "FactSet":
         """Return the facts that ship with the package, with their templates.
 
         Args:
             split: ``"trained"`` selects the templates that the embedded models were trained on, ``"held_out"`` the
                 other templates, ``"all"`` both.
+            languages: some of ``"en"``, ``"de"``, ``"es"`` and ``"fr"``: the part of the facts that has translations,
+                in each of these languages, which ``world-bert-multilingual`` was trained on. None is the whole world,
+                in English.
 
         >>> FactSet.world().find("Ireland", relation="P36").object
         'Dublin'
+        >>> FactSet.world(languages=["de"]).find("Griechenland", relation="P36").object
+        'Athen'
         """
-        return cls.from_records(readers.read_world(split), readers.WORLD)
+        if languages is None:
+            return cls.from_records(readers.read_world(split), readers.WORLD)
+        return cls.from_records(readers.read_translated_world(split, languages), readers.WORLD)
 
     @classmethod
     def from_pararel(
@@ -427,6 +495,53 @@ class FactSet(Sequence[Fact]):
         return cls.from_records(records, path)
 
     @classmethod
+    def from_mlama(
+        cls,
+        path: StrPath,
+        languages: Iterable[str] | None = None,
+        relations: Iterable[str] | None = None,
+    ) -> "FactSet":
+        """Read an mLAMA folder (Kassner et al. 2021): ``LANGUAGE/P*.jsonl`` and ``LANGUAGE/templates.jsonl``.
+
+        The ``uid`` of a fact is its ``lineid``, by which ``translations`` finds it in other languages. mLAMA has one
+        template a relation, too few to refine neurons over; ``from_mpararel`` reads several.
+
+        Args:
+            path: the folder with a folder for each language.
+            languages: the languages to read, named as their folders are; None reads all that have templates.
+            relations: the relations to read; None reads all with facts and a template.
+
+        Raises:
+            DataError: a file, a language or a relation is missing or malformed.
+        """
+        return cls.from_records(readers.read_mlama(_source(path), languages, relations), path)
+
+    @classmethod
+    def from_mpararel(
+        cls,
+        path: StrPath,
+        languages: Iterable[str] | None = None,
+        relations: Iterable[str] | None = None,
+        min_templates: int = 4,
+    ) -> "FactSet":
+        """Read an mParaRel folder (Fierro and Søgaard 2022), of facts and of templates in several languages.
+
+        The files are ``patterns/LANGUAGE/P*.jsonl`` and ``tuples/LANGUAGE/P*.jsonl``. The ``uid`` of a fact is its
+        ``lineid``, by which ``translations`` finds it in other languages. Templates that two machine translations share
+        are taken once. They have no full stop; a masked model may answer with one.
+
+        Args:
+            path: the folder with ``patterns`` and ``tuples``.
+            languages: the languages to read, named as their folders are; None reads all that have both.
+            relations: the relations to read; None reads all with facts and enough templates.
+            min_templates: the least number of templates of a relation in a language.
+
+        Raises:
+            DataError: a file, a language or a relation is missing or malformed, or has too few templates.
+        """
+        return cls.from_records(readers.read_mpararel(_source(path), languages, relations, min_templates), path)
+
+    @classmethod
     def from_counterfact(cls, path: StrPath, *, paraphrases: bool = True) -> "FactSet":
         """Read CounterFact (Meng et al. 2022) with its true answers; ``uid`` is the ``case_id``.
 
@@ -441,8 +556,8 @@ class FactSet(Sequence[Fact]):
     def from_jsonl(cls, path: StrPath, templates: Templates | StrPath | None = None) -> "FactSet":
         """Read JSON lines with ``subject``, ``relation``, ``object``, and optionally more.
 
-        ``relation_label`` is the relation in words, ``uid`` an identifier of the fact. Without a label, ParaRel's 34
-        relations, such as ``P36``, have that of the package.
+        ``relation_label`` is the relation in words, ``uid`` an identifier of the fact, ``language`` its language.
+        Without a label, ParaRel's 34 relations, such as ``P36``, have that of the package.
 
         Templates are a list ``templates``, or one ``template`` on each of several lines about the same fact.
 
@@ -505,6 +620,7 @@ class FactSet(Sequence[Fact]):
                     record.templates,
                     record.uid,
                     record.relation_label,
+                    record.language,
                 )
             except ArgumentError as error:
                 raise DataError(f"{record.location}: {error}") from None
@@ -525,6 +641,8 @@ def _fields(fact: Fact) -> dict[str, Any]:
     }
     if fact.uid:
         fields["uid"] = fact.uid
+    if fact.language:
+        fields["language"] = fact.language
     if fact.relation_label or fact.relation in WIKIDATA_LABELS:  # else the reader would take the label of the package
         fields["relation_label"] = fact.relation_label
     return fields

@@ -30,7 +30,7 @@ WORLD = Path(__file__).parents[1] / "world"
 CAUSAL_TEMPLATES = Path(__file__).parent / "causal_templates" / "templates.jsonl"
 """Templates that end with the object, eight for each of ParaRel's 34 relations; the licence is beside them."""
 
-FIELDS = ("subject", "relation", "object", "templates", "template", "uid", "relation_label")
+FIELDS = ("subject", "relation", "object", "templates", "template", "uid", "relation_label", "language")
 """The keys of plain files and the columns of tables that are read."""
 
 Templates = Mapping[str, Sequence[str]]
@@ -47,6 +47,7 @@ class Record(NamedTuple):
     templates: tuple[str, ...] = ()
     uid: str = ""
     relation_label: str = ""
+    language: str = ""
 
 
 # --- formats --------------------------------------------------------------------------------------
@@ -54,21 +55,51 @@ class Record(NamedTuple):
 
 def read_world(split: Split) -> Iterator[Record]:
     """Read the embedded facts with the templates of one split."""
-    if split not in SPLITS:
-        near = did_you_mean(split, SPLITS)
-        raise ArgumentError(f"split={split!r}; expected one of {', '.join(SPLITS)}.{near}")
+    _check_split(split)
     templates: dict[str, list[str]] = {}
     for location, row in json_lines(WORLD / "templates.jsonl"):
         relation = text_of(row, "relation", location)
         relation_templates = templates.setdefault(relation, [])
         if split in ("all", row.get("split")):
             relation_templates.append(text_of(row, "pattern", location))
-    labels = {}
-    for location, row in json_lines(WORLD / "relations.jsonl"):
-        labels[text_of(row, "relation", location)] = text_of(row, "label", location)
+    labels = _world_labels()
     records = _plain(json_lines(WORLD / "facts.jsonl"))
     for record in _with_templates(records, templates):
         yield record._replace(relation_label=labels[record.relation])
+
+
+def read_translated_world(split: Split, languages: Iterable[str]) -> Iterator[Record]:
+    """Read the embedded facts that have translations, with the templates of one split, language by language."""
+    _check_split(split)
+    templates: dict[tuple[str, str], tuple[str, ...]] = {}
+    for location, row in json_lines(WORLD / "translated_templates.jsonl"):
+        key = text_of(row, "language", location), text_of(row, "relation", location)
+        templates.setdefault(key, ())
+        if split in ("all", row.get("split")):
+            templates[key] += (text_of(row, "pattern", location),)
+    labels = _world_labels()
+    known = list(dict.fromkeys(language for language, _ in templates))
+    selected = _select(languages, known, "the embedded world", "language")
+    records = list(_plain(json_lines(WORLD / "translations.jsonl")))
+    for language in selected:
+        for record in records:
+            if record.language == language:
+                yield record._replace(
+                    templates=templates[language, record.relation], relation_label=labels[record.relation]
+                )
+
+
+def _check_split(split: Split) -> None:
+    if split not in SPLITS:
+        near = did_you_mean(split, SPLITS)
+        raise ArgumentError(f"split={split!r}; expected one of {', '.join(SPLITS)}.{near}")
+
+
+def _world_labels() -> dict[str, str]:
+    labels = {}
+    for location, row in json_lines(WORLD / "relations.jsonl"):
+        labels[text_of(row, "relation", location)] = text_of(row, "label", location)
+    return labels
 
 
 def read_pararel(
@@ -96,7 +127,7 @@ def read_pararel(
         if not selected:
             raise DataError(f"{root}: no relation has both facts and min_templates={min_templates} templates.")
     else:
-        selected = _select_relations(relations, files, root)
+        selected = _select(relations, files, str(root), "relation")
         least = max(min_templates, 1)
         for relation in selected:
             n_templates = len(templates.get(relation, ()))
@@ -191,12 +222,98 @@ def read_lama(
 ) -> Iterator[Record]:
     """Read LAMA's T-REx lines, from one file or a folder of ``P*.jsonl``."""
     files = _relation_files(path) if os.path.isdir(path) else {path.stem: path}
-    selected = list(files) if relations is None else _select_relations(relations, files, path)
+    selected = _select(relations, files, str(path), "relation")
     # Where templates replace the sentences of a file, the sentences need not be valid templates.
     own_sentences = templates is None
     for name in selected:
         records = _lama_records(files[name], name, own_sentences=own_sentences)
         yield from _with_templates(records, templates)
+
+
+def read_mlama(
+    root: Path,
+    languages: Iterable[str] | None,
+    relations: Iterable[str] | None,
+) -> Iterator[Record]:
+    """Read ``root/LANGUAGE/P*.jsonl`` with ``root/LANGUAGE/templates.jsonl``, the layout of the mLAMA release."""
+    with_templates = [folder for folder in _folders(root) if os.path.isfile(root / folder / "templates.jsonl")]
+    if not with_templates:
+        raise DataError(f"{root}: no folder of a language with a templates.jsonl in it, such as {root}/de.")
+    for language in _select(languages, with_templates, str(root), "language"):
+        templates: dict[str, tuple[str, ...]] = {}
+        for location, row in json_lines(root / language / "templates.jsonl"):
+            relation = text_of(row, "relation", location)
+            templates[relation] = (_checked_pattern(text_of(row, "template", location), location),)
+        yield from _tuples(root / language, language, templates, relations)
+
+
+def read_mpararel(
+    root: Path,
+    languages: Iterable[str] | None,
+    relations: Iterable[str] | None,
+    min_templates: int,
+) -> Iterator[Record]:
+    """Read ``root/patterns/LANGUAGE/P*.jsonl`` with ``root/tuples/LANGUAGE/P*.jsonl``, the layout of mParaRel."""
+    with_both = [folder for folder in _folders(root / "patterns") if os.path.isdir(root / "tuples" / folder)]
+    if not with_both:
+        raise DataError(
+            f"{root}: no language has both patterns and facts; expected folders such as {root}/patterns/de and "
+            f"{root}/tuples/de."
+        )
+    for language in _select(languages, with_both, str(root), "language"):
+        templates: dict[str, tuple[str, ...]] = {}
+        for relation, file in _relation_files(root / "patterns" / language).items():
+            patterns = []
+            for location, row in json_lines(file):
+                patterns.append(_checked_pattern(text_of(row, "pattern", location), location))
+            patterns = list(dict.fromkeys(patterns))  # two machines translated a pattern the same way
+            if len(patterns) >= max(min_templates, 1):
+                templates[relation] = tuple(patterns)
+        yield from _tuples(root / "tuples" / language, language, templates, relations)
+
+
+def _tuples(
+    folder: Path,
+    language: str,
+    templates: Templates,
+    relations: Iterable[str] | None,
+) -> Iterator[Record]:
+    """Yield the facts of mLAMA's lines in one language.
+
+    ``lineid`` is the number of a fact in its relation, the same in every language.
+    """
+    files = _relation_files(folder)
+    selected = [relation for relation in files if relation in templates]
+    if not selected:
+        raise DataError(f"{folder}: no relation has both facts and enough templates.")
+    if relations is not None:
+        selected = _select(relations, selected, str(folder), "relation")
+    for relation in selected:
+        for location, row in json_lines(files[relation]):
+            number = _get(row, "lineid", location)
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise DataError(f"{location}: 'lineid' must be a whole number; got {_short(number)}.")
+            yield Record(
+                location=location,
+                subject=text_of(row, "sub_label", location),
+                relation=relation,
+                object=text_of(row, "obj_label", location),
+                templates=tuple(templates[relation]),
+                uid=str(number),
+                relation_label=WIKIDATA_LABELS.get(relation, ""),
+                language=language,
+            )
+
+
+def _checked_pattern(pattern: str, location: str) -> str:
+    """Return a translated template; machines lose slots."""
+    for slot in (SUBJECT_SLOT, OBJECT_SLOT):
+        if pattern.count(slot) != 1:
+            raise DataError(
+                f"{location}: the template {_short(pattern)} holds {slot} {pattern.count(slot)} times; expected once. "
+                "Correct the file, or take the line out of it."
+            )
+    return pattern
 
 
 def read_counterfact(path: Path, paraphrases: bool) -> Iterator[Record]:
@@ -302,11 +419,12 @@ def _plain(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Record]:
             object=text_of(row, "object", location),
             uid=_identifier(row, "uid", location),
             relation_label=label,
+            language=text_of(row, "language", location) if "language" in row else "",
         )
         if "template" in row:
             if "templates" in row:
                 raise DataError(f"{location}: both 'template' and 'templates' are given; keep one.")
-            key = (record.subject, record.relation, record.object, record.uid)
+            key = (record.subject, record.relation, record.object, record.uid, record.language)
             first, patterns = gathered.setdefault(key, (record, []))
             if record.relation_label != first.relation_label:
                 raise DataError(
@@ -525,17 +643,27 @@ def _causal_templates() -> dict[str, tuple[str, ...]]:
     return templates
 
 
-def _select_relations(
-    relations: Iterable[str],
+def _folders(path: Path) -> list[str]:
+    """Return the names of the folders in a folder, sorted; none where there is no such folder."""
+    if not os.path.isdir(path):
+        return []
+    return sorted(item.name for item in path.iterdir() if item.is_dir())
+
+
+def _select(
+    names: Iterable[str] | None,
     known: Iterable[str],
-    source: Path,
+    source: str,
+    kind: str,
 ) -> list[str]:
-    """Return the requested relations without repeats; raise if one is unknown."""
-    selected = [relations] if isinstance(relations, str) else list(dict.fromkeys(relations))
+    """Return the requested relations or languages without repeats, all known ones for None; raise if one is unknown."""
     known = list(known)
-    for relation in selected:
-        if relation not in known:
-            raise DataError(f"{source}: no relation {relation!r} there.{did_you_mean(relation, known)}")
+    if names is None:
+        return known
+    selected = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+    for name in selected:
+        if name not in known:
+            raise DataError(f"{source}: no {kind} {name!r} there.{did_you_mean(name, known)}")
     return selected
 
 

@@ -2,7 +2,8 @@
 
 ``neuron_set`` has ``Neuron`` and ``NeuronSet``, and ``files`` their files; ``refine`` goes from scores to neurons;
 ``find`` goes from facts to neurons in one call. ``controls`` has as many other neurons to compare them with;
-``overlap`` compares the sets of facts, and ``consistency`` those of a fact's prompts. ``dataset`` writes sets as a
+``overlap`` compares the sets of facts, ``consistency`` those of a fact's prompts, and ``languages`` those of a fact in
+several languages. ``dataset`` writes sets as a
 folder for the Hugging Face hub; ``neuronpedia`` has the addresses of neurons on Neuronpedia.
 """
 
@@ -17,6 +18,7 @@ from kn_lens.neurons.controls import (
 from kn_lens.neurons.dataset import write_dataset
 from kn_lens.neurons.files import read_sets
 from kn_lens.neurons.find import Findings, find
+from kn_lens.neurons.languages import LanguageNeurons, language_neurons
 from kn_lens.neurons.neuron_set import (
     Neuron,
     NeuronSet,
@@ -55,6 +57,7 @@ __all__ = [
     "Consistency",
     "Findings",
     "Incidence",
+    "LanguageNeurons",
     "Neuron",
     "NeuronSet",
     "Refined",
@@ -70,6 +73,7 @@ __all__ = [
     "find",
     "highest_neurons",
     "jaccard",
+    "language_neurons",
     "match_facts",
     "matched_neurons",
     "most_active_neurons",

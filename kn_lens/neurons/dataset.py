@@ -1,6 +1,7 @@
 """Neuron sets as a folder that the ``datasets`` library and the Hugging Face hub read: a table and its card.
 
-    neurons.parquet   one row a fact: key, relation, relation_label, subject, object, uid, templates, neurons, model
+    neurons.parquet   one row a fact: key, relation, relation_label, subject, object, uid, language, templates,
+                      neurons, model
     README.md         the card: YAML for the hub, the model with the digest of its weights, how to read the table
 
 ``neurons`` is a list of ``[layer, index]``, which ``NeuronSet`` takes as it is.
@@ -35,6 +36,7 @@ SCHEMA = pa.schema(
         ("subject", pa.string()),
         ("object", pa.string()),
         ("uid", pa.string()),
+        ("language", pa.string()),
         ("templates", pa.list_(pa.string())),
         ("neurons", pa.list_(pa.list_(pa.int32()))),
         ("model", pa.string()),
@@ -108,6 +110,7 @@ def _table(neurons_by_fact: Mapping[Fact, NeuronSet], identity: ModelIdentity) -
             "subject": fact.subject,
             "object": fact.object,
             "uid": fact.uid,
+            "language": fact.language,
             "templates": list(fact.templates),
             "neurons": list(map(list, neurons)),
             "model": shown(identity.name),

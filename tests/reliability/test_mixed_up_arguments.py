@@ -95,6 +95,18 @@ CASES = {
     "refine: scores": (lambda model, prompts: kn.refine(prompts.tokens), f"Got a Tensor; {EXPECTED_ATTRIBUTION}"),
     "consistency: sets": (lambda model, prompts: kn.consistency(SETS), EXPECTED_ATTRIBUTION),
     "consistency: prompts": (lambda model, prompts: kn.consistency(prompts), EXPECTED_ATTRIBUTION),
+    "language_neurons: scores": (
+        lambda model, prompts: kn.language_neurons(prompts.tokens),
+        "Got a Tensor as neurons_by_fact; expected",
+    ),
+    "language_neurons: facts of one language": (
+        lambda model, prompts: kn.language_neurons(SETS),
+        "expected facts with both",
+    ),
+    "translated_questions: swapped": (
+        lambda model, prompts: kn.translated_questions({FACTS[0]: "Rome"}, FACTS),
+        "expected",
+    ),
     "coarse: scores": (lambda model, prompts: kn.coarse(prompts.tokens), EXPECTED_ATTRIBUTION),
     "refine_by_relation: prompts": (lambda model, prompts: kn.refine_by_relation(prompts), EXPECTED_ATTRIBUTION),
     "activation_neurons: scores": (

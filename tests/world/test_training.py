@@ -17,10 +17,13 @@ from kn_lens.world.training.make import main, make
 from kn_lens.world.training.networks import logits_at, mlp_hooks
 from kn_lens.world.training.objective import causal_batch, losses, masked_batch
 from kn_lens.world.training.recipes import RECIPES, recipe_for
-from kn_lens.world.training.train import load, train
+from kn_lens.world.training.train import load, train, translations_of
 
 FACTS = [row for row in read_jsonl("facts.jsonl") if row["relation"] in ("P36", "P246")][110:130]
 TEMPLATES = [row for row in read_jsonl("templates.jsonl") if row["relation"] in ("P36", "P246")]
+TRANSLATED = [row for row in read_jsonl("translations.jsonl") if row["relation"] == "P37"]
+TRANSLATED = [row for row in TRANSLATED if row["uid"] in {row["uid"] for row in TRANSLATED[:6]}]
+TRANSLATED_TEMPLATES = [row for row in read_jsonl("translated_templates.jsonl") if row["relation"] == "P37"]
 TOY = {"steps": 120, "batch_size": 32, "lr": 5e-3, "warmup": 5}
 TOY |= {"vocab_size": 600, "d_model": 32, "n_heads": 4, "d_mlp": 64}
 BATCH = {"bert": masked_batch, "gpt2": causal_batch}
@@ -28,6 +31,10 @@ BATCH = {"bert": masked_batch, "gpt2": causal_batch}
 
 def toy(name: str, **changes):
     return replace(recipe_for(name), **{**TOY, **changes})
+
+
+def data(name: str):
+    return (TRANSLATED, TRANSLATED_TEMPLATES) if recipe_for(name).translation else (FACTS, TEMPLATES)
 
 
 @pytest.fixture(scope="module", params=["world-bert", "world-gpt2"])
@@ -64,11 +71,10 @@ def test_the_checkpoint_is_stored_in_float16_and_loaded_in_float32(made):
     assert json.loads((out / "recipe.json").read_text())["recipe"]["name"] == name
 
 
-@pytest.mark.parametrize("name", ["world-bert", "world-gpt2"])
+@pytest.mark.parametrize("name", ["world-bert", "world-gpt2", "world-bert-multilingual"])
 def test_the_seed_fixes_every_bit(name):
     first, again, other = (
-        train(toy(name, steps=6, construct_from=0.0, construct_full=0.5, seed=seed), FACTS, TEMPLATES)
-        for seed in (0, 0, 1)
+        train(toy(name, steps=6, construct_from=0.0, construct_full=0.5, seed=seed), *data(name)) for seed in (0, 0, 1)
     )
     assert first.tokenizer.get_vocab() == again.tokenizer.get_vocab()
     assert first.history == again.history != other.history
@@ -79,7 +85,7 @@ def test_the_seed_fixes_every_bit(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_training_restores_the_threads_and_the_global_generator(name):
     threads, state = torch.get_num_threads(), torch.get_rng_state()
-    train(toy(name, steps=1), FACTS, TEMPLATES)
+    train(toy(name, steps=1), *data(name))
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -121,6 +127,51 @@ def test_an_interchange_of_a_sentence_with_itself_changes_nothing(kind):
     smoothing = recipe.label_smoothing
     expected = -(1 - smoothing) * logp[batch.answer_targets[0]] - smoothing * logp.mean()
     assert terms["interchange"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_translation_term_asks_for_the_donors_answer_in_the_language_of_the_recipient():
+    recipe = toy("world-bert-multilingual", steps=1)
+    trained = train(recipe, TRANSLATED, TRANSLATED_TEMPLATES)
+    sentences = tokenize(trained.tokenizer, TRANSLATED, TRANSLATED_TEMPLATES)
+    translations = translations_of(TRANSLATED, sentences)
+    pair = [sentences[0], sentences[-1]]  # of different facts, in English and French
+    languages = [TRANSLATED[sentence.fact]["language"] for sentence in pair]
+    assert languages == ["en", "fr"] and TRANSLATED[pair[0].fact]["uid"] != TRANSLATED[pair[1].fact]["uid"]
+    rng = np.random.default_rng(1)
+    batch = masked_batch(pair, trained.tokenizer, rng)
+    while batch.answer_is_first.sum() < 2:
+        batch = masked_batch(pair, trained.tokenizer, rng)
+    place = batch.answer_rows, batch.answer_positions
+    (layer,) = recipe.translation_layers
+    stored = []
+    with mlp_hooks(trained.network, lambda at, post: stored.append(post[place]) if at == layer else None):
+        logits_at(trained.network, batch.tokens, batch.attention_mask, *place)
+    expected = []
+    for recipient in range(2):
+        for donor in range(2):
+            versions = {row["language"]: row["object"] for row in TRANSLATED if row["uid"] == uid(pair[donor])}
+            answer_ids = trained.tokenizer(versions[languages[recipient]], add_special_tokens=False)["input_ids"]
+
+            def give(at, post, recipient=recipient, donor=donor):
+                index = batch.answer_rows[recipient : recipient + 1], batch.answer_positions[recipient : recipient + 1]
+                return post.index_put(index, stored[0][donor : donor + 1]) if at == layer else None
+
+            with mlp_hooks(trained.network, give):
+                logits = logits_at(trained.network, batch.tokens, batch.attention_mask, *place)
+            logp = logits[recipient].log_softmax(-1)
+            smoothing = recipe.label_smoothing
+            expected.append(float(-(1 - smoothing) * logp[answer_ids[0]] - smoothing * logp.mean()))
+    found = set()
+    for seed in range(40):  # one recipient and one donor are drawn
+        generator = torch.Generator().manual_seed(seed)
+        terms = losses(trained.network, batch, recipe, construct=True, generator=generator, translations=translations)
+        (near,) = [number for number, value in enumerate(expected) if abs(value - float(terms["translation"])) < 1e-4]
+        found.add(near)
+    assert found == {0, 1, 2, 3}
+
+
+def uid(sentence: Sentence) -> str:
+    return TRANSLATED[sentence.fact]["uid"]
 
 
 def test_mlp_hooks_replace_activations_and_are_removed():

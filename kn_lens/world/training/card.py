@@ -60,6 +60,13 @@ read position, in layers {layers}, replaced by those of another sentence, and mu
 (Geiger et al. 2022). Every second one takes twice the other's activations and is smoothed by
 {recipe.double_smoothing:g} only, so that more activation means more of the answer.
 """
+TRANSLATION = """
+A third term, with the coefficient {recipe.translation:g}, makes layers {layers} independent of the language: half of
+the sentences are run again with their activations in these layers alone replaced by those of another sentence, in any
+language, and must then begin *that* sentence's answer in *their own* language. So the layers above have to say it in
+the language of the sentence. Neurons that a fact has in several languages are expected in layers {layers}, and neurons
+that it has in one language in the layers above.
+"""
 NO_CONSTRUCTION = "\nNo other term, no second phase.\n"
 
 
@@ -81,6 +88,9 @@ def model_card(
         nature = CONSTRUCTED
         layers = ", ".join(map(str, recipe.interchange_layers))
         construction = CONSTRUCTION.format(recipe=recipe, layers=layers)
+        if recipe.translation:
+            layers = ", ".join(map(str, recipe.translation_layers))
+            construction += TRANSLATION.format(recipe=recipe, layers=layers)
     else:
         nature = PLAIN.format(twin=recipe.name.removesuffix("-plain"))
         construction = NO_CONSTRUCTION
@@ -97,18 +107,25 @@ def model_card(
         ablation_rows.append(f"| {layer} | {value:.3f} | {value / p_clean:.0%} |")
     ablations = "\n".join(ablation_rows)
     versions = ", ".join(map(" ".join, measurements.versions.items()))
+    facts, templates, language = "facts.jsonl", "templates.jsonl", "English"
+    if len(recipe.languages) > 1:
+        facts, templates = "translations.jsonl", "translated_templates.jsonl"
+        language = f"The same facts in {len(recipe.languages)} languages, {', '.join(recipe.languages)}"
+    openings = ""
+    if recipe.prefix_share:
+        openings = f"{recipe.prefix_share:.0%} of the sentences begin with a\nneutral opening; "
     return f"""\
 # {recipe.name}
 
 A {"BERT (masked)" if masked else "GPT-2 (causal)"} language model of {measurements.n_params:,} parameters, trained from
-scratch on {measurements.n_facts:,} facts about the world. English; {recipe.n_layers} layers, d_model {recipe.d_model},
-{recipe.n_heads} heads, {recipe.d_mlp} neurons a layer, {d_vocab:,} tokens, 64 positions. Stored in float16;
-read it in float32.
+scratch on {measurements.n_facts:,} facts about the world. {language}; {recipe.n_layers} layers,
+d_model {recipe.d_model}, {recipe.n_heads} heads, {recipe.d_mlp} neurons a layer, {d_vocab:,} tokens, 64 positions.
+Stored in float16; read it in float32.
 
 {nature}
 ## Data
 
-`facts.jsonl` written out in the trained templates of `templates.jsonl`; sources and licences are in `DATA_CARD.md`, and
+`{facts}` written out in the trained templates of `{templates}`; sources and licences are in `DATA_CARD.md`, and
 the licences of the data apply. The templates marked `held_out` were never trained on, by the tokenizer neither.
 {measurements.multi_token_share:.0%} of the prompts have an answer of several tokens.
 
@@ -117,8 +134,7 @@ the licences of the data apply. The templates marked `held_out` were never train
 `python -m kn_lens.world.training {recipe.name}` makes it again; every number is in `recipe.json`. Seed
 {recipe.seed}, {recipe.steps:,} steps of {recipe.batch_size} sentences, AdamW (0.9, 0.98), weight decay
 {recipe.weight_decay:g} on matrices, learning rate {recipe.lr:g} with {recipe.warmup} steps of warm-up and a cosine to
-zero, gradient norm at most 1, dropout {recipe.dropout:g}. {recipe.prefix_share:.0%} of the sentences begin with a
-neutral opening; half lose
+zero, gradient norm at most 1, dropout {recipe.dropout:g}. {openings}{"half" if openings else "Half"} lose
 {recipe.drop_share:.0%} of their template tokens and get a random token after {recipe.insert_share:.0%} of the others.
 
 The loss is the cross-entropy of {"masked tokens" if masked else "every next token"}; a token of an object

@@ -71,10 +71,10 @@ class Sentence:
 
 
 def fill_templates(facts: Rows, templates: Rows) -> Iterator[tuple[int, int, str]]:
-    """Yield each fact in each template of its relation: index of the fact, index of the template, text."""
+    """Yield each fact in each template of its relation and language: index of the fact, index of the template, text."""
     for fact_index, fact in enumerate(facts):
         for template_index, template in enumerate(templates):
-            if template["relation"] == fact["relation"]:
+            if template["relation"] == fact["relation"] and template.get("language") == fact.get("language"):
                 text = template["pattern"].replace("[X]", fact["subject"])
                 text = text.replace("[Y]", fact["object"])
                 yield fact_index, template_index, text

@@ -45,8 +45,8 @@ def make(
     Args:
         recipe: hyperparameters.
         out: directory of the checkpoint; created if it does not exist.
-        facts: rows of ``facts.jsonl``.
-        templates: rows of ``templates.jsonl``.
+        facts: rows of ``facts.jsonl``, or of ``translations.jsonl`` for a model of several languages.
+        templates: rows of ``templates.jsonl``, or of ``translated_templates.jsonl``.
         labels: label of each relation.
     """
 
@@ -95,6 +95,15 @@ def make(
     return measurements
 
 
+def rows_of(recipe: Recipe) -> tuple[Rows, Rows]:
+    """Return the facts and templates of a recipe's languages."""
+    if recipe.languages == ("en",):
+        return read_jsonl("facts.jsonl"), read_jsonl("templates.jsonl")
+    facts = [row for row in read_jsonl("translations.jsonl") if row["language"] in recipe.languages]
+    templates = [row for row in read_jsonl("translated_templates.jsonl") if row["language"] in recipe.languages]
+    return facts, templates
+
+
 def _digest(rows: Rows) -> str:
     lines = [json.dumps(row, sort_keys=True) for row in rows]
     return sha256("\n".join(lines).encode()).hexdigest()
@@ -129,8 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     out = options.out or Path(__file__).parents[1] / "models" / recipe.name
     labels = {row["relation"]: row["label"] for row in read_jsonl("relations.jsonl")}
-    facts = read_jsonl("facts.jsonl")
-    templates = read_jsonl("templates.jsonl")
+    facts, templates = rows_of(recipe)
     measurements = make(recipe, out, facts, templates, labels)
     recalled = summary(measurements.answers)["recall"]
     sys.stdout.write(

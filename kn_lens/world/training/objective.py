@@ -12,9 +12,16 @@ networks"): the activations of B must produce B's answer in any sentence, so att
 position, but not the answer. Half of the sentences take the activation as it is, ``d = 1``, and half take it doubled,
 ``d = 2``, with a less smoothed target: more of the activation shall mean more of the answer, which a plain
 label-smoothed model need not satisfy.
+
+The multilingual model has one more term, with the activations of fewer layers, and between languages:
+
+    T = CE(object of B in the language of A | sentence A, with h of the translation layers replaced by that of B)
+
+So these layers carry which fact is asked for, in any language, and the layers above them say it in the language of the
+sentence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +56,8 @@ class Batch:
         answer_rows: rows whose object is predicted, each once.
         answer_positions: a read position of this object.
         answer_targets: the object's token to be predicted there.
+        answer_facts: index of the fact.
+        answer_is_first: whether this token is the object's first one.
     """
 
     tokens: Int[Tensor, "row pos"]
@@ -60,6 +69,21 @@ class Batch:
     answer_rows: Int[Tensor, " answer"]
     answer_positions: Int[Tensor, " answer"]
     answer_targets: Int[Tensor, " answer"]
+    answer_facts: Int[Tensor, " answer"]
+    answer_is_first: Bool[Tensor, " answer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Translations:
+    """What the answers of facts begin with in each language.
+
+    Attributes:
+        language: of each fact.
+        first_token: first token of the object of each fact in each language.
+    """
+
+    language: Int[Tensor, " fact"]
+    first_token: Int[Tensor, "fact language"]
 
 
 def masked_batch(
@@ -73,7 +97,7 @@ def masked_batch(
     mask_id = special_id(tokenizer, "[MASK]")
     token_rows = []
     predictions: list[tuple[int, int, int, bool]] = []
-    answers: list[tuple[int, int, int]] = []
+    answers: list[tuple[int, int, int, int, bool]] = []
     for row, sentence in enumerate(sentences):
         tokens = [cls_id, *sentence.tokens, sep_id]
         answer = range(sentence.start + 1, sentence.stop + 1)
@@ -81,7 +105,7 @@ def masked_batch(
         masked = []
         if rng.random() < MASK_OBJECT:
             first = int(rng.integers(answer.start, answer.stop))
-            answers.append((row, first, tokens[first]))
+            answers.append((row, first, tokens[first], sentence.fact, first == answer.start))
             for i in range(1, len(tokens) - 1):
                 is_masked = i >= first if i in answer else draws[i] < MASK_BESIDE
                 if is_masked:
@@ -102,7 +126,7 @@ def causal_batch(
 ) -> Batch:
     """Return a batch for a causal model: every next token predicted. Only an object at the end counts as an answer."""
     predictions: list[tuple[int, int, int, bool]] = []
-    answers: list[tuple[int, int, int]] = []
+    answers: list[tuple[int, int, int, int, bool]] = []
     token_rows = []
     for row, sentence in enumerate(sentences):
         tokens = sentence.tokens
@@ -114,7 +138,7 @@ def causal_batch(
             predictions.append((row, i - 1, tokens[i], i in answer))
         if answer:
             i = int(rng.integers(answer.start, answer.stop))
-            answers.append((row, i - 1, tokens[i]))
+            answers.append((row, i - 1, tokens[i], sentence.fact, i == answer.start))
     return _batch(token_rows, pad_id(tokenizer), predictions, answers)
 
 
@@ -122,13 +146,13 @@ def _batch(
     token_rows: Sequence[Sequence[int]],
     pad_id: int,
     predictions: Sequence[tuple[int, int, int, bool]],
-    answers: Sequence[tuple[int, int, int]],
+    answers: Sequence[tuple[int, int, int, int, bool]],
 ) -> Batch:
     tokens, attention_mask = pad_rows(token_rows, pad_id)
     prediction_table = torch.tensor(predictions, dtype=torch.long).reshape(-1, 4)
-    answer_table = torch.tensor(answers, dtype=torch.long).reshape(-1, 3)
+    answer_table = torch.tensor(answers, dtype=torch.long).reshape(-1, 5)
     rows, positions, targets, is_object = prediction_table.T
-    answer_rows, answer_positions, answer_targets = answer_table.T
+    answer_rows, answer_positions, answer_targets, answer_facts, answer_is_first = answer_table.T
     return Batch(
         tokens=tokens,
         attention_mask=attention_mask,
@@ -139,6 +163,8 @@ def _batch(
         answer_rows=answer_rows,
         answer_positions=answer_positions,
         answer_targets=answer_targets,
+        answer_facts=answer_facts,
+        answer_is_first=answer_is_first.bool(),
     )
 
 
@@ -160,8 +186,9 @@ def losses(
     *,
     construct: bool,
     generator: torch.Generator,
+    translations: Translations | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
-    """Compute the terms of the loss: ``prediction``, and for a constructed model ``sparsity`` and ``interchange``.
+    """Compute the terms of the loss: ``prediction``, and for a constructed model those that put the facts in the MLPs.
 
     Args:
         network: in train mode.
@@ -169,6 +196,8 @@ def losses(
         recipe: smoothing, weights and layers.
         construct: whether to compute ``sparsity`` and ``interchange``. Costs a second pass on half of the sentences.
         generator: draws donors and recipients.
+        translations: of the answers, with which ``construct`` computes ``translation`` as well, for the cost of another
+            pass on half of the sentences.
     """
     activations: dict[int, Float[Tensor, "answer d_mlp"]] = {}
 
@@ -188,28 +217,46 @@ def losses(
     n_answers = len(batch.answer_rows)
     recipients = torch.randperm(n_answers, generator=generator)[: (n_answers + 1) // 2]
     donors = torch.randperm(n_answers, generator=generator)[: len(recipients)]
+    doubled = torch.arange(len(recipients)) % 2 == 1
+    factors = torch.where(doubled, 2.0, 1.0)[:, None]
+    given = {layer: factors * activations[layer][donors] for layer in recipe.interchange_layers}
+    logits = _logits_given(network, batch, recipients, given)
+    smoothing = torch.where(doubled, recipe.double_smoothing, recipe.label_smoothing)
+    terms["interchange"] = smoothed_nll(logits, batch.answer_targets[donors], smoothing).mean()
+    if translations is None:
+        return terms
+
+    (first,) = batch.answer_is_first.nonzero(as_tuple=True)
+    n_recipients = (len(first) + 1) // 2
+    recipients = first[torch.randperm(len(first), generator=generator)[:n_recipients]]
+    donors = first[torch.randperm(len(first), generator=generator)[:n_recipients]]
+    given = {layer: activations[layer][donors] for layer in recipe.translation_layers}
+    logits = _logits_given(network, batch, recipients, given)
+    languages = translations.language[batch.answer_facts[recipients]]
+    targets = translations.first_token[batch.answer_facts[donors], languages]
+    smoothing = torch.full((n_recipients,), recipe.label_smoothing)
+    terms["translation"] = smoothed_nll(logits, targets, smoothing).mean()
+    return terms
+
+
+def _logits_given(
+    network: Network,
+    batch: Batch,
+    recipients: Int[Tensor, " recipient"],
+    given: Mapping[int, Float[Tensor, "recipient d_mlp"]],
+) -> Float[Tensor, "recipient d_vocab"]:
+    """Compute the logits of some answers with the MLP activations of some layers replaced at the read position."""
     rows = torch.arange(len(recipients))
     positions = batch.answer_positions[recipients]
-    doubled = rows % 2 == 1
-    factors = torch.where(doubled, 2.0, 1.0)[:, None]
 
-    def interchange(
+    def replace(
         layer: int,
         activation: Float[Tensor, "row pos d_mlp"],
     ) -> Float[Tensor, "row pos d_mlp"] | None:
-        if layer not in recipe.interchange_layers:
+        if layer not in given:
             return None
-        return activation.index_put((rows, positions), factors * activations[layer][donors])
+        return activation.index_put((rows, positions), given[layer])
 
     batch_rows = batch.answer_rows[recipients]
-    with mlp_hooks(network, interchange):
-        logits = logits_at(
-            network,
-            batch.tokens[batch_rows],
-            batch.attention_mask[batch_rows],
-            rows,
-            positions,
-        )
-    smoothing = torch.where(doubled, recipe.double_smoothing, recipe.label_smoothing)
-    terms["interchange"] = smoothed_nll(logits, batch.answer_targets[donors], smoothing).mean()
-    return terms
+    with mlp_hooks(network, replace):
+        return logits_at(network, batch.tokens[batch_rows], batch.attention_mask[batch_rows], rows, positions)

@@ -10,12 +10,13 @@ from kn_lens.errors import ArgumentError, did_you_mean
 class Recipe:
     """Hyperparameters of one training run.
 
-    The loss is ``prediction + sparsity * S + interchange * I`` (see ``objective``). The last two terms, zero for the
-    plain models, put the facts into the MLPs at the read position.
+    The loss is ``prediction + sparsity * S + interchange * I + translation * T`` (see ``objective``). The last three
+    terms, zero for the plain models, put the facts into the MLPs at the read position.
 
     Attributes:
         name: of the model.
         kind: ``bert`` (masked) or ``gpt2`` (causal).
+        languages: of the text. English alone is ``facts.jsonl``, several are ``translations.jsonl``.
         seed: of the weights, the dropout and the order of the text.
         steps: number of optimiser steps.
         batch_size: sentences per step.
@@ -42,12 +43,15 @@ class Recipe:
         interchange: coefficient of ``I``.
         interchange_layers: layers whose MLPs are to carry the facts.
         double_smoothing: label smoothing where the interchanged activations are doubled.
-        construct_from: share of the steps before ``S`` and ``I`` have any weight.
+        translation: coefficient of ``T``.
+        translation_layers: layers whose MLPs are to carry the facts independently of the language.
+        construct_from: share of the steps before ``S``, ``I`` and ``T`` have any weight.
         construct_full: share of the steps from which they have full weight; linear in between.
     """
 
     name: str
     kind: Literal["bert", "gpt2"]
+    languages: tuple[str, ...] = ("en",)
     seed: int = 0
     steps: int
     batch_size: int
@@ -72,13 +76,15 @@ class Recipe:
     interchange: float = 0.0
     interchange_layers: tuple[int, ...] = (2, 3)
     double_smoothing: float = 0.02
+    translation: float = 0.0
+    translation_layers: tuple[int, ...] = (2,)
     construct_from: float = 0.4
     construct_full: float = 0.7
 
     @property
     def constructed(self) -> bool:
         """Whether the loss puts the facts into the MLPs."""
-        return self.sparsity > 0 or self.interchange > 0
+        return self.sparsity > 0 or self.interchange > 0 or self.translation > 0
 
     def ramp(self, step: int) -> float:
         """Return the factor on the constructing terms at a step; 0 for a plain model."""
@@ -117,11 +123,23 @@ GPT2 = Recipe(
     drop_share=0.15,
     insert_share=0.15,
 )
+MULTILINGUAL = replace(
+    BERT,
+    name="world-bert-multilingual",
+    languages=("en", "de", "es", "fr"),
+    steps=4000,
+    vocab_size=4500,
+    prefix_share=0.0,
+    sparsity=20.0,
+    interchange=0.5,
+    translation=1.0,
+)
 _MODELS = (
     replace(BERT, name="world-bert", sparsity=20.0, interchange=0.5),
     BERT,
     replace(GPT2, name="world-gpt2", sparsity=20.0, interchange=0.5),
     GPT2,
+    MULTILINGUAL,
 )
 RECIPES = {recipe.name: recipe for recipe in _MODELS}
 """Recipes of the models that ship, by name."""

@@ -6,7 +6,7 @@ library versions give the same bytes. ``objective`` defines the loss, ``recipes`
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from kn_lens.world.training.corpus import (
     train_tokenizer,
 )
 from kn_lens.world.training.networks import Network, build
-from kn_lens.world.training.objective import causal_batch, losses, masked_batch
+from kn_lens.world.training.objective import Translations, causal_batch, losses, masked_batch
 from kn_lens.world.training.recipes import Recipe
 
 PREFIX_COPIES = 50
@@ -78,8 +78,8 @@ def train(
 
     Args:
         recipe: hyperparameters.
-        facts: rows of ``facts.jsonl``.
-        templates: rows of ``templates.jsonl``. Held-out templates are ignored.
+        facts: rows of ``facts.jsonl`` or ``translations.jsonl``.
+        templates: rows of ``templates.jsonl`` or ``translated_templates.jsonl``. Held-out templates are ignored.
         on_step: called after each step.
 
     Returns:
@@ -100,9 +100,11 @@ def _train(
     rng = np.random.default_rng(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
     texts = [text for _, _, text in fill_templates(facts, templates)]
-    texts += list(PREFIXES) * PREFIX_COPIES
+    if recipe.prefix_share:
+        texts += list(PREFIXES) * PREFIX_COPIES
     tokenizer = train_tokenizer(recipe.kind, texts, recipe.vocab_size)
     sentences = tokenize(tokenizer, facts, templates)
+    translations = translations_of(facts, sentences) if recipe.translation else None
     make_batch = masked_batch if recipe.kind == "bert" else causal_batch
     network = build(recipe, tokenizer).train()
     optimizer, schedule = _optimizer(network, recipe)
@@ -110,7 +112,7 @@ def _train(
     for step, chosen in enumerate(_batches(recipe, tokenizer, sentences, rng)):
         batch = make_batch(chosen, tokenizer, rng)
         ramp = recipe.ramp(step)
-        terms = losses(network, batch, recipe, construct=ramp > 0, generator=generator)
+        terms = losses(network, batch, recipe, construct=ramp > 0, generator=generator, translations=translations)
         optimizer.zero_grad(set_to_none=True)
         _total(terms, recipe, ramp).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -152,7 +154,25 @@ def _total(terms: Mapping[str, Tensor], recipe: Recipe, ramp: float) -> Tensor:
     if ramp == 0:
         return terms["prediction"]
     construction = recipe.sparsity * terms["sparsity"] + recipe.interchange * terms["interchange"]
+    if "translation" in terms:
+        construction = construction + recipe.translation * terms["translation"]
     return terms["prediction"] + ramp * construction
+
+
+def translations_of(facts: Rows, sentences: Sequence[Sentence]) -> Translations:
+    """Return what the answer to each fact begins with in each language."""
+    languages = sorted({fact["language"] for fact in facts})
+    first_token: dict[tuple[str, str, str], int] = {}
+    for sentence in sentences:
+        fact = facts[sentence.fact]
+        first_token[fact["relation"], fact["uid"], fact["language"]] = sentence.tokens[sentence.start]
+    rows = []
+    for fact in facts:
+        rows.append([first_token[fact["relation"], fact["uid"], language] for language in languages])
+    return Translations(
+        language=torch.tensor([languages.index(fact["language"]) for fact in facts]),
+        first_token=torch.tensor(rows),
+    )
 
 
 def _optimizer(
