@@ -21,7 +21,7 @@ from jaxtyping import jaxtyped
 _compile = beartype(conf=BeartypeConf(is_pep484_tower=True))
 """Compile the checks of a function. An int is accepted where float is annotated, as type checkers do."""
 
-_checks: dict[tuple[str, str, int], tuple[Callable[..., Any], Callable[[Any], Any]]] = {}
+_checks: dict[tuple[str, str, int], tuple[Callable[..., Any], Callable[[Any], Any], bool]] = {}
 
 
 def checked(function: Any) -> Any:
@@ -43,7 +43,10 @@ def checked(function: Any) -> Any:
         __tracebackhide__ = True
         if key not in _checks:
             _checks[key] = _checks_of(function)
-        check_arguments, check_result = _checks[key]
+        check_arguments, check_result, names_axes = _checks[key]
+        if not names_axes:
+            check_arguments(*args, **kwargs)
+            return check_result(function(*args, **kwargs))
         with jaxtyped("context"):  # in which the name of an axis stands for one size
             check_arguments(*args, **kwargs)
             return check_result(function(*args, **kwargs))
@@ -51,9 +54,13 @@ def checked(function: Any) -> Any:
     return call
 
 
-def _checks_of(function: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[[Any], Any]]:
-    """Return functions of a function's arguments, and of its result, that raise where an annotation does not hold."""
+def _checks_of(function: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[[Any], Any], bool]:
+    """Return functions of a function's arguments, and of its result, that raise where an annotation does not hold.
+
+    And whether an annotation is, or may be, one of jaxtyping.
+    """
     hints = get_type_hints(function, include_extras=True)
+    names_axes = any(word in repr(hints) for word in ("jaxtyping", "ForwardRef"))
     result = {"return": hints.pop("return", Any)}
     parameters = []
     for parameter in inspect.signature(function).parameters.values():
@@ -62,7 +69,8 @@ def _checks_of(function: Callable[..., Any]) -> tuple[Callable[..., Any], Callab
     of_arguments = _empty(function, f"def call{inspect.Signature(parameters)}: pass", hints)
     of_arguments.__defaults__ = function.__defaults__
     of_arguments.__kwdefaults__ = function.__kwdefaults__
-    return _compile(of_arguments), _compile(_empty(function, "def call(result): return result", result))
+    of_result = _empty(function, "def call(result): return result", result)
+    return _compile(of_arguments), _compile(of_result), names_axes
 
 
 def _empty(function: Callable[..., Any], source: str, hints: dict[str, Any]) -> Any:

@@ -45,6 +45,7 @@ from kn_lens.hosts.families import (
 )
 from kn_lens.hosts.kv_prefix import KVPrefix
 from kn_lens.hosts.model_protocol import HookFn, PostFn
+from kn_lens.hosts.module_tree import modules_of, weights_of
 from kn_lens.hosts.overrides import (
     HOOKS,
     WrappedModule,
@@ -333,8 +334,9 @@ class Host:
         expert_layer = self.expert_layers.get(self._checked(layer))
         if expert_layer is not None:
             return expert_layer.has_adapter
-        names = {name for name, _ in self._out(layer).named_parameters()}
-        return not names <= {"weight", "bias"}
+        out = self._out(layer)
+        own = (out._parameters.get("weight"), out._parameters.get("bias"))
+        return any(all(weight is not one for one in own) for weight in weights_of(modules_of(out)))
 
     def apply_W_out(self, layer: int, post: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_model"]:
         """Return the output of the last linear map of the MLP of ``layer`` for activations, without hooks.
@@ -408,7 +410,7 @@ class Host:
         Raises:
             EditError: an adapter adds to the product, or each pass computes the rows from other weights.
         """
-        storages = {weight.untyped_storage().data_ptr() for weight in self.checkpoint.parameters()}
+        storages = {weight.untyped_storage().data_ptr() for weight in weights_of(modules_of(self.checkpoint))}
         for layer in layers:
             if any(weight.untyped_storage().data_ptr() not in storages for weight in self.output_weights(layer)):
                 raise EditError(
@@ -448,7 +450,7 @@ class Host:
             HookError: hooks of the user, or an adapter, come between the activations and ``hook_mlp_out``.
         """
         name = self.hook_mlp_out(layer)
-        is_hooked_there = any(map(_is_users, _hooks_on(self._hook_points[name])))
+        is_hooked_there = any(map(_is_users, _hooks_on([self._hook_points[name]])))
         if not is_hooked_there:
             if not self.has_user_hooks and not self.has_adapter(layer):
                 return
@@ -602,7 +604,7 @@ class Host:
         if not self.has_user_hooks:
             encoder = None if encoder is None else self.encode(encoder)
             return self.logits(tokens, attention_mask, read_pos, fwd_hooks, encoder=encoder)
-        if any(getattr(hook_fn, FOR_ONE_BATCH, False) for module in self._modules for hook_fn in _hooks_on(module)):
+        if any(getattr(hook_fn, FOR_ONE_BATCH, False) for hook_fn in _hooks_on(self._modules)):
             raise HookError(
                 f"Hooks of an intervention are on {self.name}. They are made for the rows of one batch, and the "
                 "functions of kn_lens run a batch in parts and in another order. Pass interventions to measure; to "
@@ -671,7 +673,7 @@ class Host:
         They may change any row and position, and belong to the function that is explained. Reads the lists of hooks of
         every module; runs nothing.
         """
-        return any(_is_users(hook_fn) for module in self._modules for hook_fn in _hooks_on(module))
+        return any(map(_is_users, _hooks_on(self._modules)))
 
     # --- parts of forward passes ------------------------------------------------------------------
 
@@ -1050,11 +1052,11 @@ class Host:
     @cached_property
     def _modules(self) -> tuple[nn.Module, ...]:
         # The Hugging Face model has a root module of its own, beside that of TransformerLens.
-        return tuple(dict.fromkeys((*self.model.modules(), *self.checkpoint.modules())))
+        return tuple(modules_of(self.model, self.checkpoint))
 
     @cached_property
     def _norms(self) -> list[nn.Module]:
-        return norm_bridges(self.model)
+        return norm_bridges(self._modules)
 
     def _head_hooks(self, read_pos: Int[Tensor, " row"]) -> list[tuple[str, HookFn]]:
         """Return the hooks by which the head runs at one position of each row."""
@@ -1202,12 +1204,15 @@ def bridge_host(model: Any, side: str | None = None) -> Host:
     architecture = architecture_of(hf_model)
     kind = check_config(hf_model.config, architecture, name)
     checked = checked_side(side, kind, name)
-    check_state(hf_model, name)
-    _check_outputs(hf_model, name)
-    _check_ends(model, name)
-    blocks = getattr(model, _stack_of(checked), [])
+    modules = modules_of(hf_model)
+    check_state(hf_model, name, modules)
+    _check_outputs(modules, name)
+    hooks = model.hook_dict
+    _check_ends(hooks, name)
+    stack = _stack_of(checked)
+    blocks = getattr(model, stack, [None])
     expert_layers = expert_layers_of(blocks) if has_experts(hf_model.config) else {}
-    _check_mlps(model, _stack_of(checked), name, expert_layers)
+    width = getattr(text_config(hf_model.config), "hidden_size", None)
     layers: list[LayerLayout] = []
     weights: list[Tensor] = []
     for layer, block in enumerate(blocks):
@@ -1215,8 +1220,9 @@ def bridge_host(model: Any, side: str | None = None) -> Host:
             layers.append(expert_layers[layer].layout)
             weights.append(expert_layers[layer].shared_rows)
         else:
-            layers.append(LayerLayout(n_rows=block.mlp.W_out.shape[0]))
-            weights.append(block.mlp.W_out)
+            rows = _checked_W_out(block, layer, hooks.get(f"{stack}.{layer}.mlp.hook_post"), width, name)
+            layers.append(LayerLayout(n_rows=rows.shape[0]))
+            weights.append(rows)
     shapes = {tuple(weight.shape) for weight in weights}
     if len(shapes) > 1 and not expert_layers:
         listed = ", ".join(str(shape) for shape in sorted(shapes))
@@ -1240,7 +1246,7 @@ def bridge_host(model: Any, side: str | None = None) -> Host:
         dtype=W_out.dtype,
         origin=origin_of(model),
         raw=not getattr(model, "_weights_processed", model.compatibility_mode),
-        whole_passes=needs_whole_passes(hf_model.config) or not _has_attention(model),
+        whole_passes=needs_whole_passes(hf_model.config) or not _has_attention(model, hooks),
         longest_padding=longest_padding(hf_model.config, kind),
         layout=NeuronLayout(tuple(layers)) if expert_layers else ONE_MLP_A_LAYER,
         decoder=_decoder_form(hf_model.config, architecture),
@@ -1284,9 +1290,9 @@ def _embedding(model: Any, side: Side | None) -> Any:
     return model.embed if own is None else own
 
 
-def _check_outputs(hf_model: nn.Module, name: str) -> None:
-    """Raise unless passes of a model return their logits by name."""
-    for setting in output_settings(hf_model):
+def _check_outputs(modules: Iterable[nn.Module], name: str) -> None:
+    """Raise unless passes of a model of some modules return their logits by name."""
+    for setting in output_settings(modules):
         raise UnsupportedModelError(
             f"{name} has {setting.name}={setting.value} in its configuration, with which passes of parts of it fail; "
             f"expected {not setting.value}, which kn_lens.load_model sets: "
@@ -1294,9 +1300,8 @@ def _check_outputs(hf_model: nn.Module, name: str) -> None:
         )
 
 
-def _check_ends(model: Any, name: str) -> None:
-    """Raise unless the word embeddings and the unembedding of a bridge are mapped."""
-    hooks = model.hook_dict
+def _check_ends(hooks: Mapping[str, Any], name: str) -> None:
+    """Raise unless the word embeddings and the unembedding of a bridge are mapped, by its hooks."""
     for component in ("embed", "unembed"):
         if f"{component}.hook_in" not in hooks and f"decoder_{component}.hook_in" not in hooks:
             raise UnsupportedModelError(
@@ -1307,7 +1312,7 @@ def _check_ends(model: Any, name: str) -> None:
 def first_hooked(module: nn.Module) -> str | None:
     """Return the path of the first submodule with hooks of the user, or a changed forward; None where there is none."""
     for path, part in module.named_modules():
-        if any(_is_users(hook_fn) for hook_fn in _hooks_on(part)):
+        if any(map(_is_users, _hooks_on([part]))):
             return path
     return None
 
@@ -1327,37 +1332,45 @@ def expert_layers_of(blocks: Any) -> dict[int, ExpertLayer]:
     return layers
 
 
-def _check_mlps(model: Any, stack: str, name: str, expert_layers: Mapping[int, ExpertLayer]) -> None:
-    """Raise unless every other block has one dense MLP, whose ``hook_post`` is the input of its ``W_out``."""
-    hooks = model.hook_dict
-    width = getattr(text_config(model.original_model.config), "hidden_size", None)
-    for layer, block in enumerate(getattr(model, stack, [None])):
-        if layer in expert_layers:
-            continue
-        mlp = getattr(block, "mlp", None)
-        out = getattr(mlp, out_name(mlp), None)
-        hook = hooks.get(f"{stack}.{layer}.mlp.hook_post")
-        if out is None or hook is not out.hook_in or block.mlp.W_out.ndim != 2:
-            raise UnsupportedModelError(
-                f"{name}: hook_post of layer {layer} is not the input of a W_out (the layer is a mixture of experts, "
-                "or has no MLP); expected one dense MLP in every block. Load a dense model."
-            )
-        shape = tuple(block.mlp.W_out.shape)
-        if width is not None and shape[1] != width:
-            raise UnsupportedModelError(
-                f"{name}: W_out of layer {layer} has the shape {shape}; expected rows of the residual stream's width, "
-                f"{width}. The adapter maps another weight as W_out."
-            )
-        if 0 in shape:
-            raise UnsupportedModelError(
-                f"{name}: layer {layer} has no neurons (W_out has the shape {shape}); expected "
-                "at least one. Load a checkpoint with MLPs."
-            )
+def _checked_W_out(
+    block: Any, layer: int, hook_post: Any, width: int | None, name: str
+) -> Float[Tensor, "d_mlp d_model"]:
+    """Return the value rows of a block that has one dense MLP, whose ``hook_post`` is the input of its ``W_out``.
+
+    Args:
+        block: the block.
+        layer: its number.
+        hook_post: the hook point of that name; None where there is none.
+        width: of the residual stream; None where the configuration does not tell.
+        name: of the model.
+
+    Raises:
+        UnsupportedModelError: the block has no such MLP.
+    """
+    mlp = getattr(block, "mlp", None)
+    out = getattr(mlp, out_name(mlp), None)
+    W_out = None if out is None or hook_post is not out.hook_in else block.mlp.W_out
+    if W_out is None or W_out.ndim != 2:
+        raise UnsupportedModelError(
+            f"{name}: hook_post of layer {layer} is not the input of a W_out (the layer is a mixture of experts, "
+            "or has no MLP); expected one dense MLP in every block. Load a dense model."
+        )
+    shape = tuple(W_out.shape)
+    if width is not None and shape[1] != width:
+        raise UnsupportedModelError(
+            f"{name}: W_out of layer {layer} has the shape {shape}; expected rows of the residual stream's width, "
+            f"{width}. The adapter maps another weight as W_out."
+        )
+    if 0 in shape:
+        raise UnsupportedModelError(
+            f"{name}: layer {layer} has no neurons (W_out has the shape {shape}); expected "
+            "at least one. Load a checkpoint with MLPs."
+        )
+    return W_out
 
 
-def _has_attention(model: Any) -> bool:
+def _has_attention(model: Any, hooks: Mapping[str, Any]) -> bool:
     """Return whether every block has attention, whose output a pass can start from."""
-    hooks = model.hook_dict
     return all(f"blocks.{layer}.attn.hook_out" in hooks for layer in range(len(getattr(model, "blocks", ()))))
 
 
@@ -1483,20 +1496,24 @@ def _recorded(run: Callable[..., Any], arguments: list[Any], layer: int) -> Call
     return forward
 
 
-def _hooks_on(module: Any) -> Iterator[Any]:
-    """Yield the functions that a module calls beside, or instead of, the ``forward`` of its class.
+def _hooks_on(modules: Iterable[Any]) -> Iterator[Any]:
+    """Yield the functions that modules call beside, or instead of, the ``forward`` of their class.
 
     TransformerLens wraps a hook for PyTorch and, from version 4 on, keeps the original beside the wrapper; version 3
     keeps none, and puts no hooks on a model itself.
     """
-    handles = [*getattr(module, "fwd_hooks", ()), *getattr(module, "bwd_hooks", ())]
-    yield from (getattr(handle, "user_hook", None) for handle in handles)
-    for name in HOOKS:
-        for hook_fn in getattr(module, name).values():
-            if not handles or _module_of(hook_fn) != "transformer_lens.hook_points":
-                yield hook_fn
-    if "forward" in module.__dict__:
-        yield module.__dict__["forward"]
+    for module in modules:
+        # Read as they are stored, since a module looks for an attribute that it lacks in all its weights and parts.
+        attributes = vars(module)
+        handles = [*attributes.get("fwd_hooks", ()), *attributes.get("bwd_hooks", ())]
+        for handle in handles:
+            yield getattr(handle, "user_hook", None)
+        for name in HOOKS:
+            for hook_fn in attributes[name].values():
+                if not handles or _module_of(hook_fn) != "transformer_lens.hook_points":
+                    yield hook_fn
+        if "forward" in attributes:
+            yield attributes["forward"]
 
 
 def _is_users(hook_fn: Any) -> bool:

@@ -7,7 +7,7 @@ error, never a random matrix. Weights are read from safetensors where there are 
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field
@@ -44,6 +44,7 @@ from kn_lens.hosts.gguf import (
     packaged_file,
     reading_options,
 )
+from kn_lens.hosts.module_tree import modules_of, weights_of
 from kn_lens.hosts.peft_adapters import ADAPTER_CONFIG, base_of_adapter, merge_adapter
 from kn_lens.hosts.tokenizers import (
     adds_special_tokens_before,
@@ -355,57 +356,72 @@ def check_in_memory(model: Any) -> None:
     check_config(model.config, architecture_of(model), kind)
 
 
-def check_state(hf_model: nn.Module, name: str) -> None:
+def check_state(hf_model: nn.Module, name: str, modules: Sequence[nn.Module]) -> None:
     """Raise unless the model is in evaluation mode, whole on one device, and of plain floating-point weights.
+
+    Args:
+        hf_model: the model.
+        name: its name in the message.
+        modules: its `modules_of`.
 
     Raises:
         UnsupportedModelError: with the module or weight that fails the check.
     """
-    training = [path for path, module in hf_model.named_modules() if module.training]
-    if training:
+    if any(module.training for module in modules):
+        training = [path for path, module in hf_model.named_modules() if module.training]
         where = "" if "" in training else f" ({len(training)} of its parts, such as {_checkpoint_name(training[0])!r})"
         raise UnsupportedModelError(
             f"{name} is in train mode{where}, where dropout makes passes random; call model.eval() first."
         )
-    check_placed(hf_model, name)
+    check_placed(hf_model, name, modules)
 
 
-def check_placed(model: nn.Module, name: str) -> None:
+def check_placed(model: nn.Module, name: str, modules: Sequence[nn.Module]) -> None:
     """Raise unless the model is whole on one device, and of plain floating-point weights.
+
+    Args:
+        model: the model.
+        name: its name in the message.
+        modules: its `modules_of`.
 
     Raises:
         UnsupportedModelError: with the module or weight that fails the check.
     """
-    devices = {str(weight.device) for weight in model.parameters()}
+    weights = weights_of(modules)
+    devices = {str(device) for device in {weight.device for weight in weights}}
     if len(devices) > 1 or "meta" in devices:
         raise UnsupportedModelError(
             f"{name} has weights on {' and '.join(sorted(devices))}; expected all on one device: model.to(device), or "
             "loaded without device_map= (a model on meta has its weights elsewhere, or none). Where memory is short, "
             "load it in dtype=torch.bfloat16."
         )
-    for path, module in model.named_modules():
+    for module in modules:
         library = type(module).__module__
         if library.startswith(_QUANTISING_LIBRARIES):
+            path = next(path for path, other in model.named_modules() if other is module)
             raise UnsupportedModelError(
                 f"{name} is quantised: {_checkpoint_name(path)!r} is {type_with_article(module)} of "
                 f"{library.partition('.nn')[0]}; load {INSTEAD_OF_QUANTISED}."
             )
-    for path, weight in model.named_parameters():
+    for weight in weights:
+        # Those of torchao have classes of their own, and say that they are float32.
+        is_plain = type(weight) in (nn.Parameter, torch.Tensor)
+        if is_plain and weight.dtype in _WEIGHT_TYPES and not weight.is_inference():
+            continue
+        path = _checkpoint_name(next(path for path, other in model.named_parameters() if other is weight))
         if weight.is_inference():
             raise UnsupportedModelError(
-                f"{name} was made under torch.inference_mode(): no gradient passes its weights, such as "
-                f"{_checkpoint_name(path)!r}, and no edit of them can be undone. Load it outside that mode."
+                f"{name} was made under torch.inference_mode(): no gradient passes its weights, such as {path!r}, and "
+                "no edit of them can be undone. Load it outside that mode."
             )
         if weight.dtype not in _WEIGHT_TYPES:
             raise UnsupportedModelError(
-                f"{name} is quantised: {_checkpoint_name(path)!r} is {weight.dtype}; load {INSTEAD_OF_QUANTISED}."
+                f"{name} is quantised: {path!r} is {weight.dtype}; load {INSTEAD_OF_QUANTISED}."
             )
-        # Those of torchao have classes of their own, and say that they are float32.
-        if type(weight) not in (nn.Parameter, torch.Tensor):
-            raise UnsupportedModelError(
-                f"{name} is quantised or sharded: {_checkpoint_name(path)!r} is {type_with_article(weight)}, no plain "
-                f"tensor; load {INSTEAD_OF_QUANTISED}."
-            )
+        raise UnsupportedModelError(
+            f"{name} is quantised or sharded: {path!r} is {type_with_article(weight)}, no plain tensor; load "
+            f"{INSTEAD_OF_QUANTISED}."
+        )
 
 
 def check_finite(hf_model: nn.Module, name: str) -> None:
@@ -431,7 +447,8 @@ def check_finite(hf_model: nn.Module, name: str) -> None:
 def restored_on_error(hf_model: Any) -> Iterator[None]:
     """Give a Hugging Face model its own submodules and settings back if the ``with`` block raises."""
     states: list[tuple[nn.Module, dict[str, Any]]] = []
-    for module in hf_model.modules():
+    modules = modules_of(hf_model)
+    for module in modules:
         state: dict[str, Any] = {}
         for key, value in vars(module).items():
             state[key] = copy(value) if isinstance(value, dict) else value  # of submodules, weights and hooks
@@ -442,7 +459,7 @@ def restored_on_error(hf_model: Any) -> Iterator[None]:
     kept_bias = None if bias is None else bias.clone()
     attention = hf_model.config._attn_implementation
     experts = hf_model.config._experts_implementation
-    outputs = output_settings(hf_model)
+    outputs = output_settings(modules)
     try:
         yield
     except BaseException:
@@ -475,13 +492,14 @@ class OutputSetting:
     value: Any
 
 
-def output_settings(hf_model: nn.Module) -> list[OutputSetting]:
-    """Return the settings with which passes of a model fail, since they return something else.
+def output_settings(modules: Iterable[nn.Module]) -> list[OutputSetting]:
+    """Return the settings with which passes of a model of some modules fail, since they return something else.
 
     Without ``return_dict``, modules return tuples where others expect names. With ``output_router_logits``, a mixture
     of experts computes a loss of the routing, of passes through all layers and rows alone.
     """
-    configs = {id(config): config for config in (getattr(part, "config", None) for part in hf_model.modules())}
+    # A plain attribute of modules: one that lacks it would look for it in all its weights and parts.
+    configs = {id(config): config for config in (vars(module).get("config") for module in modules)}
     found: list[OutputSetting] = []
     for config in configs.values():
         for name, value in _RETURNED_OTHERWISE.items():
@@ -492,7 +510,7 @@ def output_settings(hf_model: nn.Module) -> list[OutputSetting]:
 
 def return_logits_by_name(hf_model: nn.Module) -> None:
     """Let a model return its logits by name, and nothing beside that passes of parts of it cannot compute."""
-    for setting in output_settings(hf_model):
+    for setting in output_settings(modules_of(hf_model)):
         setattr(setting.config, setting.name, not setting.value)
 
 

@@ -468,7 +468,8 @@ def _reason_against_class(config: Any, architecture: str, family: Family | None)
             f"{architecture or 'it'} is an encoder-decoder in which it is not known where an answer is read; take a "
             "T5, mT5, BART, mBART or T5Gemma"
         )
-    if architecture in registered_by_user():
+    registered = adapters()
+    if is_users_own(registered, architecture):
         return None
     if family and family.architecture != architecture:
         if architecture.endswith(tuple(_KIND_BY_ENDING)):
@@ -477,7 +478,7 @@ def _reason_against_class(config: Any, architecture: str, family: Family | None)
             reason = f"{with_article(architecture)} lacks the language-model head that answers are read from"
         return f"{reason}; take {with_article(family.architecture)}"
     instead = "take one of the families that `kn-lens models` lists"
-    if architecture not in adapters():
+    if architecture not in registered:
         return (
             f"{architecture or 'its class'} has no adapter in TransformerLens {version('transformer-lens')}; register "
             f"one with its ArchitectureAdapterFactory.register_adapter, or {instead}"
@@ -601,18 +602,14 @@ def adapters() -> Mapping[str, Any]:
     return ArchitectureAdapterFactory._adapters
 
 
-def registered_by_user() -> set[str]:
-    """Return the architectures whose adapter does not come with TransformerLens."""
-    with quiet_imports():
-        from transformer_lens.factories.architecture_adapter_factory import (
-            SUPPORTED_ARCHITECTURES,
-        )
+def is_users_own(registered: Mapping[str, Any], architecture: str) -> bool:
+    """Return whether an architecture has an adapter that does not come with TransformerLens."""
+    from transformer_lens.factories.architecture_adapter_factory import (
+        SUPPORTED_ARCHITECTURES,
+    )
 
-    names = set()
-    for name, adapter in adapters().items():
-        if SUPPORTED_ARCHITECTURES.get(name) is not adapter:
-            names.add(name)
-    return names
+    adapter = registered.get(architecture)
+    return adapter is not None and SUPPORTED_ARCHITECTURES.get(architecture) is not adapter
 
 
 @contextmanager
@@ -624,4 +621,5 @@ def quiet_imports() -> Iterator[None]:
         try:
             yield
         finally:
-            logger.setLevel(level)
+            if logger.level != level:  # setting it clears what every logger of the process knows of its level
+                logger.setLevel(level)

@@ -26,6 +26,7 @@ from kn_lens.hosts.checkpoints import check_placed, origin_of
 from kn_lens.hosts.families import architecture_of, quiet_imports
 from kn_lens.hosts.kv_prefix import KVPrefix
 from kn_lens.hosts.model_protocol import HookFn
+from kn_lens.hosts.module_tree import modules_of
 from kn_lens.hosts.overrides import select_position
 from kn_lens.hosts.tokenizers import copy_for_transformer_lens
 
@@ -125,7 +126,7 @@ def hooked_host(model: Any) -> HookedHost:
     """
     cfg = model.cfg
     name = str(cfg.model_name)
-    check_placed(model, name)  # there is no dropout in these classes: train mode changes nothing
+    check_placed(model, name, modules_of(model))  # there is no dropout in these classes: train mode changes nothing
     _check_blocks(model, name)
     if cfg.use_normalization_before_and_after or cfg.original_architecture in _POST_NORM:
         raise UnsupportedModelError(

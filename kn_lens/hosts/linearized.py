@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from kn_lens.errors import UnsupportedModelError
 from kn_lens.hosts.bridge import Host
 from kn_lens.hosts.model_protocol import HookFn
+from kn_lens.hosts.module_tree import modules_of
 from kn_lens.hosts.overrides import norm_bridges, override_forwards
 
 PROBE_SIZE = 2.0**10
@@ -322,7 +323,7 @@ def run_linearized(
     hooks += recorder.hooks(patterns, recorder.detached)
     held: list[HeldNorm] = []
     norms: dict[Any, Callable[..., Tensor]] = {}
-    for norm in norm_bridges(host.model):
+    for norm in norm_bridges(modules_of(host.model)):
         norms[norm] = _held(host, norm, hold_means, held)
     with torch.enable_grad(), override_forwards(norms):
         logits = host.logits(tokens, attention_mask, read_pos, hooks)
@@ -348,7 +349,7 @@ def check_norms(host: Host) -> None:
         UnsupportedModelError: TransformerLens does not wrap a norm.
     """
     wrapped: set[nn.Module] = set()
-    for norm in norm_bridges(host.model):
+    for norm in norm_bridges(modules_of(host.model)):
         wrapped.update(norm.modules())
     for block in host.blocks:
         for path, module in block.named_modules():

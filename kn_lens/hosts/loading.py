@@ -39,6 +39,7 @@ from kn_lens.hosts.hooked import hooked_from, hooked_host, is_hooked
 from kn_lens.hosts.logit_check import LogitCheck, ReferenceLogits, cure_of_failed_pass
 from kn_lens.hosts.memory import ran_out_of_memory
 from kn_lens.hosts.model_protocol import HookedModel
+from kn_lens.hosts.module_tree import modules_of
 from kn_lens.hosts.tokenizers import (
     adds_special_tokens_before,
     attach_tokenizer,
@@ -185,7 +186,7 @@ def load_model(
         else:
             check_in_memory(name_or_model)
             name = name_or_model.config._name_or_path or type(name_or_model).__name__
-            check_state(name_or_model, name)
+            check_state(name_or_model, name, modules_of(name_or_model))
             if tokenizer is not None and adds_special_tokens_before(tokenizer):
                 check_beginning(tokenizer, read_again(tokenizer))
             with restored_on_error(name_or_model):
@@ -300,7 +301,7 @@ def check_host(model: HookedModel | Host, reference: Any = None) -> LogitCheck:
                 "passed to load_model."
             )
         check_in_memory(reference)
-        check_state(reference, kind)
+        check_state(reference, kind, modules_of(reference))
         plain = reference
         name = f"the {kind} given"
     _check_comparable(plain, host, name)

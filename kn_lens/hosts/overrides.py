@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kn_lens._core.interrupts import undone
+from kn_lens.hosts.module_tree import modules_of
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 """The attributes in which PyTorch keeps the hooks of a module."""
@@ -75,12 +76,14 @@ def wrapped_modules(checkpoint: nn.Module) -> list[WrappedModule]:
     from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
     wrapped: list[WrappedModule] = []
-    for parent in checkpoint.modules():
+    for parent in modules_of(checkpoint):
         if isinstance(parent, GeneralizedComponent):
             continue
         for name, child in parent.named_children():
+            if not isinstance(child, GeneralizedComponent):
+                continue
             own = getattr(child, "original_component", None)
-            if isinstance(child, GeneralizedComponent) and isinstance(own, nn.Module):
+            if isinstance(own, nn.Module):
                 wrapped.append(WrappedModule(parent=parent, name=name, wrapper=child, own=own))
     return wrapped
 
@@ -102,7 +105,7 @@ def own_modules(wrapped: Sequence[WrappedModule]) -> AbstractContextManager[None
 def eager_configs(checkpoint: nn.Module) -> list[Any]:
     """Return the configurations by which modules of a Hugging Face model compute attention in separate products."""
     configs: dict[int, Any] = {}
-    for module in checkpoint.modules():
+    for module in modules_of(checkpoint):
         config = getattr(module, "config", None)
         if getattr(config, _IMPLEMENTATION, None) == "eager":
             configs[id(config)] = config
@@ -136,7 +139,7 @@ def fused_activations(checkpoint: nn.Module) -> dict[Any, Callable[..., Any]]:
     from transformers.activations import NewGELUActivation
 
     fused = partial(nn.functional.gelu, approximate="tanh")
-    return {module: fused for module in checkpoint.modules() if isinstance(module, NewGELUActivation)}
+    return {module: fused for module in modules_of(checkpoint) if isinstance(module, NewGELUActivation)}
 
 
 def caches_expanded_keys(block: Any) -> bool:
@@ -149,13 +152,13 @@ def caches_expanded_keys(block: Any) -> bool:
     return isinstance(getattr(block, "attn", None), MLAAttentionBridge)
 
 
-def norm_bridges(model: nn.Module) -> list[Any]:
-    """Return the modules of TransformerLens that wrap the norms of the checkpoint."""
+def norm_bridges(modules: Iterable[nn.Module]) -> list[Any]:
+    """Return those of some modules with which TransformerLens wraps the norms of the checkpoint."""
     from transformer_lens.model_bridge.generalized_components.normalization import (
         NormalizationBridge,
     )
 
-    return [module for module in model.modules() if isinstance(module, NormalizationBridge)]
+    return [module for module in modules if isinstance(module, NormalizationBridge)]
 
 
 def native_norm_forwards(norms: Iterable[Any]) -> dict[Any, Callable[..., Any]]:
