@@ -27,7 +27,7 @@ STAGES = (
     "methods",
     *LAST,
 )
-ON_REQUEST = ("positions", "circuits", "degenerate", "consistency")
+ON_REQUEST = ("positions", "circuits", "degenerate", "consistency", "editors")
 """Stages whose tables a run has only where it is asked for them."""
 MODEL = {
     "kind": "masked",
@@ -88,6 +88,7 @@ def write_run(
             "circuits",
             "degenerate",
             "consistency",
+            "editors",
             "answer_readouts",
         ):
             if stage in stages:  # the report reads only their tables
@@ -231,6 +232,14 @@ def _tables(relations: Sequence[str], random: np.random.Generator) -> dict[str, 
             neuron_set=["found", "activation", "random"],
         ),
         "consistency_by_relation": estimates("consistency", relation=relations, measure=["consistent", "jaccard"]),
+        "editors": _of_editors(
+            estimates(
+                "editors",
+                editor=["KN", "ROME"],
+                neuron_set=["found", "activation", "random"],
+                asked=[("own wording", "success"), ("held-out wording", "success"), ("other facts", "kept")],
+            )
+        ),
         "answer_readouts": estimates("answer_readouts", neuron_set=["found", "activation", "random"]),
         "syntax": estimates("syntax", measure=["accuracy"], factor=[0.0, 2.0], neuron_set=["found", "random"]),
         "completeness": (
@@ -246,3 +255,11 @@ def _tables(relations: Sequence[str], random: np.random.Generator) -> dict[str, 
     stage, table = tables["figures4_5"]
     tables["figures4_5"] = stage, table.assign(paper=[-0.29 if number == 0 else np.nan for number in range(len(table))])
     return tables
+
+
+def _of_editors(made: tuple[str, pd.DataFrame]) -> tuple[str, pd.DataFrame]:
+    """Split the question and the measure of each row."""
+    stage, table = made
+    questions = [question for question, _ in table["asked"]]
+    measures = [measure for _, measure in table["asked"]]
+    return stage, table.drop(columns="asked").assign(question=questions, measure=measures)

@@ -55,6 +55,20 @@ TF32 = "tf32"
 DTYPES = ("float32", TF32, "float64", "bfloat16", "float16")
 """The types in which weights are loaded, by their names in PyTorch, and ``TF32``."""
 
+EDITORS: Mapping[str, str] = {
+    "KN": "KN",
+    "KN-paper": "KN (paper)",
+    "KN-official": "KN (official)",
+    "KN-eleutherai": "KN (EleutherAI)",
+    "KN-easyedit": "KN (EasyEdit)",
+    "ROME": "ROME",
+    "MEMIT": "MEMIT",
+    "AlphaEdit": "AlphaEdit",
+    "FT": "FT-L",
+}
+"""The editors as commands and settings name them, ``KN`` with or without a preset, and their names in tables."""
+EDITOR_NAMES = tuple(EDITORS)
+
 Scaling = Literal["norm", "plain"]
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from kn_lens.errors import ArgumentError
+from kn_lens._core.atomic import read_whole
+from kn_lens.errors import ArgumentError, DataError
 from kn_lens.facts import FactSet
 
 _HEAD_BYTES = 1 << 16
@@ -40,10 +41,7 @@ def detect_format(source: str) -> str:
         if any(path.glob("*/templates.jsonl")):
             return "mlama"
         return "pararel" if (path / "facts").is_dir() else "lama"
-    head = ""
-    if path.is_file():
-        with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES).decode(errors="replace")
+    head = head_of(path)
     if path.suffix == ".csv":
         return "csv"
     if path.suffix == ".json":
@@ -54,6 +52,14 @@ def detect_format(source: str) -> str:
         f"{source}: the suffix {path.suffix!r} does not determine the format. Name the format with "
         "--format, or use a file that ends in .jsonl, .json or .csv."
     )
+
+
+def head_of(path: Path) -> str:
+    """Return the first bytes of a file as text; nothing where there is no file."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return file.read(_HEAD_BYTES).decode(errors="replace")
 
 
 def read_facts(source: str, format: str | None, templates: Path | None, split: str) -> FactSet:
@@ -101,6 +107,22 @@ def read_facts(source: str, format: str | None, templates: Path | None, split: s
     if format == "csv":
         return FactSet.from_csv(source, templates=templates)
     return FactSet.from_jsonl(source, templates=templates)
+
+
+def read_texts(path: Path) -> list[str]:
+    """Read a text file in UTF-8, a text a line; empty lines are left out.
+
+    Raises:
+        DataError: The file is missing, no text in UTF-8, or empty.
+    """
+    try:
+        lines = read_whole(path).decode().splitlines()
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a null character
+        raise DataError(f"{path}: cannot be read as text in UTF-8 ({error}).") from error
+    texts = [line for line in lines if line.strip()]
+    if not texts:
+        raise DataError(f"{path}: there is no text in it; expected at least one, a text a line.")
+    return texts
 
 
 def choose(

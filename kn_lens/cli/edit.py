@@ -1,7 +1,7 @@
 """``kn-lens edit``: weight edits, their effects, and the edited model as a checkpoint."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -13,12 +13,22 @@ from rich.console import Group
 from kn_lens._core import defaults
 from kn_lens._core.advice import STRENGTH_ADVICE
 from kn_lens._core.atomic import write_whole
-from kn_lens._core.names import DTYPES, UPDATE_FORMS, Scaling
+from kn_lens._core.names import DTYPES, EDITOR_NAMES, FACT_FORMATS, UPDATE_FORMS, Scaling
 from kn_lens._core.wording import counted
 from kn_lens.cli import _options as options
-from kn_lens.cli._facts import choose, read_facts
+from kn_lens.cli._facts import choose, detect_format, head_of, read_facts, read_texts
 from kn_lens.cli._help import Command, CommandGroup, help_without_subcommand
-from kn_lens.cli._options import MODEL, RESULT, check_output_path, choice, flag, named_option, option
+from kn_lens.cli._options import (
+    FACTS,
+    LEAVE_OUT_OPTION,
+    MODEL,
+    RESULT,
+    check_output_path,
+    choice,
+    flag,
+    named_option,
+    option,
+)
 from kn_lens.cli._run import (
     build_prompts,
     describe_model,
@@ -29,20 +39,29 @@ from kn_lens.cli._run import (
     one_neuron_source,
     unqueried_facts,
 )
-from kn_lens.cli._tables import ROWS_SHOWN, left_out_lines, number, table
+from kn_lens.cli._tables import ROWS_SHOWN, interval, is_missing, left_out_lines, number, table
 from kn_lens.cli._terminal import err, out, print_json, show_progress
 from kn_lens.errors import ArgumentError, DataError, PromptError
 from kn_lens.facts import Fact, FactSet
 
 if TYPE_CHECKING:
-    from kn_lens.edits import WeightEdit
+    from kn_lens.edits import EditingData, Questions, WeightEdit
     from kn_lens.neurons import NeuronSet
+    from kn_lens.prompts import PromptBatch
 
 CHANGE = "Change of the rows"
+EDITORS = "Editors"
+MEASURES = "Measures"
 TRIAL_OTHERS = 100
-"""Other facts in the trial of an update, each in one template."""
+"""Other facts in the trial of an update, and beside compared editors, each in one template."""
 TRIAL_SEED = 0
-"""Advice of all messages about the strength of updates."""
+MOMENTS_FILE = ".safetensors"
+COUNTERFACT, KNOWEDIT = EDITING_FORMATS = ("counterfact", "knowedit")
+"""Formats of data sets for editing, which have new answers, held-out wordings and other facts."""
+PLACES = {"found": "where the editor writes", "activation": "most active", "random": "random"}
+"""Labels of where the rows of change go."""
+COMPARED_LIMIT = 5
+"""Facts of each relation that editors are compared on, unless told."""
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -249,6 +268,233 @@ def erase(
             erased.enter_context(step.applied(loaded))
             steps.append(step)
     _save("edit erase", reduce(add, steps), to, json)
+
+
+@app.command(cls=Command)
+def compare(
+    editor: Annotated[
+        list[str] | None,
+        choice(EDITOR_NAMES, "Editor; repeatable; by default all that edit this kind of model", EDITORS),
+    ] = None,
+    moments: Annotated[
+        Path | None,
+        option(
+            EDITORS,
+            "FILE",
+            "Second moments for ROME, MEMIT and AlphaEdit: a file that SecondMoments.save wrote (.safetensors), or a "
+            "text file, a text a line; by default the embedded facts, a sentence each.",
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        option(EDITORS, "DIR", "Folder that keeps computed second moments for the next call."),
+    ] = None,
+    rome_layer: Annotated[
+        int | None,
+        option(EDITORS, "N", "Layer of ROME; by default the published one, or that of its depth.", min=0),
+    ] = None,
+    memit_layer: Annotated[
+        list[int] | None,
+        option(EDITORS, "N", "Layer of MEMIT and AlphaEdit; repeatable; by default the published ones.", min=0),
+    ] = None,
+    min_prompts: Annotated[
+        int | None,
+        option(
+            EDITORS,
+            "N",
+            f"Minimum number of prompts that share a neuron of KN; by default {defaults.MIN_PROMPTS}, or what the fact "
+            "with the fewest has.",
+            min=1,
+        ),
+    ] = None,
+    with_prefixes: Annotated[
+        bool,
+        flag(
+            EDITORS,
+            "--prefixes/--no-prefixes",
+            "Five texts before a fact's first prompt, for ROME, MEMIT and AlphaEdit.",
+        ),
+    ] = True,
+    new_object: Annotated[
+        str | None,
+        named_option(
+            MEASURES,
+            "--object",
+            "TEXT",
+            "New answer of all facts but those that have it; by default each fact gets the answer of another fact of "
+            "its relation, drawn at random. CounterFact and KnowEdit have their own.",
+        ),
+    ] = None,
+    sizes: Annotated[
+        list[int] | None,
+        named_option(MEASURES, "--size", "N", "Facts of one edit; repeatable, 1 by default."),
+    ] = None,
+    held_out: Annotated[
+        int,
+        option(MEASURES, "N", "Templates of each fact that no editor sees: its last ones.", min=0),
+    ] = 1,
+    wordings: Annotated[
+        int | None,
+        option(MEASURES, "N", "Maximum number of templates of each fact that the editors see.", min=1),
+    ] = None,
+    others: Annotated[
+        int,
+        option(MEASURES, "N", "Other facts, which should stay the same, drawn at random, in one template.", min=0),
+    ] = TRIAL_OTHERS,
+    n_generated: Annotated[
+        int,
+        option(
+            MEASURES,
+            "N",
+            "Tokens that a causal model writes after each subject, for its fluency: the entropy of n-grams.",
+            min=0,
+        ),
+    ] = 0,
+    controls: Annotated[
+        bool,
+        flag(MEASURES, "--controls/--no-controls", "The same rows of change in other places, beside each edit."),
+    ] = True,
+    model: options.Model = "world-gpt2",
+    device: options.Device = None,
+    dtype: options.Dtype = defaults.DTYPE,
+    check: options.Check = True,
+    memory: options.Memory = None,
+    facts: options.Facts = "world",
+    format: Annotated[
+        str | None,
+        choice((*FACT_FORMATS, KNOWEDIT), "Format of the facts, detected by default", FACTS),
+    ] = None,
+    templates: options.Templates = None,
+    split: options.Split = defaults.SPLIT,
+    relation: options.Relations = None,
+    subject: options.Subjects = None,
+    limit: Annotated[
+        int | None,
+        option(
+            FACTS,
+            "N",
+            f"Maximum number of facts of each relation, drawn at random; {COMPARED_LIMIT} by default.",
+            min=1,
+        ),
+    ] = None,
+    seed: options.Seed = 0,
+    leave_out_unknown: options.LeaveOutUnknown = False,
+    to: options.Out = None,
+    json: options.Json = False,
+) -> None:
+    """Give facts new answers with several editors, and measure each edit on these and on other facts.
+
+    The table has, for each editor and its controls, the share of prompts with the new answer on top, in the wordings
+    that editors saw and in held-out ones, and the share of right answers to other facts that are lost. An edit that an
+    editor refuses, as KN does where it finds no neurons, counts as no change. --out takes the effects on each fact as
+    CSV, --json also the table with all measures.
+
+    Example:
+        kn-lens edit compare --relation P36 --editor KN --editor FT
+    """
+    from dataclasses import replace
+
+    from kn_lens.edits import (
+        HELD_OUT,
+        NamedEditors,
+        SecondMoments,
+        compare_edits,
+        edit_table,
+        generation_prompts,
+        second_moments,
+    )
+    from kn_lens.hosts import host_of
+
+    memory_budget = memory_budget_of(memory)
+    named = NamedEditors(
+        names=editor or (),
+        rome_layer=rome_layer,
+        memit_layers=memit_layer or (),
+        min_prompts=min_prompts,
+        with_prefixes=with_prefixes,
+    )
+    check_output_path(to, facts, templates, moments)
+    texts: list[str] | None = None
+    saved: SecondMoments | None = None
+    if moments is not None and moments.suffix == MOMENTS_FILE:
+        saved = SecondMoments.load(moments)
+    elif moments is not None:
+        texts = read_texts(moments)
+    limit = limit or COMPARED_LIMIT
+    format = format or _editing_format(facts)
+    data: EditingData | None = None
+    if format in EDITING_FORMATS:
+        data = _editing_data(format, facts, templates, split, new_object)
+        data = data.select(choose(FactSet(data.updates), relation, subject, limit, seed))
+        source = data.others
+        new_objects = dict(data.updates)
+    else:
+        source = read_facts(facts, format, templates, split)
+        new_objects = _new_objects(choose(source, relation, subject, limit, seed), source, new_object, seed)
+    sizes = sizes or [1]
+    _check_sizes(sizes, len(new_objects))
+    loaded = load(model, device, dtype, check=check)
+
+    def moments_of(layers: list[int]) -> SecondMoments:
+        if saved is not None:
+            saved.check_for(loaded, layers)
+            return saved
+        with show_progress("Computing second moments", unit="texts") as progress:
+            return second_moments(
+                loaded, texts, layers=layers, cache=cache, memory_budget=memory_budget, progress=progress
+            )
+
+    updates, asked = _updates_and_questions(loaded, new_objects, data, held_out, wordings, leave_out_unknown)
+    _check_sizes(sizes, len(updates))
+    host = host_of(loaded)
+    if n_generated:
+        generation_prompts(host, list(updates), n_generated, None)  # raises before second moments are computed
+    if min_prompts is None:
+        fewest = min(len(fact.templates) for fact in updates)
+        named = replace(named, min_prompts=min(defaults.MIN_PROMPTS, fewest))
+    editors = named.editors(host, moments_of)
+    other_prompts = _other_prompts(loaded, source, updates, others, seed) if others else None
+    with show_progress("Comparing editors", unit="edits") as progress:
+        effects = compare_edits(
+            loaded,
+            updates,
+            editors,
+            questions=asked,
+            others=other_prompts,
+            sizes=sizes,
+            controls=controls,
+            refused="unchanged",
+            n_generated=n_generated,
+            seed=seed,
+            memory_budget=memory_budget,
+            progress=progress,
+        )
+    summary = edit_table(effects, seed=seed)
+    reasons = effects.loc[(effects["why"] != "") & (effects["neuron_set"] == "found")]
+    document = {
+        "command": "edit compare",
+        "model": describe_model(loaded),
+        "editors": [one.name for one in editors],
+        "sizes": sizes,
+        "controls": controls,
+        "seed": seed,
+        "n_facts": len(updates),
+        "n_held_out": len(asked.get(HELD_OUT, {})),
+        "n_others": 0 if other_prompts is None else len(other_prompts),
+        "left_out": [fact.key for fact in new_objects if fact not in updates],
+        "refused": reasons.drop_duplicates(["editor", "n_edits", "key"])[["editor", "key", "why"]].to_dict("records"),
+        "table": summary.to_dict("records"),
+        "facts": effects.to_dict("records"),
+        "out": None if to is None else str(to),
+    }
+    if to is not None:
+        write_whole(to, effects.to_csv(index=False))
+    if json:
+        print_json(document)
+        return
+    out.print(_editors_group(document))
+    if to is not None:
+        out.print(f"Effects on every fact written to {to}", soft_wrap=True)
 
 
 @app.command(cls=Command)
@@ -534,6 +780,208 @@ def _answers_table(document: Mapping[str, Any]) -> Group:
     return Group(answers, note)
 
 
+def _new_objects(chosen: FactSet, source: FactSet, new_object: str | None, seed: int) -> dict[Fact, str]:
+    """Return the new answer of each fact: the given one, or one drawn from the other answers of its relation.
+
+    Raises:
+        ArgumentError: no fact has another answer than the given one, or a relation has one answer alone.
+    """
+    import numpy as np
+
+    if new_object is not None:
+        new_objects = {fact: new_object for fact in chosen if fact.object != new_object}
+        if not new_objects:
+            raise ArgumentError(
+                f"--object {new_object}: all {len(chosen)} facts have this answer; expected a new one, or other facts."
+            )
+        return new_objects
+    generator = np.random.default_rng(seed)
+    drawn: dict[Fact, str] = {}
+    for fact in chosen:
+        alike = [other for other in source if (other.relation, other.language) == (fact.relation, fact.language)]
+        candidates = sorted({other.object for other in alike} - {fact.object})
+        if not candidates:
+            raise ArgumentError(
+                f"All facts of {fact.relation_name} have the answer {fact.object!r}, so that none can be drawn. "
+                "Name a new answer with --object, or choose other relations with --relation."
+            )
+        drawn[fact] = candidates[generator.integers(len(candidates))]
+    return drawn
+
+
+def _check_sizes(sizes: Sequence[int], n_facts: int) -> None:
+    """Check the sizes of edits before anything is computed.
+
+    Raises:
+        ArgumentError: a size without that many facts, or one twice.
+    """
+    for size in sizes:
+        if not 1 <= size <= n_facts:
+            raise ArgumentError(f"--size {size}; expected 1 to {n_facts}, the number of facts that are edited.")
+        if sizes.count(size) > 1:
+            raise ArgumentError(f"--size {size} is given twice; expected each size once.")
+
+
+def _updates_and_questions(
+    model: Any,
+    new_objects: Mapping[Fact, str],
+    data: "EditingData | None",
+    held_out: int,
+    wordings: int | None,
+    leave_out: bool,
+) -> "tuple[dict[Fact, str], dict[str, Questions]]":
+    """Return the updates in the templates that editors see, and groups of questions in templates that they do not.
+
+    Only templates that take both answers count. Without a data set, which has its own questions, the last templates of
+    a fact are held out; a fact with too few of them keeps one for the editors.
+
+    Raises:
+        PromptError: a fact without such a template, unless they are left out.
+    """
+    from dataclasses import replace
+
+    from kn_lens.edits import HELD_OUT, Question, answerable
+    from kn_lens.hosts import host_of
+
+    host = host_of(model)
+    own = {fact: Question(fact, new_object) for fact, new_object in new_objects.items()}
+    with show_progress(f"Writing the prompts of {len(own):,} facts"):
+        fitting = answerable(host, own)
+    missing = [fact for fact in own if fact not in fitting]
+    if not fitting or (missing and not leave_out):
+        first = missing[0]
+        raise PromptError(
+            f"{counted(len(missing), 'fact')} cannot be asked in any template that takes both answers in {host.name}, "
+            f"such as {first.key} -> {new_objects[first]}; expected templates that the kind of model takes, and "
+            f"answers in its vocabulary. Choose other facts, or give {LEAVE_OUT_OPTION}."
+        )
+    updates: dict[Fact, str] = {}
+    asked: dict[str, Questions] = {}
+    unseen: dict[Fact, Question] = {}
+    for question in fitting.values():
+        usable = question.query.templates
+        n_seen = len(usable) if data is not None else max(1, len(usable) - held_out)
+        fact = replace(question.query, templates=usable[:n_seen][:wordings])
+        updates[fact] = question.answer
+        if usable[n_seen:]:
+            unseen[fact] = Question(replace(fact, templates=usable[n_seen:]), question.answer)
+    if unseen:
+        asked[HELD_OUT] = unseen
+    if data is not None:
+        for name, group in data.select(updates).questions.items():
+            kept = answerable(host, group)
+            if kept:
+                asked[name] = kept
+    return updates, asked
+
+
+def _editing_format(source: str) -> str | None:
+    """Return the format of a data set for editing, judged by the first bytes of a JSON file; None for other sources."""
+    if Path(source).suffix != ".json":
+        return None
+    if detect_format(source) == COUNTERFACT:
+        return COUNTERFACT
+    return KNOWEDIT if '"target_new"' in head_of(Path(source)) else None
+
+
+def _editing_data(
+    format: str, source: str, templates: Path | None, split: str, new_object: str | None
+) -> "EditingData":
+    """Read a data set for editing.
+
+    Raises:
+        ArgumentError: an option is given that such a data set has no use for.
+        DataError: the file cannot be read.
+    """
+    from kn_lens.edits import EditingData
+
+    if new_object is not None:
+        raise ArgumentError(f"--object is for facts without new answers; {source} has its own. Omit --object.")
+    if templates is not None or split != defaults.SPLIT:
+        raise ArgumentError(f"--templates and --split are for other facts; those of {source} have their own templates.")
+    if format == COUNTERFACT:
+        return EditingData.from_counterfact(source)
+    return EditingData.from_knowedit(source)
+
+
+def _other_prompts(model: Any, source: FactSet, edited: Iterable[Fact], n: int, seed: int) -> "PromptBatch | None":
+    """Return a prompt of each of so many other facts; None if there are none that the model can be queried with."""
+    from kn_lens.prompts import first_prompts
+
+    changed = set()
+    for fact in edited:
+        changed.add((fact.relation, "subject", fact.subject))
+        if fact.language:
+            changed.add((fact.relation, "uid", fact.uid))  # its versions in other languages
+    others = FactSet(
+        fact
+        for fact in source
+        if fact.templates
+        and (fact.relation, "subject", fact.subject) not in changed
+        and (fact.relation, "uid", fact.uid) not in changed
+    )
+    sample = others.sample(min(n, len(others)), seed)
+    try:
+        return first_prompts(build_prompts(model, sample, leave_out=True))
+    except PromptError:
+        return None
+
+
+def _editors_group(document: Mapping[str, Any]) -> Group:
+    """Return the measures of each editor beside its controls."""
+    from kn_lens.edits import HELD_OUT, OWN
+
+    value_of: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    labels: dict[tuple[str, int, str], None] = {}  # in order, each once
+    for row in document["table"]:
+        label = (row["editor"], row["n_edits"], row["neuron_set"])
+        labels[label] = None
+        value_of[(*label, row["question"], row["measure"])] = row
+    lost: dict[tuple[str, int, str], list[float]] = {}
+    for row in document["facts"]:
+        if row["question"] == OWN and not is_missing(row["disturbed"]):
+            lost.setdefault((row["editor"], row["n_edits"], row["neuron_set"]), []).append(row["disturbed"])
+    numbers = ["facts", "new answer", "held out", "others lost"]
+    has_fluency = any(row["measure"] == "fluency" for row in document["table"])
+    if has_fluency:
+        numbers.append("fluency")
+    result = table(document["model"]["name"], "editor", "rows of change", *numbers, right=numbers)
+    for label in labels:
+        own = value_of[(*label, OWN, "success")]
+        asked = value_of.get((*label, HELD_OUT, "success"))
+        of_label = lost.get(label)
+        written = value_of.get((*label, OWN, "fluency"))
+        fluency = [] if written is None else [f"{number(written['value'], '.2f')} {interval(written, '.2f')}"]
+        result.add_row(
+            label[0] if label[2] == "found" else "",
+            PLACES[label[2]],
+            str(label[1]),
+            _share(own),
+            "-" if asked is None else _share(asked),
+            "-" if of_label is None else f"{sum(of_label) / len(of_label):.1%}",
+            *fluency,
+        )
+    note = (
+        f"{counted(document['n_facts'], 'fact')}, {document['n_held_out']:,} of them with held-out wordings; "
+        f"{counted(document['n_others'], 'prompt')} of other facts. facts: those of one edit. new answer, held out: "
+        "share of prompts with the new answer on top, with 95% bootstrap intervals over facts. others lost: share of "
+        "the right answers to other facts that an edit takes away."
+    )
+    if has_fluency:
+        before = next(row for row in document["table"] if row["measure"] == "fluency_before")
+        note += f" fluency: entropy of n-grams in bits; {number(before['value'], '.2f')} before the edits."
+    if document["left_out"]:
+        note += f"\nLeft out: {counted(len(document['left_out']), 'fact')} without a template that takes both answers."
+    if document["refused"]:
+        first = document["refused"][0]
+        note += f"\nRefused, and measured unchanged: {counted(len(document['refused']), 'edit')}. {first['why']}"
+    return Group(result, note)
+
+
+def _share(row: Mapping[str, Any]) -> str:
+    return f"{number(row['value'], '.1%')} {interval(row, '.1f', 100)}"
+
+
 def _trial(
     model: Any,
     edit: "WeightEdit",
@@ -549,27 +997,15 @@ def _trial(
     """
     from dataclasses import replace
 
-    import torch
-
     from kn_lens.edits import MAX_DISTURBED
     from kn_lens.interventions import measure
 
     own = build_prompts(model, FactSet([replace(fact, object=new_object)]), leave_out=True)
-    others = FactSet(
-        other
-        for other in source
-        if other.templates and (other.relation, other.subject) != (fact.relation, fact.subject)
-    )
     n_correct = n_lost = 0
     with show_progress("Trying the update", unit="prompts") as progress:
         effect = measure(model, own, edit, progress=progress)
-        # There may be no other facts, or none that the model can be queried with.
-        with suppress(PromptError):
-            sample = others.sample(min(TRIAL_OTHERS, len(others)), TRIAL_SEED)
-            prompts = build_prompts(model, sample, leave_out=True)
-            fact_index = prompts.fact_index.tolist()
-            first = [fact_index.index(number) for number in dict.fromkeys(fact_index)]
-            prompts = prompts.select(torch.tensor(first, device=prompts.tokens.device))
+        prompts = _other_prompts(model, source, [fact], TRIAL_OTHERS, TRIAL_SEED)
+        if prompts is not None:
             side_effect = measure(model, prompts, edit, progress=progress)
             was_correct = side_effect["rank_before"] == 0
             n_correct = int(was_correct.to_numpy().sum())

@@ -15,7 +15,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -27,12 +27,13 @@ from kn_lens._core.names import PositionName
 from kn_lens._core.progress import draws_progress
 from kn_lens.attribution import attribute
 from kn_lens.edits.arguments import check_new_objects
-from kn_lens.edits.editors import Editor
+from kn_lens.edits.editors import Editor, while_applied
 from kn_lens.edits.effects import MAX_DISTURBED
+from kn_lens.edits.fluency import fluency, generation_prompts
 from kn_lens.edits.questions import OWN, Question, QuestionPrompts, Questions, checked_groups, group_other_facts
 from kn_lens.edits.scored_questions import ScoredQuestions, current_answer_columns, disturbed_share
 from kn_lens.edits.weight_edit import WeightEdit
-from kn_lens.errors import ArgumentError, UnsupportedModelError
+from kn_lens.errors import ArgumentError, EditError, UnsupportedModelError, did_you_mean
 from kn_lens.facts import Fact
 from kn_lens.hosts import Budget, HookedModel, Host, checked_host, exclusive
 from kn_lens.interventions import AnswerScores, Progress, Ticks, score_answers
@@ -41,6 +42,9 @@ from kn_lens.prompts import PromptBatch, check_prompts, host_for
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Refused = Literal["error", "unchanged"]
+"""What is done where an editor refuses to edit a fact."""
 
 
 @exclusive
@@ -54,6 +58,8 @@ def compare_edits(
     others: PromptBatch | None = None,
     sizes: Sequence[int] = (1,),
     controls: bool = True,
+    refused: Refused = "error",
+    n_generated: int = 0,
     max_disturbed: float = MAX_DISTURBED,
     seed: int = 0,
     tokenizer: Any = None,
@@ -70,6 +76,11 @@ def compare_edits(
         others: prompts of facts that should stay the same. Those of the edited facts themselves are left out.
         sizes: numbers of facts of one edit. The facts are edited so many at a time, in their order; a rest is left out.
         controls: whether each edit has its two controls.
+        refused: what an edit counts as that an editor refuses with an ``EditError``, as ``KN`` does where it finds no
+            neurons: ``"error"`` raises it; ``"unchanged"`` measures the model as it is, so that all editors are
+            measured on the same facts, and ``why`` says what the editor said.
+        n_generated: tokens that the edited model writes after each subject, greedily, for its ``fluency``; 0 leaves it
+            unmeasured. Some 100 tell whether it repeats itself.
         max_disturbed: see ``update_effects``.
         seed: seed of the random controls.
         tokenizer: the tokenizer to use instead of the model's own.
@@ -82,15 +93,21 @@ def compare_edits(
         (one of ``sizes``), ``neuron_set`` (``found``: where the editor writes; ``activation`` and ``random``: its
         controls), fact and ``question``. ``n_neurons`` counts the rows that change, ``seconds`` what making the edit
         took for each of its facts (NaN for controls), ``norm`` is the length of the change of all rows together.
+        ``edit_bytes`` is the size of these rows, old and new: what the edit holds in memory, and its file on disk but
+        for a header. ``why`` is empty, or why the editor refused. ``fluency``, and ``fluency_before`` without the edit,
+        is the entropy of the 2-grams and 3-grams of ``n_generated`` tokens, in bits, in rows of the own wording (NaN in
+        others, and where it is not measured): see `fluency`.
 
         Cost: that of each editor; and for each edit a forward pass for each row of the questions of its facts, with
-        both answers, and of ``others``.
+        both answers, and of ``others``; and ``n_generated`` passes of the facts' subjects.
 
     Raises:
         ArgumentError: no updates or editors, two of one name, a size without that many facts; and as
             ``update_effects``.
-        UnsupportedModelError: layers with experts and ``controls``; and as the editors.
-        EditError, PromptError: as the editors.
+        UnsupportedModelError: layers with experts and ``controls``; ``n_generated`` for a model that is not causal; and
+            as the editors.
+        EditError: as the editors, unless ``refused`` is ``"unchanged"``.
+        PromptError: as the editors.
 
     Example:
         >>> import kn_lens as kn
@@ -110,6 +127,9 @@ def compare_edits(
     _check_editors(editors)
     _check_sizes(sizes, len(updates))
     check_share("max_disturbed", max_disturbed)
+    if refused not in get_args(Refused):
+        near = did_you_mean(str(refused), get_args(Refused))
+        raise ArgumentError(f"refused={refused!r}; expected 'error' or 'unchanged'.{near}")
     if controls and host.layout.has_experts:
         raise UnsupportedModelError(
             f"{host.name} has layers with experts, among whose neurons rows of change have no other place; expected "
@@ -122,12 +142,25 @@ def compare_edits(
     if others is not None:
         check_prompts(others, "others")
         others.check_for(host)
+    written_after = generation_prompts(host, list(updates), n_generated, tokenizer) if n_generated else {}
     own_prompts = _at_keys(host, groups[OWN].current) if controls else groups[OWN].current
     silent = Ticks(None, 0)
     decoder = host.tokenizer if tokenizer is None else tokenizer
     scored = {name: ScoredQuestions.of(host, prompts, [], budget, silent, decoder) for name, prompts in groups.items()}
     before = None if others is None else score_answers(host, others, [], budget, silent)
-    comparison = _Comparison(host, updates, scored, others, before, budget, max_disturbed)
+    fluency_before = fluency(host, list(written_after.values()), n_generated, budget) if written_after else []
+    comparison = _Comparison(
+        host=host,
+        updates=updates,
+        scored=scored,
+        others=others,
+        before=before,
+        budget=budget,
+        max_disturbed=max_disturbed,
+        n_generated=n_generated,
+        written_after=written_after,
+        fluency_before=dict(zip(written_after, fluency_before, strict=True)),
+    )
 
     batches = [batch for size in sizes for batch in _batches(list(updates), size)]
     n_done, n_edits = 0, len(batches) * len(editors) * (3 if controls else 1)
@@ -136,10 +169,18 @@ def compare_edits(
         for batch in batches:
             start = time.perf_counter()
             of_batch = {fact: updates[fact] for fact in batch}
-            edit = editor.edit(host, of_batch, tokenizer=tokenizer, memory_budget=memory_budget)
+            edit, why = None, ""
+            try:
+                edit = editor.edit(host, of_batch, tokenizer=tokenizer, memory_budget=memory_budget)
+            except EditError as error:
+                if refused == "error":
+                    raise
+                why = str(error)
             seconds = (time.perf_counter() - start) / len(batch)
-            trials = [("found", edit, seconds)]
-            if controls:
+            trials: list[tuple[str, WeightEdit | None, float]] = [("found", edit, seconds)]
+            if controls and edit is None:
+                trials += [("activation", None, np.nan), ("random", None, np.nan)]
+            elif controls and edit is not None:
                 chosen = torch.cat([groups[OWN].current_prompts[fact] for fact in batch])
                 active = active_control(host, edit, own_prompts.select(chosen), memory_budget)
                 names = " ".join(fact.key for fact in batch)
@@ -150,9 +191,11 @@ def compare_edits(
                     "editor": editor.name,
                     "n_edits": len(batch),
                     "neuron_set": neuron_set,
-                    "n_neurons": len(trial.neurons),
-                    "norm": float(_change(trial).norm()),
+                    "n_neurons": 0 if trial is None else len(trial.neurons),
+                    "norm": 0.0 if trial is None else float(_change(trial).norm()),
+                    "edit_bytes": 0 if trial is None else trial.old.nbytes + trial.new.nbytes,
                     "seconds": trial_seconds,
+                    "why": why,
                 }
                 records += comparison.rows(trial, batch, labels)
                 n_done += 1
@@ -161,7 +204,7 @@ def compare_edits(
     return pd.DataFrame(records)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Comparison:
     """What every edit is measured on, with the scores before.
 
@@ -173,6 +216,9 @@ class _Comparison:
         before: the scores of ``others`` without an edit.
         budget: the memory for passes.
         max_disturbed: see ``compare_edits``.
+        n_generated: see ``compare_edits``.
+        written_after: the tokens of the subjects after which the model writes; empty where it does not.
+        fluency_before: the fluency of each of these facts without an edit.
     """
 
     host: Host
@@ -182,12 +228,15 @@ class _Comparison:
     before: AnswerScores | None
     budget: Budget
     max_disturbed: float
+    n_generated: int
+    written_after: Mapping[Fact, Sequence[int]]
+    fluency_before: Mapping[Fact, float]
 
-    def rows(self, edit: WeightEdit, batch: Sequence[Fact], labels: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the rows of an edit of some facts, which is applied meanwhile."""
+    def rows(self, edit: WeightEdit | None, batch: Sequence[Fact], labels: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the rows of an edit of some facts, which is applied meanwhile; None changes nothing."""
         silent = Ticks(None, 0)
         rows: dict[Fact, list[dict[str, Any]]] = {fact: [] for fact in batch}
-        with edit.applied(self.host):
+        with while_applied(edit, self.host):
             for name, scored in self.scored.items():
                 asked = [fact for fact in batch if fact in scored.prompts.questions]
                 for fact, row in zip(asked, scored.as_they_are(self.host, asked, self.budget, silent), strict=True):
@@ -198,6 +247,7 @@ class _Comparison:
                     for name, chosen in self._groups_of_others(fact, batch).items():
                         row = current_answer_columns(self.before.select(chosen), after.select(chosen))
                         rows[fact].append({"question": name, **row})
+            self._add_fluency(rows)
         labelled = []
         for fact, of_fact in rows.items():
             disturbed = disturbed_share(of_fact)
@@ -211,6 +261,17 @@ class _Comparison:
             whole = {"disturbed": disturbed, "disturbs": disturbed > self.max_disturbed}
             labelled += [{**names, **labels, **row, **whole} for row in of_fact]
         return labelled
+
+    def _add_fluency(self, rows: Mapping[Fact, Sequence[dict[str, Any]]]) -> None:
+        """Add the fluency of the model as it is now to the rows of each fact."""
+        after: list[float] = []
+        if self.written_after:
+            after = fluency(self.host, [self.written_after[fact] for fact in rows], self.n_generated, self.budget)
+        for number, (fact, of_fact) in enumerate(rows.items()):
+            for row in of_fact:
+                is_measured = bool(after) and row["question"] == OWN
+                row["fluency_before"] = self.fluency_before[fact] if is_measured else np.nan
+                row["fluency"] = after[number] if is_measured else np.nan
 
     def _groups_of_others(self, fact: Fact, batch: Sequence[Fact]) -> dict[str, Int[np.ndarray, " prompt"]]:
         """Return the prompts of each group of other facts, without those that the edit changes on purpose."""

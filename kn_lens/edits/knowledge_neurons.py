@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from kn_lens._core import defaults
 from kn_lens._core.checks import check_kind
-from kn_lens._core.names import UpdateForm
+from kn_lens._core.names import EDITORS, UpdateForm
 from kn_lens._core.progress import draws_progress
 from kn_lens.edits.arguments import check_each_has_neurons, check_new_objects
 from kn_lens.edits.editors import joined, while_applied
@@ -58,12 +58,6 @@ _SEARCHES: Mapping[str, _Search] = {
     "easyedit": _Search(0.2, 0.0, 1, one_prompt=True, quadrature="trapezoid", n_steps=20),
 }
 _TWO_EMBEDDINGS = UpdateForm((2.0, 2.0), "plain", False)
-_NAMES = {
-    "paper": "KN (paper)",
-    "official": "KN (official)",
-    "eleutherai": "KN (EleutherAI)",
-    "easyedit": "KN (EasyEdit)",
-}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,7 +102,7 @@ class KN:
         if self.min_prompts is not None:
             check_count("min_prompts", self.min_prompts)
         if not self.name:
-            object.__setattr__(self, "name", "KN" if self.preset is None else _NAMES[self.preset])
+            object.__setattr__(self, "name", EDITORS["KN" if self.preset is None else f"KN-{self.preset}"])
         self._resolved_form()  # raises for lambdas that are no numbers
 
     def _resolved_form(self) -> UpdateForm:

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from kn_lens._core.checks import check_kind
 from kn_lens.edits.arguments import check_new_objects, checked_facts
-from kn_lens.errors import ArgumentError, did_you_mean
-from kn_lens.facts import Fact
+from kn_lens.errors import ArgumentError, NoPromptError, did_you_mean
+from kn_lens.facts import Fact, FactSet
 from kn_lens.hosts import Host
 from kn_lens.neurons import prompts_by_fact
 from kn_lens.prompts import PromptBatch, make_prompts
 
-OWN = "own wording"
+OWN, HELD_OUT = "own wording", "held-out wording"
 SAME_RELATION, OTHER_RELATIONS = "same relation", "other relations"
 SAME_SUBJECT, SAME_ANSWER, NEW_ANSWER = "same subject", "same answer", "new answer"
 OTHER_FACTS = (SAME_RELATION, OTHER_RELATIONS, SAME_SUBJECT, SAME_ANSWER, NEW_ANSWER)
@@ -188,6 +188,36 @@ def _translated(
             "{'de': {fact: kn_lens.Question(version, 'Wien')}}."
         )
     return translations.pop()
+
+
+def answerable(host: Host, questions: Questions, tokenizer: Any = None) -> dict[Fact, Question]:
+    """Return the questions with a template that takes both answers in a model, in these templates alone.
+
+    Args:
+        host: the model.
+        questions: questions about updates.
+        tokenizer: the tokenizer to use instead of the model's own.
+    """
+    if not questions:
+        return {}
+    queries: dict[Fact, None] = {}
+    for question in questions.values():
+        queries[question.query] = None
+        queries[question.answered] = None
+    try:
+        prompts = make_prompts(host, FactSet(queries), tokenizer=tokenizer, unknown_answers="leave_out")
+    except NoPromptError:  # no template takes any of the answers
+        return {}
+    templates: dict[Fact, set[str]] = {}
+    for prompt, template in enumerate(prompts.template):
+        templates.setdefault(prompts.fact(prompt), set()).add(template)
+    kept: dict[Fact, Question] = {}
+    for fact, question in questions.items():
+        both = templates.get(question.query, set()) & templates.get(question.answered, set())
+        fitting = tuple(template for template in question.query.templates if template in both)
+        if fitting:
+            kept[fact] = Question(replace(question.query, templates=fitting), question.answer)
+    return kept
 
 
 def checked_groups(own: Questions, groups: Any) -> dict[str, Questions]:

@@ -22,7 +22,7 @@ from kn_lens._core.progress import draws_progress
 from kn_lens.attribution import Preset
 from kn_lens.edits.arguments import check_each_has_neurons, check_new_objects
 from kn_lens.edits.effects import MAX_DISTURBED, UpdateMeasurement, UpdateTrial, measure_updates
-from kn_lens.edits.questions import OWN, reworded
+from kn_lens.edits.questions import HELD_OUT, OWN, reworded
 from kn_lens.edits.updates import checked_lambdas, resolve_form
 from kn_lens.errors import ArgumentError
 from kn_lens.facts import Fact
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 GRID = ((0.25, 0.5), (0.5, 1.0), (1.0, 1.0), (1.0, 2.0), (1.0, 4.0), (1.0, 8.0))
 """The default grid of strengths: that of the paper, and weaker ones."""
-
-HELD_OUT = "held-out wording"
 
 
 @dataclass(frozen=True, kw_only=True)

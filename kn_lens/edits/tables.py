@@ -1,12 +1,13 @@
 """Tables of the effects of edits, with bootstrap intervals over facts.
 
-Every measure of a relation is a ratio of sums over the prompts of its facts, or the exponential of one:
+Every measure of a relation but fluency is a ratio of sums over the prompts of its facts, or the exponential of one:
 
     changed            sum(right before, not after) / sum(right before)
     success, top5, rank, mrr, and accuracy_before, accuracy_after      means over prompts
     perplexity         exp(mean(-log P(answer)))
     perplexity_growth  perplexity_after / perplexity_before - 1 = exp(mean(log P_before - log P_after)) - 1
     perplexity_rise    perplexity_after - perplexity_before
+    fluency            entropy of the n-grams that the model writes after the subject, where measured: mean over facts
 
 Over several relations a measure is the mean of theirs, with equal weights. Perplexities are those of all prompts
 together: their mean would be dominated by the relation that the model knows least. The intervals of exponentials are
@@ -22,6 +23,7 @@ from kn_lens._core.bootstrap import (
     Statistic,
     WeightedMean,
     bootstrap_tables,
+    fact_mean,
     fact_share,
     perplexity,
     ratio,
@@ -65,6 +67,8 @@ MEASURES = {
         transform=np.expm1,
     ),
     "perplexity_rise": perplexity("nll_after") - perplexity("nll_before"),
+    "fluency_before": fact_mean("fluency_before"),
+    "fluency": fact_mean("fluency"),
 }
 _REQUIRED_COLUMNS = (
     "relation",

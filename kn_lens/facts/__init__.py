@@ -16,11 +16,12 @@ from kn_lens.facts.readers import (
     text_of,
     unique_keys,
 )
-from kn_lens.facts.relations import relation_name
+from kn_lens.facts.relations import WIKIDATA_LABELS, relation_name
 
 __all__ = [
     "OBJECT_SLOT",
     "SUBJECT_SLOT",
+    "WIKIDATA_LABELS",
     "WORLD",
     "Fact",
     "FactSet",

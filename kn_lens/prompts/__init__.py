@@ -7,7 +7,7 @@ fact of one text and its answer, and ``predict`` lists a model's most probable t
 """
 
 from kn_lens._core.names import PositionName
-from kn_lens.prompts.batch import PromptBatch, Selection, check_prompts, host_for
+from kn_lens.prompts.batch import PromptBatch, Selection, check_prompts, first_prompts, host_for
 from kn_lens.prompts.build import LEAVE_OUT, make_prompts, object_is_last, placeholder_token
 from kn_lens.prompts.positions import (
     ROLES,
@@ -31,6 +31,7 @@ __all__ = [
     "Role",
     "Selection",
     "check_prompts",
+    "first_prompts",
     "host_for",
     "make_prompts",
     "object_is_last",

@@ -559,6 +559,13 @@ def host_for(model: HookedModel | Host, prompts: PromptBatch | None) -> Host:
     return host_on_side(model, prompts.side if isinstance(prompts, PromptBatch) else None)
 
 
+def first_prompts(prompts: PromptBatch) -> PromptBatch:
+    """Return the first prompt of each fact."""
+    fact_index = prompts.fact_index.tolist()
+    first = [fact_index.index(number) for number in dict.fromkeys(fact_index)]
+    return prompts.select(torch.tensor(first, device=prompts.tokens.device))
+
+
 def check_prompts(prompts: object, name: str = "prompts") -> None:
     """Raise unless an argument is a batch of prompts.
 

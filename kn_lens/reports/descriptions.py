@@ -203,6 +203,23 @@ def circuit_text(nodes: "pd.DataFrame", edges: "pd.DataFrame | None") -> str:
     return " ".join(sentences)
 
 
+def editors_text(panels: "Mapping[str, pd.DataFrame]") -> str:
+    """Return what ``figures.editors`` shows, by the titles of its panels."""
+    sentences = ["Dot plots of shares for each editor, beside controls."]
+    for title, rows in panels.items():
+        parts = []
+        for editor in dict.fromkeys(rows["editor"]):
+            of_editor = rows.loc[rows["editor"] == editor].set_index("neuron_set")
+            if "found" not in of_editor.index:
+                continue
+            text = f"{editor} {estimate_text(of_editor.loc['found'].to_dict(), '.0%')}"
+            if "random" in of_editor.index:
+                text += f", {number_text(of_editor.loc['random', 'value'], '.0%')} at random neurons"
+            parts.append(text)
+        sentences.append(f"{title}: {'; '.join(parts)}.")
+    return " ".join(sentences)
+
+
 def circuit_curve_text(table: "pd.DataFrame") -> str:
     """Return what ``figures.circuit_curve`` shows, at its smallest, middle and largest size."""
     sizes = sorted(table["size"].unique().tolist())

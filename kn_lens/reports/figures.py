@@ -10,6 +10,7 @@ words what a figure shows, for readers who do not see it.
     effects                figures4_5                  change of the answer's probability, own and other facts
     effects_by_relation    figures4_5_by_relation      the same for each relation
     dose_response          dose_response               change by the factor of the activations
+    editors                editors                     success of editors, and the other facts that they keep
     estimates              stability, methods, ...     any table of values with intervals
     neuron_relation_map    neurons by relation         relations that share neurons
     position_map           ``attr.by_role()``          what layers carry at tokens of each role
@@ -32,6 +33,7 @@ from kn_lens.reports.circuit_figures import circuit, circuit_curve
 from kn_lens.reports.descriptions import (
     depths_text,
     doses_text,
+    editors_text,
     effects_by_relation_text,
     effects_text,
     estimates_text,
@@ -44,6 +46,7 @@ from kn_lens.reports.descriptions import (
 from kn_lens.reports.export import save_figures
 from kn_lens.reports.style import (
     BLUE,
+    EDIT_PLACES,
     GREY,
     LOOKS,
     MARGINS,
@@ -82,6 +85,7 @@ __all__ = [
     "circuit_curve",
     "depth_side_by_side",
     "dose_response",
+    "editors",
     "effects",
     "effects_by_relation",
     "estimates",
@@ -95,6 +99,12 @@ __all__ = [
 ]
 
 CHANGE = "change of P(answer)"
+EDITOR_PANELS = {
+    ("own wording", "success"): "New answer on top, in wordings that the editor saw",
+    ("held-out wording", "success"): "New answer on top, in held-out wordings",
+    ("other facts", "kept"): "Right answers to other facts that stay right",
+}
+"""Titles of the panels of ``editors``, by question and measure."""
 NOT_FOUND = {"color": GREY, "symbol": "circle-open"}
 """Colour and symbol of a neuron that is not in the set found."""
 TOP = 40
@@ -294,6 +304,51 @@ def dose_response(table: "pd.DataFrame") -> "Figure":
     figure.update_xaxes(tickvals=sorted({1.0, *table["factor"].tolist()}))
     figure.update_yaxes(**number_ticks("+.0%"), zeroline=True)
     return describe(figure, doses_text(table))
+
+
+def editors(table: "pd.DataFrame") -> "Figure":
+    """Draw how often editors succeed, in wordings that they saw and in others, and how many other facts they keep.
+
+    Args:
+        table: ``editors`` of a run: ``editor``, ``neuron_set``, ``question``, ``measure``, ``value``, ``low``,
+            ``high``. Of it are drawn the measures ``success``, of the questions that editors saw and of those in
+            held-out wordings, and ``kept``.
+
+    Raises:
+        ArgumentError: No table, a column is missing, or none of these measures is there.
+    """
+    source = "kn_lens.reproduce(model, facts, 'run', stages=['editors'])['editors']"
+    check_columns(table, "editor", "neuron_set", "question", "measure", "value", "low", "high", source=source)
+    panels = {}
+    for (question, measure), title in EDITOR_PANELS.items():
+        rows = table.loc[(table["question"] == question) & (table["measure"] == measure)]
+        if len(rows):
+            panels[title] = rows
+    if not panels:
+        raise ArgumentError("The table has no row of success in own wordings or of other facts; expected some.")
+    figure = new_panels("Editors", list(panels))
+    names = list(dict.fromkeys(table["editor"]))
+    heights = {name: len(names) - number for number, name in enumerate(names)}
+    neuron_sets = neuron_sets_in(table)
+    for panel, rows in enumerate(panels.values(), start=1):
+        for number, neuron_set in enumerate(neuron_sets):
+            of_set = rows.loc[rows["neuron_set"] == neuron_set]
+            shift = 0.2 * ((len(neuron_sets) - 1) / 2 - number)
+            figure.add_scatter(
+                **horizontal_marks(of_set, [heights[name] + shift for name in of_set["editor"]]),
+                name=EDIT_PLACES.get(neuron_set, plain(neuron_set)),
+                legendgroup=neuron_set,
+                showlegend=panel == 1,
+                marker=marker(neuron_set),
+                text=plain_texts(of_set["editor"]),
+                hovertemplate="%{text}: %{x:.1%} [%{customdata[0]:.1%}, %{customdata[1]:.1%}]",
+                row=panel,
+                col=1,
+            )
+    label_rows(figure, {height: plain(name) for name, height in heights.items()}, ROW, len(panels))
+    figure.update_xaxes(**number_ticks(".0%"), range=[-0.03, 1.03])
+    figure.update_xaxes(title_text="share", row=len(panels), col=1)
+    return describe(figure, editors_text(panels))
 
 
 def estimates(

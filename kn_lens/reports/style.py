@@ -27,6 +27,12 @@ NEURON_SETS = {
     "random": "random neurons",
 }
 """Labels of the neuron sets, in the order of all figures."""
+EDIT_PLACES = {
+    "found": "where the editor writes",
+    "activation": "the same change at the most active neurons",
+    "random": "the same change at random neurons",
+}
+"""Labels of the neuron sets of compared editors: where the rows of change go."""
 SCOPES = {"own": "the fact itself", "other": "a fact of another relation"}
 FACTORS = {0.0: "suppressed (factor 0)", 2.0: "amplified (factor 2)"}
 LOOKS = {

@@ -5,11 +5,11 @@ The prompts of one relation are in memory at a time.
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,8 @@ from kn_lens.runs.stage import Stage
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,6 +64,7 @@ class RunContext:
     _fact_records: "dict[str, tuple[str, pd.DataFrame]]" = field(default_factory=dict, init=False, repr=False)
     _digests: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     _n_rows: dict[tuple[Fact, ...], int] = field(default_factory=dict, init=False, repr=False)
+    _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Group the facts by relation."""
@@ -200,6 +203,17 @@ class RunContext:
         for name in names:
             seeds.append(zlib.crc32(name.encode()))
         return seeds
+
+    def kept(self, name: str, compute: Callable[[], Result]) -> Result:
+        """Return what ``compute`` returns, computed once for all shards that this process works on.
+
+        Args:
+            name: names the result; those of one name have one value in a run.
+            compute: depends on the model, the settings and the source alone, on no shard.
+        """
+        if name not in self._kept:
+            self._kept[name] = compute()
+        return self._kept[name]
 
     # --- records ----------------------------------------------------------------------------------
 

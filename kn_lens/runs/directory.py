@@ -41,7 +41,17 @@ ALL = "all"
 NAMES = ("model", "facts", "format", "templates", "split")
 """Settings that only name what the provenance identifies; a different name is no difference."""
 
-FORMER_DEFAULTS: Mapping[str, Any] = {"update_signed": False, "start": "auto", "side": "decoder"}
+FORMER_DEFAULTS: Mapping[str, Any] = {
+    "update_signed": False,
+    "start": "auto",
+    "side": "decoder",
+    "editors": [],
+    "editor_facts": 3,
+    "editor_wordings": 4,
+    "editor_others": 20,
+    "rome_layer": None,
+    "memit_layers": [],
+}
 """Settings that earlier versions did not have, and so do not name in ``config.toml``, at the values they stood for."""
 
 MOST_DIFFERENCES = 8
@@ -271,8 +281,10 @@ def digest_of_json(value: Any) -> str:
 def with_former_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings in a ``config.toml``, with those that its version did not have yet.
 
-    >>> with_former_defaults({"preset": "kn_lens", "seed": 3})
-    {'update_signed': False, 'start': 'auto', 'side': 'decoder', 'preset': 'kn_lens', 'seed': 3}
+    >>> with_former_defaults({"preset": "kn_lens", "start": "mean"})["start"]
+    'mean'
+    >>> with_former_defaults({"preset": "kn_lens", "seed": 3})["start"]
+    'auto'
     """
     defaults = FORMER_DEFAULTS if "preset" in config else {}
     return {**defaults, **config}

@@ -26,7 +26,7 @@ from typing import Any, Literal, get_args
 
 from kn_lens._core import defaults
 from kn_lens._core.checks import is_list_of
-from kn_lens._core.names import QUADRATURES, SIDES, STARTS, UPDATE_FORMS, Scaling, Side, StartName
+from kn_lens._core.names import EDITOR_NAMES, QUADRATURES, SIDES, STARTS, UPDATE_FORMS, Scaling, Side, StartName
 from kn_lens.errors import ArgumentError, did_you_mean
 from kn_lens.runs.corpora import digest_of_texts
 from kn_lens.runs.minimal_pairs import digest_of_pairs
@@ -78,6 +78,13 @@ class Settings:
         erase_value: the new value of their rows; see ``erase_neurons``.
         erase_facts: largest number of facts of the relation that its erasure is measured on.
         erase_others: facts of other relations that each erasure is measured on.
+        editors: the editors that are compared, such as ``["KN", "ROME"]``; empty takes all that the kind of model has.
+        editor_facts: largest number of known facts of each relation that editors are compared on.
+        editor_wordings: largest number of templates of each fact that editors see; the others are held-out wordings.
+        editor_others: other facts of the relation, and as many of other relations, that each edit is measured on, in
+            one template each.
+        rome_layer: the layer of ROME; None takes the default of the editor.
+        memit_layers: the layers of MEMIT and AlphaEdit; empty takes their default.
         texts: a folder in the format of BingRel or a file of plain text; None takes the facts' own sentences.
         texts_digest: digest of these texts; set by ``of``.
         text_sentences: largest number of sentences of each kind for each fact.
@@ -124,6 +131,12 @@ class Settings:
     erase_value: str = defaults.ERASED_VALUE
     erase_facts: int = 200
     erase_others: int = 100
+    editors: tuple[str, ...] = ()
+    editor_facts: int = 3
+    editor_wordings: int = 4
+    editor_others: int = 20
+    rome_layer: int | None = None
+    memit_layers: tuple[int, ...] = ()
     texts: str | None = None
     texts_digest: str = ""
     text_sentences: int = 10
@@ -156,6 +169,12 @@ class Settings:
         for text in (*self.inverses, *self.synonyms):
             if not all(text.partition("=")):
                 raise ArgumentError(f"{text!r} is no pair; expected such as 'P36=P1376' (inverses) or 'Tokyo=Edo'.")
+        for name in self.editors:
+            if name not in EDITOR_NAMES or self.editors.count(name) > 1:
+                near = did_you_mean(name, EDITOR_NAMES)
+                raise ArgumentError(
+                    f"editors has {name!r}; expected some of {', '.join(EDITOR_NAMES)}, each once.{near}"
+                )
 
     @classmethod
     def of(cls, preset: str = "kn_lens", **changed: Any) -> "Settings":
@@ -209,6 +228,10 @@ COUNTS = {
     "update_others": 1,
     "erase_facts": 1,
     "erase_others": 1,
+    "editor_facts": 1,
+    "editor_wordings": 1,
+    "editor_others": 1,
+    "rome_layer": 0,
     "text_sentences": 1,
     "check_facts": 1,
     "syntax_forms": 1,
@@ -220,7 +243,8 @@ SHARES = ("keep", "attr_threshold", "share_threshold", "baseline_threshold", "ma
 POSITIVE = ("tolerance", "share_step")
 NUMBERS = {"doses": None, "lambdas": 2}
 """Lists of numbers, and how many they hold."""
-TEXTS = ("relations", "inverses", "synonyms")
+TEXTS = ("relations", "inverses", "synonyms", "editors")
+LAYERS = ("memit_layers",)
 FLAGS = ("update_signed",)
 CHOICES = {
     "quadrature": QUADRATURES,
@@ -250,6 +274,9 @@ def _expected(name: str, value: Any) -> str:
     if name in TEXTS:
         fitting = isinstance(value, tuple) and is_list_of(str, value)
         return "" if fitting else "a list of texts."
+    if name in LAYERS:
+        fitting = isinstance(value, tuple) and is_list_of(int, value) and all(layer >= 0 for layer in value)
+        return "" if fitting and len(set(value)) == len(value) else "different layers, such as [3, 4, 5]."
     if name in FLAGS:
         return "" if isinstance(value, bool) else "true or false."
     if name in CHOICES:

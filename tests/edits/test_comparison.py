@@ -126,3 +126,65 @@ def test_wrong_arguments_are_told_before_any_pass():
     for sizes, message in (((0,), "sizes has 0; expected numbers from 1 to 3"), ((1, 1), "each once")):
         with pytest.raises(kn.ArgumentError, match=message):
             kn.compare_edits(model, UPDATES, [kn.KN()], sizes=sizes)
+
+
+def test_fluency_is_the_entropy_of_what_the_edited_model_writes():
+    """Beside a plain loop over the Hugging Face model, one subject at a time, in both models."""
+    model, n_tokens = loaded("GPT2LMHeadModel"), 12
+    editor = kn.KN(neurons=SETS, lambdas=(1, 8))
+    table = kn.compare_edits(model, UPDATES, [editor], controls=False, n_generated=n_tokens)
+
+    def written(subject):
+        ids = model.tokenizer(subject, return_tensors="pt").input_ids
+        n_before = ids.shape[1]
+        for _ in range(n_tokens):
+            with torch.no_grad():
+                logits = model.original_model(ids).logits
+            ids = torch.cat([ids, logits[:, -1:].argmax(-1)], dim=1)
+        return ids[0, n_before:].tolist()
+
+    def entropy(tokens):
+        total = 0.0
+        for n, weight in ((2, 1 / 3), (3, 2 / 3)):
+            grams = [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
+            shares = [grams.count(gram) / len(grams) for gram in set(grams)]
+            total -= weight * sum(share * np.log2(share) for share in shares)
+        return total
+
+    for fact, new_object in UPDATES.items():
+        row = table.loc[(table["key"] == fact.key) & (table["question"] == "own wording")].iloc[0]
+        assert row["fluency_before"] == pytest.approx(entropy(written(fact.subject)))
+        with editor.edit(model, {fact: new_object}).applied(model):
+            assert row["fluency"] == pytest.approx(entropy(written(fact.subject)))
+    summary = kn.edit_table(table, n_resamples=5).set_index("measure")
+    assert summary.loc["fluency", "value"] == pytest.approx(table["fluency"].mean())
+    assert kn.compare_edits(model, UPDATES, [editor], controls=False)["fluency"].isna().all()
+    for n, message in ((2, "a number from 3"), (10**6, "reads at most")):
+        with pytest.raises(kn.ArgumentError, match=message):
+            kn.compare_edits(model, UPDATES, [editor], n_generated=n)
+    with pytest.raises(kn.UnsupportedModelError, match=r"Fluency: .* is a masked model"):
+        kn.compare_edits(loaded("BertForMaskedLM"), UPDATES, [kn.KN(neurons=SETS)], n_generated=5)
+
+
+def test_a_refused_edit_counts_as_no_change_where_asked():
+    """KN refuses the second fact; its rows and those of its controls are those of the unedited model."""
+    model = loaded("GPT2LMHeadModel")
+    sets = {**SETS, FACTS[1]: kn.NeuronSet([])}
+    editor = kn.KN(neurons=sets)
+    others = kn.make_prompts(model, FACTS)
+    with pytest.raises(kn.EditError, match="changes nothing for"):
+        kn.compare_edits(model, UPDATES, [editor])
+    table = kn.compare_edits(model, UPDATES, [editor], others=others, refused="unchanged")
+    refused = table["key"] == FACTS[1].key
+    assert (
+        table.loc[refused, "why"].str.contains("changes nothing for").all() and (table.loc[~refused, "why"] == "").all()
+    )
+    for measure in ("right", "nll", "new_right", "new_nll"):
+        before, after = (table.loc[refused, f"{measure}_{when}"] for when in ("before", "after"))
+        np.testing.assert_allclose(before, after, rtol=1e-12)
+    assert (table.loc[refused, ["n_neurons", "norm", "edit_bytes", "disturbed"]].fillna(0) == 0).all(axis=None)
+    assert set(table.loc[refused, "neuron_set"]) == {"found", "activation", "random"}
+    rows = table.loc[~refused]
+    assert (rows["edit_bytes"] == rows["n_neurons"] * model.cfg.d_model * 2 * 8).all()  # old and new, in float64
+    with pytest.raises(kn.ArgumentError, match=r"refused='unchange'; .* Did you mean 'unchanged'"):
+        kn.compare_edits(model, UPDATES, [editor], refused="unchange")

@@ -8,6 +8,7 @@ import torch
 import kn_lens as kn
 from kn_lens._core import defaults
 from kn_lens.cli._app import app
+from kn_lens.edits import NamedEditors
 from kn_lens.reports.compare.comparison import compare_runs
 from kn_lens.runs.settings import Settings
 
@@ -22,6 +23,7 @@ FUNCTIONS = {
     "models": [],
     "edit update": [kn.update_fact, kn.FactSet.world],
     "edit erase": [kn.erase_relation, kn.FactSet.world],
+    "edit compare": [kn.compare_edits, NamedEditors, kn.FactSet.world],
     "edit show": [],
     "edit apply": [kn.measure, kn.FactSet.world],
     "edit export": [kn.export],
@@ -31,6 +33,7 @@ FUNCTIONS = {
 }
 """The functions that take the options of each command, under the same names."""
 OWN = {"model", "facts", "fact", "check", "dtype", "seed", "engine", "workers", "gpus", "controls", "position"}
+OWN |= {"held_out", "others"}
 """Options whose default is the command's own, or is tested below."""
 PYTHON_NAMES = {"target": "output"}
 """Options with another name than their parameter: beside ``--out``, ``--output`` would be read as a file."""

@@ -133,7 +133,7 @@ def test_report_of_a_finished_run_is_complete(ran, folder, tmp_path, name):
     page = kn.write_report(folder / name, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Not measured yet" not in page
     missing = [panel.name for panel in PANELS if f'id="figure-{panel.name}"' not in page]
-    on_request = ["positions", "circuits", "circuit_graph", "degenerate", "consistency"]
+    on_request = ["positions", "circuits", "circuit_graph", "degenerate", "consistency", "editors"]
     assert missing == on_request
 
 

@@ -227,6 +227,10 @@ CASES = {
         lambda model, prompts: kn.choose_lambdas(model, {FACTS[0]: "Rome"}, SETS, prompts, grid=1),
         r"Got an int as grid; expected pairs of lambdas: \[\(1, 1\), \(1, 2\)\]",
     ),
+    "EditingData: a list of cases": (
+        lambda model, prompts: kn.EditingData.from_counterfact([{}]),
+        "Got a list as path; expected",
+    ),
     "second_moments: one text": (
         lambda model, prompts: kn.second_moments(model, "Dublin is the capital of Ireland."),
         r"as texts; expected several texts: \['Dublin is the capital of Ireland.', ...\]",

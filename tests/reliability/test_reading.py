@@ -37,6 +37,17 @@ CASE = {
     },
     "paraphrase_prompts": ["Some words. Peru is in"],
 }  # fmt: skip
+UPDATE = {
+    **CASE,
+    "requested_rewrite": {**CASE["requested_rewrite"], "target_new": {"str": "Asia"}},
+    "neighborhood_prompts": ["Chile lies in"],
+}
+KNOWEDIT = {
+    "subject": "Peru", "prompt": "The capital of Peru is", "target_new": "Rome", "ground_truth": ["Lima"],
+    "rephrase_prompt": "Peru has the capital",
+    "portability": {"Subject_Aliasing": [{"prompt": "The Andean state has the capital", "ground_truth": [["Rome"]]}]},
+    "locality": {"Relation_Specificity": [{"prompt": "Peru lies in", "ground_truth": [["America", "the Americas"]]}]},
+}  # fmt: skip
 LAMA = {
     "uuid": "u",
     "predicate_id": "P36",
@@ -163,6 +174,8 @@ READERS = {
         "data.json", {"P36": [[["Peru: [MASK].", "Lima", "P36(capital)"]]]}, facts_of(kn.FactSet.from_official)
     ),
     "facts, CounterFact": Reader("counterfact.json", [CASE], facts_of(kn.FactSet.from_counterfact)),
+    "updates, CounterFact": Reader("updates.json", [UPDATE], kn.EditingData.from_counterfact),
+    "updates, KnowEdit": Reader("knowedit.json", [KNOWEDIT], kn.EditingData.from_knowedit),
     "facts, LAMA": Reader("P36.jsonl", [LAMA], facts_of(kn.FactSet.from_lama)),
     "facts, ParaRel": Reader(
         "facts/P36.jsonl", [LAMA], facts_of(kn.FactSet.from_pararel), {"patterns/P36.jsonl": lines(*PATTERNS)}, "."

@@ -120,6 +120,10 @@ SHOWN = {
     ),
     "edit show": lambda it: ("edit", "show", it.edit),
     "edit apply": lambda it: ("edit", "apply", it.edit, *it.inputs, "-o", it.folder / "applied.csv"),
+    "edit compare": lambda it: (
+        "edit", "compare", *it.inputs, "--editor", "KN", "--limit", "1", "--leave-out-unknown",
+        "-o", it.folder / "compared.csv",
+    ),
     "edit export": lambda it: ("edit", "export", it.edit, "-m", it.model, "-o", it.folder / "exported"),
     "reproduce": lambda it: ("reproduce", *it.inputs, "-o", it.run, *FEW),
     "reproduce --dry-run": lambda it: ("reproduce", *it.inputs, "-o", it.folder / "none", "--dry-run", *FEW),

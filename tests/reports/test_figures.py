@@ -194,6 +194,7 @@ RUN = "kn_lens.reproduce(model, facts, 'run')"
         (figures.effects, f"{RUN}['figures4_5']"),
         (figures.effects_by_relation, f"{RUN}['figures4_5_by_relation']"),
         (figures.dose_response, f"{RUN}['dose_response']"),
+        (figures.editors, "kn_lens.reproduce(model, facts, 'run', stages=['editors'])['editors']"),
         (
             partial(figures.estimates, label="x", title="", value=""),
             f"{RUN}['stability']",

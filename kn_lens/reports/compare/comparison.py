@@ -29,6 +29,12 @@ and of the stages on request, where all runs have them, of the facts ``measured`
     circuit_nodes, circuit_at_read      stage ``circuits``: nodes that keep 80%, and their share at the read position
     faithfulness_100, completeness_100  the same stage: of circuits of 100 nodes; control: random nodes
     query_depth             stage ``queries``: depth of the query neurons; control: 1/2
+    taken, degenerate (*)   stage ``degenerate``, half of the probability: known facts whose answer all neurons take;
+                            with several subsets that each suffice
+    smallest_set, smallest_suffices (*)     size of the smallest subset that takes the answer; whether it suffices
+    consistent, wordings_jaccard (*)        stage ``consistency``: tested facts that are; Jaccard index of two prompts
+    success_EDITOR, kept_EDITOR             stage ``editors``: new answer on top in held-out wordings; right answers to
+                            other facts that stay right; control: the same rows of change in random places
 
 Elsewhere the control is random neurons, as many as were found in each layer. The facts of each relation are drawn
 anew, with replacement, identically for all models, so that differences are paired. The resulting intervals (95%) state
@@ -622,8 +628,8 @@ def _difference(
 
 def _control_difference(estimates: Estimates, names: tuple[str, str], statistic: str) -> float:
     a, b = names
-    control_of_a = control_value(estimates, a, statistic, mean_depth=0.0)
-    control_of_b = control_value(estimates, b, statistic, mean_depth=0.0)
+    control_of_a = control_value(estimates, a, statistic, mean_depth=0.0, consistent=0.0)
+    control_of_b = control_value(estimates, b, statistic, mean_depth=0.0, consistent=0.0)
     return control_of_b - control_of_a
 
 

@@ -9,14 +9,17 @@ import numpy as np
 
 from kn_lens._core.bootstrap import RatioBootstrap, bootstrap_ratios
 from kn_lens._core.intervals import SHARE, interval
+from kn_lens._core.names import EDITOR_NAMES
 from kn_lens.errors import DataError
-from kn_lens.neurons import OVERLAP_STATISTICS, NeuronSet, overlap_statistics
-from kn_lens.reports.compare.requested import REQUESTED
+from kn_lens.neurons import ALPHA, OVERLAP_STATISTICS, NeuronSet, overlap_statistics
+from kn_lens.reports.compare.requested import REQUESTED, editor_statistic
 from kn_lens.reports.compare.runs import ComparedRun, Ratios
 
 if TYPE_CHECKING:
     import pandas as pd
 
+OF_EDITORS = tuple(editor_statistic(of, name) for name in EDITOR_NAMES for of in ("success", "kept"))
+"""Statistics of editors, each with its success and what it keeps."""
 STATISTICS = (
     "accuracy",
     "nll",
@@ -33,15 +36,35 @@ STATISTICS = (
     "faithfulness_100",
     "completeness_100",
     "query_depth",
+    "taken",
+    "degenerate",
+    "smallest_set",
+    "smallest_suffices",
+    "consistent",
+    "wordings_jaccard",
+    *OF_EDITORS,
 )
 """All statistics, in the order of the tables."""
-POOLED = ("known", "neurons_per_fact")
+OF_SOME_FACTS = ("taken", "degenerate", "smallest_set", "smallest_suffices", "consistent", "wordings_jaccard")
+"""Statistics of facts that some relations may have none of."""
+POOLED = ("known", "neurons_per_fact", *OF_SOME_FACTS)
 """Statistics that are ratios over all facts together. The others are means over relations."""
 DEPTHS = ("mean_depth", "query_depth")
 """Statistics that are depths of neurons."""
-SHARES = ("accuracy", "known", "circuit_at_read", *DEPTHS)
+SHARES = (
+    "accuracy",
+    "known",
+    "circuit_at_read",
+    "taken",
+    "degenerate",
+    "smallest_suffices",
+    "consistent",
+    "wordings_jaccard",
+    *DEPTHS,
+    *OF_EDITORS,
+)
 """Statistics between 0 and 1."""
-NON_NEGATIVE = ("nll", "circuit_nodes", *OVERLAP_STATISTICS)
+NON_NEGATIVE = ("nll", "circuit_nodes", "smallest_set", *OVERLAP_STATISTICS)
 """Statistics of at least 0."""
 
 
@@ -119,6 +142,7 @@ def control_value(
     statistic: str,
     *,
     mean_depth: float,
+    consistent: float = ALPHA,
 ) -> float:
     """Return the control of a statistic; NaN without one.
 
@@ -128,9 +152,12 @@ def control_value(
         statistic: name of the statistic.
         mean_depth: control of depths: neurons spread evenly over the layers. Random neurons have the layers of the
             found ones.
+        consistent: control of the share of consistent facts: those that chance alone would make consistent.
     """
     if statistic in DEPTHS:
         return mean_depth
+    if statistic == "consistent":
+        return consistent
     if statistic == "neurons_per_fact":
         return np.nan  # there are as many random neurons as found ones
     control = "majority" if statistic in ("accuracy", "known") else "random"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 from kn_lens._core.intervals import FEWEST
 from kn_lens.reports import figures
 from kn_lens.reports.compare.comparison import Comparison
+from kn_lens.reports.compare.estimates import OF_EDITORS
 from kn_lens.reports.descriptions import estimate_text, number_text
 from kn_lens.reports.html.page import Column, Grid, grid
 from kn_lens.reports.html.template import figures_json, rendered
@@ -25,6 +26,11 @@ PERCENTAGES = {
     "suppress_at_subject": "+.1%",
     "circuit_at_read": ".0%",
     "query_depth": ".0%",
+    "taken": ".0%",
+    "degenerate": ".0%",
+    "smallest_suffices": ".0%",
+    "consistent": ".0%",
+    **dict.fromkeys(OF_EDITORS, ".0%"),
 }
 CHANGES = {
     "suppress_own": "suppressed, own fact",

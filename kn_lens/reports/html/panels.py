@@ -31,6 +31,7 @@ READ = {
     "consistency_by_relation": "relation measure value low high control",
     "degenerate": "criterion measure neuron_set value low high control",
     "dose_response": "factor neuron_set scope value low high",
+    "editors": "editor neuron_set question measure value low high",
     "figure3": "neuron_set layer value low high control",
     "figures4_5": "factor neuron_set scope value low high n control",
     "figures4_5_by_relation": "factor neuron_set scope relation value low high",
@@ -271,6 +272,16 @@ PANELS = (
         "the same wordings with other subjects of the relation. Control: the share that chance alone would have.",
         source="consistency_by_relation",
         draw=_consistency,
+    ),
+    Panel(
+        name="editors",
+        title="Editors beside one another",
+        caption="Known facts are given the object of another fact of their relation, one at a time. Shares of prompts "
+        "with the new answer on top, in the wordings that editors saw and in held-out ones, and share of the right "
+        "answers to other facts that stay right, means over relations. Controls: the same rows of change, dealt to "
+        "the most active neurons of the layer and to random ones.",
+        source="editors",
+        draw=figures.editors,
     ),
     Panel(
         name="answer_readouts",

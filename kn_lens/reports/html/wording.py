@@ -7,6 +7,8 @@ place.
 import re
 from collections.abc import Mapping
 
+from kn_lens._core.names import EDITORS
+from kn_lens.reports.compare.requested import editor_statistic
 from kn_lens.reports.style import NEURON_SETS, SCOPES
 
 TITLES = {
@@ -31,6 +33,8 @@ TITLES = {
     "coverage": "Queried facts",
     "degenerate": "Facts with more than one home",
     "dose_response": "Dose response",
+    "editors": "Editors beside one another",
+    "editors_refused": "Edits that editors refused",
     "erased": "Neurons erased",
     "experts": "Distribution over experts",
     "figure3": "Distribution over layers (Figure 3)",
@@ -67,6 +71,7 @@ COLUMNS = {
     "change": "mean change of the probability",
     "control": "control",
     "criterion": "the answer is given while",
+    "editor": "editor",
     "end": "activation is",
     "factor": "factor of the activations",
     "found": "mean activation",
@@ -90,6 +95,7 @@ COLUMNS = {
     "n_queried": "facts queried",
     "n_queried_forms": "forms queried",
     "n_queried_pairs": "pairs queried",
+    "n_refused": "edits refused",
     "n_rows": "sequences read by the model",
     "n_templates": "templates of all facts",
     "n_updated": "facts updated",
@@ -150,6 +156,8 @@ COLUMNS = {
 """Titles of columns."""
 
 COLUMNS_OF: Mapping[str, Mapping[str, str]] = {
+    "editors": {"neuron_set": "rows of change"},
+    "editors_refused": {"n_facts": "edits", "why": "why the first was refused"},
     "erased": {"n_neurons": "neurons erased"},
     "experts": {"n_facts": "facts that have any", "n_neurons": "neurons in the expert"},
     "figure3": {"n_neurons": "neurons in the layer"},
@@ -170,6 +178,16 @@ METHODS = {
 }
 """Labels of attribution methods, beside those of neuron sets."""
 
+
+def _of_editors() -> dict[str, str]:
+    """Return the labels of the statistics of editors in comparisons."""
+    labels = {}
+    for name, label in EDITORS.items():
+        labels[editor_statistic("success", name)] = f"{label}: new answer on top, held-out wordings"
+        labels[editor_statistic("kept", name)] = f"{label}: right answers to other facts that stay right"
+    return labels
+
+
 LABELS: Mapping[str, Mapping[str, str]] = {
     "criterion": {"answer": "it is the most probable one", "probability": "it keeps half of its probability"},
     "end": {"top": "highest", "bottom": "lowest"},
@@ -178,6 +196,7 @@ LABELS: Mapping[str, Mapping[str, str]] = {
         "consistent": "facts consistent",
         "degenerate": "facts with two or more subsets that each suffice",
         "jaccard": "Jaccard index of two prompts",
+        "kept": "right answers that stay right",
         "mrr": "mean reciprocal rank",
         "smallest": "neurons of the smallest subset that takes the answer",
         "smallest_suffices": "facts whose smallest subset suffices too",
@@ -219,6 +238,13 @@ LABELS: Mapping[str, Mapping[str, str]] = {
         "faithfulness_100": "faithfulness of 100 nodes",
         "completeness_100": "completeness of 100 nodes",
         "query_depth": "mean depth of the query neurons",
+        "taken": "known facts whose answer all neurons take",
+        "degenerate": "of known facts, with several subsets that each suffice",
+        "smallest_set": "neurons of the smallest subset that takes the answer",
+        "smallest_suffices": "facts whose smallest subset suffices too",
+        "consistent": "facts with consistent neurons over wordings",
+        "wordings_jaccard": "Jaccard index of two prompts of a fact",
+        **_of_editors(),
     },
     "texts": {
         "head and tail": "with subject and answer",

@@ -4,6 +4,7 @@ from kn_lens.runs.stage import Stage
 from kn_lens.runs.stages.answers import ANSWERS
 from kn_lens.runs.stages.attributions import ACTIVATIONS, ATTRIBUTIONS
 from kn_lens.runs.stages.circuits import CIRCUITS, QUERIES
+from kn_lens.runs.stages.editors import EDITORS
 from kn_lens.runs.stages.erasures import ERASURES
 from kn_lens.runs.stages.fact_details import NEURON_SCORES, PREDICTIONS
 from kn_lens.runs.stages.facts import FACTS
@@ -40,5 +41,5 @@ STAGES: tuple[Stage, ...] = (
     SYNTAX,
 )
 
-ON_REQUEST: tuple[Stage, ...] = (POSITIONS, CIRCUITS, QUERIES, DEGENERATE, CONSISTENCY)
+ON_REQUEST: tuple[Stage, ...] = (POSITIONS, CIRCUITS, QUERIES, DEGENERATE, CONSISTENCY, EDITORS)
 """Stages that run where they are named alone: not every model has what they need."""

@@ -10,7 +10,6 @@ its ``why`` states the reason.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +19,14 @@ import pyarrow as pa
 from kn_lens._core.bootstrap import with_control
 from kn_lens.attribution import attribute
 from kn_lens.edits import (
+    HELD_OUT,
     MAX_DISTURBED,
     OTHER_RELATIONS,
     OWN,
     SAME_RELATION,
     Question,
     Questions,
+    answerable,
     disturbed_share,
     edit_table,
     inverse_questions,
@@ -33,7 +34,7 @@ from kn_lens.edits import (
     update_effects,
     update_fact,
 )
-from kn_lens.errors import EditError, NoPromptError
+from kn_lens.errors import EditError
 from kn_lens.facts import Fact
 from kn_lens.neurons import NeuronSet, activation_neurons, prompts_by_fact
 from kn_lens.prompts import PromptBatch
@@ -97,10 +98,10 @@ MISSING = {pa.string(): "", pa.int32(): 0, pa.float64(): np.nan}
 
 def _make(context: RunContext, shard: Shard, path: Path, progress: Progress) -> None:
     relation, settings = shard.relation, context.settings
-    others = context.make_prompts(_other_facts(context, relation))
+    others = context.make_prompts(other_facts(context, relation, settings.update_others))
     planned, neurons, why = _plan(context, relation, others)
     questions = {fact: Question(fact, new_object) for fact, new_object in planned.items()}
-    own = _answerable(context, questions)
+    own = answerable(context.host, questions)
     for fact, new_object in planned.items():
         if fact not in own:
             why[fact] = f"No template takes {new_object!r} too."
@@ -132,13 +133,13 @@ def _make(context: RunContext, shard: Shard, path: Path, progress: Progress) -> 
                 "why": reason,
             }
         )
-    write_rows(path, [_with_missing_values(row) for row in rows], UPDATE_SCHEMA)
+    write_rows(path, [with_missing_values(row, UPDATE_SCHEMA) for row in rows], UPDATE_SCHEMA)
 
 
-def _with_missing_values(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row with a value in every column, in place of None and NaN too."""
+def with_missing_values(row: Mapping[str, Any], schema: pa.Schema) -> dict[str, Any]:
+    """Return a row with a value in every column of a schema, in place of None and NaN too."""
     complete = {}
-    for column in UPDATE_SCHEMA:
+    for column in schema:
         value = row.get(column.name)
         is_missing = value is None or value != value
         complete[column.name] = MISSING[column.type] if is_missing else value
@@ -201,9 +202,8 @@ def _most_active(context: RunContext, neurons: Mapping[Fact, NeuronSet]) -> dict
     return activation_neurons(activations, neurons)
 
 
-def _other_facts(context: RunContext, relation: str) -> list[Fact]:
-    """Return the facts that each update is measured on beside its own: of the relation, and of other relations."""
-    n_facts = context.settings.update_others
+def other_facts(context: RunContext, relation: str, n_facts: int) -> list[Fact]:
+    """Return so many facts of the relation, and of other relations, that each edit is measured on beside its own."""
     same_relation = [fact for fact in context.source if fact.relation == relation and fact.templates]
     facts = sample_in_order(same_relation, n_facts, context.generator("edits", relation, "True"))
     facts += context.sample_other_facts(relation, n_facts, "edits", relation, "False")
@@ -219,11 +219,11 @@ def _more_questions(context: RunContext, new_objects: Mapping[Fact, str]) -> dic
     held_out_facts = set(context.held_out)
     reworded_objects = {fact: name for fact, name in new_objects.items() if fact in held_out_facts}
     questions: dict[str, Questions] = {
-        "held-out wording": reworded(context.held_out, reworded_objects),
+        HELD_OUT: reworded(context.held_out, reworded_objects),
         "inverse relation": inverse_questions(context.source, new_objects, dict(_name_pairs(settings.inverses))),
         "synonym": _synonym_questions(new_objects, _name_pairs(settings.synonyms)),
     }
-    return {name: _answerable(context, group) for name, group in questions.items()}
+    return {name: answerable(context.host, group) for name, group in questions.items()}
 
 
 def _synonym_questions(new_objects: Mapping[Fact, str], synonyms: Sequence[tuple[str, str]]) -> dict[Fact, Question]:
@@ -234,38 +234,6 @@ def _synonym_questions(new_objects: Mapping[Fact, str], synonyms: Sequence[tuple
             if name == new_object and synonym != fact.object:
                 questions[fact] = Question(fact, synonym)
     return questions
-
-
-def _answerable(context: RunContext, questions: Questions) -> dict[Fact, Question]:
-    """Return the questions with a template that takes both answers, in these templates alone."""
-    if not questions:
-        return {}
-    with_new_answer = {}
-    for fact, question in questions.items():
-        with_new_answer[fact] = replace(question.query, object=question.answer)
-    queries: dict[Fact, None] = {}
-    for fact, question in questions.items():
-        queries[question.query] = None
-        queries[with_new_answer[fact]] = None
-    try:
-        prompts = context.make_prompts(queries)
-    except NoPromptError:  # no template takes any of the answers
-        return {}
-    templates: dict[Fact, set[str]] = {}
-    for prompt, template in enumerate(prompts.template):
-        templates.setdefault(prompts.fact(prompt), set()).add(template)
-    answerable: dict[Fact, Question] = {}
-    for fact, question in questions.items():
-        takes_current = templates.get(question.query, set())
-        takes_new = templates.get(with_new_answer[fact], set())
-        kept = []
-        for template in question.query.templates:
-            if template in takes_current and template in takes_new:
-                kept.append(template)
-        if kept:
-            query = replace(question.query, templates=tuple(kept))
-            answerable[fact] = Question(query, question.answer)
-    return answerable
 
 
 def _name_pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
@@ -351,7 +319,7 @@ def _passes(context: RunContext, shard: Shard) -> Passes:
     n_updated = min(settings.update_facts, n_known, n_with_neurons)
     if not n_updated:
         return Passes()
-    n_other_rows = context.n_rows_of(_other_facts(context, relation))
+    n_other_rows = context.n_rows_of(other_facts(context, relation, settings.update_others))
     n_own_rows = n_updated * context.n_rows(relation) / n_queried
     has_inverse = relation in dict(_name_pairs(settings.inverses))
     n_question_rows = 2 * n_own_rows * (1.0 + _held_out_share(context, relation) + has_inverse)
