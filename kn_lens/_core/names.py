@@ -69,6 +69,20 @@ EDITORS: Mapping[str, str] = {
 """The editors as commands and settings name them, ``KN`` with or without a preset, and their names in tables."""
 EDITOR_NAMES = tuple(EDITORS)
 
+
+def editor_statistic(of: str, name: str) -> str:
+    """Return the name of a statistic of an editor in comparisons.
+
+    Args:
+        of: ``success`` or ``kept``.
+        name: the editor's, as settings have it.
+
+    >>> editor_statistic("kept", "KN-easyedit")
+    'kept_kn_easyedit'
+    """
+    return f"{of}_{name.lower().replace('-', '_')}"
+
+
 Scaling = Literal["norm", "plain"]
 
 

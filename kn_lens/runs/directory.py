@@ -49,7 +49,6 @@ FORMER_DEFAULTS: Mapping[str, Any] = {
     "editor_facts": 3,
     "editor_wordings": 4,
     "editor_others": 20,
-    "rome_layer": None,
     "memit_layers": [],
 }
 """Settings that earlier versions did not have, and so do not name in ``config.toml``, at the values they stood for."""

@@ -9,10 +9,10 @@ import numpy as np
 
 from kn_lens._core.bootstrap import RatioBootstrap, bootstrap_ratios
 from kn_lens._core.intervals import SHARE, interval
-from kn_lens._core.names import EDITOR_NAMES
+from kn_lens._core.names import EDITOR_NAMES, editor_statistic
 from kn_lens.errors import DataError
 from kn_lens.neurons import ALPHA, OVERLAP_STATISTICS, NeuronSet, overlap_statistics
-from kn_lens.reports.compare.requested import REQUESTED, editor_statistic
+from kn_lens.reports.compare.requested import REQUESTED
 from kn_lens.reports.compare.runs import ComparedRun, Ratios
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ fact that a statistic is not about, such as one that the model does not know, ha
 from typing import TYPE_CHECKING
 
 from kn_lens._core.names import EDITORS as EDITOR_LABELS
+from kn_lens._core.names import editor_statistic
 from kn_lens.edits import HELD_OUT
 from kn_lens.runs.stage import Stage
 from kn_lens.runs.stages.circuits import CIRCUITS, CIRCUITS_SCHEMA, QUERIES, QUERIES_SCHEMA
@@ -33,19 +34,6 @@ CIRCUIT_SIZE = 100
 
 CRITERION = "probability"
 """The criterion of degenerate sets that are compared: the answer keeps half of its probability."""
-
-
-def editor_statistic(of: str, name: str) -> str:
-    """Return the name of a statistic of an editor.
-
-    Args:
-        of: ``success`` or ``kept``.
-        name: the editor's, as settings have it.
-
-    >>> editor_statistic("kept", "KN-easyedit")
-    'kept_kn_easyedit'
-    """
-    return f"{of}_{name.lower().replace('-', '_')}"
 
 
 FactRatios = dict[tuple[str, str], "pd.DataFrame"]

@@ -7,8 +7,7 @@ place.
 import re
 from collections.abc import Mapping
 
-from kn_lens._core.names import EDITORS
-from kn_lens.reports.compare.requested import editor_statistic
+from kn_lens._core.names import EDITORS, editor_statistic
 from kn_lens.reports.style import NEURON_SETS, SCOPES
 
 TITLES = {
