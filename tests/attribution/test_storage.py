@@ -21,6 +21,7 @@ from tests.tiny import COUNTRIES, D_MLP, N_LAYERS, tiny_model
 TEMPLATES = ["The capital of [X] is [Y].", "In fact, [X] has its seat of government in [Y]", "[X]'s capital city, [Y]."]
 FACTS = [kn.Fact(country, f"P{i % 2}", capital) for i, (country, capital) in enumerate(COUNTRIES.items())]
 HOW = {"memory_budget": 400_000}  # several parts
+ABLATION = {"method": "ablation", "neurons": [kn.Neuron(2, 5), kn.Neuron(0, 23)]}  # all others are NaN
 
 model_once = cache(tiny_model)
 
@@ -56,19 +57,18 @@ def assert_same(found, expected):
             assert ours.dtype == theirs.dtype and torch.equal(bits(ours), bits(theirs)), field.name
 
 
-@pytest.mark.parametrize("keep", [None, 0.0, 0.1, 1.0])
 @pytest.mark.parametrize(
-    "architecture, dtype, how",
+    "architecture, dtype, how, keep",
     [
-        ("BertForMaskedLM", torch.float64, {}),
-        ("GPT2LMHeadModel", torch.float32, {"preset": "official"}),
-        ("BertForMaskedLM", torch.float64, {"layers": [1], "output": "log_prob"}),
-        ("BertForMaskedLM", torch.float32, {"method": "ablation", "neurons": [kn.Neuron(2, 5), kn.Neuron(0, 23)]}),
-        ("GPT2LMHeadModel", torch.float64, {"method": "activation"}),
+        *(("BertForMaskedLM", torch.float64, {}, keep) for keep in (None, 0.0, 0.1, 1.0)),
+        *(("GPT2LMHeadModel", torch.float32, {"preset": "official"}, keep) for keep in (None, 0.1)),
+        *(("BertForMaskedLM", torch.float64, {"layers": [1], "output": "log_prob"}, keep) for keep in (None, 0.1)),
+        *(("BertForMaskedLM", torch.float32, ABLATION, keep) for keep in (None, 0.0, 0.1, 1.0)),
+        *(("GPT2LMHeadModel", torch.float64, {"method": "activation"}, keep) for keep in (None, 0.1)),
     ],
 )
 def test_scores_read_back_bit_for_bit(tmp_path, architecture, dtype, how, keep):
-    model = tiny_model(architecture, dtype)
+    model = model_once(architecture, dtype)
     prompts = kn.make_prompts(model, FACTS[:4], templates=TEMPLATES[:2])
     expected = kn.attribute(model, prompts, keep=keep, **how, **HOW)
     summary = kn.attribute_to_file(model, tmp_path / "scores.parquet", prompts, keep=keep, **how, **HOW)
@@ -264,7 +264,7 @@ def test_memory_does_not_grow_with_the_number_of_prompts(tmp_path):
 @pytest.mark.parametrize("keep", [None, 0.2])
 @pytest.mark.parametrize("positions", ["all", "subject", torch.tensor([[1, 0], [2, -1], [3, 1]])])
 def test_scores_at_several_positions_read_back(tmp_path, positions, keep):
-    model = tiny_model("GPT2LMHeadModel")
+    model = model_once("GPT2LMHeadModel")
     prompts = kn.make_prompts(model, FACTS[:3], templates=TEMPLATES[:1])
     expected = kn.attribute(model, prompts, positions=positions, keep=keep)
     file = kn.attribute_to_file(model, tmp_path / "scores.parquet", prompts, positions=positions, keep=keep)

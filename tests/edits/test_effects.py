@@ -100,19 +100,21 @@ def test_update_effects_equal_a_loop_over_facts_and_prompts(model):
     assert set(questions_of[GERMANY]) == {"own wording", "held out"}  # Paris and Rome is the capital of nothing
     n_rows = 0
     for fact, new in NEW.items():
+        before, new_before, answered = {}, {}, {}
+        for name, question in questions_of[fact].items():
+            answered[name] = replace(question.query, object=question.answer)
+            before[name] = naive_scores(model, question.query)
+            new_before[name] = naive_scores(model, answered[name])
         for kind, dose in [("found", 1.0), ("found", 0.25), ("activation", 1.0)]:
             sets = FOUND if kind == "found" else ACTIVE
             edit = kn.update_fact(model, fact, new, sets[fact], lambdas=(dose, 2 * dose), allow_unknown=True)
             for name, question in questions_of[fact].items():
-                answered = replace(question.query, object=question.answer)
-                before = naive_scores(model, question.query)
-                new_before = naive_scores(model, answered)
                 with edit.applied(model):
                     after = naive_scores(model, question.query)
-                    new_after = naive_scores(model, answered)
+                    new_after = naive_scores(model, answered[name])
                 row = rows.loc[(fact.key, kind, dose, name)]
-                expected = current_answer_columns(before, after)
-                expected |= new_answer_columns("before", new_before)
+                expected = current_answer_columns(before[name], after)
+                expected |= new_answer_columns("before", new_before[name])
                 expected |= new_answer_columns("after", new_after)
                 for column, value in expected.items():
                     assert row[column] == pytest.approx(value, rel=1e-6, abs=1e-9), column
@@ -210,9 +212,10 @@ def test_doses_scale_both_lambdas(model):
 
 def test_effects_do_not_depend_on_the_memory_budget(model):
     others = others_of(model)
+    new = {fact: NEW[fact] for fact in (IRELAND, FRANCE)}
     small, large = (
         kn.update_effects(
-            model, NEW, FOUND, others=others, memory_budget=memory_for(rows, model, others, gradient=False)
+            model, new, FOUND, others=others, memory_budget=memory_for(rows, model, others, gradient=False)
         )
         for rows in (3, 256)
     )

@@ -3,6 +3,9 @@
 import json
 import struct
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -27,6 +30,21 @@ def logits(model):
     tokens = torch.arange(8, 20)[None]
     with torch.no_grad():
         return kn.host_of(model).logits(tokens, torch.ones_like(tokens))
+
+
+@cache
+def written():
+    """An edit, and the bytes of its file."""
+    edit = edit_of(loaded())
+    with TemporaryDirectory() as directory:
+        edit.save(Path(directory) / "edit.safetensors")
+        return edit, (Path(directory) / "edit.safetensors").read_bytes()
+
+
+@cache
+def logits_before():
+    """The logits of the model before a test reads a file."""
+    return logits(loaded())
 
 
 @pytest.fixture
@@ -115,10 +133,8 @@ def test_a_failed_write_leaves_the_old_file_or_none(path, monkeypatch):
 @given(data=st.data())
 def test_damaged_files_are_refused(path, data):
     """A damaged file is an error; only changed blanks of the header may give the same edit."""
-    edit = edit_of(loaded())
-    edit.save(path)
-    content = bytearray(path.read_bytes())
-    before = logits(loaded())
+    edit, content = written()
+    content, before = bytearray(content), logits_before()
     at = data.draw(st.integers(0, len(content) - 1), label="at")
     kind = data.draw(st.sampled_from(["cut", "replace", "insert", "delete"]), label="kind")
     inserted = data.draw(st.binary(min_size=1, max_size=12), label="bytes")
@@ -164,7 +180,7 @@ def test_forged_documents_are_refused_or_harmless(path, parts, data):
     target = document if key in document else document["checkpoint"]
     was, target[key] = target[key], value
     model = loaded()
-    before = logits(model)
+    before = logits_before()
     try:
         forge(path, tensors, document)
     except ValueError:  # NaN cannot be written
