@@ -53,7 +53,7 @@ def same(attr, other):
 
 
 @pytest.mark.parametrize("architecture", ["BertForMaskedLM", "LlamaForCausalLM"])
-@pytest.mark.parametrize("rows", [1, 2, 7])
+@pytest.mark.parametrize("rows", [1, 7])
 def test_a_budget_too_large_ends_in_an_equal_result(architecture, rows):
     model = tiny_model(architecture)
     prompts = prompts_for(model)
@@ -72,7 +72,7 @@ def test_a_budget_too_large_ends_in_an_equal_result(architecture, rows):
 
 def test_finished_prompts_are_not_lost_and_not_run_again():
     model = tiny_model("BertForMaskedLM")
-    prompts = prompts_for(model, n=40, shortest=6, longest=6)
+    prompts = prompts_for(model, n=20, shortest=6, longest=6)
     budget = memory_for(1, model, prompts)
     full, hooks = with_memory_for(model, 10**9)
     found = []
@@ -81,7 +81,7 @@ def test_finished_prompts_are_not_lost_and_not_run_again():
             found.append((numbers.tolist(), part.scores))
             full.most = 1  # from the first part on there is less memory
     numbers = [number for some, _ in found for number in some]
-    assert sorted(numbers) == list(range(40))
+    assert sorted(numbers) == list(range(20))
     assert len(found[0][0]) > 1 and all(len(some) == 1 for some, _ in found[1:])
     whole = kn.attribute(model, prompts, n_steps=2, quadrature="left").scores
     torch.testing.assert_close(torch.cat([scores for _, scores in found]), whole[numbers], rtol=1e-10, atol=1e-14)
@@ -136,7 +136,8 @@ n = 600
 prompts = kn.PromptBatch.from_tokens(
     torch.randint(100, 30000, (n, 6)), read_pos=torch.full((n,), 3), target_ids=torch.randint(100, 30000, (n,))
 )
-expected = kn.attribute(model, prompts, memory_budget=2**24)
+how = {"quadrature": "gauss-legendre", "n_steps": 2}
+expected = kn.attribute(model, prompts, memory_budget=2**24, **how)
 used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, used + 2**27))
 refused = 0
@@ -144,7 +145,7 @@ def hook_fn(value, hook):
     global refused
     refused = max(refused, len(value))
 with model.hooks(fwd_hooks=[("unembed.hook_in", hook_fn)]):
-    attr = kn.attribute(model, prompts, memory_budget=1e12)
+    attr = kn.attribute(model, prompts, memory_budget=1e12, **how)
 print(json.dumps({"equal": torch.allclose(attr.scores, expected.scores, rtol=1e-4, atol=1e-9), "most": refused}))
 """
 

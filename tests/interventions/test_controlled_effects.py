@@ -1,6 +1,6 @@
 """Controlled effects: equal to `measure`, with matched controls, in passes from the lowest changed layer."""
 
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pandas as pd
@@ -136,38 +136,49 @@ def test_controls_at_a_position_are_those_of_full_passes_there(model_and_prompts
     assert set(resumed.neuron_set) == {"found", "activation", "random"} and (resumed.before != resumed.after).any()
 
 
+MAKERS = {
+    "suppress": kn.Suppress,
+    "amplify": lambda sets: kn.Amplify(sets, -3.0),
+    "set": lambda sets: kn.SetTo(sets, 0.7),
+    "everywhere": lambda sets: kn.Amplify(sets, 3.0, position="all"),
+}
+
+
+@cache
+def in_any_layers():
+    """Neurons of each fact in any layers, or none."""
+    draw = np.random.default_rng(0)
+    return {
+        fact: kn.NeuronSet((int(layer), int(draw.integers(D_MLP))) for layer in draw.integers(N_LAYERS, size=i % 4))
+        for i, fact in enumerate(FACTS)
+    }
+
+
+@cache
+def in_full_passes(model):
+    """The effects of each kind of intervention in full passes, and of one kind alone in passes of the usual size."""
+    found = in_any_layers()
+    as_given = {name: lambda sets, make=make: AsGiven(make(sets)) for name, make in MAKERS.items()}
+    prompts = kn.make_prompts(model, FACTS)
+    whole = kn.controlled_effects(model, prompts, found, found, intervene=as_given)
+    return whole, kn.controlled_effects(model, prompts, found, found, intervene=MAKERS["amplify"])
+
+
 @pytest.mark.parametrize("rows", [1, 5, 256])
 def test_passes_from_the_lowest_changed_layer_equal_full_passes(model_and_prompts, rows):
     """With each kind of intervention, neurons in any layers or none, and one intervention on all positions."""
     model, prompts = model_and_prompts
-    draw = np.random.default_rng(0)
-    found = {
-        fact: kn.NeuronSet((int(layer), int(draw.integers(D_MLP))) for layer in draw.integers(N_LAYERS, size=i % 4))
-        for i, fact in enumerate(FACTS)
-    }
+    found = in_any_layers()
     assert {min(neurons.by_layer(), default=None) for neurons in found.values()} == {*range(N_LAYERS), None}
     memory = memory_for(rows, model, prompts, gradient=False)
-    makers = {
-        "suppress": kn.Suppress,
-        "amplify": lambda sets: kn.Amplify(sets, -3.0),
-        "set": lambda sets: kn.SetTo(sets, 0.7),
-        "everywhere": lambda sets: kn.Amplify(sets, 3.0, position="all"),
-    }
     ticks = []
     fast = kn.controlled_effects(
-        model, prompts, found, found, intervene=makers, memory_budget=memory, progress=lambda *now: ticks.append(now)
+        model, prompts, found, found, intervene=MAKERS, memory_budget=memory, progress=lambda *now: ticks.append(now)
     )
-    whole = kn.controlled_effects(
-        model,
-        prompts,
-        found,
-        found,
-        intervene={name: lambda sets, make=make: AsGiven(make(sets)) for name, make in makers.items()},
-    )
+    whole, alone = in_full_passes(model)
     pd.testing.assert_frame_equal(fast, whole, rtol=1e-9, atol=0)
-    assert [name for name, _ in fast.groupby("intervention", sort=False)] == list(makers)
+    assert [name for name, _ in fast.groupby("intervention", sort=False)] == list(MAKERS)
     assert ticks[-1][0] == ticks[-1][1] == max(done for done, _ in ticks)
-    alone = kn.controlled_effects(model, prompts, found, found, intervene=makers["amplify"])
     pd.testing.assert_frame_equal(
         alone, fast.query("intervention == 'amplify'").drop(columns="intervention").reset_index(drop=True), rtol=1e-9
     )
