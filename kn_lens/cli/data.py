@@ -185,17 +185,17 @@ def _findings(facts: FactSet) -> list[str]:
     without_template = []
     copied = []
     max_templates: dict[str, int] = {}
-    n_answers: Counter[tuple[str, str]] = Counter()
+    n_answers: Counter[tuple[str, str, str]] = Counter()
     for fact in facts:
         if not fact.templates:
             without_template.append(f"{fact.relation} {fact.subject}")
         if fact.object in fact.subject:
             copied.append(f"{fact.subject}: {fact.object}")
         if fact.subject:
-            n_answers[fact.relation, fact.subject] += 1
+            n_answers[fact.relation, fact.subject, fact.language] += 1
         max_templates[fact.relation] = max(max_templates.get(fact.relation, 0), len(fact.templates))
     few = [f"{relation} ({n})" for relation, n in max_templates.items() if 0 < n < MIN_TEMPLATES]
-    several = [f"{subject} ({relation})" for (relation, subject), n in n_answers.items() if n > 1]
+    several = [f"{subject} ({relation})" for (relation, subject, _), n in n_answers.items() if n > 1]
     problems = {
         "Facts without a template, which have no prompt": without_template,
         f"Relations with fewer than {MIN_TEMPLATES} templates, the paper's minimum": few,

@@ -911,7 +911,7 @@ def _other_prompts(model: Any, source: FactSet, edited: Iterable[Fact], n: int, 
     changed = set()
     for fact in edited:
         changed.add((fact.relation, "subject", fact.subject))
-        if fact.language:
+        if fact.language and fact.uid:
             changed.add((fact.relation, "uid", fact.uid))  # its versions in other languages
     others = FactSet(
         fact

@@ -94,8 +94,8 @@ def inverse_questions(
         inverse: the inverse of each relation that has one: ``{"P36": "P1376"}``.
 
     Returns:
-        A question for each update whose relation has an inverse with exactly one fact about the new object. The other
-        updates have no question.
+        A question for each update whose relation has an inverse with exactly one fact about the new object, in
+        the language of the update. The other updates have no question.
 
     Raises:
         ArgumentError: a wrong kind of argument.
@@ -109,13 +109,13 @@ def inverse_questions(
     check_new_objects(new_objects)
     if not isinstance(inverse, Mapping):
         raise ArgumentError(f"inverse={inverse!r}; expected a mapping between relations, such as {{'P36': 'P1376'}}.")
-    facts_about: dict[tuple[str, str], list[Fact]] = {}
+    facts_about: dict[tuple[str, str, str], list[Fact]] = {}
     for fact in checked_facts(facts):
-        facts_about.setdefault((fact.relation, fact.subject), []).append(fact)
+        facts_about.setdefault((fact.relation, fact.subject, fact.language), []).append(fact)
     questions = {}
     for fact, new_object in new_objects.items():
         inverse_relation = inverse.get(fact.relation, "")
-        inverse_facts = facts_about.get((inverse_relation, new_object), [])
+        inverse_facts = facts_about.get((inverse_relation, new_object, fact.language), [])
         if len(inverse_facts) == 1:
             questions[fact] = Question(inverse_facts[0], fact.subject)
     return questions
@@ -140,8 +140,8 @@ def translated_questions(
         ``update_effects`` and ``compare_edits`` take as ``questions``.
 
     Raises:
-        ArgumentError: an updated fact without language or ``uid``, a new object without a translation or with several,
-            or a wrong kind of argument.
+        ArgumentError: an updated fact without language or ``uid``, two versions in one language, a new object without a
+            translation or with several, or a wrong kind of argument.
 
     >>> import kn_lens as kn
     >>> facts = kn.FactSet.world(languages=["en", "de", "fr"])
@@ -152,7 +152,15 @@ def translated_questions(
     check_new_objects(new_objects)
     versions: dict[tuple[str, str], dict[str, Fact]] = {}
     for fact in checked_facts(facts):
-        versions.setdefault((fact.relation, fact.uid), {})[fact.language] = fact
+        if not fact.uid or not fact.language:  # no version of another fact
+            continue
+        of_fact = versions.setdefault((fact.relation, fact.uid), {})
+        if fact.language in of_fact:
+            raise ArgumentError(
+                f"{of_fact[fact.language].key} and {fact.key} are versions of one fact in one language; expected a "
+                "uid that tells the facts of a relation apart."
+            )
+        of_fact[fact.language] = fact
     questions: dict[str, dict[Fact, Question]] = {}
     for fact, new_object in new_objects.items():
         if not fact.language or not fact.uid:
@@ -161,7 +169,7 @@ def translated_questions(
                 "kn_lens.FactSet.world(languages=['en', 'de']) and from_mpararel give them."
             )
         for language, version in versions.get((fact.relation, fact.uid), {}).items():
-            if language not in ("", fact.language):
+            if language != fact.language:
                 answer = _translated(new_object, fact, language, versions)
                 questions.setdefault(language, {})[fact] = Question(version, answer)
     return questions

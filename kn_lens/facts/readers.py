@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kn_lens._core.atomic import read_whole
+from kn_lens._core.checks import wrong_kind
+from kn_lens._core.display import enumerated
 from kn_lens._core.names import OWN_TEMPLATES, SPLITS, Split
 from kn_lens.errors import ArgumentError, DataError, did_you_mean
 from kn_lens.facts.relations import WIKIDATA_LABELS
@@ -29,6 +31,9 @@ WORLD = Path(__file__).parents[1] / "world"
 
 CAUSAL_TEMPLATES = Path(__file__).parent / "causal_templates" / "templates.jsonl"
 """Templates that end with the object, eight for each of ParaRel's 34 relations; the licence is beside them."""
+
+NAMES_SHOWN = 8
+"""Number of relations or languages that a message lists."""
 
 FIELDS = ("subject", "relation", "object", "templates", "template", "uid", "relation_label", "language")
 """The keys of plain files and the columns of tables that are read."""
@@ -660,10 +665,16 @@ def _select(
     known = list(known)
     if names is None:
         return known
+    if not isinstance(names, Iterable):
+        raise wrong_kind(names, f"the name of a {kind}, or several: {known[:2]}", f"{kind}s")
     selected = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+    there = enumerated(known, NAMES_SHOWN)
+    if not selected:
+        raise ArgumentError(f"{source}: no {kind} is named; expected at least one of {there}, or None for all.")
     for name in selected:
         if name not in known:
-            raise DataError(f"{source}: no {kind} {name!r} there.{did_you_mean(name, known)}")
+            near = did_you_mean(name, known) or f" There are {there}."
+            raise DataError(f"{source}: no {kind} {name!r} there.{near}")
     return selected
 
 

@@ -57,7 +57,7 @@ class LanguageNeurons:
             that number over shuffled facts; ``p`` and ``shared``; ``jaccard``, the mean Jaccard index of its pairs of
             sets, and ``null_jaccard``, that of shuffled facts. Empty sets have no Jaccard index. In a relation with
             fewer facts than languages there are no shuffled facts, and ``p`` is NaN.
-        pairs: one row for each two languages, ``language`` and ``other``: ``n_facts`` with versions in both, the mean
+        pairs: one row for each two languages, ``language`` and ``other``: ``n_facts`` with neurons in both, the mean
             Jaccard index ``jaccard`` of their sets, and ``null_jaccard``, that of different facts of a relation.
         independent: the language-independent neurons of each version: the same ones for all versions of a fact.
         specific: the neurons that each version alone has.

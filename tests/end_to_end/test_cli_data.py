@@ -86,6 +86,12 @@ def test_data_check_reports_likely_problems(cli, checkpoints, tmp_path):
     assert "3 prompts" in out and "Left out: 1 prompt (object not last)" in out
 
 
+def test_versions_of_a_fact_are_no_two_answers_to_one_question(cli):
+    code, out, _ = cli("data", "check", "world:en,de", "-r", "P36", "--json")
+    findings = " ".join(json.loads(out)["findings"])
+    assert code == 0 and "several answers" not in findings
+
+
 def test_models_lists_families_and_embedded_models(cli):
     code, out, err = cli("models", "--json")
     document = json.loads(out)

@@ -151,6 +151,16 @@ def test_mlama_names_what_is_missing(mlama, options, message):
         kn.FactSet.from_mlama(mlama, **options)
 
 
+def test_languages_are_a_name_or_names():
+    assert kn.FactSet.world(languages="de") == kn.FactSet.world(languages=["de"])
+    with pytest.raises(DataError, match=r"no language 'de,fr' there\. There are en, de, es, fr\."):
+        kn.FactSet.world(languages="de,fr")
+    with pytest.raises(ArgumentError, match="no language is named; expected at least one of en, de, es, fr"):
+        kn.FactSet.world(languages=[])
+    with pytest.raises(ArgumentError, match="Got an int as languages; expected the name of a language, or several"):
+        kn.FactSet.world(languages=3)  # type: ignore[arg-type]
+
+
 def test_mlama_names_the_line_of_a_template_without_slot(mlama):
     write_lines(mlama / "de" / "templates.jsonl", [{"relation": "P36", "template": "[Y] ist die Hauptstadt."}])
     with pytest.raises(DataError, match=r"templates\.jsonl:1: the template .* holds \[X\] 0 times"):

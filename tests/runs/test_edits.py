@@ -449,3 +449,20 @@ def test_table_5_equals_loops_over_facts_and_draws(by_relation):
         if kind == "found" and of_relation is not None and measure in measures:
             row["paper"] = of_relation[measures.index(measure)]
     assert_equal(table, expected, ["neuron_set", "question", *(["relation"] if by_relation else []), "measure"])
+
+
+def test_new_objects_are_in_the_language_of_their_fact(model, tmp_path):
+    """Half of the facts are said to be in another language, so that each language has objects of its own."""
+    facts, objects = [], {}
+    for number, fact in enumerate(list(kn.FactSet.world("held_out").of("P36"))[:6]):
+        language = ("en", "xx")[number % 2]
+        facts.append(dataclasses.replace(fact, templates=fact.templates[:3], language=language))
+        objects.setdefault(language, set()).add(fact.object)
+    settings = Settings.of(update_facts=6, update_others=6, max_share=1.0, n_resamples=20, min_prompts=1)
+    with open_context(model, kn.FactSet(facts), tmp_path / "run", settings) as context:
+        run_stages(context, [ANSWERS, UPDATES], lambda state: None)
+        records = context.records("updates", Shard("P36"))
+    updated = records.loc[records["new_object"] != ""].drop_duplicates("key")
+    assert len(updated) >= 4
+    for key, new_object in zip(updated["key"], updated["new_object"], strict=True):
+        assert new_object in objects[key.rpartition("#")[2]]

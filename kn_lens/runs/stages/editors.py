@@ -48,7 +48,7 @@ from kn_lens.runs.directory import Shard
 from kn_lens.runs.passes import Passes
 from kn_lens.runs.stage import Progress, Stage, TableDisplay, write_rows
 from kn_lens.runs.stages.answers import ANSWERS, known_facts
-from kn_lens.runs.stages.updates import other_facts, with_missing_values
+from kn_lens.runs.stages.updates import objects_by_language, other_facts, with_missing_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,10 +160,7 @@ def _plan(context: RunContext, relation: str) -> tuple[dict[Fact, str], dict[Fac
     settings = context.settings
     generator = context.generator("editors", relation)
     known = [fact for fact in known_facts(context, relation) if fact.subject]
-    objects: dict[str, dict[str, None]] = {}  # of each language, in order
-    for fact in context.source:
-        if fact.relation == relation:
-            objects.setdefault(fact.language, {})[fact.object] = None
+    objects = objects_by_language(context.source, relation)
     more_wordings = {fact: fact.templates for fact in context.held_out if fact.relation == relation}
     updates: dict[Fact, str] = {}
     held_out: dict[Fact, Question] = {}

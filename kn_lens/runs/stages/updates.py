@@ -9,7 +9,7 @@ Records: the rows of ``update_effects``. A known fact that could not be updated 
 its ``why`` states the reason.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,10 +156,7 @@ def _plan(
         updated, the reason.
     """
     settings, found = context.settings, context.neurons("found", relation)
-    objects: dict[str, None] = {}  # a dict keeps their order
-    for fact in prompts_by_fact(others):
-        if fact.relation == relation:
-            objects[fact.object] = None
+    objects = objects_by_language(prompts_by_fact(others), relation)
     generator = context.generator("updates", relation)
     known = known_facts(context, relation)
     new_objects: dict[Fact, str] = {}
@@ -169,9 +166,10 @@ def _plan(
         if len(new_objects) == settings.update_facts:
             break
         fact = known[index]
-        candidates = [name for name in objects if name != fact.object]
+        of_language = objects.get(fact.language, ())
+        candidates = [name for name in of_language if name != fact.object]
         if not candidates:
-            why[fact] = f"There is no other object of {relation} among {len(objects)}."
+            why[fact] = f"There is no other object of {relation} among {len(of_language)}."
             continue
         new_object = candidates[generator.integers(len(candidates))]
         try:
@@ -200,6 +198,15 @@ def _most_active(context: RunContext, neurons: Mapping[Fact, NeuronSet]) -> dict
     prompts = context.make_prompts(neurons)
     activations = attribute(context.host, prompts, method="activation", memory_budget=context.memory_budget)
     return activation_neurons(activations, neurons)
+
+
+def objects_by_language(facts: Iterable[Fact], relation: str) -> dict[str, list[str]]:
+    """Return the objects of a relation in each language, in order: a new object is of the language of its fact."""
+    objects: dict[str, dict[str, None]] = {}
+    for fact in facts:
+        if fact.relation == relation:
+            objects.setdefault(fact.language, {})[fact.object] = None
+    return {language: list(of_language) for language, of_language in objects.items()}
 
 
 def other_facts(context: RunContext, relation: str, n_facts: int) -> list[Fact]:
