@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kn_lens._core.checks import check_kind, check_share
+from kn_lens._core.checks import check_kind, check_share, wrong_kind
 from kn_lens._core.names import PositionName
 from kn_lens._core.progress import draws_progress
 from kn_lens.attribution import attribute
@@ -276,11 +276,11 @@ class _Comparison:
     def _groups_of_others(self, fact: Fact, batch: Sequence[Fact]) -> dict[str, Int[np.ndarray, " prompt"]]:
         """Return the prompts of each group of other facts, without those that the edit changes on purpose."""
         assert self.others is not None
-        edited = {(other.relation, other.subject) for other in batch}
+        edited = {(other.relation, other.subject) for other in batch if other.subject}
         groups = {}
         for name, chosen in group_other_facts(self.others, fact, self.updates[fact]).items():
             facts = [self.others.fact(number) for number in chosen.tolist()]
-            kept = chosen[[(other.relation, other.subject) not in edited for other in facts]]
+            kept = chosen[[other not in batch and (other.relation, other.subject) not in edited for other in facts]]
             if len(kept):
                 groups[name] = kept
         return groups
@@ -372,6 +372,8 @@ def _check_editors(editors: Any) -> None:
         raise ArgumentError("There are no editors to compare; expected some, such as [kn_lens.KN(), kn_lens.FT()].")
     names: list[str] = []
     for editor in editors:
+        if isinstance(editor, type):  # it has the attributes of an editor
+            raise wrong_kind(editor, "an editor, which a call makes: kn_lens.KN()", "one of the editors")
         check_kind(editor, Editor, "editors alone: [kn_lens.KN(), kn_lens.FT()]", "one of the editors")
         names.append(editor.name)
     for name in names:

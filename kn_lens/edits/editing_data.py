@@ -10,6 +10,7 @@
 A prompt is a template up to its ``[Y]``. Prompts that do not name the subject become facts without one.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -307,9 +308,17 @@ def _identifier(entry: Mapping[str, Any], name: str, number: int, location: str)
 
 
 def _with_slot(prompt: str, subject: str) -> str:
-    """Return the template of a prompt, with a slot at the last mention of the subject, where there is one."""
-    before, mention, after = prompt.rpartition(subject) if subject else (prompt, "", "")
-    return _template(before + SUBJECT_SLOT + after if mention else prompt)
+    """Return the template of a prompt, with a slot at the last mention of the subject, where there is one.
+
+    A mention inside a longer word counts where there is no other: "Ali" is not named by the end of "Mali".
+    """
+    if not subject:
+        return _template(prompt)
+    name = re.escape(subject)
+    mentions = [*re.finditer(rf"(?<!\w){name}(?!\w)", prompt)] or [*re.finditer(name, prompt)]
+    if not mentions:
+        return _template(prompt)
+    return _template(prompt[: mentions[-1].start()] + SUBJECT_SLOT + prompt[mentions[-1].end() :])
 
 
 def _template(prompt: str) -> str:

@@ -88,6 +88,20 @@ def test_edits_of_several_facts_are_measured_after_all_and_leave_each_other_out(
     assert (alone["n_prompts"] > len(rest)).all()
 
 
+def test_facts_without_subjects_leave_the_others_of_their_relation_to_be_measured():
+    """Complete prompts, as the released code has them, all share the empty subject."""
+    model = loaded("BertForMaskedLM")
+    names = (("Ireland", "Dublin"), ("Peru", "Lima"), ("Italy", "Rome"))
+    facts = []
+    for subject, object_ in names:
+        facts.append(kn.Fact("", "P36", object_, (f"The capital of {subject} is [Y].",), subject))
+    updates, others = {facts[0]: "Tokyo", facts[1]: "Rome"}, kn.make_prompts(model, facts)
+    editor = kn.KN(neurons={fact: kn.NeuronSet([(0, 1)]) for fact in facts})
+    table = kn.compare_edits(model, updates, [editor], others=others, sizes=(1, 2), controls=False)
+    measured = table.loc[table["question"] == "same relation"].groupby("n_edits")["n_prompts"].unique()
+    assert measured[1].tolist() == [2] and measured[2].tolist() == [1]  # all but the facts of the edit
+
+
 def test_the_table_is_summarised_by_editor():
     model = loaded("GPT2LMHeadModel")
     editors = [kn.KN(neurons=SETS, name="second"), kn.KN(neurons=SETS, name="first", lambdas=(1, 8))]
@@ -120,6 +134,7 @@ def test_wrong_arguments_are_told_before_any_pass():
         ((UPDATES, []), "There are no editors to compare"),
         ((UPDATES, [kn.KN(), kn.KN()]), "Two editors have the name 'KN'"),
         ((UPDATES, ["KN"]), "Got the text 'KN' as one of the editors"),
+        ((UPDATES, [kn.KN]), r"as one of the editors; expected an editor, which a call makes: kn_lens\.KN\(\)"),
     ):
         with pytest.raises(kn.ArgumentError, match=message):
             kn.compare_edits(model, *arguments)

@@ -166,3 +166,18 @@ def test_a_record_that_is_none_is_refused_with_its_place(change, message, tmp_pa
         return
     with pytest.raises(kn.DataError, match=message):
         kn.EditingData.from_knowedit(path)
+
+
+@pytest.mark.parametrize(
+    ("subject", "prompt", "template"),
+    [
+        ("Ali", "Ali is a citizen of Mali and", "[X] is a citizen of Mali and [Y]."),
+        ("Ali", "Ali, and Ali's wife, and an Alibi of", "Ali, and [X]'s wife, and an Alibi of [Y]."),
+        ("日本", "中日本の首都は", "中[X]の首都は [Y]."),  # without blanks between words
+        ("Who?", "(Who?) sang in", "([X]) sang in [Y]."),
+    ],
+)
+def test_a_subject_is_a_word_rather_than_a_part_of_one(tmp_path, subject, prompt, template):
+    record = {"subject": subject, "prompt": prompt, "target_new": "b", "ground_truth": "a"}
+    data = kn.EditingData.from_knowedit(written(tmp_path / "data.json", [record]))
+    assert [fact.templates for fact in data.updates] == [(template,)]
