@@ -269,9 +269,10 @@ def _found_table(document: Mapping[str, Any]) -> Group:
         title += f", start: {document['start']}"
     rows = table(title, "", "fact", *numbers, "neurons", right=numbers)
     for row in facts[:ROWS_SHOWN]:
+        language = f" ({row['language']})" if row["language"] else ""
         cells = [
             relation_name(row["relation"], row["relation_label"]),
-            f"{row['subject']}: {row['object']}".removeprefix(": "),
+            f"{row['subject']}: {row['object']}{language}".removeprefix(": "),
             str(row["n_prompts"]),
             number(row["mean_output"], ".3f"),
             number(row["largest_gap"]),

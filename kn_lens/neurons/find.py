@@ -120,8 +120,8 @@ class Findings:
         """Return a table with one row for each neuron of each fact: how often and how highly it scores.
 
         Returns:
-            ``relation``, ``subject`` and ``object`` of the fact; ``neuron``, its name; ``layer``, ``index``, and
-            between them ``expert`` where layers have experts;
+            ``relation``, ``subject`` and ``object`` of the fact, and ``language`` where facts have one; ``neuron``, its
+            name; ``layer``, ``index``, and between them ``expert`` where layers have experts;
             ``n_shared``, the number of the fact's prompts with the neuron in their coarse set, of ``n_prompts``; and
             ``score``, its mean score over them, in the unit of the output. In the order of facts, layers and indices.
         """
@@ -129,7 +129,9 @@ class Findings:
 
         has_experts = self.attribution.layout.has_experts
         named = "neuron layer expert index" if has_experts else "neuron layer index"
-        columns = f"relation subject object {named} n_shared n_prompts score".split()
+        has_languages = any(fact.language for fact in self.neurons_by_fact)
+        identity = "relation subject object language" if has_languages else "relation subject object"
+        columns = f"{identity} {named} n_shared n_prompts score".split()
         rows: list[list[Any]] = []
         for fact, neurons in self.neurons_by_fact.items():
             if not neurons:
@@ -140,17 +142,19 @@ class Findings:
             means = scores.cpu().double().mean(0)
             for neuron, n, mean in zip(neurons, n_shared.tolist(), means.tolist(), strict=True):
                 expert = [neuron.expert] if has_experts else []
-                names = [fact.relation, fact.subject, fact.object, str(neuron), neuron.layer, *expert, neuron.index]
-                rows.append([*names, n, len(attribution), mean])
+                language = [fact.language] if has_languages else []
+                names = [fact.relation, fact.subject, fact.object, *language]
+                rows.append([*names, str(neuron), neuron.layer, *expert, neuron.index, n, len(attribution), mean])
         return pd.DataFrame(rows, columns=columns)
 
     def summary(self) -> "pd.DataFrame":
         """Return a table with one row for each fact: its neurons and its error bar.
 
         Returns:
-            ``key``, ``subject``, ``relation``, ``relation_label`` and ``object`` of the fact; ``n_prompts``;
-            ``mean_output``, of the unaltered model; ``neurons``, its ``NeuronSet``; ``largest_gap``, the largest
-            completeness gap of its (prompt, layer) pairs, in the output's unit, NaN for a method without a sum rule;
+            ``key``, ``subject``, ``relation``, ``relation_label``, ``object`` and ``language`` of the fact;
+            ``n_prompts``; ``mean_output``, of the unaltered model; ``neurons``, its ``NeuronSet``; ``largest_gap``, the
+            largest completeness gap of its (prompt, layer) pairs, in the output's unit, NaN for a method without a sum
+            rule;
             ``n_unconverged``, how many of its ``n_pairs`` are above the tolerance; and ``mean_points``, evaluations of
             the model that a pair rests on. Where layers have experts also ``largest_routing_term``, in size.
         """
@@ -171,6 +175,7 @@ class Findings:
                 "relation": fact.relation,
                 "relation_label": fact.relation_label,
                 "object": fact.object,
+                "language": fact.language,
                 "n_prompts": len(prompt_ids),
                 "mean_output": attribution.clean[prompt_ids].mean().item(),
                 "neurons": self.neurons_by_fact[fact],

@@ -158,3 +158,11 @@ def test_the_cure_for_an_unknown_answer_is_an_option(cli, checkpoints, facts_fil
     kn.FactSet([fact]).to_jsonl(tmp_path / "facts.jsonl")
     code, _, err = cli("find", "-m", checkpoints["bert"], "-f", tmp_path / "facts.jsonl")
     assert code == 2 and "leave such prompts out and counted with --leave-out-unknown." in " ".join(err.split())
+
+
+def test_versions_of_a_fact_are_told_apart_by_their_language(cli, checkpoints, tmp_path):
+    templates = ("The capital of [X] is [Y].", "[Y] is the capital of [X].", "[X] has its seat in [Y].")
+    versions = [kn.Fact("Peru", "P36", "Lima", templates, "PE", language=language) for language in ("en", "de")]
+    kn.FactSet(versions).to_jsonl(tmp_path / "facts.jsonl")
+    code, out, _ = cli("find", "-m", checkpoints["bert"], "-f", tmp_path / "facts.jsonl")
+    assert code == 0 and "Peru: Lima (en)" in out and "Peru: Lima (de)" in out

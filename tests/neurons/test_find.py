@@ -321,3 +321,12 @@ def test_neurons_are_found_at_the_position_that_is_named(model, kind):
     prompts = kn.make_prompts(model, FACTS).at("subject_last")
     assert torch.equal(found.prompts.post_pos, prompts.post_pos)
     assert found.neurons_by_fact == kn.refine(kn.attribute(model, prompts)) != kn.find(model, FACTS).neurons_by_fact
+
+
+def test_versions_of_a_fact_are_told_apart_by_their_language(model):
+    """Peru has one name, and one capital, in both languages."""
+    versions = [kn.Fact("Peru", "P36", "Lima", TEMPLATES, "PE", language=language) for language in ("en", "de")]
+    found = kn.find(model, versions)
+    assert found.summary()["language"].tolist() == ["en", "de"]
+    sizes = found.to_frame().groupby("language").size()
+    assert sizes.to_dict() == {fact.language: len(neurons) for fact, neurons in found.neurons_by_fact.items()}
