@@ -30,7 +30,15 @@ from kn_lens.edits.arguments import check_new_objects
 from kn_lens.edits.editors import Editor, while_applied
 from kn_lens.edits.effects import MAX_DISTURBED
 from kn_lens.edits.fluency import fluency, generation_prompts
-from kn_lens.edits.questions import OWN, Question, QuestionPrompts, Questions, checked_groups, group_other_facts
+from kn_lens.edits.questions import (
+    OWN,
+    Question,
+    QuestionPrompts,
+    Questions,
+    checked_groups,
+    group_other_facts,
+    is_version,
+)
 from kn_lens.edits.scored_questions import ScoredQuestions, current_answer_columns, disturbed_share
 from kn_lens.edits.weight_edit import WeightEdit
 from kn_lens.errors import ArgumentError, EditError, UnsupportedModelError, did_you_mean
@@ -280,7 +288,11 @@ class _Comparison:
         groups = {}
         for name, chosen in group_other_facts(self.others, fact, self.updates[fact]).items():
             facts = [self.others.fact(number) for number in chosen.tolist()]
-            kept = chosen[[other not in batch and (other.relation, other.subject) not in edited for other in facts]]
+            is_edited = []
+            for other in facts:
+                is_own = other in batch or any(is_version(other, one) for one in batch)
+                is_edited.append(is_own or (other.relation, other.subject) in edited)
+            kept = chosen[~np.array(is_edited, dtype=bool)]
             if len(kept):
                 groups[name] = kept
         return groups

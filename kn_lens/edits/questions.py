@@ -228,6 +228,12 @@ def answerable(host: Host, questions: Questions, tokenizer: Any = None) -> dict[
     return kept
 
 
+def is_version(fact: Fact, other: Fact) -> bool:
+    """Whether two facts are one in two languages."""
+    has_identity = bool(fact.uid and fact.language and other.language)
+    return has_identity and (fact.relation, fact.uid) == (other.relation, other.uid)
+
+
 def checked_groups(own: Questions, groups: Any) -> dict[str, Questions]:
     """Return the groups of questions that are not empty, the facts' own wording first.
 
@@ -349,11 +355,14 @@ def group_other_facts(
     fact: Fact,
     new_object: str,
 ) -> dict[str, Int[np.ndarray, " prompt"]]:
-    """Return the prompts of each group of other facts, without those of the updated fact and without empty groups."""
+    """Return the prompts of each group of other facts, without those of the updated fact and without empty groups.
+
+    Its versions in other languages are no other facts.
+    """
     fields: list[tuple[str, str, str, bool]] = []
     for number in others.fact_index.tolist():
         other = others.facts[number]
-        fields.append((other.relation, other.subject, other.object, other == fact))
+        fields.append((other.relation, other.subject, other.object, other == fact or is_version(other, fact)))
     relations, subjects, objects, is_fact = np.array(fields, dtype=object).reshape(-1, 4).T
     same_relation = relations == fact.relation
     same_subject = (subjects == fact.subject) & (subjects != "")

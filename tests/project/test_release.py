@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "kn_lens"
-MODELS = ("world-bert", "world-bert-plain", "world-gpt2", "world-gpt2-plain")
+MODELS = ("world-bert", "world-bert-multilingual", "world-bert-plain", "world-gpt2", "world-gpt2-plain")
 
 
 @pytest.fixture(scope="module")
