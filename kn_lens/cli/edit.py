@@ -390,7 +390,7 @@ def compare(
     CSV, --json also the table with all measures.
 
     Example:
-        kn-lens edit compare --relation P36 --editor KN --editor FT
+        kn-lens edit compare -r P36 --editor KN --editor FT
     """
     from dataclasses import replace
 
