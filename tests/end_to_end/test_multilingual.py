@@ -27,7 +27,7 @@ def versions_of(facts: kn.FactSet, relation: str, n: int) -> list[kn.Fact]:
 
 @pytest.fixture(scope="module")
 def prompts(model, facts):
-    return kn.make_prompts(model, [*versions_of(facts, "P36", 16), *versions_of(facts, "P37", 16)])
+    return kn.make_prompts(model, [*versions_of(facts, "P36", 12), *versions_of(facts, "P37", 8)])
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def found(model, prompts):
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_facts_are_known_in_every_language(model, language):
-    held_out = kn.FactSet.world("held_out", languages=[language]).sample_per_relation(12, seed=0)
+    held_out = kn.FactSet.world("held_out", languages=[language]).sample_per_relation(8, seed=0)
     effect = kn.measure(model, kn.make_prompts(model, held_out), kn.Suppress(kn.NeuronSet()))
     assert (effect.rank_before == 0).mean() >= 0.93
     assert 0.6 <= effect.before.mean() <= 0.95
