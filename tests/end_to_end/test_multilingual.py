@@ -27,7 +27,7 @@ def versions_of(facts: kn.FactSet, relation: str, n: int) -> list[kn.Fact]:
 
 @pytest.fixture(scope="module")
 def prompts(model, facts):
-    return kn.make_prompts(model, [*versions_of(facts, "P36", 12), *versions_of(facts, "P37", 8)])
+    return kn.make_prompts(model, [*versions_of(facts, "P36", 16), *versions_of(facts, "P37", 8)])
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,8 @@ def fill_templates(facts: Rows, templates: Rows) -> Iterator[tuple[int, int, str
     """Yield each fact in each template of its relation and language: index of the fact, index of the template, text."""
     for fact_index, fact in enumerate(facts):
         for template_index, template in enumerate(templates):
-            if template["relation"] == fact["relation"] and template.get("language") == fact.get("language"):
+            same_language = template.get("language", "") == fact.get("language", "")
+            if template["relation"] == fact["relation"] and same_language:
                 text = template["pattern"].replace("[X]", fact["subject"])
                 text = text.replace("[Y]", fact["object"])
                 yield fact_index, template_index, text
