@@ -48,7 +48,7 @@ from kn_lens.runs.directory import Shard
 from kn_lens.runs.passes import Passes
 from kn_lens.runs.stage import Progress, Stage, TableDisplay, write_rows
 from kn_lens.runs.stages.answers import ANSWERS, known_facts
-from kn_lens.runs.stages.updates import objects_by_language, other_facts, with_missing_values
+from kn_lens.runs.stages.updates import ANSWER_FIELDS, objects_by_language, other_facts, with_missing_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,24 +73,7 @@ EDITORS_SCHEMA = pa.schema(
         ("n_neurons", pa.int32()),
         ("norm", pa.float64()),
         ("edit_bytes", pa.int64()),
-        ("n_prompts", pa.int32()),
-        ("right_before", pa.float64()),
-        ("right_after", pa.float64()),
-        ("lost", pa.float64()),
-        ("nll_before", pa.float64()),
-        ("nll_after", pa.float64()),
-        ("new_right_before", pa.float64()),
-        ("new_top5_before", pa.float64()),
-        ("new_rank_before", pa.float64()),
-        ("new_mrr_before", pa.float64()),
-        ("new_nll_before", pa.float64()),
-        ("new_right_after", pa.float64()),
-        ("new_top5_after", pa.float64()),
-        ("new_rank_after", pa.float64()),
-        ("new_mrr_after", pa.float64()),
-        ("new_nll_after", pa.float64()),
-        ("says", pa.string()),
-        ("why", pa.string()),
+        *ANSWER_FIELDS,
     ]
 )
 KEPT = Statistic(

@@ -59,6 +59,28 @@ TABLE_6 = {
 }
 """Dai et al. (2022), bert-base-cased on ParaRel: by question, measure and kind of neurons."""
 
+ANSWER_FIELDS = (
+    ("n_prompts", pa.int32()),
+    ("right_before", pa.float64()),
+    ("right_after", pa.float64()),
+    ("lost", pa.float64()),
+    ("nll_before", pa.float64()),
+    ("nll_after", pa.float64()),
+    ("new_right_before", pa.float64()),
+    ("new_top5_before", pa.float64()),
+    ("new_rank_before", pa.float64()),
+    ("new_mrr_before", pa.float64()),
+    ("new_nll_before", pa.float64()),
+    ("new_right_after", pa.float64()),
+    ("new_top5_after", pa.float64()),
+    ("new_rank_after", pa.float64()),
+    ("new_mrr_after", pa.float64()),
+    ("new_nll_after", pa.float64()),
+    ("says", pa.string()),
+    ("why", pa.string()),
+)
+"""What is recorded of the answers to a question before and after an edit, and why there is none."""
+
 UPDATE_SCHEMA = pa.schema(
     [
         ("relation", pa.string()),
@@ -69,24 +91,7 @@ UPDATE_SCHEMA = pa.schema(
         ("neuron_set", pa.string()),
         ("question", pa.string()),
         ("n_neurons", pa.int32()),
-        ("n_prompts", pa.int32()),
-        ("right_before", pa.float64()),
-        ("right_after", pa.float64()),
-        ("lost", pa.float64()),
-        ("nll_before", pa.float64()),
-        ("nll_after", pa.float64()),
-        ("new_right_before", pa.float64()),
-        ("new_top5_before", pa.float64()),
-        ("new_rank_before", pa.float64()),
-        ("new_mrr_before", pa.float64()),
-        ("new_nll_before", pa.float64()),
-        ("new_right_after", pa.float64()),
-        ("new_top5_after", pa.float64()),
-        ("new_rank_after", pa.float64()),
-        ("new_mrr_after", pa.float64()),
-        ("new_nll_after", pa.float64()),
-        ("says", pa.string()),
-        ("why", pa.string()),
+        *ANSWER_FIELDS,
     ]
 )
 MISSING = {pa.string(): "", pa.int32(): 0, pa.float64(): np.nan}
