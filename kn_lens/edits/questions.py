@@ -16,7 +16,7 @@ from torch import Tensor
 from kn_lens._core.checks import check_kind
 from kn_lens.edits.arguments import check_new_objects, checked_facts
 from kn_lens.errors import ArgumentError, NoPromptError, did_you_mean
-from kn_lens.facts import Fact, FactSet
+from kn_lens.facts import Fact, FactSet, check_identity, versions_by_identity
 from kn_lens.hosts import Host
 from kn_lens.neurons import prompts_by_fact
 from kn_lens.prompts import PromptBatch, make_prompts
@@ -150,24 +150,10 @@ def translated_questions(
     {'de': ['Wien'], 'fr': ['Vienne']}
     """
     check_new_objects(new_objects)
-    versions: dict[tuple[str, str], dict[str, Fact]] = {}
-    for fact in checked_facts(facts):
-        if not fact.uid or not fact.language:  # no version of another fact
-            continue
-        of_fact = versions.setdefault((fact.relation, fact.uid), {})
-        if fact.language in of_fact:
-            raise ArgumentError(
-                f"{of_fact[fact.language].key} and {fact.key} are versions of one fact in one language; expected a "
-                "uid that tells the facts of a relation apart."
-            )
-        of_fact[fact.language] = fact
+    versions = versions_by_identity(checked_facts(facts))
     questions: dict[str, dict[Fact, Question]] = {}
     for fact, new_object in new_objects.items():
-        if not fact.language or not fact.uid:
-            raise ArgumentError(
-                f"{fact.key} has language={fact.language!r} and uid={fact.uid!r}; expected a fact with both, as "
-                "kn_lens.FactSet.world(languages=['en', 'de']) and from_mpararel give them."
-            )
+        check_identity(fact)
         for language, version in versions.get((fact.relation, fact.uid), {}).items():
             if language != fact.language:
                 answer = _translated(new_object, fact, language, versions)

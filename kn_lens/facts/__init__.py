@@ -4,7 +4,7 @@
 stream of records.
 """
 
-from kn_lens.facts.facts import Fact, FactSet
+from kn_lens.facts.facts import Fact, FactSet, check_identity, versions_by_identity
 from kn_lens.facts.readers import (
     OBJECT_SLOT,
     SUBJECT_SLOT,
@@ -26,10 +26,12 @@ __all__ = [
     "Fact",
     "FactSet",
     "Record",
+    "check_identity",
     "json_document",
     "json_lines",
     "read_patterns",
     "relation_name",
     "text_of",
     "unique_keys",
+    "versions_by_identity",
 ]

@@ -324,21 +324,8 @@ class FactSet(Sequence[Fact]):
         {'en': ('Austria', 'Vienna'), 'de': ('Österreich', 'Wien'), 'es': ('Austria', 'Viena')}
         """
         check_kind(fact, Fact, "a Fact: facts.translations(facts[0])", "fact")
-        if not fact.uid or not fact.language:
-            raise ArgumentError(
-                f"{fact.key} has uid={fact.uid!r} and language={fact.language!r}; expected a fact with both, as "
-                "readers of several languages give them: kn_lens.FactSet.from_mlama(path)."
-            )
-        versions: dict[str, Fact] = {}
-        for other in self.facts:
-            if (other.relation, other.uid) == (fact.relation, fact.uid) and other.language:
-                if other.language in versions:
-                    raise ArgumentError(
-                        f"{versions[other.language].key} and {other.key} are versions of {fact.key} in one language; "
-                        "expected a uid that tells the facts of a relation apart."
-                    )
-                versions[other.language] = other
-        return versions
+        check_identity(fact)
+        return versions_by_identity(self.facts).get((fact.relation, fact.uid), {})
 
     def sample(self, n: int, seed: int) -> "FactSet":
         """Return ``n`` facts drawn without replacement, in the order of this set.
@@ -630,6 +617,39 @@ class FactSet(Sequence[Fact]):
             raise DataError(f"{source}: no facts there.")
         _check_unique(facts, locations)
         return cls(facts)
+
+
+def check_identity(fact: Fact) -> None:
+    """Raise unless a fact has what joins its versions in several languages.
+
+    Raises:
+        ArgumentError: it has no language or no ``uid``.
+    """
+    if not fact.language or not fact.uid:
+        raise ArgumentError(
+            f"{fact.key} has language={fact.language!r} and uid={fact.uid!r}; expected a fact with both, as "
+            "kn_lens.FactSet.world(languages=['en', 'de']) and from_mpararel give them."
+        )
+
+
+def versions_by_identity(facts: Iterable[Fact]) -> dict[tuple[str, str], dict[str, Fact]]:
+    """Return the versions of facts by language, for each relation and ``uid``; facts without both are left out.
+
+    Raises:
+        ArgumentError: two versions of a fact in one language.
+    """
+    by_identity: dict[tuple[str, str], dict[str, Fact]] = {}
+    for fact in facts:
+        if not fact.language or not fact.uid:
+            continue
+        versions = by_identity.setdefault((fact.relation, fact.uid), {})
+        if fact.language in versions:
+            raise ArgumentError(
+                f"{versions[fact.language].key} and {fact.key} are versions of one fact in one language; expected a "
+                "uid that tells the facts of a relation apart."
+            )
+        versions[fact.language] = fact
+    return by_identity
 
 
 def _fields(fact: Fact) -> dict[str, Any]:

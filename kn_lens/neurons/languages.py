@@ -32,7 +32,7 @@ from kn_lens._core.checks import check_share
 from kn_lens._core.display import ROWS_SHOWN, table_html
 from kn_lens._core.wording import counted
 from kn_lens.errors import ArgumentError, did_you_mean
-from kn_lens.facts import Fact
+from kn_lens.facts import Fact, check_identity, versions_by_identity
 from kn_lens.neurons.consistency import ALPHA, N_SHUFFLED, mean_jaccard
 from kn_lens.neurons.neuron_set import Neuron, NeuronSet, SetsByFact, check_neurons_by_fact
 
@@ -196,7 +196,9 @@ def language_neurons(
     for name, (value, least) in numbers_from.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ArgumentError(f"{name}={value!r}; expected a whole number from {least}.")
-    by_identity = _versions(neurons_by_fact)
+    for fact in neurons_by_fact:
+        check_identity(fact)
+    by_identity = versions_by_identity(neurons_by_fact)
     compared = {identity: versions for identity, versions in by_identity.items() if len(versions) > 1}
     if not compared:
         raise ArgumentError(
@@ -250,29 +252,6 @@ def language_neurons(
         min_languages=min_languages,
         alpha=alpha,
     )
-
-
-def _versions(neurons_by_fact: Mapping[Fact, NeuronSet]) -> dict[tuple[str, str], dict[str, Fact]]:
-    """Return the versions of each fact, by relation and ``uid``.
-
-    Raises:
-        ArgumentError: a fact without language or ``uid``, or two versions in one language.
-    """
-    by_identity: dict[tuple[str, str], dict[str, Fact]] = {}
-    for fact in neurons_by_fact:
-        if not fact.language or not fact.uid:
-            raise ArgumentError(
-                f"{fact.key} has language={fact.language!r} and uid={fact.uid!r}; expected facts with both, as "
-                "kn_lens.FactSet.world(languages=['en', 'de']) and from_mpararel give them."
-            )
-        versions = by_identity.setdefault((fact.relation, fact.uid), {})
-        if fact.language in versions:
-            raise ArgumentError(
-                f"{versions[fact.language].key} and {fact.key} are versions of one fact in one language; expected a "
-                "uid that tells the facts of a relation apart."
-            )
-        versions[fact.language] = fact
-    return by_identity
 
 
 def _of_languages(n_found: Mapping[Neuron, int], min_languages: int) -> list[Neuron]:

@@ -127,8 +127,8 @@ def test_facts_of_one_language_are_left_out_and_a_lonely_fact_is_not_tested():
 @pytest.mark.parametrize(
     ("sets", "options", "message"),
     [
-        ({kn.Fact("A", "r", "b", language="de"): kn.NeuronSet()}, {}, "expected facts with both"),
-        ({kn.Fact("A", "r", "b", uid="1"): kn.NeuronSet()}, {}, "expected facts with both"),
+        ({kn.Fact("A", "r", "b", language="de"): kn.NeuronSet()}, {}, "expected a fact with both"),
+        ({kn.Fact("A", "r", "b", uid="1"): kn.NeuronSet()}, {}, "expected a fact with both"),
         ({version(0, "de"): kn.NeuronSet([(0, 1)])}, {}, "No fact has versions in two languages"),
         (planted(2, 1, 1), {"min_languages": 1}, "min_languages=1; expected a whole number from 2"),
         (planted(2, 1, 1), {"n_shuffled": 0}, "n_shuffled=0; expected a whole number from 1"),

@@ -101,7 +101,7 @@ CASES = {
     ),
     "language_neurons: facts of one language": (
         lambda model, prompts: kn.language_neurons(SETS),
-        "expected facts with both",
+        "expected a fact with both",
     ),
     "translated_questions: swapped": (
         lambda model, prompts: kn.translated_questions({FACTS[0]: "Rome"}, FACTS),
