@@ -1,6 +1,7 @@
 """Small random models in float64, with prompts of mixed lengths."""
 
 from dataclasses import replace
+from functools import cache
 
 import torch
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -37,6 +38,12 @@ def make(kind):
     torch.manual_seed(0)
     cls, config = CONFIGS[kind]
     return cls(config).eval().double()
+
+
+@cache
+def hosted(kind):
+    """Return the same model inside TransformerLens, once: for tests that leave it as it was."""
+    return kn.load_model(make(kind))
 
 
 def make_batch(kind_is_masked, lengths=(7, 4, 6), seed=1):

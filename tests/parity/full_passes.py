@@ -41,9 +41,9 @@ def prompts_for(model, lengths, read_pos):
 
 def assert_scores_of_full_passes(model, prompts, share):
     """Compare scores; ``share`` is the largest error relative to each layer's largest score."""
-    attr = kn.attribute(model, prompts, quadrature="gauss-legendre", n_steps=3, start="zero")
+    attr = kn.attribute(model, prompts, quadrature="gauss-legendre", n_steps=2, start="zero")
     for layer in range(N_LAYERS):
-        reference = kn.reference_attribution(model, prompts, layer, rule="gauss-legendre", n_steps=3)
+        reference = kn.reference_attribution(model, prompts, layer, rule="gauss-legendre", n_steps=2)
         for row, scores in enumerate(reference):
             torch.testing.assert_close(attr.scores[row, layer], scores, rtol=0, atol=share * float(scores.abs().max()))
     for row in range(len(prompts)):

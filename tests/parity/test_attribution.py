@@ -12,7 +12,7 @@ import kn_lens as kn
 from tests.parity.cases import D_MLP, N_LAYERS, VOCAB, joined_rows, make, make_batch
 from tests.tiny import memory_for, tiny_model
 
-RULES = [("left", 20), ("right", 20), ("midpoint", 7), ("trapezoid", 6), ("gauss-legendre", 5), ("clenshaw-curtis", 5)]
+RULES = [("left", 5), ("right", 4), ("midpoint", 3), ("trapezoid", 4), ("gauss-legendre", 3), ("clenshaw-curtis", 5)]
 
 
 @pytest.mark.parametrize(("rule", "n_steps"), RULES)
@@ -125,7 +125,7 @@ def test_scores_of_outputs_are_related_as_the_outputs_are(pair, prompts):
 def test_scores_do_not_depend_on_batching_order_or_padding(pair, prompts):
     model = pair[1]
     whole = kn.attribute(model, prompts)
-    for rows in (1, 2, 5):
+    for rows in (1, 5):
         again = kn.attribute(model, prompts, memory_budget=memory_for(rows, model, prompts))
         torch.testing.assert_close(again.scores, whole.scores, rtol=1e-10, atol=1e-14)
         assert torch.equal(again.n_points, whole.n_points)
@@ -143,13 +143,13 @@ def test_scores_do_not_depend_on_batching_order_or_padding(pair, prompts):
 def test_scores_of_an_answer_of_several_tokens_explain_the_product(pair, prompts):
     """The output is the product of the probabilities of two rows, whose activations move together."""
     model, joined = pair[1], joined_rows(prompts)
-    attr = kn.attribute(model, joined, quadrature="gauss-legendre", n_steps=6)
+    attr = kn.attribute(model, joined, quadrature="gauss-legendre", n_steps=3)
     assert attr.scores.shape[0] == 2
     for layer in range(N_LAYERS):
-        reference = kn.reference_attribution(model, joined, layer, rule="gauss-legendre", n_steps=6)
+        reference = kn.reference_attribution(model, joined, layer, rule="gauss-legendre", n_steps=3)
         torch.testing.assert_close(attr.scores[:, layer], reference, rtol=1e-9, atol=1e-14)
     assert kn.attribute(model, joined, tolerance=1e-7).converged.all()
-    alone = kn.attribute(model, prompts.select([2]), quadrature="gauss-legendre", n_steps=6)
+    alone = kn.attribute(model, prompts.select([2]), quadrature="gauss-legendre", n_steps=3)
     torch.testing.assert_close(attr.scores[1], alone.scores[0], rtol=1e-10, atol=1e-14)
 
 
@@ -162,8 +162,9 @@ def test_no_pass_holds_more_rows_than_its_budget(pair, prompts, rows):
         (backward if value.requires_grad else forward).append(len(value))
 
     with model.hooks(fwd_hooks=[("unembed.hook_in", hook_fn)]):
-        for method in ("integrated_gradients", "gradient_x_activation"):
-            kn.attribute(model, prompts, method=method, memory_budget=memory_for(rows, model, prompts))
+        memory = memory_for(rows, model, prompts)
+        kn.attribute(model, prompts, tolerance=0.1, memory_budget=memory)
+        kn.attribute(model, prompts, method="gradient_x_activation", memory_budget=memory)
         assert max(backward) == rows
         forward.clear()
         memory = memory_for(rows, model, prompts, gradient=False)
@@ -196,8 +197,8 @@ def test_the_model_is_left_as_it_was(pair, prompts):
 
 def test_progress_counts_every_prompt_and_layer_once(pair, prompts):
     seen = []
-    memory = memory_for(1, pair[1], prompts)
-    kn.attribute(pair[1], prompts, memory_budget=memory, progress=lambda done, total: seen.append((done, total)))
+    memory, how = memory_for(1, pair[1], prompts), {"tolerance": 0.1}
+    kn.attribute(pair[1], prompts, memory_budget=memory, progress=lambda *now: seen.append(now), **how)
     assert seen == sorted(seen) and seen[-1] == (len(prompts) * N_LAYERS, len(prompts) * N_LAYERS)
 
 
@@ -253,8 +254,8 @@ def test_a_model_in_train_mode_is_refused():
         kn.attribute(model, make_batch(True))
 
 
-def test_the_tolerance_in_half_precision_is_at_least_the_rounding(prompts):
-    model = tiny_model("BertForMaskedLM", dtype=torch.bfloat16)
+def test_the_tolerance_in_half_precision_is_at_least_the_rounding():
+    model, prompts = tiny_model("BertForMaskedLM", dtype=torch.bfloat16), make_batch(True)
     attr = kn.attribute(model, prompts, tolerance=1e-9)
     assert torch.equal(attr.tolerance, 2 * 2**-7 * attr.clean.clamp(min=1e-2))
     assert attr.n_points.double().mean() < 20 and attr.scores.dtype == torch.float32

@@ -6,6 +6,7 @@ gradients with respect to its weights.
 
 import json
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import pytest
@@ -41,6 +42,12 @@ def architecture(request):
 def pair(architecture):
     """The model of kn_lens, and that of transformers."""
     return both(architecture)
+
+
+@cache
+def attributed(architecture):
+    """The scores of prompts of six tokens, for tests that read them."""
+    return kn.attribute(both(architecture)[0], expert_prompts(6))
 
 
 def test_logits_are_those_of_transformers(pair, architecture):
@@ -112,10 +119,8 @@ def test_positions_before_the_last_are_read_with_routing_held_everywhere_after_t
     assert attr.converged.all()
 
 
-def test_only_scores_of_experts_that_are_on_are_stored(pair):
-    model, _ = pair
-    host, prompts = kn.host_of(model), expert_prompts(6)
-    attr = kn.attribute(model, prompts)
+def test_only_scores_of_experts_that_are_on_are_stored(pair, architecture):
+    host, attr = kn.host_of(pair[0]), attributed(architecture)
     for layer in range(N_LAYERS):
         n_stored = torch.bincount(attr.scores.indices()[0, attr.scores.indices()[1] == layer])
         expert_layer = host.expert_layers.get(layer)
@@ -147,10 +152,10 @@ def test_neurons_of_experts_that_a_token_is_not_routed_to_have_no_effect(pair):
 
 
 @pytest.mark.parametrize("position", ["read", "all"])
-def test_amplifying_is_done_by_hooks_and_by_resumed_passes_alike(pair, position):
+def test_amplifying_is_done_by_hooks_and_by_resumed_passes_alike(pair, architecture, position):
     model, _ = pair
     prompts = expert_prompts(6)
-    neurons = kn.NeuronSet(kn.attribute(model, prompts).top(6)["neuron"])
+    neurons = kn.NeuronSet(attributed(architecture).top(6)["neuron"])
     amplify = kn.Amplify(neurons, 3.0, position=position)
     with model.hooks(fwd_hooks=amplify.hooks(model, prompts)), torch.no_grad():
         logits = model(prompts.tokens)[torch.arange(3), prompts.read_pos]
@@ -163,7 +168,7 @@ def test_amplifying_is_done_by_hooks_and_by_resumed_passes_alike(pair, position)
 def test_edits_are_exact_undone_and_exported(pair, architecture, tmp_path):
     model, reference = pair
     host, prompts = kn.host_of(model), expert_prompts(6)
-    found = kn.NeuronSet(kn.attribute(model, prompts).top(6)["neuron"])
+    found = kn.NeuronSet(attributed(architecture).top(6)["neuron"])
     shared = [kn.Neuron(2, 1, "shared")] if host.layout.layers[2].d_shared else []
     neurons = found | shared
     edit = kn.erase_neurons(model, neurons)
@@ -192,9 +197,9 @@ def test_edits_are_exact_undone_and_exported(pair, architecture, tmp_path):
     assert kn.WeightEdit.load(tmp_path / "edit.safetensors").digest == edit.digest
 
 
-def test_sets_of_neurons_are_written_and_read(pair, tmp_path):
+def test_sets_of_neurons_are_written_and_read(pair, architecture, tmp_path):
     model, _ = pair
-    neurons = kn.NeuronSet(kn.attribute(model, expert_prompts(6)).top(9)["neuron"])
+    neurons = kn.NeuronSet(attributed(architecture).top(9)["neuron"])
     neurons.write(tmp_path / "neurons.json", model=model)
     assert kn.NeuronSet.read(tmp_path / "neurons.json", model=model) == neurons
     control = kn.random_neurons(neurons, model)

@@ -8,7 +8,7 @@ import transformers
 
 import kn_lens as kn
 from tests.experts import both, expert_prompts
-from tests.parity.cases import D_MLP, N_LAYERS, joined_rows, make, make_batch
+from tests.parity.cases import D_MLP, N_LAYERS, hosted, joined_rows, make_batch
 from tests.tiny import equal, loaded, tiny_hf_model, tiny_model
 
 N_STEPS = 4
@@ -133,7 +133,7 @@ def test_causal_families_equal_the_plain_sum_at_the_subject(architecture, method
 @pytest.mark.parametrize("kind", ["masked", "causal", "gated"])
 class TestKinds:
     def test_scores_add_up_at_every_position_and_layer(self, kind):
-        model, prompts = kn.load_model(make(kind)), make_batch(kind == "masked")
+        model, prompts = hosted(kind), make_batch(kind == "masked")
         attr = kn.attribute(model, prompts, positions="all", tolerance=1e-6)
         exists = attr.positions >= 0
         assert attr.converged.all() and exists.any(0).all() and not exists.all()
@@ -141,8 +141,8 @@ class TestKinds:
         assert attr.total[~exists].isnan().all() and (attr.n_points[~exists] == 0).all()
 
     def test_the_read_position_has_todays_scores_to_the_bit(self, kind):
-        model, prompts = kn.load_model(make(kind)), make_batch(kind == "masked")
-        for how in ({}, {"method": "ablation"}, {"preset": "paper"}):
+        model, prompts = hosted(kind), make_batch(kind == "masked")
+        for how in ({}, {"method": "ablation"}, {"quadrature": "right", "n_steps": 3}):
             expected = kn.attribute(model, prompts, **how)
             among_all = kn.attribute(model, prompts, positions="all", **how).at("read")
             named = kn.attribute(model, prompts.at(torch.zeros_like(prompts.read_pos)), positions="read", **how)
@@ -154,7 +154,7 @@ class TestKinds:
     @pytest.mark.parametrize("output", ["prob", "log_prob", "logit"])
     @pytest.mark.parametrize("method", ["ablation", "activation", "gradient_x_activation", "single_path"])
     def test_all_methods_and_outputs_are_those_of_prompts_put_there(self, kind, method, output):
-        model, prompts = kn.load_model(make(kind)), make_batch(kind == "masked")
+        model, prompts = hosted(kind), make_batch(kind == "masked")
         how = {"method": method, "output": output}
         if method == "single_path":
             how["neurons"] = ["L0N1", "L1N3"]
@@ -167,7 +167,7 @@ class TestKinds:
             torch.testing.assert_close(attr.at(0).scores[:, 0, 1], path.expected[:, 0], rtol=1e-9, atol=1e-14)
 
     def test_the_rows_of_a_long_answer_move_together(self, kind):
-        model, prompts = kn.load_model(make(kind)), joined_rows(make_batch(kind == "masked"))
+        model, prompts = hosted(kind), joined_rows(make_batch(kind == "masked"))
         moved = prompts.at(torch.tensor([1, 1]))
         attr = kn.attribute(model, moved, quadrature="midpoint", n_steps=3)
         for layer in range(N_LAYERS):
@@ -175,7 +175,7 @@ class TestKinds:
             torch.testing.assert_close(attr.scores[:, layer], reference, rtol=1e-9, atol=1e-14)
 
     def test_hooks_of_the_user_see_whole_passes(self, kind):
-        model, prompts = kn.load_model(make(kind)), make_batch(kind == "masked").at(torch.tensor([1, 1, 0]))
+        model, prompts = hosted(kind), make_batch(kind == "masked").at(torch.tensor([1, 1, 0]))
         how = {"quadrature": "midpoint", "n_steps": 3}
         expected = kn.attribute(model, prompts, **how)
         seen = []
@@ -186,7 +186,7 @@ class TestKinds:
         torch.testing.assert_close(found.scores, expected.scores, rtol=1e-9, atol=1e-14)
 
     def test_kept_scores_are_those_of_a_share_of_the_largest_at_each_position(self, kind):
-        model, prompts = kn.load_model(make(kind)), make_batch(kind == "masked")
+        model, prompts = hosted(kind), make_batch(kind == "masked")
         whole, kept = (kn.attribute(model, prompts, positions="all", keep=keep) for keep in (None, 0.2))
         scores = whole.scores.nan_to_num(0)
         threshold = 0.2 * scores.amax((2, 3), keepdim=True)
