@@ -13,7 +13,7 @@ import kn_lens as kn
 from kn_lens.attribution.layer_context import budget_for
 from kn_lens.hosts import Host, memory
 from kn_lens.hosts.memory import Budget, _free_in_container, free_memory, ran_out_of_memory
-from tests.tiny import CAUSAL, MASKED, N_LAYERS, equal, memory_for, tiny_model
+from tests.tiny import CAUSAL, MASKED, N_LAYERS, equal, loaded, memory_for
 
 
 def prompts_for(model, n=12, shortest=5, longest=9, seed=0):
@@ -55,23 +55,27 @@ def same(attr, other):
 @pytest.mark.parametrize("architecture", ["BertForMaskedLM", "LlamaForCausalLM"])
 @pytest.mark.parametrize("rows", [1, 7])
 def test_a_budget_too_large_ends_in_an_equal_result(architecture, rows):
-    model = tiny_model(architecture)
+    model = loaded(architecture)
     prompts = prompts_for(model)
     neurons, how = kn.NeuronSet([(1, 3)]), {"quadrature": "gauss-legendre", "n_steps": 2}
     expected = kn.attribute(model, prompts, **how)
     effect, top = kn.measure(model, prompts, kn.Suppress(neurons)), kn.predict(model, prompts)
     full, hooks = with_memory_for(model, rows)
+    # However large, a budget ends so; one that would hold a few more rows than there are takes fewer attempts.
+    memory, more = memory_for(16, model, prompts), memory_for(16, model, prompts, gradient=False)
     with hooks:
-        same(kn.attribute(model, prompts, memory_budget=1e15, **how), expected)
+        same(kn.attribute(model, prompts, memory_budget=memory, **how), expected)
         assert max(full.seen) > rows  # it was tried
         full.seen.clear()
-        again = kn.measure(model, prompts, kn.Suppress(neurons), memory_budget=1e15)
+        again = kn.measure(model, prompts, kn.Suppress(neurons), memory_budget=more)
         assert max(full.seen) > rows and again.after.tolist() == pytest.approx(effect.after.tolist(), rel=1e-10)
+        full.seen.clear()
         assert kn.predict(model, prompts, memory_budget=1e15).token_id.tolist() == top.token_id.tolist()
+        assert max(full.seen) > rows
 
 
 def test_finished_prompts_are_not_lost_and_not_run_again():
-    model = tiny_model("BertForMaskedLM")
+    model = loaded("BertForMaskedLM")
     prompts = prompts_for(model, n=20, shortest=6, longest=6)
     budget = memory_for(1, model, prompts)
     full, hooks = with_memory_for(model, 10**9)
@@ -88,7 +92,7 @@ def test_finished_prompts_are_not_lost_and_not_run_again():
 
 
 def test_what_does_not_fit_at_all_is_said_and_the_model_left_alone():
-    model = tiny_model("GPT2LMHeadModel")
+    model = loaded("GPT2LMHeadModel")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     n_hooks = sum(len(point.fwd_hooks) for point in model.hook_dict.values())
     full, hooks = with_memory_for(model, 0)
@@ -101,7 +105,7 @@ def test_what_does_not_fit_at_all_is_said_and_the_model_left_alone():
 
 def test_every_halving_halves_what_is_held():
     """However large the budget: down to one row, with no more attempts than there are halvings of the largest pass."""
-    model = tiny_model("BertForMaskedLM")
+    model = loaded("BertForMaskedLM")
     budget = budget_for(kn.hosts.host_of(model), prompts_for(model), 1e15)
     limits = []
     while not limits or limits[-1] != (1, 1):
@@ -112,7 +116,7 @@ def test_every_halving_halves_what_is_held():
 
 
 def test_other_errors_are_not_retried():
-    model = tiny_model("GPT2LMHeadModel")
+    model = loaded("GPT2LMHeadModel")
     calls = []
 
     def fail(value, hook):
@@ -162,7 +166,7 @@ def test_memory_that_really_runs_out_ends_in_an_equal_result():
 @pytest.mark.parametrize("architecture", MASKED + CAUSAL)
 def test_the_estimate_is_about_what_a_pass_holds(architecture):
     """Counted: every storage that autograd saves for the backward pass of one row, weights left out."""
-    model = tiny_model(architecture)
+    model = loaded(architecture)
     host = kn.hosts.host_of(model)
     prompts = prompts_for(model, n=1, shortest=9)
     weights = {value.untyped_storage().data_ptr() for value in host.model.original_model.state_dict().values()}
@@ -181,8 +185,8 @@ def test_the_estimate_is_about_what_a_pass_holds(architecture):
 
 
 def test_rows_follow_the_budget():
-    model = tiny_model("BertForMaskedLM")
-    host, prompts = kn.hosts.host_of(model), prompts_for(tiny_model("BertForMaskedLM"))
+    model = loaded("BertForMaskedLM")
+    host, prompts = kn.hosts.host_of(model), prompts_for(loaded("BertForMaskedLM"))
     rows = [budget_for(host, prompts, memory).rows_per_pass(9) for memory in (1, 1e5, 1e6, 1e7, 1e12)]
     assert rows == sorted(rows) and rows[0] == 1 and rows[-2] > rows[1]
     assert budget_for(host, prompts, 1e12).rows_per_pass(9) == 2048 // 9  # more would not be faster
@@ -220,7 +224,7 @@ def test_every_way_of_saying_that_memory_ran_out(error):
 
 
 def test_thresholded_scores_are_the_whole_ones_from_the_threshold_on():
-    model = tiny_model("BertForMaskedLM")
+    model = loaded("BertForMaskedLM")
     prompts = prompts_for(model)
     whole = kn.attribute(model, prompts)
     kept = kn.attribute(model, prompts, keep=0.3, memory_budget=memory_for(2, model, prompts))
@@ -262,7 +266,7 @@ print(held - freed, freed - resident())
 
 def test_passes_hold_more_of_the_rows_that_start_high(monkeypatch):
     """On a GPU, where the memory limits a pass."""
-    model = tiny_model("BertForMaskedLM")
+    model = loaded("BertForMaskedLM")
     prompts = prompts_for(model, n=40)
     passes = []
     forward = Host.logits
@@ -283,7 +287,7 @@ def test_passes_hold_more_of_the_rows_that_start_high(monkeypatch):
 
 def test_a_row_that_starts_high_takes_a_smaller_share_of_a_pass(monkeypatch):
     monkeypatch.setattr(memory, "LARGEST_PASS", {})
-    model = tiny_model("BertForMaskedLM")
+    model = loaded("BertForMaskedLM")
     budget = budget_for(kn.host_of(model), prompts_for(model), None)
     shares = [budget.share_of_pass(layer, 9) for layer in range(N_LAYERS)]
     assert shares[0] == 1 and shares[-1] < 1 and shares == sorted(shares, reverse=True)
