@@ -30,7 +30,7 @@ class Boom(Exception):
     pass
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(operations=OPERATIONS)
 def test_any_interleaving_of_edits_is_undone_bit_for_bit(operations):
     """An oracle keeps the rows as bytes: allowed steps change exactly these, and refused steps change nothing."""
@@ -89,7 +89,7 @@ def test_any_interleaving_of_edits_is_undone_bit_for_bit(operations):
     assert same(before, bits(model))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(order=st.permutations(range(4)), data=st.data())
 def test_edits_of_different_rows_are_undone_in_any_order(order, data):
     model = loaded("GPT2LMHeadModel")
@@ -142,7 +142,7 @@ def interrupt_at(line, filenames):
 def test_an_interrupt_anywhere_leaves_a_whole_edit_or_none(action):
     """The interrupt comes before each line of the modules that write, in turn."""
     model = loaded("GPT2LMHeadModel")
-    edit = random_edit(model)
+    edit = random_edit(model, kn.NeuronSet([(0, 3), (2, 23)]))  # two layers: what is half written differs from both
     without = bits(model)
     with edit.applied(model):
         within = bits(model)
