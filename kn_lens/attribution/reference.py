@@ -47,9 +47,9 @@ def reference_attribution(
     Example:
         >>> import kn_lens as kn
         >>> model = kn.load_model("world-bert")
-        >>> prompts = kn.make_prompts(model, [kn.FactSet.world().find("Ireland", relation="P36")])
+        >>> prompts = kn.make_prompts(model, [kn.FactSet.world().find("Ireland", relation="P36")])[:2]
         >>> scores = kn.reference_attribution(model, prompts, layer=2)
-        >>> fast = kn.attribute(model, prompts, preset="paper").scores[:, 2]
+        >>> fast = kn.attribute(model, prompts, layers=[2], preset="paper").scores[:, 2]
         >>> bool((scores - fast).abs().max() < 1e-6)
         True
     """
