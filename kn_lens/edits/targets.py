@@ -30,6 +30,7 @@ import torch
 from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from kn_lens._core.checks import check_kind, check_number
 from kn_lens._core.precision import at_least_float32
@@ -265,6 +266,7 @@ class _TargetSearch:
     """The minimisation of the loss of one fact; see the module.
 
     Clean states of its prompts are kept between steps where they fit a chunk, and computed again where they do not.
+    The essence goes through the model with the first prompt.
     """
 
     rewrites: Rewrites
@@ -296,10 +298,7 @@ class _TargetSearch:
         adam = torch.optim.Adam([delta], lr=editor.learning_rate)
         loss, n_steps = 0.0, 0
         for step in range(editor.n_steps):
-            loss, gradient = self._loss(prompts, delta)
-            if editor.kl_factor:
-                essence_loss, essence_gradient = self._essence_loss(essence, delta)
-                loss, gradient = loss + essence_loss, gradient + essence_gradient
+            loss, gradient = self._loss(prompts, essence, delta)
             if editor.weight_decay and step:  # at zero its gradient is taken as zero
                 loss += editor.weight_decay * float(delta.norm()) / length**2
                 gradient = gradient + editor.weight_decay * delta / (delta.norm() * length**2)
@@ -323,65 +322,69 @@ class _TargetSearch:
         tick(editor.n_steps - n_steps)
         return Target(delta=delta.double().cpu(), loss=loss, n_steps=n_steps)
 
-    def _loss(self, prompts: PromptBatch, delta: Float[Tensor, " d_model"]) -> tuple[float, Tensor]:
-        """Return the mean negative log-probability of the answer's tokens, and its gradient."""
-        budget = self.rewrites.budget
+    def _loss(
+        self, prompts: PromptBatch, essence: PromptBatch, delta: Float[Tensor, " d_model"]
+    ) -> tuple[float, Float[Tensor, " d_model"]]:
+        """Return the loss without the decay of delta, and its gradient.
+
+        The mean negative log-probability of the answer's tokens, and the divergence of the next token's distribution
+        after "[X] is a".
+        """
+        budget, kl_factor = self.rewrites.budget, self.editor.kl_factor
         weights = 1 / (len(prompts) * prompts.rows_per_prompt[prompts.prompt_index].to(delta))
-        keeps = prompts.n_rows <= budget.rows_per_chunk(int(prompts.length.max()))
+        n_rows = prompts.rows_per_prompt.clone()
+        n_rows[0] += bool(kl_factor)
+        keeps = int(n_rows.sum()) <= budget.rows_per_chunk(int(prompts.length.max()))
         loss, gradient = 0.0, torch.zeros_like(delta)
 
         def run(chosen: Int[Tensor, " chunk"]) -> tuple[float, Tensor]:
-            chunk, state = self._state(prompts, chosen, keeps)
+            has_essence = bool(kl_factor) and 0 in chosen
+            chunk, state = self._state(prompts, chosen, essence if has_essence else None, keeps)
             moved = delta.clone().requires_grad_()
             with torch.enable_grad():
-                log_probs = target_log_probs(self._logits(state, moved, chunk.n_rows), chunk.target_ids)
+                logits = self._logits(state, moved)
+                log_probs = target_log_probs(logits[: chunk.n_rows], chunk.target_ids)
                 chunk_loss = -(log_probs * weights[prompts.rows_of(chosen)]).sum()
+                if has_essence:
+                    before = at_least_float32(state.logits[-1]).log_softmax(-1)
+                    after = logits[-1].log_softmax(-1)
+                    chunk_loss = chunk_loss + kl_factor * (after.exp() * (after - before)).sum()
             (chunk_gradient,) = torch.autograd.grad(chunk_loss, [moved])
             return float(chunk_loss.detach()), chunk_gradient
 
-        for _, (chunk_loss, chunk_gradient) in budget.map_chunks(
-            prompts.rows_per_prompt, prompts.length, budget.rows_per_pass, run
-        ):
+        for _, (chunk_loss, chunk_gradient) in budget.map_chunks(n_rows, prompts.length, budget.rows_per_pass, run):
             loss += chunk_loss
             gradient = gradient + chunk_gradient
         return loss, gradient
 
-    def _essence_loss(self, essence: PromptBatch, delta: Float[Tensor, " d_model"]) -> tuple[float, Tensor]:
-        """Return the divergence of the next token's distribution after "[X] is a", and its gradient."""
-        _, state = self._state(essence, torch.tensor([-1]), True)
-        before = at_least_float32(state.logits[:1]).log_softmax(-1)
-        moved = delta.clone().requires_grad_()
-        with torch.enable_grad():
-            after = self._logits(state, moved, 1).log_softmax(-1)
-            divergence = self.editor.kl_factor * (after.exp() * (after - before)).sum()
-        (gradient,) = torch.autograd.grad(divergence, [moved])
-        return float(divergence.detach()), gradient
-
-    def _logits(self, state: CleanState, delta: Float[Tensor, " d_model"], n_rows: int) -> Float[Tensor, "row d_vocab"]:
-        rows = torch.arange(n_rows, device=delta.device)
-        added = repeat(delta, "d_model -> row d_model", row=n_rows)
+    def _logits(self, state: CleanState, delta: Float[Tensor, " d_model"]) -> Float[Tensor, "row d_vocab"]:
+        rows = torch.arange(len(state.logits), device=delta.device)
+        added = repeat(delta, "d_model -> row d_model", row=len(rows))
         return at_least_float32(state.logits_with_additions(rows, {self.layer: ("mlp_out", added)}))
 
     def _state(
-        self, prompts: PromptBatch, chosen: Int[Tensor, " chunk"], keeps: bool
+        self, prompts: PromptBatch, chosen: Int[Tensor, " chunk"], essence: PromptBatch | None, keeps: bool
     ) -> tuple[PromptBatch, CleanState]:
-        """Return the clean state of some prompts; -1 stands for the essence, which is one."""
+        """Return some of the prompts, and the clean state of their rows and of the essence as the last one."""
         key = tuple(chosen.tolist())
         known = self.states.get(key)
         if known is not None:
             return known
-        chunk = prompts if key == (-1,) else prompts.select(chosen)
-        state = run_clean(
-            self.rewrites.host,
-            chunk.tokens,
-            chunk.attention_mask,
-            chunk.read_pos,
-            [self.layer],
-            post_pos=chunk.post_pos,
-        )
+        chunk = prompts.select(chosen)
+        tokens, mask, read_pos, post_pos = chunk.tokens, chunk.attention_mask, chunk.read_pos, chunk.post_pos
+        if essence is not None:  # its first row, where the answer would begin
+            tokens, mask = _stacked(tokens, essence.tokens[:1]), _stacked(mask, essence.attention_mask[:1])
+            read_pos, post_pos = torch.cat([read_pos, essence.read_pos[:1]]), torch.cat([post_pos, essence.post_pos[:1]])
+        state = run_clean(self.rewrites.host, tokens, mask, read_pos, [self.layer], post_pos=post_pos, together=True)
         if keeps:
             self.states[key] = chunk, state
         return chunk, state
+
+
+def _stacked(above: Int[Tensor, "_ _"], below: Int[Tensor, "_ _"]) -> Int[Tensor, "_ _"]:
+    """Stack two matrices, the narrower one filled with zeros on the right."""
+    width = max(above.shape[1], below.shape[1])
+    return torch.cat([pad(matrix, (0, width - matrix.shape[1])) for matrix in (above, below)])
 
 
 def _reading(values: dict[str, Tensor], name: str, position: Int[Tensor, " row"]) -> HookFn:

@@ -76,8 +76,11 @@ from kn_lens.hosts.tokenizers import fingerprint, tokenizer_of
 FOR_ONE_BATCH = "for_one_batch"
 """The attribute of a hook function that is True where it is made for the rows of one batch, in their order."""
 
-PROBE_ROUNDING = 16
-"""Units of rounding, times the square root of the number of blocks, by which two ways to run a model may differ."""
+PROBE_ROUNDING = 64
+"""Units of rounding, times the square root of the number of blocks, by which two ways to run a model may differ.
+
+Where early tokens have large activations, as in SmolLM2, they do differ by more than 20.
+"""
 
 PROBE_LIMIT = 0.05
 """The difference beyond which it is not rounding in any type, relative to the logits."""
@@ -912,24 +915,38 @@ class Host:
         Where positions are not those that it is told, or layers keep other states, they go by length. Cost: passes over
         two short prompts at the first use.
         """
+        return self._equals_padded_prefix(1)
+
+    @cached_property
+    def takes_padded_prefix_of_tokens(self) -> bool:
+        """Whether they can where several tokens of each prompt are run after the joined `KVPrefix`.
+
+        Cost: passes over two short prompts at the first use.
+        """
+        return self.runs_tokens_after_prefix and self._equals_padded_prefix(2)
+
+    def _equals_padded_prefix(self, n_tokens: int) -> bool:
+        """Return whether the last tokens of two prompts of different lengths give, run together, the logits of each."""
         if self.kind != "causal" or not self.has_own_modules:
             return False
         lengths = (5, 3)
         tokens = torch.arange(1, 11, device=self.device).view(2, 5) % self.d_vocab
         last = torch.tensor(lengths, device=self.device) - 1
-        every, first = torch.arange(2, device=self.device), torch.zeros_like(last)
+        positions = last[:, None] + torch.arange(1 - n_tokens, 1, device=self.device)
+        every = torch.arange(2, device=self.device)
         with torch.no_grad():
             expected = self.logits(tokens, torch.ones_like(tokens), last)
-            prefixes = [self.kv_prefix(tokens[[row], : length - 1]) for row, length in enumerate(lengths)]
+            prefixes = [self.kv_prefix(tokens[[row], : length - n_tokens]) for row, length in enumerate(lengths)]
             prefix = KVPrefix.joined(prefixes, every)
             if prefix is None:
                 return False
             mask = torch.ones_like(tokens)
             mask[1, : lengths[0] - lengths[1]] = 0
             prefix = prefix.select([every] * self.n_layers)
-            last_tokens = tokens[every, last][:, None]
+            last_tokens = tokens.gather(1, positions)
+            read_pos = torch.full_like(last, n_tokens - 1)
             try:
-                logits = self.logits(last_tokens, mask, first, (), prefix, own=True, position_ids=last[:, None])
+                logits = self.logits(last_tokens, mask, read_pos, (), prefix, own=True, position_ids=positions)
             except (RuntimeError, TypeError, ValueError):  # it takes no positions
                 return False
         return self._equal_to_rounding(logits, expected)

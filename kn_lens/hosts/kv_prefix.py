@@ -87,6 +87,18 @@ class KVPrefix:
                 layer.keys, layer.values = layer.keys[rows], layer.values[rows]
         return KVPrefix(cache)
 
+    def first(self, rows: Int[Tensor, " selected"], n_tokens: int) -> "KVPrefix":
+        """Return the prefix of rows that ends after some tokens, of one that `is_plain`.
+
+        Args:
+            rows: indices of rows; repeats allowed.
+            n_tokens: the length of the new prefix; 0 for an empty one, which `joined` fills.
+        """
+        result = self.select([rows] * len(self.cache.layers))
+        for layer in result.cache.layers:
+            layer.keys, layer.values = layer.keys[:, :, :n_tokens], layer.values[:, :, :n_tokens]
+        return result
+
     @property
     def is_plain(self) -> bool:
         """Whether every layer keeps all keys and values, and nothing else."""

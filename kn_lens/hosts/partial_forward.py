@@ -196,6 +196,8 @@ def run_clean(
     layers: Sequence[int],
     encoder: EncoderInput | None = None,
     post_pos: Int[Tensor, " row"] | None = None,
+    *,
+    together: bool = False,
 ) -> CleanState:
     """Run right-padded rows once and keep the state that passes from each of ``layers`` start from.
 
@@ -209,6 +211,9 @@ def run_clean(
         layers: those whose activations are moved.
         encoder: what the encoder of an encoder-decoder reads.
         post_pos: whose activations are moved; None for the read position.
+        together: whether passes run rows with different numbers of tokens from the moved position on together, where
+            they can. It is the faster way for a few rows, whose passes take the time that it takes to read the weights;
+            many rows go by that number, since their passes take the time of their tokens.
 
     Cost: one forward pass per row. Holds per row and layer, for a masked model, the residual stream, queries, keys and
     values at all positions; for a causal model keys and values at all positions, and the residual stream at those from
@@ -227,7 +232,7 @@ def run_clean(
             return _FullPassState.run(host, tokens, attention_mask, read_pos, layers, encoder, post_pos)
         padded_head = PaddedHead.of(host.unembedding) if pays_off(host.device) else None
         if post_pos is not read_pos:
-            return _run_moved(host, tokens, attention_mask, read_pos, post_pos, layers, padded_head)
+            return _run_moved(host, tokens, attention_mask, read_pos, post_pos, layers, padded_head, together)
         if not recomputes_last_token_only(host, attention_mask, read_pos):
             return _ResumedState.run(host, tokens, attention_mask, read_pos, layers, padded_head)
         # Keys and values are kept without padding, so rows of one length go together.
@@ -258,6 +263,7 @@ def _run_moved(
     post_pos: Int[Tensor, " row"],
     layers: Sequence[int],
     padded_head: PaddedHead | None,
+    together: bool,
 ) -> "_ResumedState | _GroupedState":
     """Run rows that are moved at another position than the one that is read; see `run_clean`."""
     if not host.runs_tokens_after_prefix:
@@ -265,11 +271,13 @@ def _run_moved(
     # Keys and values before the moved position are kept without padding, so rows moved at one position go together.
     # Padding comes after all tokens, where no token sees it.
     positions, group = post_pos.unique(return_inverse=True)
+    longest = int(positions.max())
+    prefixes = host.kv_prefix(tokens[:, :longest]) if longest else None
     states, index = [], torch.zeros_like(group)
     for number, first in enumerate(positions.tolist()):
         rows = (group == number).nonzero().squeeze(1)
         n_pos = int(attention_mask[rows].sum(-1).max())
-        prefix = host.kv_prefix(tokens[rows, :first]) if first else None
+        prefix = prefixes.first(rows, first) if prefixes is not None and first else None
         state = _ResumedState.run(
             host,
             tokens[rows, first:n_pos],
@@ -282,7 +290,49 @@ def _run_moved(
         )
         states.append(state)
         index[rows] = torch.arange(len(rows), device=rows.device)
+    n_tokens = attention_mask.sum(-1) - post_pos
+    n_in_pass = n_tokens.max().expand_as(n_tokens) if together else n_tokens
+    if prefixes is not None and len(n_in_pass.unique()) < len(states) and host.takes_padded_prefix_of_tokens:
+        return _joined_by_tokens(states, group, index, n_tokens, n_in_pass, prefixes)
     return _GroupedState.of(states, group, index)
+
+
+def _joined_by_tokens(
+    states: Sequence["_ResumedState"],
+    group: Int[Tensor, " row"],
+    index: Int[Tensor, " row"],
+    n_tokens: Int[Tensor, " row"],
+    n_in_pass: Int[Tensor, " row"],
+    prefixes: KVPrefix,
+) -> "_GroupedState":
+    """Group rows with prefixes of different lengths by the number of tokens that passes run of them.
+
+    Args:
+        states: by moved position.
+        group: the number of the state of each row.
+        index: the number of each row in its state.
+        n_tokens: the tokens of each row from the moved position on.
+        n_in_pass: the number of them, with padding, in a pass.
+        prefixes: of all rows, as long as the longest.
+    """
+    joined: list[_ResumedState] = []
+    new_index = torch.zeros_like(index)
+    sizes, new_group = n_in_pass.unique(return_inverse=True)
+    for size, n_tokens_of_size in enumerate(sizes.tolist()):
+        rows = (new_group == size).nonzero().squeeze(1)
+        numbers, part_of_row = group[rows].unique(return_inverse=True)
+        parts: list[_ResumedState] = []
+        for part, number in enumerate(numbers.tolist()):
+            in_part = rows[part_of_row == part]
+            state = states[number].part(index[in_part], n_tokens[in_part], n_tokens_of_size)
+            if state.prefix is None:  # of prompts that are moved at their first token
+                state = replace(state, prefix=prefixes.first(in_part, 0))
+            parts.append(state)
+        state = _ResumedState.joined(parts, part_of_row)
+        assert state is not None  # all prefixes are plain
+        new_index[rows] = torch.arange(len(rows), device=rows.device)
+        joined.append(state)
+    return _GroupedState.of(joined, new_group, new_index)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -489,12 +539,50 @@ class _ResumedState(_SinglePassState):
             padded_head=padded_head,
         )
 
+    def part(
+        self, rows: Int[Tensor, " selected"], n_tokens: Int[Tensor, " selected"], n_in_pass: int
+    ) -> "_ResumedState":
+        """Return the state of some rows with another number of tokens after the prefix.
+
+        Args:
+            rows: indices of rows.
+            n_tokens: the number of their tokens after the prefix.
+            n_in_pass: how many there are in the part. The last token is repeated where there are fewer: no token before
+                it sees what follows.
+        """
+        n_prefix = self.attention_mask.shape[1] - self.tokens.shape[1]
+        every_token = torch.arange(n_in_pass, device=rows.device)
+        index = rows[:, None], torch.minimum(every_token, n_tokens[:, None] - 1)
+        layer_states: dict[int, _LayerState] = {}
+        for layer, state in self.layer_states.items():
+            following = state.next_resid_pre
+            layer_states[layer] = _LayerState(
+                resid_pre=state.resid_pre[rows],
+                attn_out=state.attn_out[rows],
+                next_resid_pre=None if following is None else following[index],
+                next_projections={},  # of masked models
+            )
+        return replace(
+            self,
+            tokens=self.tokens[index],
+            attention_mask=self.attention_mask.new_ones(len(rows), n_prefix + n_in_pass),
+            read_pos=self.read_pos[rows],
+            post_pos=self.post_pos[rows],
+            prefix=None if self.prefix is None else self.prefix.select([rows] * self.host.n_layers),
+            logits=self.logits[rows],
+            post={layer: post[rows] for layer, post in self.post.items()},
+            mlp_out={layer: mlp_out[rows] for layer, mlp_out in self.mlp_out.items()},
+            active={layer: active.select(rows) for layer, active in self.active.items()},
+            routing={layer: routing.select(index) for layer, routing in self.routing.items()},
+            layer_states=layer_states,
+        )
+
     @classmethod
     def joined(cls, states: Sequence["_ResumedState"], group: Int[Tensor, " row"]) -> "_ResumedState | None":
         """Join the states of prompts of different lengths; None where their prefixes cannot be joined.
 
         Args:
-            states: by length, each with its prefix.
+            states: each with its prefix, and all with the same number of tokens after it.
             group: the number of the state of each row, in whose order the rows of a state are.
         """
         order = group.argsort(stable=True).argsort()
@@ -523,14 +611,16 @@ class _ResumedState(_SinglePassState):
                 next_projections={},
             )
         read_pos = in_order([state.read_pos for state in states])
+        moved_where_read = all(state.post_pos is state.read_pos for state in states)
         return cls(
             host=first.host,
             tokens=in_order([state.tokens for state in states]),
             attention_mask=attention_mask,
             read_pos=read_pos,
-            post_pos=read_pos,
+            post_pos=read_pos if moved_where_read else in_order([state.post_pos for state in states]),
             has_padding=True,
-            position_ids=attention_mask.sum(-1, keepdim=True) - 1,
+            # Repeated tokens of the longest prompt may be beyond the last position that the model has.
+            position_ids=(attention_mask.cumsum(-1)[:, -first.tokens.shape[1] :] - 1).clamp(max=first.host.n_ctx - 1),
             prefix=prefix,
             logits=in_order([state.logits for state in states]),
             post={layer: in_order([state.post[layer] for state in states]) for layer in first.post},
