@@ -374,7 +374,8 @@ class _TargetSearch:
         tokens, mask, read_pos, post_pos = chunk.tokens, chunk.attention_mask, chunk.read_pos, chunk.post_pos
         if essence is not None:  # its first row, where the answer would begin
             tokens, mask = _stacked(tokens, essence.tokens[:1]), _stacked(mask, essence.attention_mask[:1])
-            read_pos, post_pos = torch.cat([read_pos, essence.read_pos[:1]]), torch.cat([post_pos, essence.post_pos[:1]])
+            read_pos = torch.cat([read_pos, essence.read_pos[:1]])
+            post_pos = torch.cat([post_pos, essence.post_pos[:1]])
         state = run_clean(self.rewrites.host, tokens, mask, read_pos, [self.layer], post_pos=post_pos, together=True)
         if keeps:
             self.states[key] = chunk, state

@@ -44,9 +44,7 @@ def test_logits_and_gradients_are_those_of_each_row_alone(host, together, groups
 
     for row, length in enumerate(LENGTHS):
         own = slice(row, row + 1)
-        alone = run_clean(
-            host, tokens[own, :length], mask[own, :length], read_pos[own], LAYERS, post_pos=post_pos[own]
-        )
+        alone = run_clean(host, tokens[own, :length], mask[own, :length], read_pos[own], LAYERS, post_pos=post_pos[own])
         one = torch.tensor([0])
         equal(state.logits[own], alone.logits)
         for layer in LAYERS:
