@@ -64,6 +64,7 @@ class RunContext:
     _fact_records: "dict[str, tuple[str, pd.DataFrame]]" = field(default_factory=dict, init=False, repr=False)
     _digests: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     _n_rows: dict[tuple[Fact, ...], int] = field(default_factory=dict, init=False, repr=False)
+    _n_neurons: dict[tuple[str, str], tuple[str, dict[Fact, int]]] = field(default_factory=dict, init=False, repr=False)
     _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -134,10 +135,22 @@ class RunContext:
 
     def share_with_neurons(self, relation: str) -> float:
         """Return the share of a relation's queried facts that have found neurons; 1 while that is not known."""
-        if self.run.manifest("neurons", Shard(relation)) is None:
-            return 1.0
-        sets = self.neurons("found", relation)
-        return sum(map(bool, sets.values())) / max(1, len(sets))
+        sizes = self.n_neurons("found", relation)
+        return 1.0 if sizes is None else sum(map(bool, sizes.values())) / max(1, len(sizes))
+
+    def n_neurons(self, kind: str, relation: str) -> dict[Fact, int] | None:
+        """Return how many neurons of a kind each queried fact of a relation has; None while that is not known.
+
+        The records are read once: the durations of all stages are estimated from these numbers again and again.
+        """
+        manifest = self.run.manifest("neurons", Shard(relation))
+        if manifest is None:
+            return None
+        digest, sizes = self._n_neurons.get((kind, relation), ("", {}))
+        if digest != manifest["sha256"]:
+            sizes = {fact: len(neurons) for fact, neurons in self.neurons(kind, relation).items()}
+            self._n_neurons[kind, relation] = manifest["sha256"], sizes
+        return sizes
 
     # --- prompts ----------------------------------------------------------------------------------
 

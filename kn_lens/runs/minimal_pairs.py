@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Pair:
     bad: str
     by_prefix: bool
 
-    @property
+    @cached_property
     def parts(self) -> tuple[str, str, str, str] | None:
         """The text before the word, the right word, the wrong one, and the text behind.
 

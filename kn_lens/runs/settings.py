@@ -21,7 +21,7 @@ ones: ``matched`` takes as many as were found, ``refined`` those that refining t
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from kn_lens._core import defaults
@@ -205,10 +205,10 @@ class Settings:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON has them."""
-        settings = asdict(self)
-        for name, value in settings.items():
-            if isinstance(value, tuple):
-                settings[name] = list(value)
+        settings: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            settings[field.name] = list(value) if isinstance(value, tuple) else value
         return settings
 
 

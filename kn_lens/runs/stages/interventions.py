@@ -141,10 +141,8 @@ def _passes(context: RunContext, shard: Shard, facts: Sequence[Fact], n_factors:
     """Count the clean passes of own and other facts, and the passes with three kinds of neurons for each factor."""
     records = context.fact_records(shard.relation)
     n_rows = dict(zip(records["key"], records["n_rows"], strict=True))
-    intervened = facts
-    if context.run.manifest(NEURONS.name, shard) is not None:
-        found = context.neurons("found", shard.relation)
-        intervened = [fact for fact in facts if found[fact]]
+    found = context.n_neurons("found", shard.relation)
+    intervened = facts if found is None else [fact for fact in facts if found[fact]]
     n_own = sum(n_rows[fact.key] for fact in facts)
     n_intervened = sum(n_rows[fact.key] for fact in intervened)
     n_resumed = n_intervened * N_COMPARED_KINDS * n_factors

@@ -354,9 +354,10 @@ def _n_rows(context: RunContext, relation: str) -> float:
 
 def _neurons_per_fact(context: RunContext, relation: str) -> float:
     """Return the mean number of neurons of the facts that have some; an estimate until the neurons are known."""
-    if context.run.manifest("neurons", Shard(relation)) is None:
+    found = context.n_neurons("found", relation)
+    if found is None:
         return NEURONS_PER_FACT
-    sizes = [len(neurons) for neurons in context.neurons("found", relation).values() if neurons]
+    sizes = [size for size in found.values() if size]
     return sum(sizes) / max(1, len(sizes))
 
 

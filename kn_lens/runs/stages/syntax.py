@@ -440,7 +440,7 @@ def _n_queried(context: RunContext, shard: Shard) -> tuple[int, int]:
     settings, phenomenon = context.settings, shard.part
     if context.run.manifest(SYNTAX_PAIRS.name, shard) is not None:
         forms = queried_forms(context, phenomenon)
-        return len(forms), context.make_prompts(forms).n_rows if forms else 0
+        return len(forms), context.n_rows_of(forms)
     sizes: Counter[tuple[str, ...]] = Counter()
     for pair in phenomenon_pairs(context)[phenomenon]:
         if pair.parts is not None:
@@ -491,12 +491,13 @@ def _rows_of_forms_with_neurons(context: RunContext, shard: Shard, kind: str, n_
 
 def _n_facts_with_neurons(context: RunContext, kind: str, facts: Sequence[Fact]) -> int:
     """Return the number of facts with neurons; of all facts until the neurons are known."""
-    sets: dict[Fact, NeuronSet] = {}
+    sizes: dict[Fact, int] = {}
     for relation in dict.fromkeys(fact.relation for fact in facts):
-        if context.run.manifest(NEURONS.name, Shard(relation)) is None:
+        sizes_of_relation = context.n_neurons(kind, relation)
+        if sizes_of_relation is None:
             return len(facts)
-        sets |= context.neurons(kind, relation)
-    return sum(bool(sets.get(fact)) for fact in facts)
+        sizes |= sizes_of_relation
+    return sum(bool(sizes.get(fact)) for fact in facts)
 
 
 SYNTAX_NEURONS = Stage(
