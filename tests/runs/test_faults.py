@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,34 +23,52 @@ import torch
 from kn_lens.errors import DataError
 from kn_lens.runs.context import open_context
 from kn_lens.runs.execute import run_stages
+from kn_lens.runs.minimal_pairs import read_pairs
 from kn_lens.runs.settings import Settings
 from kn_lens.runs.stages.order import STAGES
 from tests.tiny import tiny_model
 from tests.tiny_runs import contents, tiny_facts
 
 FACTS = tiny_facts(2).of("P36", "P1376")
-SETTINGS = Settings.of(
-    attr_threshold=0.5, n_resamples=5, dose_facts=1, doses=(3.0,), max_moves=1, syntax_forms=1, syntax_facts=1,
-    check_facts=1,
-)  # fmt: skip
-KILLS = int(os.environ.get("KN_LENS_KILLS", "50"))
-AT_MOST = 0.8
-"""Seconds until a kill; a run takes about two."""
+PHENOMENA = ("indefinite_article", "preposition")
+SETTINGS = {
+    "attr_threshold": 0.5, "n_resamples": 5, "dose_facts": 1, "doses": (3.0,), "max_moves": 1, "syntax_forms": 1,
+    "syntax_facts": 1, "syntax_sentences": 4, "check_facts": 1, "quadrature": "midpoint", "n_steps": 2,
+}  # fmt: skip
+KILLS = int(os.environ.get("KN_LENS_KILLS", "30"))
+AT_MOST = 0.6
+"""Seconds until a kill; a run takes about four."""
 
 
-def reproduce(model, path):
+def settings_in(folder):
+    """Return settings that make every stage short, with two of the embedded phenomena in a file of their own."""
+    rows = []
+    for pair in read_pairs(None):
+        if pair.phenomenon in PHENOMENA:
+            rows.append({"sentence_good": pair.good, "sentence_bad": pair.bad, "UID": pair.phenomenon})
+    path = folder / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return Settings.of(**SETTINGS, syntax=str(path))
+
+
+def reproduce(model, path, settings):
     """Run to the end; return the computed shards."""
     states = []
-    with open_context(model, FACTS, path, SETTINGS) as context:
+    with open_context(model, FACTS, path, settings) as context:
         run_stages(context, STAGES, states.append)
     return [(state.stage.name, state.shard) for state in states if state.finished]
 
 
 @pytest.fixture(scope="module")
-def finished(model, tmp_path_factory):
+def settings(tmp_path_factory):
+    return settings_in(tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture(scope="module")
+def finished(model, settings, tmp_path_factory):
     """Return an uninterrupted run."""
     path = tmp_path_factory.mktemp("faults") / "finished"
-    reproduce(model, path)
+    reproduce(model, path, settings)
     return path
 
 
@@ -59,12 +78,12 @@ def path(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
 
 
-def test_finished_records_are_not_computed_again(model, finished, path):
-    assert reproduce(model, path) == [] and contents(path) == contents(finished)
+def test_finished_records_are_not_computed_again(model, settings, finished, path):
+    assert reproduce(model, path, settings) == [] and contents(path) == contents(finished)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "emptied", "removed"])
-def test_only_damaged_records_are_computed_again(model, finished, path, damage):
+def test_only_damaged_records_are_computed_again(model, settings, finished, path, damage):
     chance = random.Random(damage)
     records = sorted((path / "records").rglob("*.parquet"))
     hit = chance.sample(records, 4)
@@ -77,13 +96,13 @@ def test_only_damaged_records_are_computed_again(model, finished, path, damage):
             "emptied": lambda file: file.write_bytes(b""),
             "removed": lambda file: file.unlink(),
         }[damage](file)
-    made = {(stage, f"{shard.name}.parquet") for stage, shard in reproduce(model, path)}
+    made = {(stage, f"{shard.name}.parquet") for stage, shard in reproduce(model, path, settings)}
     # What comes out is what was there, so nothing that was made from it is stale.
     assert made == {(file.parent.name, file.name) for file in hit} and contents(path) == contents(finished)
 
 
-def test_changed_setting_recomputes_what_depends_on_it(model, path):
-    settings = Settings.of(**{**SETTINGS.as_dict(), "doses": (2.0,)})
+def test_changed_setting_recomputes_what_depends_on_it(model, settings, path):
+    settings = replace(settings, doses=(2.0,))
     with (
         pytest.raises(DataError, match=r"doses: \[3.0\], now \[2.0\]"),
         open_context(model, FACTS, path, settings),
@@ -108,30 +127,30 @@ def small_disk(path, n_bytes):
         subprocess.run(["umount", str(path)], check=True)
 
 
-def test_a_full_disk_loses_nothing(model, finished, tmp_path):
+def test_a_full_disk_loses_nothing(model, settings, finished, tmp_path):
     with small_disk(tmp_path, 64 << 10):
         with pytest.raises(DataError, match="No space left on device"):
-            reproduce(model, tmp_path / "run")
+            reproduce(model, tmp_path / "run", settings)
         kept = contents(tmp_path / "run")
         whole = contents(finished)
         assert kept and all(whole[name] == text for name, text in kept.items())
         subprocess.run(["mount", "-o", "remount,size=4m", str(tmp_path)], check=True)
-        made = reproduce(model, tmp_path / "run")
+        made = reproduce(model, tmp_path / "run", settings)
         n_kept = sum(name.endswith(".json") and "records" in name for name in kept)
         assert n_kept and len(made) == sum(name.endswith(".parquet") for name in whole) - n_kept
         assert contents(tmp_path / "run") == whole
 
 
-def test_file_size_limit_loses_nothing(model, finished, tmp_path):
+def test_file_size_limit_loses_nothing(model, settings, finished, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     largest = max(len(text) for text in contents(finished).values())
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest // 2, hard))
     try:
         with pytest.raises(DataError, match="cannot be written"):
-            reproduce(model, tmp_path / "run")
+            reproduce(model, tmp_path / "run", settings)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    reproduce(model, tmp_path / "run")
+    reproduce(model, tmp_path / "run", settings)
     assert contents(tmp_path / "run") == contents(finished)
 
 
@@ -165,7 +184,8 @@ def _kill_many(folder, n_kills):
     torch.set_num_threads(1)
     chance = random.Random(0)
     model = tiny_model()
-    reproduce(model, folder / "whole")
+    settings = settings_in(folder)
+    reproduce(model, folder / "whole", settings)
     whole = contents(folder / "whole")
     kills = ends = 0
     wrong = []
@@ -178,7 +198,7 @@ def _kill_many(folder, n_kills):
                 os.replace = os.rename = _Dying(os.replace, count, before)
                 os.fsync = _Dying(os.fsync, 2 * count, before)
             try:
-                reproduce(model, path)
+                reproduce(model, path, settings)
             except BaseException as error:
                 print(repr(error), file=sys.stderr, flush=True)
                 os._exit(1)
