@@ -17,6 +17,18 @@ def bits(tensor: torch.Tensor | None) -> str | None:
     return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
+ROUTINES: dict[type, bool] = {}
+"""Types of values, and whether they are those of functions and methods, which a type alone decides."""
+
+
+def is_routine(value: Any) -> bool:
+    """Return ``inspect.isroutine`` of a value; a model has thousands, of a few types."""
+    kind = type(value)
+    if kind not in ROUTINES:
+        ROUTINES[kind] = inspect.isroutine(value)
+    return ROUTINES[kind]
+
+
 def state_of(model: torch.nn.Module) -> dict[str, Any]:
     """Return weights, gradients, modes, hooks and replaced methods of every module, by name."""
     found: dict[str, Any] = {}
@@ -26,7 +38,7 @@ def state_of(model: torch.nn.Module) -> dict[str, Any]:
     for name, module in model.named_modules():
         kept = vars(module)
         found[f"{name}: mode"] = module.training
-        found[f"{name}: methods"] = sorted(key for key, value in kept.items() if inspect.isroutine(value))
+        found[f"{name}: methods"] = sorted(key for key, value in kept.items() if is_routine(value))
         found[f"{name}: contexts"] = kept.get("context_level")
         found[f"{name}: hooks"] = {
             key: len(value)

@@ -88,7 +88,7 @@ def test_another_run_in_a_damaged_directory_is_refused(copy):
 
 
 @pytest.mark.parametrize("name", FILES)
-@fuzz(usually=40, share=0.1)
+@fuzz(usually=20, share=0.1)
 @given(data=st.data())
 def test_damaged_settings_and_provenance_are_read_or_refused(run, copy, name, data):
     content = data.draw(damaged((run / name).read_bytes()) | st.sampled_from(NASTY))
@@ -96,7 +96,7 @@ def test_damaged_settings_and_provenance_are_read_or_refused(run, copy, name, da
     taken_or_refused("run directories: reports", lambda: read(copy), copy.name)
 
 
-@fuzz(usually=40, share=0.1)
+@fuzz(usually=20, share=0.1)
 @given(data=st.data())
 def test_provenance_with_one_changed_value_is_read_or_refused(run, copy, data):
     provenance = {**json.loads((run / "provenance.json").read_bytes()), "tags": {"size": "small", "seed": 0}}
@@ -104,7 +104,7 @@ def test_provenance_with_one_changed_value_is_read_or_refused(run, copy, data):
     taken_or_refused("run directories: reports", lambda: read(copy), copy.name)
 
 
-@fuzz(usually=40, share=0.1)
+@fuzz(usually=20, share=0.1)
 @given(data=st.data())
 def test_damaged_missing_and_foreign_records_are_read_or_refused(run, other, copy, data):
     shutil.rmtree(copy / "records")
@@ -204,7 +204,7 @@ def test_the_tables_of_a_run_are_reported(run, only, name):
 
 
 @pytest.mark.parametrize("name", TABLES)
-@fuzz(usually=12, share=0.05)
+@fuzz(usually=8, share=0.05)
 @given(data=st.data())
 def test_damaged_tables_are_read_or_refused(run, only, name, data):
     valid = (run / "tables" / f"{name}.csv").read_bytes()
@@ -245,7 +245,7 @@ def test_the_runs_can_be_compared(pair):
 
 
 @pytest.mark.parametrize("name", FILES)
-@fuzz(usually=20, share=0.05)
+@fuzz(usually=12, share=0.05)
 @given(data=st.data())
 def test_damaged_settings_of_compared_runs_are_read_or_refused(pair, compared, name, data):
     as_before(pair, compared)
@@ -257,7 +257,7 @@ def test_damaged_settings_of_compared_runs_are_read_or_refused(pair, compared, n
     compare(pair, compared)
 
 
-@fuzz(usually=60, share=0.05)
+@fuzz(usually=30, share=0.05)
 @given(data=st.data())
 def test_damaged_records_of_compared_runs_are_read_or_refused(pair, compared, data):
     as_before(pair, compared)

@@ -233,7 +233,9 @@ def test_invalid_template_stops_the_run_before_any_pass(model, tmp_path):
 def test_sets_of_more_than_half_a_layer_have_controls(model, tmp_path):
     # All neurons with a positive score under any prompt, which are most of them.
     any_prompt = {"keep": 0.0, "attr_threshold": 0.0, "share_threshold": 0.0, "max_moves": 0, "min_prompts": 1}
-    settings = Settings.of(**any_prompt, n_resamples=5, doses=(0.0,), relations=("P36",), check_facts=1)
+    few = {"n_resamples": 5, "doses": (0.0,), "relations": ("P36",), "check_facts": 1, "check_draws": 1}
+    few |= {"quadrature": "midpoint", "n_steps": 2, "syntax_forms": 1, "syntax_facts": 1, "syntax_sentences": 4}
+    settings = Settings.of(**any_prompt, **few)
     with open_context(model, tiny_facts(2), tmp_path, settings) as context:
         run_stages(context, STAGES, lambda state: None)
         found, random = (context.neurons(kind, "P36") for kind in ("found", "random"))
@@ -248,10 +250,12 @@ def test_run_without_a_queried_fact_gives_the_reason(model, tmp_path):
 
 
 def test_runs_start_at_the_mean_where_a_norm_follows_the_mlp_and_say_so(tmp_path):
-    model, facts = tiny_model("Gemma2ForCausalLM", torch.float32), tiny_facts()
+    model, facts = tiny_model("Gemma2ForCausalLM", torch.float32), tiny_facts(2).of("P36", "P1376")
+    rule = {"quadrature": "midpoint", "n_steps": 4}
     starts = {}
     for name, changed in {"auto": {}, "paper": {"preset": "paper"}, "zero": {"start": "zero"}}.items():
-        settings = Settings.of(**{"n_resamples": 5, "min_prompts": 1, "check_facts": 1, **changed})
+        few = {"n_resamples": 5, "min_prompts": 1, "check_facts": 1, "check_draws": 1, "max_moves": 1}
+        settings = Settings.of(**few, **rule, **changed)
         with open_context(model, facts, tmp_path / name, settings) as context:
             stages = with_needs([NEURON_SCORES, STABILITY])
             tables = run_stages(context, stages, lambda state: None)
@@ -259,7 +263,7 @@ def test_runs_start_at_the_mean_where_a_norm_follows_the_mlp_and_say_so(tmp_path
             starts[name] = set(tables["completeness"]["start"])
         if name == "auto":
             prompts = kn.make_prompts(model, facts.of("P36"))
-            attr, scores = kn.attribute(model, prompts), context.all_records(NEURON_SCORES)
+            attr, scores = kn.attribute(model, prompts, **rule), context.all_records(NEURON_SCORES)
             assert attr.start == "mean"
             for row in scores.loc[scores["relation"] == "P36"].to_dict("records"):
                 fact = next(fact for fact in prompts.facts if fact.key == row["key"])
