@@ -98,7 +98,8 @@ ENTRIES: Mapping[str, Any] = {
     },
     "n_relations": range(1, 2**31),
 }
-"""Entries read from the provenance of a run on a model: strings, and whole numbers in the range that models have."""
+"""Entries read from the provenance of a run on a model: texts that are not empty, and whole numbers in the range that
+models have."""
 DEEPEST = 20
 """Largest depth of nesting in settings and provenance; those written have five levels."""
 
@@ -416,10 +417,10 @@ def _check_entries(value: Mapping[str, Any], kinds: Mapping[str, Any], path: str
 
 
 def _fits(value: object, kind: type | range) -> bool:
-    """Return whether a value is of a type, or a whole number in a range."""
+    """Return whether a value is of a type and no empty text, or a whole number in a range."""
     if isinstance(kind, range):
         return isinstance(value, int) and value in kind
-    return isinstance(value, kind)
+    return isinstance(value, kind) and value != ""
 
 
 def _lacking(value: Mapping[str, Any], kinds: Mapping[str, Any], path: str = "") -> Iterator[str]:

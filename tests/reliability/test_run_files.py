@@ -32,7 +32,12 @@ NO_RUN = {
     ],
     "provenance.json": [
         *(b"", b"[]", b"3", b"[" * 5000, b'{"made_from": 3}', b'{"made_from": {}, "model": []}', b"\xff"),
-        *(b'{"model": {"n_layers": 2147483648}}', b'{"model": {"n_params": "many"}}', b'{"tags": [1]}'),
+        *(
+            b'{"model": {"kind": ""}}',
+            b'{"model": {"n_layers": 2147483648}}',
+            b'{"model": {"n_params": "many"}}',
+            b'{"tags": [1]}',
+        ),
         *(b'{"tags": {"size": null}}', b'{"made_from": {"versions": {"kn_lens": []}}}', b'{"n_relations": 0}'),
         b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}",
     ],
