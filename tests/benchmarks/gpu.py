@@ -38,7 +38,7 @@ import kn_lens as kn
 from tests.oracle import at_w_out
 
 LENGTH, STEPS = 12, 20
-TINY_SHARE = 128
+TINY_SHARE = 1024
 """What the number of prompts is divided by with ``--tiny``."""
 TINY_PATIENCE = 10
 """What time limits of rows are multiplied by with ``--tiny``: it may run on any machine."""
@@ -61,10 +61,10 @@ CONFIGS: Mapping[str, Callable[[], Any]] = {
     "Llama 2 7B shape": LlamaConfig,
     "Llama 3 8B shape": lambda: LlamaConfig(vocab_size=128_256, intermediate_size=14_336, num_key_value_heads=8),
 }
-_TINY_SIZES = {"num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+_TINY_SIZES = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
 TINY_CONFIGS: Mapping[str, Callable[[], Any]] = {
     "BERT-base": lambda: BertConfig(vocab_size=300, **_TINY_SIZES),
-    "GPT-2": lambda: GPT2Config(vocab_size=301, n_layer=3, n_embd=32, n_head=4),
+    "GPT-2": lambda: GPT2Config(vocab_size=301, n_layer=2, n_embd=32, n_head=4),
     "Llama 2 7B shape": lambda: LlamaConfig(vocab_size=300, **_TINY_SIZES),
     "Llama 3 8B shape": lambda: LlamaConfig(vocab_size=300, num_key_value_heads=2, **_TINY_SIZES),
 }
@@ -232,20 +232,21 @@ class Session:
             torch.cuda.synchronize()
 
     def release(self) -> None:
-        """Return memory that nothing refers to."""
-        gc.collect()
+        """Return memory of the device that nothing refers to."""
         if self.device.type == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
 
     def seconds(self, run: Callable[[], object], *, warm: bool = True) -> float:
-        """Return how long a call takes: the least of up to three, where that is short.
+        """Return how long a call takes: the least of up to three, where that is short and the model is not tiny.
 
         On a GPU one more comes before them if ``warm``, in which memory is allocated and kernels are chosen.
         """
         if warm and self.device.type == "cuda":
             run()
         times: list[float] = []
-        while len(times) < 3 and sum(times) < REPEATED_BELOW:
+        most = 1 if self.tiny else 3
+        while len(times) < most and sum(times) < REPEATED_BELOW:
             self.synchronize()
             started = time.perf_counter()
             run()
@@ -301,7 +302,7 @@ def matmul_precision(precision: str) -> Iterator[None]:
 
 def plain_product(session: Session, precision: str) -> str:
     """Measure the rate of a plain square product, and return its row."""
-    size = 256 if session.tiny else 8192
+    size = 64 if session.tiny else 8192
     shape = (size, size)
     a, b = (torch.randn(shape, device=session.device, dtype=DTYPES[precision]) for _ in range(2))
     repeats = 10

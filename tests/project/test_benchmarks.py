@@ -39,8 +39,11 @@ def test_it_measures_every_row(tmp_path):
     assert "aten::" in profile.read_text(encoding="utf-8")
 
 
-def test_rows_are_skipped_once_the_time_is_over():
-    printed = gpu_benchmark("--seconds", "0.5", "--only", "Llama 2", "reproduce")
+def test_rows_are_skipped_once_the_time_is_over(monkeypatch, capsys):
+    only = ("--only", "Llama 2", "reproduce")
+    monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", "--device", "cpu", "--seconds", "0.5", *only])
+    gpu.main()
+    printed = capsys.readouterr().out
     assert "Llama 2 7B shape, bf16, weights: skipped, the time is over" in printed
     assert "reproduce on two cores: skipped, the time is over" in printed
     assert "BERT-base" not in printed
