@@ -24,7 +24,7 @@ from tests.intervals import hold_their_values
 FEW = (
     "--relation", "P36", "--relation", "P30", "--limit", "2", "--set", "n_resamples=50", "--set", "doses=[0.5]",
     "--set", "dose_facts=1", "--set", "update_facts=1", "--set", "update_others=2", "--set", "erase_others=2",
-    "--set", "check_facts=1", "--set", "text_sentences=3", "--set", "syntax_forms=1",
+    "--set", "check_facts=1", "--set", "check_draws=1", "--set", "text_sentences=3", "--set", "syntax_forms=1",
     "--set", "syntax_sentences=6", "--set", "syntax_facts=1",
 )  # fmt: skip
 OF_PRESETS = ("--split", "held_out", *FEW, "--set", "n_steps=4")
