@@ -9,7 +9,7 @@ from hypothesis import given
 
 import kn_lens as kn
 from tests.refining import MANY_EXAMPLES, PAIRS, as_pairs
-from tests.tiny import D_MLP, N_LAYERS, tiny_model
+from tests.tiny import D_MLP, N_LAYERS, loaded, tiny_model
 
 
 @MANY_EXAMPLES
@@ -56,7 +56,7 @@ def test_equal_sets_have_equal_hashes_and_reprs(pairs):
 @given(PAIRS)
 def test_mask_and_set_are_one_another(pairs):
     """The mask is true at the pairs alone, and gives the set back, as a tensor and as an array of NumPy."""
-    model = tiny_model("GPT2LMHeadModel")
+    model = loaded("GPT2LMHeadModel")
     pairs = {(layer % N_LAYERS, index % D_MLP) for layer, index in pairs}
     mask = kn.NeuronSet(pairs).mask(model)
     assert mask.shape == (N_LAYERS, D_MLP) and set(map(tuple, mask.nonzero().tolist())) == pairs
@@ -68,7 +68,7 @@ def test_a_mask_of_scores_or_of_one_layer_is_refused_with_the_call():
         with pytest.raises(kn.ArgumentError, match=r"NeuronSet\.from_mask\(scores >= threshold\)"):
             kn.NeuronSet.from_mask(wrong)
     with pytest.raises(kn.ArgumentError, match="has no neuron L9N0"):
-        kn.NeuronSet(["L9N0"]).mask(tiny_model("GPT2LMHeadModel"))
+        kn.NeuronSet(["L9N0"]).mask(loaded("GPT2LMHeadModel"))
 
 
 def test_a_neuron_is_a_named_tuple_with_python_integers():

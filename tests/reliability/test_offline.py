@@ -51,7 +51,7 @@ SCRIPT = """
         else:
             raise AssertionError(name)
     run = f"{folder}/run"
-    some = ["--limit", "1", "--set", "n_resamples=2"]
+    some = ["--limit", "1", "--set", "n_resamples=2", "--set", "quadrature=left", "--set", "n_steps=2"]
     relations = ["--relation", "P36", "--relation", "P30"]
     assert command("models", "--json") == 0
     assert not BY_HAND or command("demo") == 0

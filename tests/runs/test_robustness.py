@@ -1,5 +1,7 @@
 """Robustness: varied refinements equal those of the library, and so do the effects of the neurons of other methods."""
 
+from functools import cache
+
 import pytest
 
 import kn_lens as kn
@@ -20,6 +22,17 @@ STAGES = (STABILITY, METHODS)
 SETTINGS = Settings.of(check_facts=3, check_draws=2, min_prompts=2, max_moves=0, n_resamples=20)
 
 
+@pytest.fixture(scope="module")
+def attribute(model):
+    """Return ``kn.attribute`` of one fact, computed once for each way."""
+
+    @cache
+    def attributed(fact, **options):
+        return kn.attribute(model, kn.make_prompts(model, fact), **options)
+
+    return attributed
+
+
 @pytest.mark.parametrize(
     ("varied", "attributed", "refined"),
     [
@@ -29,15 +42,14 @@ SETTINGS = Settings.of(check_facts=3, check_draws=2, min_prompts=2, max_moves=0,
         ("right 20", {"quadrature": "right", "n_steps": 20}, {}),
     ],
 )
-def test_varied_sets_equal_those_of_the_library(finished, model, varied, attributed, refined):
+def test_varied_sets_equal_those_of_the_library(finished, attribute, varied, attributed, refined):
     context, _ = finished
     records = context.all_records(STABILITY).query("varied == @varied").set_index("key")
     assert len(records)
     for fact in tiny_facts():
         if fact.key in records.index:
-            prompts = kn.make_prompts(model, fact)
-            standard = kn.refine(kn.attribute(model, prompts), min_prompts=2)[fact]
-            other = kn.refine(kn.attribute(model, prompts, **attributed), **{"min_prompts": 2, **refined})[fact]
+            standard = kn.refine(attribute(fact), min_prompts=2)[fact]
+            other = kn.refine(attribute(fact, **attributed), **{"min_prompts": 2, **refined})[fact]
             assert records.loc[fact.key, "n_neurons"] == len(other)
             assert records.loc[fact.key, "jaccard"] == len(standard & other) / len(standard | other)
 
@@ -76,7 +88,7 @@ def test_methods_are_judged_by_suppressing_their_neurons(finished, model):
 
 
 @pytest.mark.parametrize("method", NEURON_BY_NEURON)
-def test_neuron_by_neuron_methods_choose_the_best_candidates(finished, model, method):
+def test_neuron_by_neuron_methods_choose_the_best_candidates(finished, model, attribute, method):
     context, _ = finished
     records = context.all_records(METHODS).query("neuron_set == @method").set_index("key")
     n_left_out = 0
@@ -86,9 +98,9 @@ def test_neuron_by_neuron_methods_choose_the_best_candidates(finished, model, me
             prompts = kn.make_prompts(model, fact)
             candidates = set(found)
             for other in LAYERWISE_METHODS:
-                means = kn.attribute(model, prompts, method=other).scores.mean(0).flatten()
+                means = attribute(fact, method=other).scores.mean(0).flatten()
                 candidates |= neurons_at(means.argsort(descending=True)[: CANDIDATES * len(found)])
-            means = kn.attribute(model, prompts, method=method).scores.mean(0)
+            means = attribute(fact, method=method).scores.mean(0)
             chosen = sorted(candidates, key=lambda one: -means[one.layer, one.index])[: len(found)]
             effect = kn.measure(model, prompts, kn.Suppress(kn.NeuronSet(chosen)))
             assert records.loc[fact.key, "after"] == pytest.approx(effect["after"].mean(), rel=1e-9)
