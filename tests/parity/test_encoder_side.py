@@ -27,7 +27,7 @@ from tests.public_calls import SOME as SOME_NEURONS
 from tests.reliability.state import differences, state_of
 from tests.tiny import D_MLP, equal, memory_for, tiny_model
 
-RULE = {"quadrature": "gauss-legendre", "n_steps": 3, "start": "zero"}
+RULE = {"quadrature": "gauss-legendre", "n_steps": 2, "start": "zero"}
 SOME = [0, 4]
 """Prompts with an answer of one token and of several, at the end and at the beginning of their texts."""
 
@@ -80,7 +80,7 @@ def test_scores_at_every_position_are_those_of_a_plain_loop(name, float64_throug
     before = state_of(model)
     attr = kn.attribute(model, prompts[SOME], positions="all", **RULE)
     assert not differences(before, state_of(model))
-    rule = fixed_rule("gauss-legendre", 3)
+    rule = fixed_rule("gauss-legendre", 2)
     for number in range(len(SOME)):
         rows = rows_of(prompts[SOME[number]])
         with torch.no_grad():
@@ -95,7 +95,7 @@ def test_scores_at_every_position_are_those_of_a_plain_loop(name, float64_throug
                 equal(attr.scores[number, position, layer] / largest, scores / largest, 1e-8)
     at_placeholder = kn.attribute(model, prompts[SOME], **RULE)
     equal(attr.at("read").scores, at_placeholder.scores)
-    reference = kn.reference_attribution(model, prompts[SOME], 1, rule="gauss-legendre", n_steps=3)
+    reference = kn.reference_attribution(model, prompts[SOME], 1, rule="gauss-legendre", n_steps=2)
     equal(at_placeholder.scores[:, 1], reference)
 
 
@@ -168,7 +168,7 @@ def test_path_starts_and_facts_that_are_found(name):
 def test_hooks_of_the_user_are_part_of_the_function(side, float64_throughout):
     """The encoder runs in every pass, whatever is hooked, and the effect of a hook on it is in the scores."""
     model, hf_model, prompts = loaded("T5Gemma"), plain("T5Gemma"), prompts_of("T5Gemma", side)[SOME]
-    rule = fixed_rule("gauss-legendre", 3)
+    rule = fixed_rule("gauss-legendre", 2)
 
     def halved(value, hook):
         return value * 0.5

@@ -20,7 +20,7 @@ from tests.parity.cases import D_MLP, N_LAYERS, joined_rows, unpadded
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize(("rule", "n_steps"), [("left", 20), ("right", 20), ("gauss-legendre", 5)])
+@pytest.mark.parametrize(("rule", "n_steps"), [("left", 5), ("right", 4), ("gauss-legendre", 3)])
 def test_it_equals_a_loop_over_the_hugging_face_model(pair, prompts, rule, n_steps):
     hf, model = pair
     points = fixed_rule(rule, n_steps)
@@ -36,7 +36,7 @@ def test_an_answer_of_several_tokens_is_the_product_of_their_probabilities(pair,
     hf, model = pair
     joined = joined_rows(prompts)
     rows = [unpadded(joined, row) for row in (0, 1)]
-    points = fixed_rule("gauss-legendre", 6)
+    points = fixed_rule("gauss-legendre", 3)
     for layer in range(N_LAYERS):
         posts = [oracle.clean_post(hf, tokens, read_pos, layer) for tokens, read_pos, _ in rows]
         total = torch.zeros(D_MLP, dtype=torch.float64)
@@ -45,7 +45,7 @@ def test_an_answer_of_several_tokens_is_the_product_of_their_probabilities(pair,
             p = [oracle.probability(hf, *row, layer, at) for row, at in zip(rows, moved, strict=True)]
             gradients = torch.autograd.grad(p[0] * p[1], moved)
             total += weight * sum(post * gradient for post, gradient in zip(posts, gradients, strict=True))
-        scores = kn.reference_attribution(model, joined, layer, rule="gauss-legendre", n_steps=6)
+        scores = kn.reference_attribution(model, joined, layer, rule="gauss-legendre", n_steps=3)
         torch.testing.assert_close(scores[0], total, rtol=1e-9, atol=1e-14)
 
 
@@ -74,12 +74,12 @@ class ReadPositionPath(nn.Module):
 def test_it_equals_captums_layer_integrated_gradients_at_the_read_position(pair, prompts):
     hf, model = pair
     for layer in range(N_LAYERS):
-        scores = kn.reference_attribution(model, prompts, layer, rule="gauss-legendre", n_steps=12)
+        scores = kn.reference_attribution(model, prompts, layer, rule="gauss-legendre", n_steps=4)
         for i in range(len(prompts)):
             path = ReadPositionPath(hf, *unpadded(prompts, i), layer)
             one = torch.ones(1, 1, dtype=torch.float64)
             theirs = LayerIntegratedGradients(path, path.site).attribute(
-                one, baselines=0 * one, n_steps=12, method="gausslegendre"
+                one, baselines=0 * one, n_steps=4, method="gausslegendre"
             )
             torch.testing.assert_close(scores[i], theirs[0], rtol=1e-6, atol=1e-12)
 
