@@ -10,12 +10,17 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
-from traitlets.config import Config
+
+from tests.forked_kernel import NAME, forked_kernels
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
@@ -27,6 +32,17 @@ ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore:IProgress not found",
 }
 """Of the kernels: figures as data, and no bars, which are for who waits, nor word that they could be prettier."""
+IMPORTED = (
+    "ipykernel.kernelapp",
+    "kn_lens.hosts.loading",
+    "kn_lens.reports.report",
+    "pandas",
+    "plotly.io",
+    "transformer_lens.model_bridge",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.gpt2.modeling_gpt2",
+)
+"""What most notebooks import by and by: once, before their processes are forked."""
 SECONDS = 1800
 """For a cell."""
 SCALE = 1.5
@@ -44,25 +60,40 @@ def read(path: Path) -> NotebookNode:
     return notebook
 
 
-def executed(notebook: NotebookNode) -> NotebookNode:
+@contextmanager
+def kernels() -> Iterator[Path]:
+    """Have processes for notebooks at hand until the block ends; yields the directory that lists their kind."""
+    with forked_kernels(IMPORTED, {**os.environ, **ENVIRONMENT}) as directory:
+        yield directory
+
+
+def executed(notebook: NotebookNode, kernel_dir: Path) -> NotebookNode:
     """Return a notebook with the outputs that it has in a process of its own, in an empty directory.
+
+    Args:
+        notebook: with the cells.
+        kernel_dir: what ``kernels`` yields.
 
     Raises:
         CellExecutionError: a cell raised what it was not expected to.
     """
     fresh = nbformat.from_dict(notebook)
     with tempfile.TemporaryDirectory() as sockets, tempfile.TemporaryDirectory() as folder:
-        local = {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}  # opens no port
+        manager = AsyncKernelManager(
+            kernel_name=NAME,
+            kernel_spec_manager=KernelSpecManager(kernel_dirs=[str(kernel_dir)]),
+            transport="ipc",  # opens no port
+            connection_file=f"{sockets}/kernel.json",
+        )
         client = NotebookClient(
             fresh,
-            config=Config(KernelManager=local),
-            kernel_name="python3",
+            km=manager,
             resources={"metadata": {"path": folder}},
             timeout=SECONDS,
             record_timing=False,
             coalesce_streams=True,
         )
-        client.execute(env={**os.environ, **ENVIRONMENT})
+        client.execute(cleanup_kc=True)
     return fresh
 
 
@@ -124,9 +155,10 @@ def _with_few_colors(image: bytes) -> bytes:
 
 def main(names: list[str]) -> None:
     """Run notebooks, all unless some are named, and store what they show."""
-    for path in [EXAMPLES / f"{name}.ipynb" for name in names] or NOTEBOOKS:
-        nbformat.write(with_images(executed(read(path))), path)
-        print(f"{path.name}: {path.stat().st_size / 1000:.0f} KB")
+    with kernels() as kernel_dir:
+        for path in [EXAMPLES / f"{name}.ipynb" for name in names] or NOTEBOOKS:
+            nbformat.write(with_images(executed(read(path), kernel_dir)), path)
+            print(f"{path.name}: {path.stat().st_size / 1000:.0f} KB")
 
 
 if __name__ == "__main__":

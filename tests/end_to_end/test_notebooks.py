@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.notebooks import EXAMPLES, NOTEBOOKS, PLOTLY, agree, executed, read, shown
+from tests.notebooks import EXAMPLES, NOTEBOOKS, PLOTLY, agree, executed, kernels, read, shown
 
 KILOBYTES = 150
 
@@ -17,11 +17,17 @@ def tags_of(cell):
     return cell.metadata.get("tags", [])
 
 
+@pytest.fixture(scope="module")
+def kernel_dir():
+    with kernels() as directory:
+        yield directory
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_reproduces_its_stored_outputs(path):
+def test_notebook_reproduces_its_stored_outputs(path, kernel_dir):
     """The outputs of cells tagged ``varies`` depend on the processor; their assertions check them."""
     stored = read(path)
-    for before, after in zip(code_of(stored), code_of(executed(stored)), strict=True):
+    for before, after in zip(code_of(stored), code_of(executed(stored, kernel_dir)), strict=True):
         assert not [one for one in shown(after) if one.startswith("stderr")], before.source
         assert [output.output_type for output in after.outputs] == [output.output_type for output in before.outputs]
         if "varies" not in tags_of(before):
