@@ -7,8 +7,9 @@ BIN3 := $(VENV3)/bin
 VENV_LOWEST := .venv-lowest
 BIN_LOWEST := $(VENV_LOWEST)/bin
 # The tests of a module share models and runs, so one process runs all of them. In the order of their paths the longest
-# modules come early and the short doctests last.
-PROCESSES := -n 2 --dist loadscope --no-loadscope-reorder
+# modules come early and the short doctests last. Of three processes one may wait, for a browser or for other processes,
+# while two cores are busy.
+PROCESSES := -n 3 --dist loadscope --no-loadscope-reorder
 
 .PHONY: demo test test-tl3 test-lowest docs lint clean
 

@@ -3,18 +3,25 @@
     python examples/editors.py MODEL [FACTS] [OUT]
 
 MODEL is a causal model, by name or folder; FACTS the number of facts, 30 unless given; OUT a folder for the records as
-CSV, and for second moments. The table in docs/editors.md is that of SmolLM2-135M-Instruct. Facts are capitals and
+CSV, and for second moments. The table in docs/editing.md is that of SmolLM2-135M-Instruct. Facts are capitals and
 countries of cities of the embedded world whose answer is one token and the most probable; each is given the answer of
 another. An edit sees one wording. Two wordings are held out, and so are all other facts.
+
+Passes of an edit are too small for several threads: processes of one thread each share the facts, one for each core.
 """
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
+import torch
 
 import kn_lens as kn
 
@@ -49,11 +56,15 @@ def updates_of(facts: Sequence[kn.Fact], n: int) -> dict[kn.Fact, str]:
 
 
 def summary(effects: pd.DataFrame) -> pd.DataFrame:
-    """Return one row for each editor and control: what the new answer gained, and what other facts lost."""
+    """Return one row for each editor and control: what the new answer gained, and what other facts lost.
+
+    ``from`` and ``to`` are the interval of the success in held-out wordings.
+    """
     table = kn.edit_table(effects)
     rows = []
     for (editor, neuron_set), part in table.groupby(["editor", "neuron_set"], sort=False):
-        value = part.set_index(["question", "measure"])["value"]
+        cells = part.set_index(["question", "measure"])
+        value, held_out = cells["value"], cells.loc[("held out", "success")]
         own = effects[(effects["editor"] == editor) & (effects["neuron_set"] == neuron_set)]
         once = own.drop_duplicates("key")
         rows.append(
@@ -61,7 +72,9 @@ def summary(effects: pd.DataFrame) -> pd.DataFrame:
                 "editor": editor,
                 "at": neuron_set,
                 "own wording": value["own wording", "success"],
-                "held out": value["held out", "success"],
+                "held out": held_out["value"],
+                "from": held_out["low"],
+                "to": held_out["high"],
                 "same relation kept": value["same relation", "accuracy_after"],
                 "other relations kept": value["other relations", "accuracy_after"],
                 "perplexity growth": value["other relations", "perplexity_growth"],
@@ -72,32 +85,49 @@ def summary(effects: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def main() -> None:
-    """Print the table."""
-    model = kn.load_model(sys.argv[1])
-    n_facts = int(sys.argv[2]) if len(sys.argv) > 2 else 30
-    out = Path(sys.argv[3]) if len(sys.argv) > 3 else None
-    capitals, countries = known_facts(model, "P36"), known_facts(model, "P17")
-    n_capitals = min(n_facts // 2, len(capitals))
-    updates = updates_of(capitals, n_capitals) | updates_of(countries, n_facts - n_capitals)
-    held_out = [replace(fact, templates=WORDINGS[fact.relation][1:]) for fact in updates]
-    others = kn.make_prompts(model, [*capitals[-20:], *countries[-20:]])
-    moments = kn.second_moments(model, cache=out)
+def compared(name: str, updates: Mapping[kn.Fact, str], others: Sequence[kn.Fact], folder: Path) -> pd.DataFrame:
+    """Return the effects of all editors on some facts, in one thread; ``folder`` has the second moments."""
+    torch.set_num_threads(1)
+    model = kn.load_model(name)
+    moments = kn.second_moments(model, cache=folder)
     editors = [
         kn.KN(min_prompts=1),
-        kn.KN(preset="easyedit"),
         kn.ROME(moments=moments),
         kn.MEMIT(moments=moments),
         kn.AlphaEdit(moments=moments),
         kn.FT(),
     ]
+    held_out = [replace(fact, templates=WORDINGS[fact.relation][1:]) for fact in updates]
+    questions = {"held out": kn.reworded(held_out, updates)}
+    return kn.compare_edits(model, updates, editors, questions=questions, others=kn.make_prompts(model, others))
+
+
+def compared_in_processes(
+    name: str, updates: Mapping[kn.Fact, str], others: Sequence[kn.Fact], folder: Path
+) -> pd.DataFrame:
+    """Return the same, with the facts shared among processes."""
+    n_processes = min(os.cpu_count() or 1, len(updates))
+    parts = [dict(list(updates.items())[number::n_processes]) for number in range(n_processes)]
+    with ProcessPoolExecutor(n_processes, mp_context=get_context("spawn")) as pool:
+        done = [pool.submit(compared, name, part, others, folder) for part in parts]
+        return pd.concat([effects.result() for effects in done], ignore_index=True)
+
+
+def main() -> None:
+    """Print the table."""
+    name = sys.argv[1]
+    n_facts = int(sys.argv[2]) if len(sys.argv) > 2 else 30
+    model = kn.load_model(name)
+    capitals, countries = known_facts(model, "P36"), known_facts(model, "P17")
+    n_capitals = min(n_facts // 2, len(capitals))
+    updates = updates_of(capitals, n_capitals) | updates_of(countries, n_facts - n_capitals)
     print(f"known: {len(capitals)} capitals, {len(countries)} countries of cities; edited: {len(updates)}")
-    effects = kn.compare_edits(
-        model, updates, editors, questions={"held out": kn.reworded(held_out, updates)}, others=others
-    )
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        effects.to_csv(out / "effects.csv", index=False)
+    with TemporaryDirectory() as temporary:
+        folder = Path(sys.argv[3] if len(sys.argv) > 3 else temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        kn.second_moments(model, cache=folder)
+        effects = compared_in_processes(name, updates, [*capitals[-5:], *countries[-5:]], folder)
+        effects.to_csv(folder / "effects.csv", index=False)
     with pd.option_context("display.width", 200, "display.max_columns", None):
         print(summary(effects).round(3).to_string(index=False))
 

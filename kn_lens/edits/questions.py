@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -264,15 +265,19 @@ class QuestionPrompts:
 
     Attributes:
         questions: the group.
+        both: prompts with the current and with the new answers.
         current: prompts with the current answers.
         new: prompts with the new answers.
+        prompts_in_both: the prompts in ``both`` of each question, with its current and with its new answer.
         current_prompts: the prompts in ``current`` of each question.
         new_prompts: the prompts in ``new`` of each question with its new answer.
     """
 
     questions: Questions
+    both: PromptBatch
     current: PromptBatch
     new: PromptBatch
+    prompts_in_both: Mapping[Fact, Int[Tensor, " prompt"]]
     current_prompts: Mapping[Fact, Int[Tensor, " prompt"]]
     new_prompts: Mapping[Fact, Int[Tensor, " prompt"]]
 
@@ -295,25 +300,26 @@ class QuestionPrompts:
         for question in questions.values():
             current_facts[question.query] = None
             new_facts[question.answered] = None
-        current = make_prompts(host, current_facts, tokenizer=tokenizer)
-        new = make_prompts(host, new_facts, tokenizer=tokenizer)
-        current_prompts = prompts_by_fact(current)
-        new_prompts = prompts_by_fact(new)
+        both = make_prompts(host, current_facts | new_facts, tokenizer=tokenizer)
+        prompts_in_both = prompts_by_fact(both)
         for question in questions.values():
-            if question.query not in current_prompts or question.answered not in new_prompts:
+            if question.query not in prompts_in_both or question.answered not in prompts_in_both:
                 raise ArgumentError(
                     f"{host.name} cannot be queried with the question {question.query.key} of {name!r} "
                     "in any of its templates; expected one that ends with [Y], as causal models need. "
                     "Leave the fact out of this group."
                 )
-        current.check_for(host)
-        new.check_for(host)
+        both.check_for(host)
+        current = both.select(torch.cat([prompts_in_both[fact] for fact in current_facts]))
+        new = both.select(torch.cat([prompts_in_both[fact] for fact in new_facts]))
         return cls(
             questions=questions,
+            both=both,
             current=current,
             new=new,
-            current_prompts=current_prompts,
-            new_prompts=new_prompts,
+            prompts_in_both=prompts_in_both,
+            current_prompts=prompts_by_fact(current),
+            new_prompts=prompts_by_fact(new),
         )
 
     @property
@@ -325,6 +331,11 @@ class QuestionPrompts:
         """Return the prompts of an updated fact's question in each of the batches."""
         question = self.questions[fact]
         return self.current_prompts[question.query], self.new_prompts[question.answered]
+
+    def prompts_of_both(self, fact: Fact) -> tuple[Int[Tensor, " prompt"], Int[Tensor, " prompt"]]:
+        """Return the prompts of an updated fact's question in ``both``, with the current and with the new answer."""
+        question = self.questions[fact]
+        return self.prompts_in_both[question.query], self.prompts_in_both[question.answered]
 
     def n_rows_of(self, fact: Fact) -> int:
         """Return the number of rows of an updated fact's question in both batches; 0 without a question."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -72,13 +73,15 @@ class ScoredQuestions:
         return effects
 
     def as_they_are(self, host: Host, facts: Sequence[Fact], budget: Budget, tick: Ticks) -> list[dict[str, Any]]:
-        """Score the answers to the questions of facts again, in the model as it is now."""
+        """Score the answers to the questions of facts again, in the model as it is now; all of them share passes."""
+        chosen = [prompts for fact in facts for prompts in self.prompts.prompts_of_both(fact)]
+        if not chosen:
+            return []
+        asked = self.prompts.both.select(torch.cat(chosen))
+        scores = score_answers(host, asked, [], budget, tick).split([len(prompts) for prompts in chosen])
         effects = []
-        for fact in facts:
-            current, new = self.prompts.prompts_of(fact)
-            current_after = score_answers(host, self.prompts.current.select(current), [], budget, tick)
-            new_after = score_answers(host, self.prompts.new.select(new), [], budget, tick)
-            effects.append(self._compared(fact, current_after, new_after))
+        for fact, of_current, of_new in zip(facts, scores[::2], scores[1::2], strict=True):
+            effects.append(self._compared(fact, of_current, of_new))
         return effects
 
     def _compared(self, fact: Fact, current_after: AnswerScores, new_after: AnswerScores) -> dict[str, Any]:

@@ -25,9 +25,14 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ray():
-    """Ray on this machine, for all tests of the module."""
-    with ray_pool(None, 2, threads=1, gpus=0.0, n_runs=2) as cluster:
-        yield cluster
+    """Ray on this machine, for all tests of the module.
+
+    Its workers have the priority of other processes here: with that of Ray, they would wait for all other tests.
+    """
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_worker_niceness", "0")
+        with ray_pool(None, 2, threads=1, gpus=0.0, n_runs=2) as cluster:
+            yield cluster
 
 
 def workers():
