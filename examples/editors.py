@@ -115,6 +115,8 @@ def compared_in_processes(
 
 def main() -> None:
     """Print the table."""
+    if len(sys.argv) < 2:
+        raise SystemExit(__doc__)
     name = sys.argv[1]
     n_facts = int(sys.argv[2]) if len(sys.argv) > 2 else 30
     model = kn.load_model(name)

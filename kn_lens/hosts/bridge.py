@@ -661,7 +661,10 @@ class Host:
         return encoder.select(torch.zeros(n_rows, dtype=torch.long, device=self.device))
 
     def kv_prefix(self, tokens: Int[Tensor, "row pos"]) -> KVPrefix | None:
-        """Run a causal model on tokens without padding, and return its keys and values, or None if it keeps none."""
+        """Run a causal model on tokens, and return its keys and values, or None if it keeps none.
+
+        Padding on the right changes nothing before it: it is cut off by `KVPrefix.first`.
+        """
         config = self.checkpoint.config
         if not (self.has_own_modules and self._fills_cache):
             return KVPrefix.of(self.model, config, tokens)

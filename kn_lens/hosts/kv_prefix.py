@@ -26,7 +26,7 @@ class KVPrefix:
 
     @classmethod
     def of(cls, model: nn.Module, config: Any, tokens: Int[Tensor, "row pos"]) -> "KVPrefix | None":
-        """Run a model on tokens without padding and keep its keys and values; None where it returns none.
+        """Run a model on tokens and keep the keys and values of all of them; None where it returns none.
 
         Args:
             model: a TransformerLens model, or the part of a Hugging Face model below its head.

@@ -58,3 +58,21 @@ def test_logits_and_gradients_are_those_of_each_row_alone(host, together, groups
         (expected_gradient,) = torch.autograd.grad(expected.log_softmax(-1)[:, 7].sum(), [moved])
         equal(gradient[own], expected_gradient)
         assert (logits[own] - alone.logits).norm() > 1e-3
+
+
+def test_rows_at_the_end_of_the_context_go_with_rows_that_run_more_tokens():
+    """The tokens that fill up the longest row would be beyond the last position."""
+    host = kn.host_of(loaded("GPT2LMHeadModel"))
+    lengths, post_pos = torch.tensor([host.n_ctx, 6]), torch.tensor([host.n_ctx - 1, 2])
+    mask = (torch.arange(host.n_ctx) < lengths[:, None]).long()
+    tokens = torch.arange(1, 1 + mask.numel()).view(mask.shape) % host.d_vocab * mask
+    state = run_clean(host, tokens, mask, lengths - 1, LAYERS, post_pos=post_pos, together=True)
+    assert state.pass_group.tolist() == [0, 0]
+    added = torch.ones(2, host.d_model, dtype=host.dtype)
+    logits = state.logits_with_additions(torch.arange(2), {0: ("mlp_out", added)})
+    for row, length in enumerate(lengths.tolist()):
+        own = slice(row, row + 1)
+        alone = run_clean(
+            host, tokens[own, :length], mask[own, :length], lengths[own] - 1, LAYERS, post_pos=post_pos[own]
+        )
+        equal(logits[own], alone.logits_with_additions(torch.tensor([0]), {0: ("mlp_out", added[own])}))

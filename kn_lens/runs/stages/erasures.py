@@ -21,6 +21,7 @@ from kn_lens.runs.directory import Shard
 from kn_lens.runs.passes import Passes
 from kn_lens.runs.stage import Progress, Stage, TableDisplay, write_records, write_rows
 from kn_lens.runs.stages.neurons import N_COMPARED_KINDS, NEURONS
+from kn_lens.runs.stages.updates import CURRENT_ANSWER_FIELDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,12 +47,7 @@ ERASE_SCHEMA = pa.schema(
         ("measured", pa.string()),
         ("measured_relation", pa.string()),
         ("n_neurons", pa.int32()),
-        ("n_prompts", pa.int32()),
-        ("right_before", pa.float64()),
-        ("right_after", pa.float64()),
-        ("lost", pa.float64()),
-        ("nll_before", pa.float64()),
-        ("nll_after", pa.float64()),
+        *CURRENT_ANSWER_FIELDS,
     ]
 )
 

@@ -59,13 +59,18 @@ TABLE_6 = {
 }
 """Dai et al. (2022), bert-base-cased on ParaRel: by question, measure and kind of neurons."""
 
-ANSWER_FIELDS = (
+CURRENT_ANSWER_FIELDS = (
     ("n_prompts", pa.int32()),
     ("right_before", pa.float64()),
     ("right_after", pa.float64()),
     ("lost", pa.float64()),
     ("nll_before", pa.float64()),
     ("nll_after", pa.float64()),
+)
+"""What is recorded of the current answers to a question before and after an edit."""
+
+ANSWER_FIELDS = (
+    *CURRENT_ANSWER_FIELDS,
     ("new_right_before", pa.float64()),
     ("new_top5_before", pa.float64()),
     ("new_rank_before", pa.float64()),
@@ -79,7 +84,7 @@ ANSWER_FIELDS = (
     ("says", pa.string()),
     ("why", pa.string()),
 )
-"""What is recorded of the answers to a question before and after an edit, and why there is none."""
+"""What is recorded of the current and the new answers before and after an edit, and why there is none."""
 
 UPDATE_SCHEMA = pa.schema(
     [
